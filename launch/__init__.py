@@ -1,0 +1,1 @@
+"""Getting runs onto machines. Never imports torch."""

@@ -1,0 +1,622 @@
+"""The typed recipe: every key a run can be given, with its unit, meaning and default.
+
+Keys are read from YAML and the command line by `recipes.load`. Where a group has variants (`optimizer`, `schedule`,
+`data`) each variant lists only the keys it uses, so that a key which would have no effect is an error.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, PlainSerializer, WithJsonSchema
+from pydantic import model_validator
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+def _off_is_none(value: Any) -> Any:
+    return None if value is False or value in ("off", "no", "none") else value
+
+
+class Duration(NamedTuple):
+    """A span of training in the unit the user wrote it in."""
+
+    value: float
+    unit: Literal["steps", "epochs", "minutes"]
+
+    def __str__(self) -> str:
+        return f"{self.value:g} {self.unit}"
+
+
+def _parse_duration(value: Any) -> Duration:
+    if isinstance(value, Duration):
+        return value
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(step|epoch|minute)s?\s*", str(value))
+    if not found or float(found[1]) <= 0:
+        raise ValueError("must be a number and a unit, as in '500 steps', '1 epoch' or '30 minutes'")
+    duration = Duration(float(found[1]), f"{found[2]}s")  # pyright: ignore[reportArgumentType]
+    if duration.unit != "minutes" and duration.value != int(duration.value):
+        raise ValueError(f"must be a whole number of {duration.unit}")
+    return duration
+
+
+DurationField = Annotated[
+    Duration,
+    BeforeValidator(_parse_duration),
+    PlainSerializer(str, return_type=str),
+    WithJsonSchema({"type": "string", "pattern": r"^\d+(\.\d+)? (step|epoch|minute)s?$"}),
+]
+
+
+class Group(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+
+
+class Model(Group):
+    """The network: torchvision's ResNet with the variations below."""
+
+    name: (
+        Literal[
+            "resnet18", "resnet34", "resnet50", "resnet101", "resnet152",
+            "resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d", "wide_resnet50_2", "wide_resnet101_2",
+        ]
+        | None
+    ) = None  # fmt: skip
+    """A torchvision ResNet; or leave it out and give `block` and `layers`."""
+    block: Literal["basic", "bottleneck"] | None = None
+    """Residual block of a net given by hand."""
+    layers: Annotated[list[Count], Field(min_length=3, max_length=4)] | None = None
+    """Blocks in each of the three or four stages (64, 128, 256, 512 planes; four times that after bottlenecks)."""
+    num_classes: Count | None = None
+    """Classes; taken from the data where it is not given, checked against it where it is."""
+    stem: Literal["imagenet", "cifar"] = "imagenet"
+    """imagenet: 7x7 convolution of stride 2; cifar: 3x3 of stride 1."""
+    maxpool: bool | None = None
+    """3x3 max-pooling of stride 2 after the stem; null: with the imagenet stem only."""
+    activation: str = "relu"
+    """Any activation of torch.nn by its snake-case name: relu, silu, leaky_relu, gelu, mish, hardswish ..."""
+    activation_args: dict[str, float | bool] = {}
+    """Arguments of the activation, as in {negative_slope: 0.1}."""
+    groups: Count | None = None
+    """Groups of the bottleneck's 3x3 convolution (ResNeXt); null: the named net's own."""
+    width_per_group: Count | None = None
+    """Base width of a group (ResNeXt, Wide ResNet); null: the named net's own."""
+    zero_init_residual: bool = False
+    """Start the last BatchNorm weight of each block at 0 (Goyal et al. 2017, arXiv:1706.02677, section 5.1)."""
+    blurpool: bool = False
+    """Low-pass filter before each stride-2 convolution (Zhang 2019, arXiv:1904.11486, as FFCV's ImageNet recipes do)."""
+    stochastic_depth: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Probability of dropping the last block's branch; grows linearly from 0 at the first (Huang et al. 2016)."""
+    sync_batchnorm: bool = False
+    """Normalise over all ranks' micro-batches (GPUs only)."""
+    pretrained: str | None = None
+    """Weights to start from: a .safetensors or .pth file, a run directory, or a torchvision tag (IMAGENET1K_V2, DEFAULT)."""
+    freeze_backbone: bool = False
+    """Train the classifier only; the rest keeps its weights and its BatchNorm statistics."""
+
+    @model_validator(mode="after")
+    def _one_way_of_naming(self) -> Model:
+        by_hand = (self.block is not None, self.layers is not None)
+        if self.name is None and not all(by_hand):
+            raise ValueError("needs a name (as in model.name=resnet50), or block and layers")
+        if self.name is not None and any(by_hand):
+            raise ValueError(f"has the name {self.name} and also block or layers: give model.name=null to build by hand")
+        basic = self.block == "basic" or self.name in ("resnet18", "resnet34")
+        if basic and (self.groups not in (None, 1) or self.width_per_group not in (None, 64)):
+            raise ValueError("groups and width_per_group need bottleneck blocks (torchvision's basic block has none)")
+        if self.freeze_backbone and self.pretrained is None:
+            raise ValueError("freeze_backbone without pretrained weights would train a classifier on random features")
+        return self
+
+
+class _Data(Group):
+    train: str
+    """Where the training images are: the source says in which form. ~ and $VARIABLES are expanded."""
+    val: str | None = None
+    """Where the validation images are; null: carved from the training images by `val_fraction`."""
+    val_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share of each class's training images put aside for validation, the same for every seed of the run."""
+    train_samples: Count | None = None
+    """Training images the recipe was made for, to show steps before the data is seen; the data itself decides."""
+    max_train: Count | None = None
+    """Use only so many training images, spread evenly over the data (for a quick try)."""
+    max_val: Count | None = None
+    """Use only so many validation images, spread evenly over the data."""
+    num_workers: Annotated[int, Field(ge=0)] | None = None
+    """Decoding processes per rank; null: one a CPU core that the rank has, at most 16."""
+    prefetch: Count = 4
+    """Batches each worker prepares ahead."""
+    last_batch: Literal["drop", "keep"] = "drop"
+    """What becomes of the samples that do not fill an epoch's last batch."""
+    balance: Literal["none", "oversample"] = "none"
+    """oversample: draw (and augment) images of small classes again until all classes are as large as the largest."""
+    repeats: Count = 1
+    """Repeated augmentation: each image stands this often in a batch, and 1/repeats of the images in an epoch."""
+    max_broken: Fraction = 0.01
+    """Share of images that may prove unreadable (each named and replaced) before the run stops."""
+
+
+class ImageFolderData(_Data):
+    """One folder a class, as in train/n01440764/x.JPEG; classes are numbered in the folders' sorted order."""
+
+    source: Literal["image_folder"]
+    val_labels: str | None = None
+    """For a flat validation folder (ILSVRC's): a text or CSV file with a file name and its class a line."""
+
+    @model_validator(mode="after")
+    def _validation(self) -> ImageFolderData:
+        return _needs_validation(self)
+
+
+class HuggingFaceData(_Data):
+    """A Hugging Face data set: a folder of parquet files, one written by save_to_disk, or a name on the hub."""
+
+    source: Literal["huggingface"]
+    config: str | None = None
+    """Configuration of a hub data set."""
+    train_split: str = "train"
+    """Split to train on."""
+    val_split: str | None = "validation"
+    """Split to validate on, of `val` or else of `train`; null: carved by `val_fraction`."""
+    image_column: str | None = None
+    """Column of images; null: the only one of type Image."""
+    label_column: str | None = None
+    """Column of labels; null: the only one of type ClassLabel."""
+
+
+class CsvData(_Data):
+    """A CSV manifest with a header and an image a row."""
+
+    source: Literal["csv"]
+    images: str | None = None
+    """Folder the file names start from; null: the folder of the CSV file."""
+    file_column: str | None = None
+    """Column of file names; null: the first one."""
+    label_column: str | None = None
+    """Column of labels (any text); null: the second one."""
+
+    @model_validator(mode="after")
+    def _validation(self) -> CsvData:
+        return _needs_validation(self)
+
+
+class CifarData(_Data):
+    """CIFAR-10 or CIFAR-100 through torchvision; `train` is the folder they are in or are downloaded to."""
+
+    source: Literal["cifar10", "cifar100"]
+    train: str = "data"
+    download: bool = True
+    """Fetch the archive (170 MB) if it is not there."""
+
+
+class ShapesData(_Data):
+    """Drawn shapes as real JPEG files, made once into the folder `train` and then read as an image folder."""
+
+    source: Literal["shapes"]
+    train: str = "data/shapes"
+    per_class: Count = 200
+    """Training images of each of the 10 classes; a quarter as many are drawn for validation."""
+    size: Annotated[int, Field(ge=16)] = 72
+    """Longer side of the drawn images in pixels; the shorter varies."""
+
+
+class SyntheticData(_Data):
+    """Random noise with a trace of its class, made in memory: for benchmarks and for trying out a cluster."""
+
+    source: Literal["synthetic"]
+    train: str = "synthetic"
+    classes: Count = 10
+    """Number of classes."""
+    samples: Count = 1024
+    """Training images; a quarter as many for validation."""
+    size: Annotated[int, Field(ge=8)] = 224
+    """Height and width in pixels."""
+
+
+def _needs_validation(data: Any) -> Any:
+    if data.val is None and data.val_fraction is None:
+        raise ValueError("needs val (where the validation images are) or val_fraction (the share to carve)")
+    if data.val is not None and data.val_fraction is not None:
+        raise ValueError("has both val and val_fraction: give one, and null for the other")
+    return data
+
+
+Data = Annotated[
+    ImageFolderData | HuggingFaceData | CsvData | CifarData | ShapesData | SyntheticData, Discriminator("source")
+]
+
+
+class SizeAt(Group):
+    """One corner of a progressive-resizing ramp."""
+
+    epoch: NonNegative
+    """Epoch from which the size holds."""
+    size: Count
+    """Training image size in pixels."""
+
+
+class Augment(Group):
+    """From a decoded image to the network's input, for training and for evaluation."""
+
+    crop: Literal["random_resized", "pad", "resize"] = "random_resized"
+    """random_resized: Inception crop; pad: pad by `padding` and crop at random (CIFAR); resize: the whole image, squeezed."""
+    train_size: Annotated[int, Field(ge=8)] = 224
+    """Height and width of a training image in pixels."""
+    val_resize: Annotated[int, Field(ge=8)] = 256
+    """Shorter side of a validation image in pixels before the central crop."""
+    val_size: Annotated[int, Field(ge=8)] = 224
+    """Height and width of the central crop in pixels."""
+    scale: tuple[Positive, Positive] = (0.08, 1.0)
+    """Range of the random crop's share of the image's area."""
+    ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)
+    """Range of the random crop's width / height."""
+    padding: Annotated[int, Field(ge=0)] = 4
+    """Pixels of zeros around the image for crop=pad."""
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    """Resampling filter, antialiased."""
+    hflip: Fraction = 0.5
+    """Probability of a horizontal flip."""
+    vflip: Fraction = 0.0
+    """Probability of a vertical flip."""
+    rotation: Annotated[float, Field(ge=0, le=180)] = 0.0
+    """Rotate by a random angle of up to so many degrees."""
+    color_jitter: NonNegative = 0.0
+    """Strength of random changes of brightness, contrast and saturation."""
+    policy: Literal["none", "trivial_augment_wide", "randaugment", "auto_augment"] = "none"
+    """Automatic augmentation after crop and flip (torchvision's operations)."""
+    randaugment_ops: Count = 2
+    """Operations RandAugment applies to an image."""
+    randaugment_magnitude: Annotated[float, Field(ge=0, le=10)] = 9
+    """RandAugment's strength on a scale of 0 to 10."""
+    randaugment_std: NonNegative = 0.0
+    """Standard deviation of that strength, drawn for each operation (timm's mstd)."""
+    random_erasing: Fraction = 0.0
+    """Probability of blanking a rectangle after normalisation (Zhong et al. 2017)."""
+    mixup: NonNegative = 0.0
+    """Alpha of mixup's Beta distribution; 0: none. With cutmix too, each micro-batch draws one of the two."""
+    cutmix: NonNegative = 0.0
+    """Alpha of CutMix's Beta distribution; 0: none."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Mean of red, green and blue on a scale of 0 to 1 (ImageNet's)."""
+    std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
+    """Standard deviation of the same."""
+    progressive: list[SizeAt] = []
+    """Corners of the training size over epochs, linear in between and rounded to multiples of 32; empty: train_size."""
+
+    @model_validator(mode="after")
+    def _ranges(self) -> Augment:
+        if self.val_size > self.val_resize and self.crop != "resize":
+            raise ValueError(f"val_size {self.val_size} is larger than val_resize {self.val_resize} it is cropped from")
+        for name in ("scale", "ratio"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name} [{low}, {high}] runs backwards")
+        epochs = [corner.epoch for corner in self.progressive]
+        if epochs != sorted(set(epochs)):
+            raise ValueError("progressive needs its epochs in ascending order, each once")
+        return self
+
+
+class _Optimizer(Group):
+    lr: Positive
+    """Peak learning rate, of the whole batch."""
+    lr_for_batch_size: Count | None = None
+    """Batch size that `lr` is stated for: another one scales it linearly. null: `lr` is used as it is."""
+    weight_decay: NonNegative = 0.0
+    """L2 penalty (sgd, lars: added to the gradient; adamw, lamb: decoupled) on weights of convolutions and classifier."""
+    weight_decay_norm: NonNegative | None = None
+    """The same for weights and biases of normalisation layers; null: as weight_decay."""
+    weight_decay_bias: NonNegative | None = None
+    """The same for biases of other layers; null: as weight_decay."""
+    backbone_lr_scale: Positive = 1.0
+    """Learning rate of everything but the classifier, as a multiple of lr (fine-tuning)."""
+
+
+class Sgd(_Optimizer):
+    """SGD with momentum."""
+
+    name: Literal["sgd"]
+    lr: Positive = 0.1
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Momentum."""
+    nesterov: bool = False
+    """Nesterov's form of momentum."""
+
+    @model_validator(mode="after")
+    def _nesterov(self) -> Sgd:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov needs momentum above 0")
+        return self
+
+
+class Adam(_Optimizer):
+    """Adam, its weight decay added to the gradient."""
+
+    name: Literal["adam"]
+    lr: Positive = 1e-3
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    """Decay of the averages of the gradient and of its square."""
+    eps: Positive = 1e-8
+    """Added to the denominator."""
+
+
+class AdamW(Adam):
+    """Adam with decoupled weight decay."""
+
+    name: Literal["adamw"]  # pyright: ignore[reportIncompatibleVariableOverride]
+
+
+class Lamb(_Optimizer):
+    """LAMB (You et al. 2019, arXiv:1904.00962)."""
+
+    name: Literal["lamb"]
+    lr: Positive = 5e-3
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    """Decay of the averages of the gradient and of its square."""
+    eps: Positive = 1e-6
+    """Added to the denominator."""
+
+
+class Lars(_Optimizer):
+    """LARS (You et al. 2017, arXiv:1708.03888); parameters without weight decay are not rescaled."""
+
+    name: Literal["lars"]
+    lr: Positive = 10.0
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Momentum."""
+    trust_coefficient: Positive = 0.001
+    """Ratio of a layer's step to its weights."""
+    eps: NonNegative = 0.0
+    """Added to the denominator of that ratio."""
+
+
+Optimizer = Annotated[Sgd | Adam | AdamW | Lamb | Lars, Discriminator("name")]
+
+
+class _Schedule(Group):
+    warmup_epochs: NonNegative = 0.0
+    """Epochs in which the learning rate climbs linearly to lr."""
+    warmup_start: Fraction = 0.01
+    """Share of lr at which the warm-up starts."""
+    update: Literal["step", "epoch"] = "step"
+    """epoch: the learning rate stays the same within an epoch, as in torchvision's references."""
+
+
+class ConstantSchedule(_Schedule):
+    """The same learning rate throughout."""
+
+    name: Literal["constant"]
+
+
+class StepSchedule(_Schedule):
+    """Multiply by gamma every `every` epochs, counted from the start of the run (StepLR)."""
+
+    name: Literal["step"]
+    every: Positive = 30
+    """Epochs from one drop to the next."""
+    gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Factor of each drop."""
+
+
+class CosineSchedule(_Schedule):
+    """Half a cosine from lr to `final` after the warm-up."""
+
+    name: Literal["cosine"]
+    final: Fraction = 0.0
+    """Share of lr at the end."""
+
+
+class PolySchedule(_Schedule):
+    """Polynomial decay to `final` after the warm-up; power 1 is linear."""
+
+    name: Literal["poly"]
+    power: Positive = 2.0
+    """Exponent."""
+    final: Fraction = 0.0
+    """Share of lr at the end."""
+
+
+class TriangularSchedule(Group):
+    """Linear from `start` up to lr at `peak_epoch`, then linear down to `final`."""
+
+    name: Literal["triangular"]
+    peak_epoch: NonNegative = 2
+    """Epoch of the highest learning rate."""
+    start: Fraction = 0.0001
+    """Share of lr at step 0."""
+    final: Fraction = 0.0
+    """Share of lr at the end."""
+
+
+class OneCycleSchedule(Group):
+    """torch's OneCycleLR over the whole run (Smith & Topin 2017, arXiv:1708.07120); lr is its max_lr."""
+
+    name: Literal["onecycle"]
+    pct_start: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    """Share of the steps that climb."""
+    anneal: Literal["cos", "linear"] = "cos"
+    """Shape of both halves."""
+    div_factor: Positive = 25.0
+    """The run starts at lr / div_factor."""
+    final_div_factor: Positive = 1e4
+    """It ends at its start / final_div_factor."""
+    cycle_momentum: bool = True
+    """Let momentum (or Adam's first beta) fall while the learning rate climbs, and the other way round."""
+    base_momentum: Fraction = 0.85
+    """Lowest momentum."""
+    max_momentum: Fraction = 0.95
+    """Highest momentum."""
+
+
+Schedule = Annotated[
+    ConstantSchedule | StepSchedule | CosineSchedule | PolySchedule | TriangularSchedule | OneCycleSchedule,
+    Discriminator("name"),
+]
+
+
+class Ema(Group):
+    """Exponential moving average of weights and BatchNorm statistics, evaluated and saved in their place."""
+
+    decay: Annotated[float, Field(gt=0, lt=1)] = 0.9999
+    """Share of the average that one update keeps."""
+    every: Count = 1
+    """Optimizer steps from one update to the next."""
+    rescale: bool = False
+    """Read decay as torchvision's references do: 1 - decay is multiplied by batch_size * every / epochs (at most 1)."""
+    start_epoch: NonNegative = 0.0
+    """Until then the average is a copy of the weights."""
+
+
+class Eval(Group):
+    """Evaluation on the validation images."""
+
+    every: Count = 1
+    """Epochs from one evaluation to the next; there is always one at the end."""
+    batch_size: Count | None = None
+    """Images of one forward pass on one device; null: the micro-batch of training."""
+    flip: bool = False
+    """Test-time augmentation: average the logits of the image and its mirror image."""
+    metric: Literal["top1", "top5", "loss"] = "top1"
+    """What `best` means."""
+
+
+class Checkpoint(Group):
+    """What is kept of the run's state."""
+
+    every: DurationField = Duration(1, "epochs")
+    """Steps, epochs or minutes from one checkpoint to the next."""
+    keep: Count = 2
+    """Newest checkpoints to keep."""
+    weights_every: Count | None = None
+    """Keep the weights alone, for good, every so many epochs (weights/epoch-N.safetensors)."""
+
+
+class Wandb(Group):
+    """Weights & Biases: a view of metrics.jsonl. Its trouble never stops a run."""
+
+    mode: Annotated[
+        Literal["auto", "online", "offline", "disabled"],
+        BeforeValidator(lambda value: "disabled" if _off_is_none(value) is None else value),
+    ] = "auto"
+    """auto: online where a key is set and the server answers within 3 s, offline otherwise."""
+    project: str = "resnet"
+    """Project."""
+    entity: str | None = None
+    """User or team; null: the key's own."""
+    group: str | None = None
+    """Group of runs."""
+    tags: list[str] = []
+    """Tags."""
+    notes: str | None = None
+    """Notes."""
+
+
+class Run(Group):
+    """Where the run lives: the folder root/name."""
+
+    root: str = "runs"
+    """Folder of all runs."""
+    name: Annotated[str, Field(pattern=r"^[^/\\\x00-\x1f]+$", max_length=200)] | None = None
+    """The run's name; one that exists is continued. null: a new one made of recipe and time."""
+
+
+class Profile(Group):
+    """torch.profiler over some steps, written to profile/rank-R.json for chrome://tracing or Perfetto."""
+
+    start: Annotated[int, Field(ge=0)] = 10
+    """First step recorded."""
+    steps: Count = 5
+    """Steps recorded."""
+
+
+class Evidence(Group):
+    """What the recipe is known to reach, and where that is known from."""
+
+    source: str
+    """Paper, repository or model card the hyperparameters are from."""
+    top1: float | None = None
+    """Expected top-1 in percent; null: none is known."""
+    band: tuple[float, float] | None = None
+    """Range in percent within which a run counts as reproduced."""
+    evaluation: str = ""
+    """The evaluation `top1` was read under: resolution, weights, test-time augmentation."""
+    measured: str = "never measured here"
+    """What was measured with this program, by which command."""
+    notes: str = ""
+    """Where the recipe differs from its source, and choices the source leaves open."""
+
+
+class Recipe(Group):
+    """All that defines a training run. Nothing changes one after it is loaded."""
+
+    name: str = "unnamed"
+    """The recipe's name: its file's, unless given."""
+    description: str = ""
+    """One line on what the recipe is for."""
+    model: Model
+    data: Data
+    augment: Augment = Augment()
+    epochs: Positive
+    """Passes over the training data; a fraction ends the run within an epoch."""
+    batch_size: Annotated[int, Field(ge=2)]
+    """Images of one optimizer step over all devices together."""
+    max_batch_per_device: Annotated[int, Field(ge=2)] | None = None
+    """Most images of one forward pass on one device: larger shares are accumulated. BatchNorm sees this micro-batch."""
+    optimizer: Optimizer = Sgd(name="sgd")
+    schedule: Schedule = ConstantSchedule(name="constant")
+    loss: Literal["cross_entropy", "bce"] = "cross_entropy"
+    """bce: binary cross-entropy of each class on its own (Wightman et al. 2021, arXiv:2110.00476)."""
+    bce_target_threshold: Fraction | None = None
+    """With bce: targets above it count as 1, others as 0; null: targets as they are."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the target spread evenly over the classes."""
+    grad_clip_norm: Annotated[Positive | None, BeforeValidator(_off_is_none)] = None
+    """Largest L2 norm of the gradient of a step; null: not clipped."""
+    grad_clip_value: Annotated[Positive | None, BeforeValidator(_off_is_none)] = None
+    """Largest absolute value of a gradient's element; null: not clipped."""
+    precision: Literal["auto", "bf16", "fp16", "no"] = "auto"
+    """Autocast type; auto: bf16 on a GPU that has it, else fp16 on a GPU, else none."""
+    channels_last: bool = True
+    """Keep images and weights in NHWC order in memory."""
+    compile: bool = False
+    """Compile the network with torch.compile."""
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    """cuda: refuse to run without a GPU."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Of the initial weights, the order of the data and the augmentation."""
+    ema: Annotated[Ema | None, BeforeValidator(_off_is_none)] = None
+    eval: Eval = Eval()
+    checkpoint: Checkpoint = Checkpoint()
+    log_every: Count = 50
+    """Steps from one line of metrics.jsonl to the next."""
+    profile: Annotated[Profile | None, BeforeValidator(_off_is_none)] = None
+    wandb: Wandb = Wandb()
+    run: Run = Run()
+    resume: str = "auto"
+    """auto: continue the run of that name if there is one; never: refuse to; a path: start from that checkpoint."""
+    progress: Literal["auto", "bar", "lines", "off"] = "auto"
+    """auto: a live bar on a terminal, plain lines elsewhere."""
+    evidence: Evidence | None = None
+
+    @model_validator(mode="after")
+    def _together(self) -> Recipe:
+        if self.bce_target_threshold is not None and self.loss != "bce":
+            raise ValueError("bce_target_threshold needs loss=bce")
+        if self.model.freeze_backbone and self.optimizer.backbone_lr_scale != 1.0:
+            raise ValueError("optimizer.backbone_lr_scale has no effect with model.freeze_backbone=true")
+        if (warmup := getattr(self.schedule, "warmup_epochs", 0)) and warmup >= self.epochs:
+            raise ValueError(f"schedule.warmup_epochs {warmup:g} leaves nothing of epochs {self.epochs:g}")
+        cycled = self.schedule.name == "onecycle" and self.schedule.cycle_momentum
+        if cycled and self.optimizer.name == "sgd" and self.optimizer.momentum == 0:
+            raise ValueError("schedule.cycle_momentum needs optimizer.momentum above 0")
+        if self.batch_size % self.data.repeats:
+            raise ValueError(f"batch_size {self.batch_size} is not a multiple of data.repeats {self.data.repeats}")
+        return self
+
+
+NOT_TRAINING = ("name", "description", "wandb", "run", "resume", "progress", "evidence", "profile", "log_every")
+"""Top-level keys that do not change what is trained."""

@@ -1,0 +1,1 @@
+"""The training program. Knows torch and recipes; nothing of Slurm or sweeps."""
