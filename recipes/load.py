@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from recipes.schema import NOT_TRAINING, Recipe
+from recipes.yaml12 import UNREADABLE, Dumper, Loader
 
 FOLDER = Path(__file__).parent
 COMMAND_LINE = "command line"
@@ -28,20 +29,6 @@ class Loaded(NamedTuple):
     recipe: Recipe
     origins: dict[str, str]
     """Dotted key -> where its value was set (a file and line, or the command line); defaults are not listed."""
-
-
-class _Yaml(yaml.SafeLoader):
-    """YAML 1.2's plain scalars: 1e-4 is a number, off and no are words, 2:30 is text, dates are text."""
-
-
-_Yaml.yaml_implicit_resolvers = {}
-for _tag, _pattern, _first in (
-    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    ("int", r"[-+]?[0-9][0-9_]*|0x[0-9a-fA-F]+", "-+0123456789"),
-    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", "-+.0123456789"),
-):
-    _Yaml.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), list(_first))
 
 
 def names() -> list[str]:
@@ -59,10 +46,13 @@ def load(argv: Iterable[str]) -> Loaded:
     chosen = [value for key, value in overrides if key == "recipe"]
     if len(chosen) != 1:
         raise RecipeError(f"give one recipe=NAME; there are: {', '.join(names())}")
-    layers = [*_file_layers(_find(chosen[0], Path.cwd()), ())]
+    above, origins = {}, {}
     for key, text in overrides:
         if key != "recipe":
-            layers.append(_override_layer(key, text))
+            values, keys = _override(key, text)
+            above = _merge(above, values)
+            origins |= keys
+    layers = [*_file_layers(_find(chosen[0], Path.cwd()), ()), (above, origins)]
     return _build(layers, default_name=Path(chosen[0]).stem)
 
 
@@ -73,7 +63,7 @@ def load_file(path: Path) -> Loaded:
 
 def dump(recipe: Recipe) -> str:
     """The resolved recipe as YAML that `load_file` reads back to an equal recipe."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, width=110)
+    return yaml.dump(recipe.model_dump(mode="json"), Dumper=Dumper, sort_keys=False, width=110)
 
 
 def digest(recipe: Recipe) -> str:
@@ -87,7 +77,7 @@ def digest(recipe: Recipe) -> str:
 
 def parse_value(text: str) -> Any:
     """Read a command-line value as YAML 1.2: 1e-4 is a float, [4,5,3] a list, off a word."""
-    return yaml.load(text, _Yaml)
+    return yaml.load(text, Loader)
 
 
 def _split(argument: str) -> tuple[str, str]:
@@ -98,20 +88,20 @@ def _split(argument: str) -> tuple[str, str]:
     return key, value
 
 
-def _find(name: str, relative_to: Path) -> Path:
+def _find(name: str, relative_to: Path, origin: str = "") -> Path:
     path = Path(name).expanduser()
     if path.suffix in (".yaml", ".yml") or "/" in name:
         path = relative_to / path
         if path.is_dir() and (path / "recipe.yaml").is_file():
             path = path / "recipe.yaml"
         if not path.is_file():
-            raise RecipeError(f"no recipe file {path}")
+            raise RecipeError(f"no recipe file {path}{origin}")
         return path
     path = FOLDER / f"{name}.yaml"
     if not path.is_file():
         close = difflib.get_close_matches(name, names(), n=3)
         what = f"did you mean {' or '.join(close)}?" if close else f"there are: {', '.join(names())}"
-        raise RecipeError(f"no recipe {name!r}: {what}")
+        raise RecipeError(f"no recipe {name!r}{origin}: {what}")
     return path
 
 
@@ -125,24 +115,34 @@ def _file_layers(path: Path, below: tuple[Path, ...]) -> Iterator[Layer]:
     if path in below:
         raise RecipeError(f"{path}: base goes round in a circle: {' -> '.join(p.stem for p in (*below, path))}")
     shown = path.relative_to(FOLDER.parent) if path.is_relative_to(FOLDER.parent) else path
+    origins: dict[str, str] = {}
     try:
-        loader = _Yaml(path.read_text(encoding="utf-8"))
+        loader = Loader(path.read_text(encoding="utf-8"))
         node = loader.get_single_node()
-        origins: dict[str, str] = {}
-        if node is not None:
-            _note_lines(node, str(shown), "", origins)
         values = {} if node is None else loader.construct_document(node)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RecipeError(f"cannot read recipe {shown}: {error}") from error
+        _note_lines(node, str(shown), "", origins)
+    except RecipeError:
+        raise
+    except UNREADABLE as error:
+        raise RecipeError(f"cannot read recipe {shown}: {_problem(error)}") from error
     if not isinstance(values, dict):
         raise RecipeError(f"{shown} holds no keys: a recipe is a YAML mapping")
-    base = values.pop("base", [])
-    for parent in [base] if isinstance(base, str) else base:
-        yield from _file_layers(_find(str(parent), path.parent), (*below, path))
+    base, origin = values.pop("base", []), origins.pop("base", "")
+    parents = [base] if isinstance(base, str) else base
+    if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
+        raise RecipeError(f"base={_show(base)} ({origin}) must be a recipe's name or a list of names")
+    for parent in parents:
+        yield from _file_layers(_find(parent, path.parent, f" ({origin})"), (*below, path))
     yield values, origins
 
 
-def _note_lines(node: yaml.Node, file: str, prefix: str, origins: dict[str, str]) -> None:
+def _problem(error: Exception) -> str:
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None) or str(error) or type(error).__name__
+    return f"{problem} (line {mark.line + 1})" if mark and mark.line else problem
+
+
+def _note_lines(node: yaml.Node | None, file: str, prefix: str, origins: dict[str, str]) -> None:
     if not isinstance(node, yaml.MappingNode):
         return
     for key, value in node.value:
@@ -153,16 +153,15 @@ def _note_lines(node: yaml.Node, file: str, prefix: str, origins: dict[str, str]
         _note_lines(value, file, f"{dotted}.", origins)
 
 
-def _override_layer(key: str, text: str) -> Layer:
+def _override(key: str, text: str) -> Layer:
     try:
         value = parse_value(text)
-    except yaml.YAMLError as error:
-        problem = getattr(error, "problem", None) or "not YAML"
-        raise RecipeError(f"cannot read the value of {key}={text} ({COMMAND_LINE}): {problem}") from error
+    except UNREADABLE as error:
+        raise RecipeError(f"cannot read the value of {key}={text} ({COMMAND_LINE}): {_problem(error)}") from error
     layer: Any = value
     for part in reversed(key.split(".")):
         layer = {part: layer}
-    return layer, dict.fromkeys([key, *_keys(value, f"{key}.")], COMMAND_LINE)
+    return layer, dict.fromkeys([*_parents(key), *_keys(value, f"{key}.")], COMMAND_LINE)
 
 
 def _keys(values: Any, prefix: str = "") -> Iterator[str]:
@@ -177,18 +176,24 @@ def _build(layers: list[Layer], default_name: str) -> Loaded:
     origins: dict[str, str] = {}
     for layer, layer_origins in layers:
         _leave_old_variant(values, origins, layer)
-        values = _merge(values, layer)
+        values = _merge(values, layer) if layer else values
         origins.update(layer_origins)
+    for group, (tag, _) in variants().items():
+        default = Recipe.model_fields[group].default
+        if isinstance(values.get(group), dict) and isinstance(default, BaseModel):
+            values[group] = {tag: getattr(default, tag), **values[group]}
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
         problems = dict.fromkeys(_explain(problem, values, origins) for problem in error.errors())
         raise RecipeError("\n".join(problems)) from None
-    return Loaded(recipe, {key: origin for key, origin in origins.items() if not isinstance(_get(values, key), dict)})
+    leaves = {key for key in _keys(values) if not isinstance(_get(values, key.split(".")), dict)}
+    return Loaded(recipe, {key: origin for key, origin in origins.items() if key in leaves})
 
 
 def _merge(below: Any, above: Any) -> Any:
-    if isinstance(below, dict) and isinstance(above, dict):
+    """above over below, key by key; an empty mapping takes all keys away, as in `model.activation_args={}`."""
+    if isinstance(below, dict) and isinstance(above, dict) and above:
         return {**below, **{key: _merge(below.get(key), value) for key, value in above.items()}}
     return above
 
@@ -198,67 +203,85 @@ def variants() -> dict[str, tuple[str, dict[str, type[BaseModel]]]]:
     """For each group with variants: the key that names one, and the variants by name."""
     found = {}
     for group, field in Recipe.model_fields.items():
-        if isinstance(field.discriminator, str) or (tag := _tag(field)):
-            tag = field.discriminator if isinstance(field.discriminator, str) else tag
+        inner = (getattr(extra, "discriminator", None) for extra in field.metadata)
+        tag = next((name for name in (field.discriminator, *inner) if isinstance(name, str)), None)
+        if tag:
             classes = get_args(field.annotation)
-            by_name = {name: cls for cls in classes for name in get_args(cls.model_fields[tag].annotation)}
-            found[group] = (tag, by_name)
+            found[group] = (tag, {n: cls for cls in classes for n in get_args(cls.model_fields[tag].annotation)})
     return found
-
-
-def _tag(field: Any) -> str | None:
-    return next((m.discriminator for m in field.metadata if hasattr(m, "discriminator")), None)
 
 
 def _leave_old_variant(values: dict[str, Any], origins: dict[str, str], layer: dict[str, Any]) -> None:
     """Where a layer picks another optimizer, schedule or source: drop the inherited keys that it does not have."""
     for group, (tag, by_name) in variants().items():
         above, below = layer.get(group), values.get(group)
-        if not isinstance(above, dict) or not isinstance(below, dict) or above.get(tag) in (None, below.get(tag)):
+        if (
+            not isinstance(above, dict)
+            or not isinstance(below, dict)
+            or above.get(tag, below.get(tag)) == below.get(tag)
+        ):
             continue
-        if variant := by_name.get(above[tag]):
+        if variant := _named(by_name, above[tag]):
             values[group] = {key: value for key, value in below.items() if key in variant.model_fields}
-            gone = [f"{group}.{key}" for key in below.keys() - variant.model_fields.keys()]
-            for key in gone:
-                origins.pop(key, None)
 
 
-def _get(values: Any, dotted: str) -> Any:
-    for part in dotted.split("."):
-        if not isinstance(values, dict) or part not in values:
-            return None
+def _named(by_name: dict[str, type[BaseModel]], name: Any) -> type[BaseModel] | None:
+    return by_name.get(name) if isinstance(name, str) else None
+
+
+_NOTHING = object()
+
+
+def _get(values: Any, path: Iterable[Any]) -> Any:
+    """What stands at a path of keys and list indices, or _NOTHING."""
+    for part in path:
+        inside = isinstance(values, list) and isinstance(part, int) and part < len(values)
+        if not inside and not (isinstance(values, dict) and part in values):
+            return _NOTHING
         values = values[part]
     return values
 
 
 def _explain(problem: Any, values: dict[str, Any], origins: dict[str, str]) -> str:
     """One line for one of pydantic's errors: the key, its value, where it came from, what would be right."""
-    location = [part for part in problem["loc"]]
-    for group, (_, by_name) in variants().items():
-        if location[:1] == [group] and len(location) > 1 and location[1] in by_name:
-            del location[1]
+    kind, given, location = problem["type"], problem["input"], list(problem["loc"])
+    group = location[0] if location and location[0] in variants() else None
+    if group and len(location) > 1 and location[1] in variants()[group][1]:
+        del location[1]
+    if kind.startswith("union_tag"):
+        location.append(variants()[location[0]][0])
+        given = _get(values, location)
+    elif kind != "missing":
+        # pydantic adds the member of a union that it tried, as in activation_args.slope.float
+        while location and _get(values, location) is _NOTHING:
+            location.pop()
     key = ".".join(str(part) for part in location)
-    known = next((origins[k] for k in _parents(key) if k in origins), None)
-    origin = f" ({known})" if known else ""
-    kind, context = problem["type"], problem.get("ctx", {})
+    origin = next((f" ({origins[k]})" for k in _parents(key) if k in origins), "")
     if kind == "extra_forbidden":
         return f"unknown key {key}{origin}{_did_you_mean(key, values)}"
     if kind == "missing":
-        return f"{key} is missing: {_help(key) or 'the recipe needs it'}"
-    if kind in ("union_tag_invalid", "union_tag_not_found"):
-        tag = variants()[key][0]
-        given = _get(values, f"{key}.{tag}")
-        origin = f" ({origins[f'{key}.{tag}']})" if f"{key}.{tag}" in origins else origin
-        return f"{key}.{tag}={given}{origin} is none of {', '.join(sorted(variants()[key][1]))}"
+        return f"{key} is missing: {dict(all_keys(values)).get(key) or 'the recipe needs it'}"
+    if given is _NOTHING:
+        return f"{key} is missing: one of {', '.join(sorted(variants()[location[0]][1]))}"
+    what = f"{key}={_show(given)}{origin}"
+    sweep = isinstance(given, str) and "," in given and COMMAND_LINE in origin
+    also = "; several values at once are a sweep (launch sweep)" if sweep else ""
+    if kind.startswith("union_tag"):
+        return f"{what} is none of {', '.join(sorted(variants()[location[0]][1]))}{also}"
     if kind == "literal_error":
-        return f"{key}={_show(problem['input'])}{origin} is none of {context['expected']}"
-    message = str(context["error"]) if kind == "value_error" and "error" in context else problem["msg"]
-    if isinstance(problem["input"], dict) or not key:
-        return f"{key or 'the recipe'}{origin} {message}" if key else message
-    text = f"{key}={_show(problem['input'])}{origin}: {message[0].lower()}{message[1:]}"
-    if isinstance(problem["input"], str) and "," in problem["input"]:
-        text += "; several values at once are a sweep (launch sweep)"
-    return text
+        return f"{what} is none of {problem['ctx']['expected']}{also}"
+    if kind == "value_error":
+        message = str(problem["ctx"]["error"])
+        if isinstance(given, dict):
+            return f"{key}{origin} {message}" if key else message
+        return f"{what}: {message}{also}"
+    if kind in ("model_type", "model_attributes_type"):
+        name = variants()[key][0] if key in variants() else "name"
+        hint = f": did you mean {key}.{name}={given}?" if isinstance(given, str) and (group or key == "model") else ""
+        return f"{what} must be a group of keys{hint}{also}"
+    if kind == "string_type" and not isinstance(given, (dict, list)):
+        also = f", in quotes: {key}='\"{_show(given)}\"'" if COMMAND_LINE in origin else ", in quotes"
+    return f"{what}: {problem['msg'][0].lower()}{problem['msg'][1:]}{also}"
 
 
 def _show(value: Any) -> str:
@@ -273,15 +296,21 @@ def _parents(key: str) -> Iterator[str]:
 
 def _did_you_mean(key: str, values: dict[str, Any]) -> str:
     everywhere = dict(all_keys(values))
+    if key in everywhere:
+        return ": in a file its groups are nested, not written with dots"
+    group, _, rest = key.partition(".")
+    tag, by_name = variants().get(group, ("", {}))
+    if having := [name for name, variant in by_name.items() if rest in variant.model_fields]:
+        return f": {group}.{tag}={_show(values[group][tag])} has no such key ({', '.join(having)} would)"
     parent, _, leaf = key.rpartition(".")
-    same_group = {k for k in everywhere if k.rpartition(".")[0] == parent}
-    close = difflib.get_close_matches(key, same_group, n=1, cutoff=0.6)
+    same_group = {k.rpartition(".")[2]: k for k in everywhere if k.rpartition(".")[0] == parent}
+    close = [same_group[name] for name in difflib.get_close_matches(leaf, same_group, n=1, cutoff=0.6)]
     close += [k for k in everywhere if k.rpartition(".")[2] == leaf and k not in close]
     close = close or difflib.get_close_matches(key, everywhere, n=2, cutoff=0.7)
     if close:
         return f": did you mean {' or '.join(close[:3])}?"
     if parent and same_group:
-        return f": {parent} has {', '.join(sorted(k.rpartition('.')[2] for k in same_group))}"
+        return f": {parent} has {', '.join(sorted(same_group))}"
     return ""
 
 
@@ -298,11 +327,7 @@ def _model_keys(model: type[BaseModel], prefix: str, values: Any) -> Iterator[tu
         groups = [c for c in classes if issubclass(c, BaseModel)]
         if not prefix and name in variants():
             tag, by_name = variants()[name]
-            named = by_name.get(inner.get(tag)) if isinstance(inner, dict) else None
+            named = _named(by_name, inner.get(tag)) if isinstance(inner, dict) else None
             groups = [named] if named else groups
         for group in groups:
             yield from _model_keys(group, f"{prefix}{name}.", inner)
-
-
-def _help(key: str) -> str:
-    return dict(all_keys({})).get(key, "")

@@ -491,6 +491,8 @@ class Checkpoint(Group):
     """Steps, epochs or minutes from one checkpoint to the next."""
     keep: Count = 2
     """Newest checkpoints to keep."""
+    max_failures: Count = 3
+    """Saves in a row that may fail (disk full, no permission) before the run stops."""
     weights_every: Count | None = None
     """Keep the weights alone, for good, every so many epochs (weights/epoch-N.safetensors)."""
 
@@ -582,6 +584,8 @@ class Recipe(Group):
     """Autocast type; auto: bf16 on a GPU that has it, else fp16 on a GPU, else none."""
     channels_last: bool = True
     """Keep images and weights in NHWC order in memory."""
+    deterministic: bool = False
+    """Use deterministic kernels only, so that a resumed run is bitwise equal on GPUs too (slower)."""
     compile: bool = False
     """Compile the network with torch.compile."""
     device: Literal["auto", "cuda", "cpu"] = "auto"

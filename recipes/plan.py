@@ -1,0 +1,138 @@
+"""What follows from a recipe, the size of its data and the number of devices: computed here and nowhere else."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+from functools import partial
+
+from recipes.schedule import Hyper, hyper_at
+from recipes.schema import Recipe
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The arithmetic of a run: a step takes `batch_size` of an epoch's `samples` positions in `slots` micro-batches."""
+
+    recipe: Recipe
+    samples: int
+    """Samples drawn in an epoch (after balancing), those of an unfilled last batch included."""
+    world_size: int
+    micro_batch: int
+    """Images of one forward pass on one device: what BatchNorm normalises over."""
+    steps_per_epoch: int
+    total_steps: int
+    lr: float
+    """Peak learning rate at this batch size."""
+
+    @property
+    def batch_size(self) -> int:
+        return self.recipe.batch_size
+
+    @property
+    def slots(self) -> int:
+        """Micro-batches of a step over all devices together."""
+        return self.batch_size // self.micro_batch
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches of a step on one device."""
+        return self.slots // self.world_size
+
+    def slot(self, step: int, slot: int) -> tuple[int, int]:
+        """First and last-plus-one position, within its epoch, of a micro-batch of a (global) step."""
+        start = step % self.steps_per_epoch * self.batch_size
+        size = min(self.batch_size, self.samples - start)
+        return start + slot * size // self.slots, start + (slot + 1) * size // self.slots
+
+    def samples_of_step(self, step: int) -> int:
+        return min(self.batch_size, self.samples - step % self.steps_per_epoch * self.batch_size)
+
+    def epoch(self, step: int) -> float:
+        """Epochs completed after `step` steps."""
+        return step / self.steps_per_epoch
+
+    def samples_seen(self, step: int) -> int:
+        """Samples consumed by the first `step` steps."""
+        epochs, steps = divmod(step, self.steps_per_epoch)
+        per_epoch = min(self.samples, self.steps_per_epoch * self.batch_size)
+        return epochs * per_epoch + min(steps * self.batch_size, per_epoch)
+
+    def hyper(self, step: int) -> Hyper:
+        return hyper_at(self.recipe.schedule, step, self.steps_per_epoch, self.total_steps, self.lr)
+
+    def image_size(self, step: int) -> int:
+        """Height and width in pixels of the training images of a step (it changes between epochs only)."""
+        corners = self.recipe.augment.progressive
+        if not corners:
+            return self.recipe.augment.train_size
+        epoch = step // self.steps_per_epoch
+        after = next((i for i, corner in enumerate(corners) if corner.epoch > epoch), len(corners))
+        low, high = corners[max(after - 1, 0)], corners[min(after, len(corners) - 1)]
+        if low is high or epoch == low.epoch:
+            return low.size
+        size = low.size + (high.size - low.size) * (epoch - low.epoch) / (high.epoch - low.epoch)
+        return round(size / 32) * 32
+
+    def evaluates_after(self, step: int) -> bool:
+        """Whether an evaluation follows once `step` steps are done."""
+        return step == self.total_steps or (step > 0 and step % (self.steps_per_epoch * self.recipe.eval.every) == 0)
+
+
+def make_plan(recipe: Recipe, samples: int, world_size: int, micro_batch: int | None = None) -> Plan:
+    """Derive the plan.
+
+    samples: training samples drawn in an epoch. micro_batch: the one to keep (that of a checkpoint).
+    Raises ValueError where the batch cannot be divided as asked.
+    """
+    micro_batch = micro_batch or _micro_batch(recipe, world_size)
+    slots, rest = divmod(recipe.batch_size, micro_batch)
+    if rest or slots % world_size:
+        unit = math.lcm(micro_batch * world_size, recipe.data.repeats)
+        below = recipe.batch_size // unit * unit
+        sizes = " or ".join(str(size) for size in (below, below + unit) if size)
+        raise ValueError(
+            f"batch_size {recipe.batch_size} does not divide over {world_size} devices in micro-batches of "
+            f"{micro_batch}: batch_size {sizes} would{'' if rest else f'; so would {_divisors(slots)} devices'}"
+        )
+    steps, tail = divmod(samples, recipe.batch_size)
+    if recipe.data.last_batch == "keep" and tail >= 2 * slots:
+        steps += 1
+    if steps == 0:
+        raise ValueError(f"batch_size {recipe.batch_size} is larger than the {samples} training samples of an epoch")
+    scale = recipe.batch_size / recipe.optimizer.lr_for_batch_size if recipe.optimizer.lr_for_batch_size else 1.0
+    return Plan(
+        recipe=recipe,
+        samples=samples,
+        world_size=world_size,
+        micro_batch=micro_batch,
+        steps_per_epoch=steps,
+        total_steps=max(1, round(recipe.epochs * steps)),
+        lr=recipe.optimizer.lr * scale,
+    )
+
+
+def _micro_batch(recipe: Recipe, world_size: int) -> int:
+    if size := _largest_micro_batch(recipe, recipe.batch_size, world_size):
+        return size
+    unit = math.lcm(world_size, recipe.data.repeats)
+    below = recipe.batch_size // unit * unit
+    fits = partial(_largest_micro_batch, recipe, world_size=world_size)
+    sizes = [next(filter(fits, range(below, 0, -unit)), None), next(filter(fits, itertools.count(below + unit, unit)))]
+    limit = f" in micro-batches of at most {recipe.max_batch_per_device}" if recipe.max_batch_per_device else ""
+    raise ValueError(
+        f"batch_size {recipe.batch_size} does not divide over {world_size} devices{limit} (2 images or more each): "
+        f"batch_size {' or '.join(str(size) for size in sizes if size)} would"
+    )
+
+
+def _largest_micro_batch(recipe: Recipe, batch_size: int, world_size: int) -> int | None:
+    """The most images of one forward pass into which each device's share divides evenly; at least 2, for BatchNorm."""
+    share, rest = divmod(batch_size, world_size)
+    most = min(recipe.max_batch_per_device or share, share)
+    return None if rest else next((size for size in range(most, 1, -1) if share % size == 0), None)
+
+
+def _divisors(number: int) -> str:
+    return ", ".join(str(n) for n in range(1, number + 1) if number % n == 0)

@@ -1,0 +1,178 @@
+"""Building the parts of a run from its recipe. Everything a user can have got wrong is a ValueError here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from torch import nn
+
+from recipes.plan import Plan
+from recipes.schema import Recipe
+from resnet.data.source import Source, open_sources
+from resnet.ema import Ema, effective_decay
+from resnet.metrics import Window
+from resnet.model import build_model, freeze_backbone, load_pretrained
+from resnet.optim import build_optimizer
+from resnet.state import TrainState
+
+T = TypeVar("T")
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+
+
+def build_accelerator(recipe: Recipe) -> Accelerator:
+    """Join the process group of the launcher, if there is one, and choose the device.
+
+    Raises ValueError where there is no GPU but the recipe wants one, and where ranks would train on their own.
+    """
+    has_gpu = torch.cuda.is_available()
+    if recipe.device == "cuda" and not has_gpu:
+        raise ValueError("device=cuda, but torch finds no GPU on this machine (nvidia-smi says what there is)")
+    on_cpu = recipe.device == "cpu" or not has_gpu
+    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if on_cpu:
+        threads = max(1, len(_cores()) // local_ranks)
+        # Accelerate sets another number where this is not set, and torchrun sets 1.
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+        torch.set_num_threads(threads)
+    accelerator = Accelerator(
+        mixed_precision=choose_precision(recipe, on_cpu),
+        cpu=on_cpu,
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+            InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT),
+        ],
+    )
+    asked = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != asked:
+        raise ValueError(
+            f"{asked} processes were launched but this one sees {accelerator.num_processes}: they would each train alone. "
+            "On CPUs launch with: accelerate launch --multi_gpu --num_processes N train.py ..."
+        )
+    if accelerator.device.type == "cuda":
+        torch.backends.cudnn.benchmark = not recipe.deterministic
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = not recipe.deterministic
+    if recipe.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    return accelerator
+
+
+def _cores() -> set[int]:
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+
+
+def choose_precision(recipe: Recipe, on_cpu: bool) -> str:
+    """Accelerate's name of the autocast type. Raises ValueError for fp16 without a GPU."""
+    if recipe.precision == "auto":
+        return "no" if on_cpu else "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if recipe.precision == "fp16" and on_cpu:
+        raise ValueError("precision=fp16 needs a GPU: use precision=no, or auto to let the device decide")
+    return recipe.precision
+
+
+def together(task: Callable[[], T], local_rank: int = 0, first_alone: bool = False) -> T:
+    """Run a task on all ranks; where it fails on any, raise the ValueError of the first such rank on every one.
+
+    first_alone: let the first rank of each node go before the others (for what is made once on disk).
+    """
+    result: T | None = None
+    error: ValueError | OSError | None = None
+    for turn in (0, 1) if first_alone else (None,):
+        if turn is None or (local_rank > 0) == bool(turn):
+            try:
+                result = task()
+            except (ValueError, OSError) as raised:
+                error = raised
+        message = first_of_ranks(None if error is None else str(error))
+        if message is not None:
+            raise ValueError(message) from error
+    return result  # pyright: ignore[reportReturnType]
+
+
+def first_of_ranks(value: T | None) -> T | None:
+    """The value of the first rank that has one."""
+    if not dist.is_initialized():
+        return value
+    values: list[T | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return next((v for v in values if v is not None), None)
+
+
+def build_data(recipe: Recipe) -> tuple[Source, Source]:
+    """Training and validation images. Raises ValueError also where the class count is not the recipe's."""
+    train, val = open_sources(recipe.data)
+    given, found = recipe.model.num_classes, len(train.classes)
+    if given is not None and given != found:
+        few = ", ".join(train.classes[:5]) + (" ..." if found > 5 else "")
+        raise ValueError(f"model.num_classes={given}, but {recipe.data.train} has {found} classes ({few})")
+    return train, val
+
+
+def build_model_for(recipe: Recipe, classes: int) -> tuple[nn.Module, str]:
+    """The network with its initial weights on the CPU, and a sentence on pretrained ones ("" for none)."""
+    torch.manual_seed(recipe.seed)
+    model, note = build_model(recipe.model, classes), ""
+    if recipe.model.pretrained:
+        note = load_pretrained(model, recipe.model.pretrained)
+    if recipe.model.freeze_backbone:
+        freeze_backbone(model)
+    if recipe.model.sync_batchnorm:
+        if not torch.cuda.is_available() or recipe.device == "cpu":
+            raise ValueError("model.sync_batchnorm needs GPUs (torch's SyncBatchNorm has no CPU version)")
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model), note
+    return model, note
+
+
+def build_state(recipe: Recipe, plan: Plan, model: nn.Module, accelerator: Accelerator) -> TrainState:
+    """Model on its device, optimizer, average and scaler, at step 0."""
+    device = accelerator.device
+    memory_format = torch.channels_last if recipe.channels_last else torch.contiguous_format
+    model = model.to(device=device, memory_format=memory_format)  # pyright: ignore[reportCallIssue]
+    ema = None
+    if recipe.ema:
+        ema = Ema(model, effective_decay(recipe.ema, recipe.batch_size, recipe.epochs), recipe.ema.every)
+    fp16 = accelerator.mixed_precision == "fp16"
+    return TrainState(
+        model=model,
+        optimizer=build_optimizer(model, recipe.optimizer, plan.lr),
+        scaler=torch.amp.GradScaler(device.type, enabled=fp16),  # pyright: ignore[reportPrivateImportUsage]
+        ema=ema,
+        window=Window(device),
+    )
+
+
+def wrap(recipe: Recipe, plan: Plan, model: nn.Module, accelerator: Accelerator) -> nn.Module:
+    """The network as it is trained: autocast and DDP by Accelerate, torch.compile around it."""
+    network = accelerator.prepare_model(model)
+    if recipe.compile:
+        network = torch.compile(network)
+    if accelerator.num_processes > 1:
+        _settle_buckets(recipe, plan, network, model, accelerator)
+    return network  # pyright: ignore[reportReturnType]
+
+
+def _settle_buckets(recipe: Recipe, plan: Plan, network, model: nn.Module, accelerator: Accelerator) -> None:
+    """Two passes thrown away: DDP sorts its gradient buckets anew after the first, which changes the order of its sums.
+
+    Without them the first step of a resumed run would add up in another order than the same step of a run that went on.
+    """
+    on_gpu = accelerator.device.type == "cuda"
+    images, size = (plan.micro_batch, recipe.augment.train_size) if on_gpu or recipe.compile else (2, 64)
+    before = {name: tensor.clone() for name, tensor in model.named_buffers()}
+    memory_format = torch.channels_last if recipe.channels_last else torch.contiguous_format
+    noise = torch.randn(images, 3, size, size, device=accelerator.device).contiguous(memory_format=memory_format)
+    for _ in range(2):
+        network(noise).float().square().mean().backward()
+        for parameter in model.parameters():
+            parameter.grad = None
+    with torch.no_grad():
+        for name, tensor in model.named_buffers():
+            tensor.copy_(before[name])

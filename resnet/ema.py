@@ -1,0 +1,83 @@
+"""Exponential moving average of a network's weights and BatchNorm statistics."""
+
+# torch._foreach_* has no public name; torch's own optimizers and averages are built of it.
+# pyright: reportPrivateImportUsage=false
+
+from __future__ import annotations
+
+import copy as copying
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from recipes import schema
+
+
+def effective_decay(config: schema.Ema, batch_size: int, epochs: float) -> float:
+    """The share of the average that one update keeps.
+
+    With `config.rescale`, as in torchvision's references, 1 - decay is multiplied by batch_size * every / epochs and is
+    1 at most. batch_size: images of one optimizer step over all devices.
+    """
+    if not config.rescale:
+        return config.decay
+    return 1 - min(1.0, (1 - config.decay) * batch_size * config.every / epochs)
+
+
+class Ema:
+    """`module`, a copy of the model in evaluation mode, is the average of its weights and floating-point buffers.
+
+    The first update copies the model, as torch.optim.swa_utils.AveragedModel does; integer buffers are always copied.
+    No update makes the host wait for the device.
+    """
+
+    def __init__(self, model: nn.Module, decay: float, every: int = 1) -> None:
+        self.module = copying.deepcopy(model).eval().requires_grad_(False)
+        self.decay = decay
+        self.every = every
+        self.updates = 0
+        """Updates since the average was last a copy."""
+        self._source: nn.Module | None = None
+        self._floats: tuple[list[Tensor], list[Tensor]] = ([], [])
+        self._integers: tuple[list[Tensor], list[Tensor]] = ([], [])
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int, copy: bool = False) -> None:
+        """Take in the model as it is after optimizer step `step` (0-based), if this is one of each `every`-th.
+
+        copy: become a copy of the model instead, and start averaging afresh at the next update.
+        The model's tensors must stay the same objects from the first update on (do not move it to another device).
+        """
+        if step % self.every:
+            return
+        if model is not self._source:
+            self._pair_with(model)
+        averages, current = self._floats
+        if copy or self.updates == 0:
+            torch._foreach_copy_(averages, current)
+        else:
+            torch._foreach_lerp_(averages, current, 1 - self.decay)
+        if self._integers[0]:
+            torch._foreach_copy_(*self._integers)
+        self.updates = 0 if copy else self.updates + 1
+
+    def _pair_with(self, model: nn.Module) -> None:
+        pairs = list(zip(_tensors(self.module), _tensors(model), strict=True))
+        assert all(ours.shape == theirs.shape for ours, theirs in pairs)
+        floats = [pair for pair in pairs if pair[0].is_floating_point()]
+        integers = [pair for pair in pairs if not pair[0].is_floating_point()]
+        self._floats = [ours for ours, _ in floats], [theirs for _, theirs in floats]
+        self._integers = [ours for ours, _ in integers], [theirs for _, theirs in integers]
+        self._source = model
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"module": self.module.state_dict(), "updates": self.updates}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.module.load_state_dict(state["module"])
+        self.updates = state["updates"]
+
+
+def _tensors(model: nn.Module) -> list[Tensor]:
+    return [*model.parameters(), *model.buffers()]

@@ -1,0 +1,118 @@
+"""What happens around the steps of a run: the log, checkpoints, progress, status, and stopping when asked to."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from recipes.plan import Plan
+from resnet.preemption import NOTHING, SAVE, STOP, Agreement, Signals
+from resnet.progress import Progress
+from resnet.rundir import write_status
+from resnet.saver import Saver
+from resnet.state import TrainState
+from resnet.tracker import MetricsLog, NullTracker
+
+
+class RunHooks:
+    """`loop.Hooks` of a real run. `log` and `tracker` write on rank 0 only; the rest goes on everywhere."""
+
+    def __init__(
+        self,
+        run_dir: Path,
+        plan: Plan,
+        state: TrainState,
+        saver: Saver,
+        signals: Signals,
+        progress: Progress,
+        metrics: MetricsLog | None,
+        tracker: NullTracker,
+    ) -> None:
+        self.run_dir, self.plan, self.state, self.saver = run_dir, plan, state, saver
+        self.signals, self.progress, self.metrics, self.tracker = signals, progress, metrics, tracker
+        self.agreement = Agreement()
+        self.result: dict[str, Any] = {}
+        """Of the last evaluation."""
+        self.best_confusion: torch.Tensor | None = None
+        self.images_per_second: list[float] = []
+        self._since_evaluation: list[dict[str, Any]] = []
+        self._stopping = False
+
+    def log(self, row: dict[str, Any]) -> None:
+        row = row | {"time": time.time()}
+        if "train/loss" in row:
+            self._since_evaluation.append(row)
+            self.images_per_second.append(row["images_per_second"])
+            self.progress.update(
+                row["step"], row["train/loss"], row["images_per_second"], lr=row["lr"], data_wait=row["data_wait"]
+            )
+        if self.metrics is None:
+            return
+        self.metrics.log(row)
+        self.tracker.log(row | {"images_per_second_per_device": row["images_per_second"] / self.plan.world_size}
+                         if "images_per_second" in row else row)  # fmt: skip
+        shown = {"images_per_second": "images_per_second", "train/loss": "loss", "val/top1": "top1"}
+        write_status(
+            self.run_dir,
+            step=row["step"],
+            epoch=round(row["epoch"], 4),
+            eta_s=self.progress.eta_seconds,
+            last_checkpoint_time=self.saver.committed_time,
+            **{name: row[key] for key, name in shown.items() if key in row},
+        )
+
+    def after_step(self, loss: torch.Tensor) -> bool:
+        step = self.state.step
+        self.progress.update(step)
+        wish = STOP if self._must_stop() else SAVE if self.saver.due_by_time() else NOTHING
+        granted = self.agreement.reach(wish)
+        if granted == STOP or granted == SAVE or self.saver.due(step) or step == self.plan.total_steps:
+            self.save(wait=granted == STOP)
+        return granted == STOP
+
+    def before_evaluation(self) -> None:
+        self.save()
+
+    def stop_now(self) -> bool:
+        if self.agreement.reach(STOP if self._must_stop() else NOTHING) == STOP:
+            self.saver.wait()
+            return True
+        return False
+
+    def after_evaluation(self, result: dict[str, Any], best: bool) -> None:
+        self.result = result
+        if best:
+            self.best_confusion = result["confusion"]
+            self.saver.mark_best(self.state.step)
+        self.progress.message(self._epoch_line(result, best))
+        self._since_evaluation.clear()
+        if self.metrics is not None:
+            metric = self.plan.recipe.eval.metric
+            self.tracker.summary({f"best/{metric}": self.state.best, "best/step": self.state.best_step})
+            write_status(self.run_dir, best=self.state.best)
+
+    def save(self, wait: bool = False) -> None:
+        length = self.metrics.sync() if self.metrics is not None else 0
+        self.saver.save(self.state, length, wait)
+
+    @property
+    def failed_to_save(self) -> bool:
+        return self.saver.failures >= self.plan.recipe.checkpoint.max_failures
+
+    def _must_stop(self) -> bool:
+        return self.signals.received is not None or self.failed_to_save
+
+    def _epoch_line(self, result: dict[str, Any], best: bool) -> str:
+        rows, plan = self._since_evaluation, self.plan
+        train = ""
+        if rows:
+            loss, top1 = (sum(row[key] for row in rows) / len(rows) for key in ("train/loss", "train/top1"))
+            train = f"train loss {loss:.4f} top-1 {top1:.2f}%  "
+        return (
+            f"epoch {plan.epoch(self.state.step):g}/{plan.recipe.epochs:g}  {train}val loss {result['loss']:.4f} "
+            f"top-1 {result['top1']:.2f}% top-5 {result['top5']:.2f}%  lr {plan.hyper(self.state.step - 1).lr:.3g}"
+            f"{'  *best' if best else ''}"
+        )

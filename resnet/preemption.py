@@ -1,0 +1,77 @@
+"""From a signal on any rank to a stop that all ranks make at the same step."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+
+NOTHING, SAVE, STOP = 0, 1, 2
+"""What a rank may wish for; the largest wish is granted to all."""
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+_PR_SET_PDEATHSIG = 1
+
+
+class Signals:
+    """Remembers that a signal asked this process to stop; a second Ctrl-C leaves at once."""
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+
+    def install(self) -> None:
+        for number in SIGNALS:
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        if number == signal.SIGINT and self.received == "SIGINT":
+            sys.stderr.write("\nstopped at once; the newest checkpoint on disk is the one to continue from\n")
+            sys.stderr.flush()
+            os._exit(130)
+        self.received = self.received or signal.Signals(number).name
+
+
+def die_with_launcher() -> None:
+    """Under `accelerate launch` or torchrun: take the launcher's death as SIGTERM (it may be killed without a word)."""
+    if "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:
+        die_with_parent(signal.SIGTERM)
+
+
+def die_with_parent(number: signal.Signals) -> None:
+    """Have the kernel send this process a signal when its parent dies (Linux only)."""
+    if not sys.platform.startswith("linux"):
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
+    if os.getppid() == 1:
+        os.kill(os.getpid(), number)
+
+
+class Agreement:
+    """Every step each rank says what it wishes, and learns the largest wish of all ranks of the step before.
+
+    The reduction runs on the CPU beside the step, so that neither host nor device waits for it.
+    """
+
+    def __init__(self) -> None:
+        several = dist.is_initialized() and dist.get_world_size() > 1
+        self._group = dist.new_group(backend="gloo") if several else None
+        self._pending: tuple[dist.Work, torch.Tensor] | None = None
+
+    def reach(self, wish: int) -> int:
+        if self._group is None:
+            return wish
+        granted = NOTHING
+        if self._pending is not None:
+            work, tensor = self._pending
+            work.wait()
+            granted = int(tensor)
+        tensor = torch.tensor(wish)
+        work = dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+        assert work is not None
+        self._pending = work, tensor
+        return granted

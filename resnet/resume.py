@@ -1,0 +1,189 @@
+"""Where a run starts: anew, or from the newest checkpoint that is whole. Chosen on one rank, the same for all."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from recipes.load import load_file
+from recipes.plan import Plan
+from recipes.schema import Recipe
+from resnet.checkpoint import CheckpointError, digest_of, newest_valid, read_manifest
+from resnet.data.source import Source
+from resnet.snapshot import read_rest
+from resnet.state import TrainState
+
+FIXED = (
+    "model",
+    "seed",
+    "batch_size",
+    "optimizer.name",
+    *(f"data.{key}" for key in ("balance", "repeats", "last_batch", "val_fraction", "max_train")),
+)
+"""Keys (and groups) that cannot change while a run goes on: its samples, their order, and its tensors follow from them."""
+
+NOT_COMPARED = ("name", "description", "evidence", "run", "resume", "progress", "wandb", "profile")
+
+
+@dataclass
+class Start:
+    """Where this run starts, the same on all ranks but for `rest`, which each reads for itself."""
+
+    run_dir: Path
+    data_digest: str
+    checkpoint: Path | None = None
+    checkpoint_digest: str = ""
+    is_new: bool = True
+    """Whether the run directory is a new one (also when it starts from another run's checkpoint)."""
+    changed: dict[str, list[Any]] = field(default_factory=dict)
+    """Keys that differ from the run's recipe, each with the value before and now."""
+    messages: list[str] = field(default_factory=list)
+    rest: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def step(self) -> int:
+        return self.rest["counters"]["step"] if self.rest and not self.is_new else 0
+
+    @property
+    def log_length(self) -> int:
+        return self.rest["log_length"] if self.rest and not self.is_new else 0
+
+    @property
+    def micro_batch(self) -> int | None:
+        return self.rest["micro_batch"] if self.rest and not self.is_new else None
+
+    def is_finished(self, plan: Plan) -> bool:
+        done = self.checkpoint is not None and not self.is_new and self.step == plan.total_steps
+        return done and (self.run_dir / "final.safetensors").is_file()
+
+    def place_in(self, state: TrainState, plan: Plan) -> None:
+        """Let a new run go on at the epoch that another run's checkpoint was taken at."""
+        epochs = state.step / self.rest["steps_per_epoch"]
+        state.step = round(epochs * plan.steps_per_epoch)
+        state.evaluated, state.best, state.best_step = 0, None, None
+        state.window.sums.zero_()
+
+
+def data_digest(train: Source) -> str:
+    """Hash of what the order of the data leans on: the images' classes, in their order, and the classes' names."""
+    content = "\n".join(train.classes).encode() + train.labels.tobytes()
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def find_start(recipe: Recipe, train: Source) -> Start:
+    """Choose where to start; rank 0 looks, the others follow.
+
+    Raises ValueError where the run exists and `resume=never`, where keys changed that cannot, or where nothing in it
+    can be loaded.
+    """
+    chosen: list[Any] = [None]
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        try:
+            chosen = [_choose(recipe, data_digest(train))]
+        except (ValueError, OSError) as error:
+            chosen = [error]
+    if dist.is_initialized():
+        dist.broadcast_object_list(chosen)
+    start = chosen[0]
+    if not isinstance(start, Start):
+        raise ValueError(str(start))
+    if start.checkpoint is not None:
+        _wait_for(start.checkpoint, start.checkpoint_digest)
+        start.rest = read_rest(start.checkpoint)
+        _check(start, recipe)
+    return start
+
+
+def _choose(recipe: Recipe, digest: str) -> Start:
+    root, name = Path(recipe.run.root).expanduser(), recipe.run.name
+    run_dir = root / name if name else _new_name(root, recipe.name)
+    messages: list[str] = []
+    if recipe.resume not in ("auto", "never"):
+        if run_dir.exists():
+            raise ValueError(f"{run_dir} exists: resume={recipe.resume} starts a new run, give it another run.name")
+        checkpoint = _from_path(Path(recipe.resume).expanduser(), messages)
+        return Start(run_dir, digest, checkpoint, digest_of(checkpoint), True, messages=messages)
+    if not (run_dir / "recipe.yaml").is_file():
+        return Start(run_dir, digest)
+    if recipe.resume == "never":
+        raise ValueError(f"{run_dir} exists and resume=never: choose another run.name")
+    changed = differences(load_file(run_dir / "recipe.yaml").recipe, recipe)
+    refuse_fixed(changed, run_dir)
+    checkpoint = newest_valid(run_dir / "checkpoints", messages.append)
+    messages += [f"changed: {key} {before} -> {now}" for key, (before, now) in changed.items()]
+    if checkpoint is None and messages and any("damaged" in message for message in messages):
+        raise ValueError("\n".join([*messages, f"no checkpoint of {run_dir} can be used: choose another run.name"]))
+    where = {} if checkpoint is None else {"checkpoint": checkpoint, "checkpoint_digest": digest_of(checkpoint)}
+    return Start(run_dir, digest, **where, is_new=False, changed=changed, messages=messages)
+
+
+def _new_name(root: Path, recipe_name: str) -> Path:
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    candidates = (root / f"{recipe_name}-{stamp}{suffix}" for suffix in ("", *(f"-{n}" for n in range(2, 1000))))
+    return next(path for path in candidates if not path.exists())
+
+
+def _from_path(path: Path, messages: list[str]) -> Path:
+    """The checkpoint that `resume=PATH` means: itself, or the newest valid one of a run directory."""
+    if (path / "manifest.json").is_file():
+        read_manifest(path)
+        return path
+    for folder in (path / "checkpoints", path):
+        if folder.is_dir() and (checkpoint := newest_valid(folder, messages.append)):
+            return checkpoint
+    raise ValueError("\n".join([*messages, f"resume={path} is no checkpoint, nor a run directory that holds one"]))
+
+
+def differences(before: Recipe, now: Recipe) -> dict[str, list[Any]]:
+    """Keys whose values differ, with both; those that do not concern training are left out."""
+    old, new = (dict(_flat(recipe.model_dump(mode="json", exclude=set(NOT_COMPARED)))) for recipe in (before, now))
+    return {key: [old.get(key), new.get(key)] for key in {**old, **new} if old.get(key) != new.get(key)}
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    flat = []
+    for key, value in values.items():
+        flat += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)]
+    return flat
+
+
+def refuse_fixed(changed: dict[str, list[Any]], run_dir: Path) -> None:
+    """Raise ValueError, naming all of them, where keys changed that a run cannot change."""
+    fixed = [key for key in changed if any(key == name or key.startswith(f"{name}.") for name in FIXED)]
+    if fixed:
+        listed = "\n".join(f"  {key}: {changed[key][0]} -> {changed[key][1]}" for key in fixed)
+        raise ValueError(
+            f"{run_dir} is a run with other values of keys that cannot change while it goes on:\n{listed}\n"
+            f"put them back, choose another run.name, or start a new run from its weights: resume={run_dir} run.name=..."
+        )
+
+
+def _check(start: Start, recipe: Recipe) -> None:
+    needed = {"digest", "micro_batch", "steps_per_epoch", "data", "log_length", "counters", "per_rank"}
+    if missing := needed - start.rest.keys():
+        raise CheckpointError(f"{start.checkpoint} lacks {', '.join(sorted(missing))}")
+    if not start.is_new and start.rest["data"] != start.data_digest:
+        raise ValueError(
+            f"{recipe.data.train} is not the data that {start.run_dir} was trained on so far (other images or classes): "
+            f"put it back, or start a new run from its weights: resume={start.run_dir} run.name=..."
+        )
+
+
+def _wait_for(checkpoint: Path, digest: str, seconds: float = 60) -> None:
+    """Until this machine sees the checkpoint that rank 0 chose: a network file system may show it late."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            if digest_of(checkpoint) == digest:
+                return
+            problem = "is another one here than on rank 0"
+        except OSError as error:
+            problem = f"cannot be read here ({error.strerror})"
+        if time.monotonic() > deadline:
+            raise CheckpointError(f"{checkpoint} {problem}: all ranks need the same run.root on a shared file system")
+        time.sleep(0.5)

@@ -1,0 +1,244 @@
+"""The wiring of a run: build everything, restore, fit, report. `main` turns its end into an exit code."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+
+from recipes.load import RecipeError, digest, dump, load
+from recipes.plan import Plan, make_plan
+from recipes.schema import Recipe
+from resnet.build import build_accelerator, build_data, build_model_for, build_state, together, wrap
+from resnet.data.loader import Loader, MicroBatches, end_workers, workers_per_rank
+from resnet.data.order import Order
+from resnet.data.source import Source
+from resnet.finish import finish
+from resnet.hooks import RunHooks
+from resnet.loop import Trainer, TrainingError, fit
+from resnet.preemption import Signals, die_with_launcher
+from resnet.progress import Progress
+from resnet.resume import Start, find_start
+from resnet.rundir import end_attempt, provenance, record_attempt, write_atomic, write_status
+from resnet.saver import Saver, check_space
+from resnet.snapshot import restore
+from resnet.tracker import MetricsLog, NullTracker, open_wandb
+
+DONE, FAILED, MISTAKE, STOPPED = 0, 1, 2, 85
+"""Exit codes: finished; failed; the user's mistake, nothing begun; stopped with a checkpoint, to be continued."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run what a command line says; returns the exit code."""
+    debug = "--debug" in argv
+    signals = Signals()
+    signals.install()
+    die_with_launcher()
+    try:
+        recipe = load([argument for argument in argv if argument != "--debug"]).recipe
+        accelerator = build_accelerator(recipe)
+        return run(recipe, accelerator, signals)
+    except (RecipeError, ValueError) as error:
+        if debug:
+            traceback.print_exc()
+        if int(os.environ.get("RANK", "0")) == 0:
+            print(f"train.py: {error}", file=sys.stderr)
+        return MISTAKE
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def run(recipe: Recipe, accelerator: Accelerator, signals: Signals) -> int:
+    """Train on this rank. Raises ValueError for what the user can mend, before anything is written."""
+    rank, local_rank = accelerator.process_index, accelerator.local_process_index
+    train, val = together(lambda: build_data(recipe), local_rank, first_alone=True)
+    order = _order(recipe, train)
+    start = together(lambda: find_start(recipe, train), local_rank)
+    plan = together(lambda: make_plan(recipe, len(order), accelerator.num_processes, start.micro_batch))
+    if start.is_finished(plan):
+        if rank == 0:
+            print(f"{start.run_dir} is finished: nothing to do (more epochs= would continue it)")
+        return DONE
+    model, note = together(lambda: build_model_for(recipe, len(train.classes)))
+    state = build_state(recipe, plan, model, accelerator)
+    together(lambda: check_space(start.run_dir, state, recipe.checkpoint.keep))
+    network = wrap(recipe, plan, state.model, accelerator)
+    if start.checkpoint is not None:
+        together(lambda: _restore(state, start, plan, accelerator))
+    state.model.train()
+
+    run_dir = start.run_dir
+    information: dict[str, Any] = {}
+    if rank == 0:
+        information = _open_run_dir(recipe, start, plan, accelerator)
+    accelerator.wait_for_everyone()
+    facts = _facts(recipe, plan, start)
+    saver = Saver(run_dir, plan, facts, writes=rank == 0, say=lambda text: print(text, file=sys.stderr, flush=True))
+    progress = Progress(recipe.progress if rank == 0 else "off", plan.total_steps, plan.steps_per_epoch, state.step)
+    metrics, tracker = None, NullTracker()
+    if rank == 0:
+        metrics = MetricsLog(run_dir / "metrics.jsonl")
+        metrics.truncate(start.log_length)
+        tracker = open_wandb(recipe, run_dir, information)
+    hooks = RunHooks(run_dir, plan, state, saver, signals, progress, metrics, tracker)
+    trainer = Trainer(plan, accelerator, network, state, len(train.classes), len(train), len(val), hooks)
+    workers = workers_per_rank(recipe.data.num_workers, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    batches = MicroBatches(train, val, order, recipe.augment)
+    trainer.batches = iter(Loader(batches, trainer.keys(), accelerator.device, workers, recipe.data.prefetch))
+    for line in _opening(recipe, plan, start, train, val, accelerator, workers, note, tracker):
+        progress.message(line)
+    return _train(trainer, hooks, train.classes)
+
+
+def _train(trainer: Trainer, hooks: RunHooks, classes: list[str]) -> int:
+    """Fit, and leave the run directory in a state that says how it ended."""
+    begin, first_step = time.time(), trainer.state.step
+    outcome, reason, failure = "failed", "", None
+    gc.collect()
+    gc.freeze()
+    try:
+        with profiler(trainer):
+            outcome = fit(trainer)
+        if outcome == "finished":
+            hooks.saver.wait()
+        reason = f"signal {hooks.signals.received}" if outcome == "stopped" else "finished"
+        if outcome == "stopped" and hooks.failed_to_save:
+            outcome, reason = "failed", "checkpoints could not be saved"
+    except TrainingError as error:
+        reason, failure = str(error), "nan" if "finite" in str(error) else "data"
+    except FloatingPointError as error:
+        reason, failure = str(error), "nan"
+    except torch.cuda.OutOfMemoryError as error:
+        most = max(2, trainer.plan.micro_batch // 2)
+        reason = f"out of GPU memory ({str(error).split('.')[0]}): try max_batch_per_device={most}"
+        failure = "oom"
+    except Exception as error:
+        traceback.print_exc()
+        reason, failure = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}", "crash"
+    hooks.progress.close()
+    trainer.batches = iter(())
+    gc.unfreeze()
+    end_workers()
+    if hooks.metrics is not None:
+        hooks.metrics.sync()
+        end_attempt(hooks.run_dir, reason, trainer.state.step)
+        write_status(hooks.run_dir, state=outcome, reason=reason, failure=failure, eta_s=None)
+        if outcome == "finished":
+            finish(trainer, hooks, classes, begin, first_step)
+        hooks.tracker.finish(exit_code=0 if outcome != "failed" else 1)
+        if command := hooks.tracker.sync_command():
+            print(f"W&B: nothing was uploaded; to do so: {command}")
+    if outcome == "failed":
+        print(f"train.py: rank {trainer.rank}: training failed after step {trainer.state.step}: {reason}", file=sys.stderr)
+        return FAILED
+    if outcome == "stopped":
+        if trainer.rank == 0:
+            name, step = hooks.run_dir, hooks.saver.saved_step
+            print(f"stopped ({reason}) with a checkpoint at step {step}; to continue, repeat the command with "
+                  f"run.root={name.parent} run.name={name.name}")  # fmt: skip
+        return STOPPED
+    return DONE
+
+
+def _order(recipe: Recipe, train: Source) -> Order:
+    data = recipe.data
+    return Order(train.labels, recipe.seed, recipe.batch_size, data.repeats, data.balance == "oversample")
+
+
+def _restore(state, start: Start, plan: Plan, accelerator: Accelerator) -> None:
+    assert start.checkpoint is not None
+    restore(state, start.checkpoint, start.rest, accelerator.process_index, accelerator.num_processes)
+    if start.is_new:
+        start.place_in(state, plan)
+    if state.step > plan.total_steps:
+        raise ValueError(
+            f"{start.checkpoint} is of step {state.step} and epochs={plan.recipe.epochs:g} ends at step {plan.total_steps}"
+        )
+
+
+def _facts(recipe: Recipe, plan: Plan, start: Start) -> dict[str, Any]:
+    """What a checkpoint says of the run beside its state."""
+    return {
+        "digest": digest(recipe),
+        "recipe": recipe.model_dump(mode="json"),
+        "micro_batch": plan.micro_batch,
+        "world_size": plan.world_size,
+        "steps_per_epoch": plan.steps_per_epoch,
+        "data": start.data_digest,
+    }
+
+
+def _open_run_dir(recipe: Recipe, start: Start, plan: Plan, accelerator: Accelerator) -> dict[str, Any]:
+    run_dir = start.run_dir
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "logs").mkdir(exist_ok=True)
+    saved = recipe.model_copy(update={"run": recipe.run.model_copy(update={"name": run_dir.name})})
+    write_atomic(run_dir / "recipe.yaml", dump(saved))
+    device = accelerator.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    derived = {
+        "steps_per_epoch": plan.steps_per_epoch,
+        "total_steps": plan.total_steps,
+        "batch_size": plan.batch_size,
+        "micro_batch": plan.micro_batch,
+        "accumulation": plan.accumulation,
+        "lr": plan.lr,
+        "precision": accelerator.mixed_precision,
+    }
+    information = provenance(sys.argv, [name] * plan.world_size, plan.world_size, derived)
+    attempt = record_attempt(run_dir, {**information, "changed": start.changed}, start.step)
+    write_status(
+        run_dir,
+        name=run_dir.name,
+        state="running",
+        step=start.step,
+        total_steps=plan.total_steps,
+        epoch=plan.epoch(start.step),
+        epochs=recipe.epochs,
+        attempts=attempt,
+        failure=None,
+        reason=None,
+        pid=os.getpid(),
+        host=information["host"],
+        job_id=information["job_id"],
+    )
+    return information
+
+
+def _opening(recipe, plan: Plan, start: Start, train, val, accelerator, workers, note, tracker) -> list[str]:
+    device = accelerator.device
+    what = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    ranks = f"{plan.world_size} x {what}" if plan.world_size > 1 else what
+    accumulated = f" in {plan.accumulation} micro-batches" if plan.accumulation > 1 else ""
+    lines = [
+        f"{recipe.name}: {recipe.model.name or recipe.model.block} on {ranks}, precision {accelerator.mixed_precision}; "
+        f"run directory {start.run_dir}",
+        f"{len(train)} training and {len(val)} validation images of {len(train.classes)} classes; "
+        f"{plan.steps_per_epoch} steps an epoch, {plan.total_steps} in all; batch {plan.batch_size}, "
+        f"{plan.batch_size // plan.world_size} per device{accumulated}; lr {plan.lr:g}; {workers} workers per device",
+        *([note] if note else []),
+        *start.messages,
+        *([tracker.note] if tracker.note else []),
+    ]
+    if device.type == "cpu" and "imagenet" in recipe.name and len(train) > 100_000:
+        lines.append("no GPU: this will take years; launch it where torch sees one")
+    if start.checkpoint is not None:
+        lines.append(f"continues from {start.checkpoint} (step {start.step})")
+    return lines
+
+
+def profiler(trainer: Trainer):
+    from resnet.profiling import profile_steps
+
+    return profile_steps(trainer)

@@ -1,0 +1,143 @@
+"""When to save, and the thread that writes while training goes on."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from recipes.plan import Plan
+from resnet import checkpoint
+from resnet.checkpoint import commit, prune
+from resnet.rundir import write_atomic
+from resnet.snapshot import EMA, MODEL, Snapshot
+from resnet.state import TrainState, networks
+
+
+class Saver:
+    """Saves the state of a run; every rank calls `save` at the same step, rank 0 writes."""
+
+    def __init__(self, run_dir: Path, plan: Plan, facts: dict[str, Any], writes: bool, say: Callable[[str], None]) -> None:
+        self.folder, self.plan, self.facts, self.writes, self.say = run_dir / "checkpoints", plan, facts, writes, say
+        self.settings = plan.recipe.checkpoint
+        self.saved_step = -1
+        self.committed_time: float | None = None
+        self.failures = 0
+        self.stall = 0.0
+        """Seconds the last save held up training."""
+        self._snapshot = Snapshot()
+        self._thread: threading.Thread | None = None
+        self._last = time.monotonic()
+
+    def due(self, step: int) -> bool:
+        """Whether a save is due after a step by steps or epochs; the same on all ranks."""
+        every = self.settings.every
+        if every.unit == "minutes":
+            return False
+        length = every.value * (self.plan.steps_per_epoch if every.unit == "epochs" else 1)
+        return step % int(length) == 0
+
+    def due_by_time(self) -> bool:
+        """Whether a save is due by this rank's clock."""
+        every = self.settings.every
+        return every.unit == "minutes" and time.monotonic() - self._last >= 60 * every.value
+
+    def save(self, state: TrainState, log_length: int, wait: bool = False) -> None:
+        """Copy the state and write it in the background; `wait` until it is on disk.
+
+        Raises FloatingPointError where weights are not finite: such a state is never saved.
+        """
+        start = time.perf_counter()
+        if state.step != self.saved_step:
+            _assert_finite(state)
+            self.wait()
+            self._snapshot.take(state, {**self.facts, "log_length": log_length})
+            self.saved_step, self._last = state.step, time.monotonic()
+            if self.writes:
+                job = (state.step, state.best_step, self._archive(state.step))
+                self._thread = threading.Thread(target=self._write, args=job, name="checkpoint", daemon=True)
+                self._thread.start()
+        if wait:
+            self.wait()
+        self.stall = time.perf_counter() - start
+
+    def wait(self) -> None:
+        """Until nothing is being written."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def mark_best(self, step: int) -> None:
+        """Let `best` name the checkpoint of a step, once it is there."""
+        self.wait()
+        if self.writes and (self.folder / checkpoint.name_of(step)).is_dir():
+            write_atomic(self.folder / "best", checkpoint.name_of(step) + "\n")
+
+    def _archive(self, step: int) -> Path | None:
+        every = self.settings.weights_every
+        if not every or step % (every * self.plan.steps_per_epoch):
+            return None
+        return self.folder.parent / "weights" / f"epoch-{step // self.plan.steps_per_epoch:04d}.safetensors"
+
+    def _write(self, step: int, best_step: int | None, archive: Path | None) -> None:
+        files: dict[str, bytes] = {}
+        try:
+            files = self._snapshot.files()
+            commit(self.folder, step, files, {"epoch": self.plan.epoch(step), "recipe": self.facts["digest"]})
+            if archive:
+                archive.parent.mkdir(exist_ok=True)
+                write_atomic(archive, files.get(EMA, files[MODEL]))
+            prune(self.folder, self.settings.keep, best_step)
+            self.failures, self.committed_time = 0, time.time()
+        except OSError as error:
+            self.failures += 1
+            self.say(_explain(error, self.folder, sum(map(len, files.values())), self.failures, self.settings.max_failures))
+
+
+def _explain(error: OSError, folder: Path, needed: int, failures: int, most: int) -> str:
+    try:
+        free = f"{shutil.disk_usage(existing(folder)).free / 1e6:.0f} MB free"
+    except OSError:
+        free = "free space unknown"
+    return (
+        f"COULD NOT SAVE a checkpoint to {folder}: {error.strerror or error} (it needs {needed / 1e6:.0f} MB, {free}). "
+        f"The one before is intact; the next is tried when due (failure {failures} of {most} in a row)."
+    )
+
+
+def existing(path: Path) -> Path:
+    """The path itself or the nearest folder above that exists."""
+    return next(p for p in (path, *path.absolute().parents) if p.exists())
+
+
+def check_space(run_dir: Path, state: TrainState, keep: int) -> None:
+    """Raise ValueError where the disk cannot hold what the recipe asks to keep, the optimizer's moments counted."""
+    weights = sum(t.numel() * t.element_size() for network in networks(state) for t in network.state_dict().values())
+    moments = {"SGD": 1, "Lars": 1}.get(type(state.optimizer).__name__, 2)
+    trained = sum(p.numel() * p.element_size() for group in state.optimizer.param_groups for p in group["params"])
+    needed = (weights + moments * trained) * (keep + 2)
+    place = existing(run_dir)
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise ValueError(
+            f"{place} has {free / 1e6:.0f} MB free, and {keep} checkpoints, the best and one being written need "
+            f"{needed / 1e6:.0f} MB: choose another run.root or a smaller checkpoint.keep"
+        )
+    if not os.access(place, os.W_OK):
+        raise ValueError(f"cannot write to {place}: choose another run.root")
+
+
+def _assert_finite(state: TrainState) -> None:
+    tensors = [t for network in networks(state) for t in network.state_dict().values() if t.is_floating_point()]
+    broken = (~torch.isfinite(torch.stack(torch._foreach_norm(tensors)))).any().to(torch.int32)
+    if dist.is_initialized():
+        dist.all_reduce(broken, op=dist.ReduceOp.MAX)
+    if broken.item():
+        raise FloatingPointError(f"weights are not finite after step {state.step}: not saved")

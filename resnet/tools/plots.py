@@ -1,0 +1,133 @@
+"""Pictures of a run: its curves and its confusion matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ANNOTATED_CLASSES = 30
+"""Most classes whose matrix is drawn whole."""
+SHOWN_CLASSES = 20
+"""Classes drawn of a larger matrix: those confused most."""
+TRAIN, VALIDATION, GREY = "#4c78a8", "#e4572e", "#767676"
+
+
+def draw_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draw loss, accuracy, learning rate and throughput against the epoch.
+
+    rows: of metrics.jsonl; keys that no row has draw nothing.
+    path: file to write; its suffix is the format (.png, .svg).
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 6.4), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    (loss, accuracy), (rate, speed) = figure.subplots(2, 2, sharex=True)
+    _line(loss, rows, "train/loss", "training", TRAIN)
+    _line(loss, rows, "val/loss", "validation", VALIDATION, measured=True)
+    _line(accuracy, rows, "train/top1", "training top-1", TRAIN)
+    _line(accuracy, rows, "val/top1", "validation top-1", VALIDATION, measured=True)
+    if any((row.get("val/top5") or 100) < 99.9 for row in rows):
+        _line(accuracy, rows, "val/top5", "validation top-5", GREY, measured=True)
+    _line(rate, rows, "lr", "", TRAIN, raw=True)
+    _line(speed, rows, "images_per_second", "", TRAIN)
+    for axes in (rate, speed):
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("epoch")
+    for axes, title, unit in (
+        (loss, "Loss", ""),
+        (accuracy, "Accuracy", "%"),
+        (rate, "Learning rate", ""),
+        (speed, "Throughput", "images/s"),
+    ):
+        axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
+        axes.set_ylabel(unit)
+        axes.grid(color="#e6e6e6", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelbottom=True)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False, fontsize=9)
+    figure.savefig(path)
+
+
+def _line(
+    axes: Any,
+    rows: Sequence[dict[str, Any]],
+    key: str,
+    label: str,
+    color: str,
+    measured: bool = False,
+    raw: bool = False,
+) -> None:
+    points = [(row["epoch"], row[key]) for row in rows if row.get(key) is not None and row.get("epoch") is not None]
+    if not points:
+        return
+    x, y = np.array(points, dtype=float).T
+    if measured:
+        axes.plot(x, y, color=color, label=label, linewidth=1.6, marker="o", markersize=4 if len(x) <= 30 else 0)
+    elif raw or len(x) < 60:
+        axes.plot(x, y, color=color, label=label, linewidth=1.4)
+    else:
+        axes.plot(x, y, color=color, linewidth=0.6, alpha=0.3)
+        axes.plot(x, _smooth(y, len(y) // 60 + 2), color=color, label=label, linewidth=1.6)
+
+
+def _smooth(values: np.ndarray, width: int) -> np.ndarray:
+    """Centred moving mean over 2 * width + 1 values, fewer at the ends."""
+    window = np.ones(2 * width + 1)
+    return np.convolve(values, window, "same") / np.convolve(np.ones_like(values), window, "same")
+
+
+def most_confused(matrix: np.ndarray, count: int) -> np.ndarray:
+    """Indices, in order, of the classes with the most mistakes in their row or column of a (C, C) matrix of counts."""
+    wrong = matrix - np.diag(np.diag(matrix))
+    return np.sort(np.argsort(-(wrong.sum(0) + wrong.sum(1)), kind="stable")[:count])
+
+
+def draw_confusion(matrix: np.ndarray, classes: Sequence[str], path: Path) -> None:
+    """Draw the share, in percent, of each true class (row) that was taken for each class (column).
+
+    matrix: (C, C) counts, [true, predicted].
+    classes: C names. Of more than 30 classes the 20 that are confused most are drawn, with the rest as a last column.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    matrix = np.asarray(matrix)
+    assert matrix.shape == (len(classes), len(classes)), (matrix.shape, len(classes))
+    share = 100 * matrix / np.maximum(1, matrix.sum(axis=1, keepdims=True))
+    names, title = [_short(name) for name in classes], "Confusion, % of each true class"
+    columns = names
+    if len(names) > ANNOTATED_CLASSES:
+        chosen = most_confused(matrix, SHOWN_CLASSES)
+        rest = 100 * (matrix[chosen].sum(1) > 0) - share[np.ix_(chosen, chosen)].sum(1)
+        share = np.column_stack([share[np.ix_(chosen, chosen)], rest])
+        title = f"{title}: the {SHOWN_CLASSES} classes confused most, of {len(classes)}"
+        names = [names[index] for index in chosen]
+        columns = [*names, "(others)"]
+    side = max(4.5, 0.42 * len(names) + 2)
+    figure = Figure(figsize=(side + 0.6, side), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
+    axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
+    figure.suptitle(title, fontsize=10, fontweight="bold")
+    for row, column in np.argwhere(share >= 0.5):
+        value = share[row, column]
+        color = "white" if value > 55 else "#222222"
+        axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=8, color=color)
+    figure.savefig(path)
+
+
+def _short(name: str, length: int = 22) -> str:
+    # matplotlib reads text between two dollar signs as a formula.
+    name = name.replace("$", r"\$")
+    return name if len(name) <= length else name[: length - 1] + "…"
