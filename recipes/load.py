@@ -84,6 +84,8 @@ def _split(argument: str) -> tuple[str, str]:
     key, equals, value = argument.partition("=")
     if not equals or not re.fullmatch(r"[A-Za-z_][\w.]*", key):
         hint = f": did you mean {key.lstrip('-')}={value or '...'}?" if argument.startswith("-") else ""
+        if argument in names() or Path(argument).exists():
+            hint = f": did you mean recipe={argument}?"
         raise RecipeError(f"cannot read {argument!r}, arguments have the form key=value{hint}")
     return key, value
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import math
 from dataclasses import dataclass
 from functools import partial
 
 from recipes.schedule import Hyper, hyper_at
-from recipes.schema import Recipe
+from recipes.schema import Data, Ema, Recipe, ShapesData, SyntheticData
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,11 @@ class Plan:
     def accumulation(self) -> int:
         """Micro-batches of a step on one device."""
         return self.slots // self.world_size
+
+    @property
+    def end_step(self) -> int:
+        """Step at which the run ends: that of the schedule, or `max_steps`."""
+        return min(self.total_steps, self.recipe.max_steps or self.total_steps)
 
     def slot(self, step: int, slot: int) -> tuple[int, int]:
         """First and last-plus-one position, within its epoch, of a micro-batch of a (global) step."""
@@ -77,7 +81,7 @@ class Plan:
 
     def evaluates_after(self, step: int) -> bool:
         """Whether an evaluation follows once `step` steps are done."""
-        return step == self.total_steps or (step > 0 and step % (self.steps_per_epoch * self.recipe.eval.every) == 0)
+        return step == self.end_step or (step > 0 and step % (self.steps_per_epoch * self.recipe.eval.every) == 0)
 
 
 def make_plan(recipe: Recipe, samples: int, world_size: int, micro_batch: int | None = None) -> Plan:
@@ -89,11 +93,11 @@ def make_plan(recipe: Recipe, samples: int, world_size: int, micro_batch: int | 
     micro_batch = micro_batch or _micro_batch(recipe, world_size)
     slots, rest = divmod(recipe.batch_size, micro_batch)
     if rest or slots % world_size:
-        unit = math.lcm(micro_batch * world_size, recipe.data.repeats)
+        unit = micro_batch * world_size
         below = recipe.batch_size // unit * unit
         sizes = " or ".join(str(size) for size in (below, below + unit) if size)
         raise ValueError(
-            f"batch_size {recipe.batch_size} does not divide over {world_size} devices in micro-batches of "
+            f"batch_size {recipe.batch_size} does not divide over {_devices(world_size)} in micro-batches of "
             f"{micro_batch}: batch_size {sizes} would{'' if rest else f'; so would {_divisors(slots)} devices'}"
         )
     steps, tail = divmod(samples, recipe.batch_size)
@@ -113,25 +117,65 @@ def make_plan(recipe: Recipe, samples: int, world_size: int, micro_batch: int | 
     )
 
 
+def samples_known(data: Data) -> int | None:
+    """Training samples of an epoch as far as the recipe tells; None: only the data itself does."""
+    match data:
+        case SyntheticData():
+            images = data.samples
+        case ShapesData():
+            images = 10 * data.per_class
+        case _:
+            images = data.train_samples
+    if images is None or data.balance != "none" or data.val_fraction is not None:
+        return None
+    return min(images, data.max_train or images)
+
+
+def effective_decay(config: Ema, batch_size: int, epochs: float) -> float:
+    """The share of the average that one update keeps.
+
+    With `config.rescale`, as in torchvision's references, 1 - decay is multiplied by batch_size * every / epochs and is
+    1 at most. batch_size: images of one optimizer step over all devices.
+    """
+    if not config.rescale:
+        return config.decay
+    return 1 - min(1.0, (1 - config.decay) * batch_size * config.every / epochs)
+
+
 def _micro_batch(recipe: Recipe, world_size: int) -> int:
-    if size := _largest_micro_batch(recipe, recipe.batch_size, world_size):
+    batch_size, limit = recipe.batch_size, recipe.max_batch_per_device
+    if size := _largest_micro_batch(limit, batch_size, world_size):
         return size
-    unit = math.lcm(world_size, recipe.data.repeats)
-    below = recipe.batch_size // unit * unit
-    fits = partial(_largest_micro_batch, recipe, world_size=world_size)
-    sizes = [next(filter(fits, range(below, 0, -unit)), None), next(filter(fits, itertools.count(below + unit, unit)))]
-    limit = f" in micro-batches of at most {recipe.max_batch_per_device}" if recipe.max_batch_per_device else ""
+    below = batch_size // world_size * world_size
+    fits = partial(_largest_micro_batch, limit, world_size=world_size)
+    lower, higher = range(below, 0, -world_size), itertools.count(below + world_size, world_size)
+    sizes = [next(filter(fits, lower), None), next(filter(fits, higher))]
+    share, rest = divmod(batch_size, world_size)
+    within, more = " (2 images or more each)", ""
+    if not rest and share > 1:
+        assert limit
+        within = f" in micro-batches of {max(2, -(-limit // 2))} to {limit} images"
+        larger = next(size for size in range(limit, share + 1) if share % size == 0)
+        more = f"; so would max_batch_per_device {larger}"
     raise ValueError(
-        f"batch_size {recipe.batch_size} does not divide over {world_size} devices{limit} (2 images or more each): "
-        f"batch_size {' or '.join(str(size) for size in sizes if size)} would"
+        f"batch_size {batch_size} does not divide over {_devices(world_size)}{within}: "
+        f"batch_size {' or '.join(str(size) for size in sizes if size)} would{more}"
     )
 
 
-def _largest_micro_batch(recipe: Recipe, batch_size: int, world_size: int) -> int | None:
-    """The most images of one forward pass into which each device's share divides evenly; at least 2, for BatchNorm."""
+def _largest_micro_batch(limit: int | None, batch_size: int, world_size: int) -> int | None:
+    """The most images of one forward pass into which each device's share divides evenly.
+
+    At least 2, for BatchNorm, and half of what is allowed: a far smaller one would train slower and differently.
+    """
     share, rest = divmod(batch_size, world_size)
-    most = min(recipe.max_batch_per_device or share, share)
-    return None if rest else next((size for size in range(most, 1, -1) if share % size == 0), None)
+    most = min(limit or share, share)
+    least = max(2, -(-most // 2))
+    return None if rest else next((size for size in range(most, least - 1, -1) if share % size == 0), None)
+
+
+def _devices(count: int) -> str:
+    return f"{count} device{'s' if count > 1 else ''}"
 
 
 def _divisors(number: int) -> str:

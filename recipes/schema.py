@@ -9,8 +9,16 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, PlainSerializer, WithJsonSchema
-from pydantic import model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PlainSerializer,
+    WithJsonSchema,
+    model_validator,
+)
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -53,7 +61,13 @@ DurationField = Annotated[
 
 
 class Group(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        validate_default=True,
+        coerce_numbers_to_str=True,
+    )
 
 
 class Model(Group):
@@ -88,13 +102,13 @@ class Model(Group):
     zero_init_residual: bool = False
     """Start the last BatchNorm weight of each block at 0 (Goyal et al. 2017, arXiv:1706.02677, section 5.1)."""
     blurpool: bool = False
-    """Low-pass filter before each stride-2 convolution (Zhang 2019, arXiv:1904.11486, as FFCV's ImageNet recipes do)."""
+    """Low-pass filter before each stride-2 convolution (Zhang 2019, arXiv:1904.11486, as FFCV's recipes do)."""
     stochastic_depth: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Probability of dropping the last block's branch; grows linearly from 0 at the first (Huang et al. 2016)."""
     sync_batchnorm: bool = False
     """Normalise over all ranks' micro-batches (GPUs only)."""
     pretrained: str | None = None
-    """Weights to start from: a .safetensors or .pth file, a run directory, or a torchvision tag (IMAGENET1K_V2, DEFAULT)."""
+    """Weights to start from: a .safetensors or .pth file, a run directory, or a torchvision tag, as IMAGENET1K_V2."""
     freeze_backbone: bool = False
     """Train the classifier only; the rest keeps its weights and its BatchNorm statistics."""
 
@@ -104,7 +118,7 @@ class Model(Group):
         if self.name is None and not all(by_hand):
             raise ValueError("needs a name (as in model.name=resnet50), or block and layers")
         if self.name is not None and any(by_hand):
-            raise ValueError(f"has the name {self.name} and also block or layers: give model.name=null to build by hand")
+            raise ValueError(f"has the name {self.name} and also block or layers: model.name=null builds by hand")
         basic = self.block == "basic" or self.name in ("resnet18", "resnet34")
         if basic and (self.groups not in (None, 1) or self.width_per_group not in (None, 64)):
             raise ValueError("groups and width_per_group need bottleneck blocks (torchvision's basic block has none)")
@@ -135,7 +149,7 @@ class _Data(Group):
     balance: Literal["none", "oversample"] = "none"
     """oversample: draw (and augment) images of small classes again until all classes are as large as the largest."""
     repeats: Count = 1
-    """Repeated augmentation: each image stands this often in a batch, and 1/repeats of the images in an epoch."""
+    """Repeated augmentation: each image stands this often in a batch (or less, to fit), and 1/repeats in an epoch."""
     max_broken: Fraction = 0.01
     """Share of images that may prove unreadable (each named and replaced) before the run stops."""
 
@@ -189,6 +203,7 @@ class CifarData(_Data):
 
     source: Literal["cifar10", "cifar100"]
     train: str = "data"
+    """Folder the archive is in, or is downloaded to."""
     download: bool = True
     """Fetch the archive (170 MB) if it is not there."""
 
@@ -198,6 +213,7 @@ class ShapesData(_Data):
 
     source: Literal["shapes"]
     train: str = "data/shapes"
+    """Folder the images are drawn into."""
     per_class: Count = 200
     """Training images of each of the 10 classes; a quarter as many are drawn for validation."""
     size: Annotated[int, Field(ge=16)] = 72
@@ -209,6 +225,7 @@ class SyntheticData(_Data):
 
     source: Literal["synthetic"]
     train: str = "synthetic"
+    """Not read: the images are made in memory."""
     classes: Count = 10
     """Number of classes."""
     samples: Count = 1024
@@ -243,7 +260,7 @@ class Augment(Group):
     """From a decoded image to the network's input, for training and for evaluation."""
 
     crop: Literal["random_resized", "pad", "resize"] = "random_resized"
-    """random_resized: Inception crop; pad: pad by `padding` and crop at random (CIFAR); resize: the whole image, squeezed."""
+    """random_resized: Inception crop; pad: by `padding`, then a random crop (CIFAR); resize: the whole, squeezed."""
     train_size: Annotated[int, Field(ge=8)] = 224
     """Height and width of a training image in pixels."""
     val_resize: Annotated[int, Field(ge=8)] = 256
@@ -301,13 +318,15 @@ class Augment(Group):
         return self
 
 
+PeakLr = Annotated[Positive, Field(description="Peak learning rate, of the whole batch.")]
+
+
 class _Optimizer(Group):
-    lr: Positive
-    """Peak learning rate, of the whole batch."""
+    lr: PeakLr
     lr_for_batch_size: Count | None = None
     """Batch size that `lr` is stated for: another one scales it linearly. null: `lr` is used as it is."""
     weight_decay: NonNegative = 0.0
-    """L2 penalty (sgd, lars: added to the gradient; adamw, lamb: decoupled) on weights of convolutions and classifier."""
+    """L2 penalty on weights of convolutions and classifier (sgd, adam, lars: added to the gradient; else decoupled)."""
     weight_decay_norm: NonNegative | None = None
     """The same for weights and biases of normalisation layers; null: as weight_decay."""
     weight_decay_bias: NonNegative | None = None
@@ -320,7 +339,7 @@ class Sgd(_Optimizer):
     """SGD with momentum."""
 
     name: Literal["sgd"]
-    lr: Positive = 0.1
+    lr: PeakLr = 0.1
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Momentum."""
     nesterov: bool = False
@@ -337,7 +356,7 @@ class Adam(_Optimizer):
     """Adam, its weight decay added to the gradient."""
 
     name: Literal["adam"]
-    lr: Positive = 1e-3
+    lr: PeakLr = 1e-3
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     """Decay of the averages of the gradient and of its square."""
     eps: Positive = 1e-8
@@ -354,7 +373,7 @@ class Lamb(_Optimizer):
     """LAMB (You et al. 2019, arXiv:1904.00962)."""
 
     name: Literal["lamb"]
-    lr: Positive = 5e-3
+    lr: PeakLr = 5e-3
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     """Decay of the averages of the gradient and of its square."""
     eps: Positive = 1e-6
@@ -365,7 +384,7 @@ class Lars(_Optimizer):
     """LARS (You et al. 2017, arXiv:1708.03888); parameters without weight decay are not rescaled."""
 
     name: Literal["lars"]
-    lr: Positive = 10.0
+    lr: PeakLr = 10.0
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Momentum."""
     trust_coefficient: Positive = 0.001
@@ -564,6 +583,8 @@ class Recipe(Group):
     augment: Augment = Augment()
     epochs: Positive
     """Passes over the training data; a fraction ends the run within an epoch."""
+    max_steps: Count | None = None
+    """End the run after so many steps, with the schedule of all its epochs (for a try); null: go on to the end."""
     batch_size: Annotated[int, Field(ge=2)]
     """Images of one optimizer step over all devices together."""
     max_batch_per_device: Annotated[int, Field(ge=2)] | None = None
@@ -597,6 +618,8 @@ class Recipe(Group):
     checkpoint: Checkpoint = Checkpoint()
     log_every: Count = 50
     """Steps from one line of metrics.jsonl to the next."""
+    watchdog: Annotated[Positive | None, BeforeValidator(_off_is_none)] = 20
+    """Minutes without a step after which a rank ends, with the stacks of its threads in its log; null: never."""
     profile: Annotated[Profile | None, BeforeValidator(_off_is_none)] = None
     wandb: Wandb = Wandb()
     run: Run = Run()
@@ -617,10 +640,19 @@ class Recipe(Group):
         cycled = self.schedule.name == "onecycle" and self.schedule.cycle_momentum
         if cycled and self.optimizer.name == "sgd" and self.optimizer.momentum == 0:
             raise ValueError("schedule.cycle_momentum needs optimizer.momentum above 0")
-        if self.batch_size % self.data.repeats:
-            raise ValueError(f"batch_size {self.batch_size} is not a multiple of data.repeats {self.data.repeats}")
         return self
 
 
-NOT_TRAINING = ("name", "description", "wandb", "run", "resume", "progress", "evidence", "profile", "log_every")
+NOT_TRAINING = (
+    "name",
+    "description",
+    "wandb",
+    "run",
+    "resume",
+    "progress",
+    "evidence",
+    "profile",
+    "log_every",
+    "watchdog",
+)
 """Top-level keys that do not change what is trained."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
-from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -20,11 +20,10 @@ from resnet.ema import Ema, effective_decay
 from resnet.metrics import Window
 from resnet.model import build_model, freeze_backbone, load_pretrained
 from resnet.optim import build_optimizer
+from resnet.preemption import COLLECTIVE_TIMEOUT
 from resnet.state import TrainState
 
 T = TypeVar("T")
-
-COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 
 
 def build_accelerator(recipe: Recipe) -> Accelerator:
@@ -42,6 +41,8 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
         # Accelerate sets another number where this is not set, and torchrun sets 1.
         os.environ["OMP_NUM_THREADS"] = str(threads)
         torch.set_num_threads(threads)
+    # torch renames the argument in 2.15 and keeps the old name, which older versions need.
+    warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
     accelerator = Accelerator(
         mixed_precision=choose_precision(recipe, on_cpu),
         cpu=on_cpu,
@@ -53,7 +54,7 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
     asked = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != asked:
         raise ValueError(
-            f"{asked} processes were launched but this one sees {accelerator.num_processes}: they would each train alone. "
+            f"{asked} processes were launched but this one sees {accelerator.num_processes}: each would train alone. "
             "On CPUs launch with: accelerate launch --multi_gpu --num_processes N train.py ..."
         )
     if accelerator.device.type == "cuda":

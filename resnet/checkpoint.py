@@ -3,9 +3,9 @@
     checkpoints/step-00000500/    model.safetensors  ema.safetensors  training_state.pt  manifest.json
     checkpoints/latest            a line with the newest one's name; `best` likewise
 
-A checkpoint is written into `step-N.tmp`, every file and the folder are fsynced, the manifest with sizes and digests comes
-last, then one rename makes it a checkpoint; pointers move and old ones go only after that. At every instant what was
-loadable before still is. This module knows files only; what is in them is `resnet.snapshot`'s business.
+A checkpoint is written into `step-N.tmp`, every file and the folder are fsynced, the manifest with sizes and digests
+comes last, then one rename makes it a checkpoint; pointers move and old ones go only after that. At every instant what
+was loadable before still is. This module knows files only; what is in them is `resnet.snapshot`'s business.
 """
 
 from __future__ import annotations

@@ -11,18 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from recipes import schema
-
-
-def effective_decay(config: schema.Ema, batch_size: int, epochs: float) -> float:
-    """The share of the average that one update keeps.
-
-    With `config.rescale`, as in torchvision's references, 1 - decay is multiplied by batch_size * every / epochs and is
-    1 at most. batch_size: images of one optimizer step over all devices.
-    """
-    if not config.rescale:
-        return config.decay
-    return 1 - min(1.0, (1 - config.decay) * batch_size * config.every / epochs)
+from recipes.plan import effective_decay as effective_decay
 
 
 class Ema:

@@ -15,6 +15,7 @@ from resnet.rundir import write_status
 from resnet.saver import Saver
 from resnet.state import TrainState
 from resnet.tracker import MetricsLog, NullTracker
+from resnet.watchdog import Watchdog
 
 
 class RunHooks:
@@ -30,16 +31,17 @@ class RunHooks:
         progress: Progress,
         metrics: MetricsLog | None,
         tracker: NullTracker,
+        watchdog: Watchdog | None = None,
     ) -> None:
         self.run_dir, self.plan, self.state, self.saver = run_dir, plan, state, saver
         self.signals, self.progress, self.metrics, self.tracker = signals, progress, metrics, tracker
+        self.watchdog = watchdog
         self.agreement = Agreement()
         self.result: dict[str, Any] = {}
         """Of the last evaluation."""
         self.best_confusion: torch.Tensor | None = None
         self.images_per_second: list[float] = []
         self._since_evaluation: list[dict[str, Any]] = []
-        self._stopping = False
 
     def log(self, row: dict[str, Any]) -> None:
         row = row | {"time": time.time()}
@@ -67,9 +69,10 @@ class RunHooks:
     def after_step(self, loss: torch.Tensor) -> bool:
         step = self.state.step
         self.progress.update(step)
+        self._beat()
         wish = STOP if self._must_stop() else SAVE if self.saver.due_by_time() else NOTHING
         granted = self.agreement.reach(wish)
-        if granted == STOP or granted == SAVE or self.saver.due(step) or step == self.plan.total_steps:
+        if granted in (STOP, SAVE) or self.saver.due(step) or step == self.plan.end_step:
             self.save(wait=granted == STOP)
         return granted == STOP
 
@@ -77,6 +80,7 @@ class RunHooks:
         self.save()
 
     def stop_now(self) -> bool:
+        self._beat()
         if self.agreement.reach(STOP if self._must_stop() else NOTHING) == STOP:
             self.saver.wait()
             return True
@@ -98,12 +102,25 @@ class RunHooks:
         length = self.metrics.sync() if self.metrics is not None else 0
         self.saver.save(self.state, length, wait)
 
-    @property
-    def failed_to_save(self) -> bool:
-        return self.saver.failures >= self.plan.recipe.checkpoint.max_failures
+    def why_saving_failed(self) -> str | None:
+        """Where checkpoints could not be saved for too long, or must not be since another process has the run."""
+        lost = self.saver.lease is not None and self.saver.lease.lost
+        if lost or self.saver.failures >= self.plan.recipe.checkpoint.max_failures:
+            return f"checkpoints could not be saved: {self.saver.problem}"
+        return None
+
+    def close(self) -> None:
+        """End what runs beside training."""
+        self.progress.close()
+        if self.watchdog is not None:
+            self.watchdog.stop()
+
+    def _beat(self) -> None:
+        if self.watchdog is not None:
+            self.watchdog.beat(self.state.step)
 
     def _must_stop(self) -> bool:
-        return self.signals.received is not None or self.failed_to_save
+        return self.signals.received is not None or self.why_saving_failed() is not None
 
     def _epoch_line(self, result: dict[str, Any], best: bool) -> str:
         rows, plan = self._since_evaluation, self.plan

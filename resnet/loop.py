@@ -79,7 +79,7 @@ class Trainer:
         plan, start = self.plan, self.state.step
         if evaluation_is_due(self):
             yield from self.validation_keys()
-        for step in range(start, plan.total_steps):
+        for step in range(start, plan.end_step):
             yield from training_keys(plan, self.rank, step)
             if plan.evaluates_after(step + 1):
                 yield from self.validation_keys()
@@ -113,7 +113,7 @@ def fit(trainer: Trainer) -> str:
     if evaluation_is_due(trainer) and not evaluate_and_report(trainer):
         return "stopped"
     clock = _Clock(trainer)
-    while state.step < plan.total_steps:
+    while state.step < plan.end_step:
         loss, norm = train_step(trainer)
         state.step += 1
         if log_is_due(plan, state.step):
@@ -247,7 +247,7 @@ def log_window(trainer: Trainer, clock: _Clock, norm: torch.Tensor | None) -> No
     if means.bad_step >= 0:
         raise TrainingError(
             f"the loss is not finite since step {means.bad_step} (epoch {plan.epoch(means.bad_step):.2f}, "
-            f"lr {plan.hyper(means.bad_step).lr:g}): a lower optimizer.lr, a longer warm-up or grad_clip_norm may help; "
+            f"lr {plan.hyper(means.bad_step).lr:g}): a lower optimizer.lr, a longer warm-up or grad_clip_norm can help; "
             "the checkpoints from before it are kept"
         )
     if means.broken > trainer.recipe.data.max_broken * plan.samples:
@@ -256,7 +256,11 @@ def log_window(trainer: Trainer, clock: _Clock, norm: torch.Tensor | None) -> No
             f"{means.broken} of this epoch's images so far could not be read, more than data.max_broken "
             f"{trainer.recipe.data.max_broken:g} allows:\n  {examples or 'met by other ranks'}"
         )
-    row: dict[str, Any] = {"step": state.step, "epoch": plan.epoch(state.step), "samples": plan.samples_seen(state.step)}
+    row: dict[str, Any] = {
+        "step": state.step,
+        "epoch": plan.epoch(state.step),
+        "samples": plan.samples_seen(state.step),
+    }
     row |= {"lr": plan.hyper(state.step - 1).lr, "train/loss": means.loss, "train/top1": means.top1}
     if norm is not None:
         row["grad_norm"] = norm.item()
@@ -324,11 +328,23 @@ def evaluate(network: nn.Module, trainer: Trainer) -> dict[str, Any] | None:
         if batch is None or not len(batch.labels):
             continue
         assert batch.key == keys[turn], (batch.key, keys[turn])
-        images, labels = _input(batch.images, recipe, trainer.device), batch.labels.to(trainer.device)
         with trainer.accelerator.autocast():
-            logits = network(images).float()
-            if recipe.eval.flip:
-                logits = (logits + network(images.flip(3)).float()) / 2
-        tally.add(F.cross_entropy(logits, labels, reduction="sum"), logits, labels)
+            count_batch(tally, network, batch, recipe)
     trainer.state.model.train()
     return tally.read()
+
+
+def count_batch(tally: Tally, network: nn.Module, batch: Batch, recipe: Recipe) -> None:
+    """Evaluate a batch on the tally's device and count it there."""
+    labels = batch.labels.to(tally.loss.device)
+    logits = predict_logits(network, batch.images, recipe, tally.loss.device)
+    tally.add(F.cross_entropy(logits, labels, reduction="sum"), logits, labels)
+
+
+def predict_logits(network: nn.Module, images: torch.Tensor, recipe: Recipe, device: torch.device) -> torch.Tensor:
+    """Logits float32 (N, classes) of uint8 images (N, 3, H, W); with `eval.flip` the mean of both mirror images."""
+    images = _input(images, recipe, device)
+    logits = network(images).float()
+    if recipe.eval.flip:
+        logits = (logits + network(images.flip(3)).float()) / 2
+    return logits

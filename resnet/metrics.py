@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
-
 WINDOW = 6
 """Numbers in a window."""
 _HORIZON = 2**52
@@ -33,7 +32,7 @@ class Window:
 
     def __init__(self, device: torch.device) -> None:
         self.sums = torch.zeros(WINDOW, dtype=torch.float64, device=device)
-        """Loss, right, samples, broken images of the epoch, skipped steps, and HORIZON - the first bad step (0: none)."""
+        """Loss, right, samples, broken images of the epoch, skipped steps, HORIZON - the first bad step (0: none)."""
 
     def add(self, step: int, loss: torch.Tensor, right: torch.Tensor, samples: int, broken: int) -> None:
         """loss: mean over `samples` images; right: how many of them the network got right."""

@@ -6,6 +6,8 @@ import ctypes
 import os
 import signal
 import sys
+import time
+from datetime import timedelta
 from types import FrameType
 
 import torch
@@ -16,6 +18,10 @@ NOTHING, SAVE, STOP = 0, 1, 2
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 _PR_SET_PDEATHSIG = 1
+_SAME_SECONDS = 2.0
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+"""After which ranks that wait for one another give up."""
 
 
 class Signals:
@@ -23,16 +29,20 @@ class Signals:
 
     def __init__(self) -> None:
         self.received: str | None = None
+        self._time = 0.0
 
     def install(self) -> None:
         for number in SIGNALS:
             signal.signal(number, self._note)
 
     def _note(self, number: int, _: FrameType | None) -> None:
-        if number == signal.SIGINT and self.received == "SIGINT":
+        # A launcher passes on the Ctrl-C that the terminal sent to all its processes: that is the same one again.
+        if number == signal.SIGINT and self.received == "SIGINT" and time.monotonic() - self._time > _SAME_SECONDS:
             sys.stderr.write("\nstopped at once; the newest checkpoint on disk is the one to continue from\n")
             sys.stderr.flush()
             os._exit(130)
+        if self.received is None:
+            self._time = time.monotonic()
         self.received = self.received or signal.Signals(number).name
 
 
@@ -59,7 +69,7 @@ class Agreement:
 
     def __init__(self) -> None:
         several = dist.is_initialized() and dist.get_world_size() > 1
-        self._group = dist.new_group(backend="gloo") if several else None
+        self._group = dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT) if several else None
         self._pending: tuple[dist.Work, torch.Tensor] | None = None
 
     def reach(self, wish: int) -> int:

@@ -15,6 +15,7 @@ from recipes.plan import Plan
 from recipes.schema import Recipe
 from resnet.checkpoint import CheckpointError, digest_of, newest_valid, read_manifest
 from resnet.data.source import Source
+from resnet.lease import Lease
 from resnet.snapshot import read_rest
 from resnet.state import TrainState
 
@@ -25,7 +26,7 @@ FIXED = (
     "optimizer.name",
     *(f"data.{key}" for key in ("balance", "repeats", "last_batch", "val_fraction", "max_train")),
 )
-"""Keys (and groups) that cannot change while a run goes on: its samples, their order, and its tensors follow from them."""
+"""Keys (and groups) that cannot change while a run goes on: its tensors, its samples and their order follow."""
 
 NOT_COMPARED = ("name", "description", "evidence", "run", "resume", "progress", "wandb", "profile")
 
@@ -44,6 +45,22 @@ class Start:
     """Keys that differ from the run's recipe, each with the value before and now."""
     messages: list[str] = field(default_factory=list)
     rest: dict[str, Any] = field(default_factory=dict)
+    lease: Lease | None = None
+    """On rank 0, from the moment the run directory is there."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "lease": None}
+
+    def acquire(self) -> None:
+        """Become the run's one writer. Raises ValueError where somebody else is."""
+        if self.lease is None:
+            lease = Lease(self.run_dir)
+            lease.acquire()
+            self.lease = lease
+
+    def release(self) -> None:
+        if self.lease is not None:
+            self.lease.release()
 
     @property
     def step(self) -> int:
@@ -58,7 +75,7 @@ class Start:
         return self.rest["micro_batch"] if self.rest and not self.is_new else None
 
     def is_finished(self, plan: Plan) -> bool:
-        done = self.checkpoint is not None and not self.is_new and self.step == plan.total_steps
+        done = self.checkpoint is not None and not self.is_new and self.step == plan.end_step
         return done and (self.run_dir / "final.safetensors").is_file()
 
     def place_in(self, state: TrainState, plan: Plan) -> None:
@@ -112,14 +129,27 @@ def _choose(recipe: Recipe, digest: str) -> Start:
         return Start(run_dir, digest)
     if recipe.resume == "never":
         raise ValueError(f"{run_dir} exists and resume=never: choose another run.name")
-    changed = differences(load_file(run_dir / "recipe.yaml").recipe, recipe)
-    refuse_fixed(changed, run_dir)
-    checkpoint = newest_valid(run_dir / "checkpoints", messages.append)
-    messages += [f"changed: {key} {before} -> {now}" for key, (before, now) in changed.items()]
-    if checkpoint is None and messages and any("damaged" in message for message in messages):
-        raise ValueError("\n".join([*messages, f"no checkpoint of {run_dir} can be used: choose another run.name"]))
-    where = {} if checkpoint is None else {"checkpoint": checkpoint, "checkpoint_digest": digest_of(checkpoint)}
-    return Start(run_dir, digest, **where, is_new=False, changed=changed, messages=messages)
+    start = Start(run_dir, digest, is_new=False, messages=messages)
+    start.acquire()
+    try:
+        _continue_from_newest(start, recipe)
+    except BaseException:
+        start.release()
+        raise
+    return start
+
+
+def _continue_from_newest(start: Start, recipe: Recipe) -> None:
+    start.changed = differences(load_file(start.run_dir / "recipe.yaml").recipe, recipe)
+    start.checkpoint = newest_valid(start.run_dir / "checkpoints", start.messages.append)
+    if start.checkpoint is None and start.messages:
+        raise ValueError(
+            "\n".join([*start.messages, f"no checkpoint of {start.run_dir} can be used: choose another run.name"])
+        )
+    if start.checkpoint is not None:
+        refuse_fixed(start.changed, start.run_dir)
+        start.checkpoint_digest = digest_of(start.checkpoint)
+    start.messages += [f"changed: {key} {before} -> {now}" for key, (before, now) in start.changed.items()]
 
 
 def _new_name(root: Path, recipe_name: str) -> Path:
@@ -159,7 +189,7 @@ def refuse_fixed(changed: dict[str, list[Any]], run_dir: Path) -> None:
         listed = "\n".join(f"  {key}: {changed[key][0]} -> {changed[key][1]}" for key in fixed)
         raise ValueError(
             f"{run_dir} is a run with other values of keys that cannot change while it goes on:\n{listed}\n"
-            f"put them back, choose another run.name, or start a new run from its weights: resume={run_dir} run.name=..."
+            f"put them back, choose another run.name, or start a new run from it: resume={run_dir} run.name=..."
         )
 
 
@@ -169,8 +199,8 @@ def _check(start: Start, recipe: Recipe) -> None:
         raise CheckpointError(f"{start.checkpoint} lacks {', '.join(sorted(missing))}")
     if not start.is_new and start.rest["data"] != start.data_digest:
         raise ValueError(
-            f"{recipe.data.train} is not the data that {start.run_dir} was trained on so far (other images or classes): "
-            f"put it back, or start a new run from its weights: resume={start.run_dir} run.name=..."
+            f"{recipe.data.train} is not the data {start.run_dir} was trained on so far (other images or classes): "
+            f"put it back, or start a new run from it: resume={start.run_dir} run.name=..."
         )
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
+import shlex
 import sys
 import time
 import traceback
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +21,23 @@ from recipes.load import RecipeError, digest, dump, load
 from recipes.plan import Plan, make_plan
 from recipes.schema import Recipe
 from resnet.build import build_accelerator, build_data, build_model_for, build_state, together, wrap
+from resnet.checkpoint import clean
 from resnet.data.loader import Loader, MicroBatches, end_workers, workers_per_rank
 from resnet.data.order import Order
 from resnet.data.source import Source
+from resnet.failure import Failure, explain
 from resnet.finish import finish
 from resnet.hooks import RunHooks
-from resnet.loop import Trainer, TrainingError, fit
+from resnet.loop import Trainer, fit
 from resnet.preemption import Signals, die_with_launcher
+from resnet.profiling import profile_steps
 from resnet.progress import Progress
 from resnet.resume import Start, find_start
 from resnet.rundir import end_attempt, provenance, record_attempt, write_atomic, write_status
 from resnet.saver import Saver, check_space
 from resnet.snapshot import restore
 from resnet.tracker import MetricsLog, NullTracker, open_wandb
+from resnet.watchdog import RankLog, Watchdog
 
 DONE, FAILED, MISTAKE, STOPPED = 0, 1, 2, 85
 """Exit codes: finished; failed; the user's mistake, nothing begun; stopped with a checkpoint, to be continued."""
@@ -64,91 +69,100 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals) -> int:
     rank, local_rank = accelerator.process_index, accelerator.local_process_index
     train, val = together(lambda: build_data(recipe), local_rank, first_alone=True)
     order = _order(recipe, train)
-    start = together(lambda: find_start(recipe, train), local_rank)
-    plan = together(lambda: make_plan(recipe, len(order), accelerator.num_processes, start.micro_batch))
-    if start.is_finished(plan):
+    start = together(lambda: find_start(recipe, train))
+    with contextlib.ExitStack() as lifetime:
+        lifetime.callback(start.release)
+        plan = together(lambda: make_plan(recipe, len(order), accelerator.num_processes, start.micro_batch))
+        if start.is_finished(plan):
+            if rank == 0:
+                print(f"{start.run_dir} is finished: nothing to do (more epochs= would continue it)")
+            return DONE
+        model, note = together(lambda: build_model_for(recipe, len(train.classes)), local_rank, first_alone=True)
+        state = build_state(recipe, plan, model, accelerator)
+        together(lambda: check_space(start.run_dir, state, recipe.checkpoint.keep))
+        network = wrap(recipe, plan, state.model, accelerator)
+        if start.checkpoint is not None:
+            together(lambda: _restore(state, start, plan, accelerator))
+        state.model.train()
+
+        information = together(lambda: _open_run_dir(recipe, start, plan, accelerator) if rank == 0 else {})
+        log = lifetime.enter_context(contextlib.closing(RankLog(start.run_dir, rank)))
+        saver = Saver(start.run_dir, plan, _facts(recipe, plan, start), start.lease, writes=rank == 0)
+        progress = Progress(recipe.progress if rank == 0 else "off", plan.end_step, plan.steps_per_epoch, state.step)
+        metrics, tracker = None, NullTracker()
         if rank == 0:
-            print(f"{start.run_dir} is finished: nothing to do (more epochs= would continue it)")
-        return DONE
-    model, note = together(lambda: build_model_for(recipe, len(train.classes)))
-    state = build_state(recipe, plan, model, accelerator)
-    together(lambda: check_space(start.run_dir, state, recipe.checkpoint.keep))
-    network = wrap(recipe, plan, state.model, accelerator)
-    if start.checkpoint is not None:
-        together(lambda: _restore(state, start, plan, accelerator))
-    state.model.train()
-
-    run_dir = start.run_dir
-    information: dict[str, Any] = {}
-    if rank == 0:
-        information = _open_run_dir(recipe, start, plan, accelerator)
-    accelerator.wait_for_everyone()
-    facts = _facts(recipe, plan, start)
-    saver = Saver(run_dir, plan, facts, writes=rank == 0, say=lambda text: print(text, file=sys.stderr, flush=True))
-    progress = Progress(recipe.progress if rank == 0 else "off", plan.total_steps, plan.steps_per_epoch, state.step)
-    metrics, tracker = None, NullTracker()
-    if rank == 0:
-        metrics = MetricsLog(run_dir / "metrics.jsonl")
-        metrics.truncate(start.log_length)
-        tracker = open_wandb(recipe, run_dir, information)
-    hooks = RunHooks(run_dir, plan, state, saver, signals, progress, metrics, tracker)
-    trainer = Trainer(plan, accelerator, network, state, len(train.classes), len(train), len(val), hooks)
-    workers = workers_per_rank(recipe.data.num_workers, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    batches = MicroBatches(train, val, order, recipe.augment)
-    trainer.batches = iter(Loader(batches, trainer.keys(), accelerator.device, workers, recipe.data.prefetch))
-    for line in _opening(recipe, plan, start, train, val, accelerator, workers, note, tracker):
-        progress.message(line)
-    return _train(trainer, hooks, train.classes)
+            metrics = lifetime.enter_context(contextlib.closing(MetricsLog(start.run_dir / "metrics.jsonl")))
+            metrics.truncate(start.log_length)
+            tracker = open_wandb(recipe, start.run_dir, information)
+            write_status(start.run_dir, wandb_url=tracker.url)
+        watchdog = Watchdog(recipe.watchdog, log, state.step) if recipe.watchdog else None
+        hooks = RunHooks(start.run_dir, plan, state, saver, signals, progress, metrics, tracker, watchdog)
+        trainer = Trainer(plan, accelerator, network, state, len(train.classes), len(train), len(val), hooks)
+        workers = workers_per_rank(recipe.data.num_workers, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        batches = MicroBatches(train, val, order, recipe.augment)
+        trainer.batches = iter(Loader(batches, trainer.keys(), accelerator.device, workers, recipe.data.prefetch))
+        for line in _opening(recipe, plan, start, train, val, accelerator, workers, note, tracker):
+            progress.message(line)
+        return _train(trainer, hooks, log, train.classes)
 
 
-def _train(trainer: Trainer, hooks: RunHooks, classes: list[str]) -> int:
+def _train(trainer: Trainer, hooks: RunHooks, log: RankLog, classes: list[str]) -> int:
     """Fit, and leave the run directory in a state that says how it ended."""
     begin, first_step = time.time(), trainer.state.step
-    outcome, reason, failure = "failed", "", None
+    outcome, failure = "failed", None
     gc.collect()
     gc.freeze()
     try:
-        with profiler(trainer):
+        with profile_steps(trainer):
             outcome = fit(trainer)
-        if outcome == "finished":
-            hooks.saver.wait()
-        reason = f"signal {hooks.signals.received}" if outcome == "stopped" else "finished"
-        if outcome == "stopped" and hooks.failed_to_save:
-            outcome, reason = "failed", "checkpoints could not be saved"
-    except TrainingError as error:
-        reason, failure = str(error), "nan" if "finite" in str(error) else "data"
-    except FloatingPointError as error:
-        reason, failure = str(error), "nan"
-    except torch.cuda.OutOfMemoryError as error:
-        most = max(2, trainer.plan.micro_batch // 2)
-        reason = f"out of GPU memory ({str(error).split('.')[0]}): try max_batch_per_device={most}"
-        failure = "oom"
+        hooks.saver.wait()
+        if outcome == "stopped" and (reason := hooks.why_saving_failed()):
+            outcome, failure = "failed", Failure("disk", reason)
     except Exception as error:
-        traceback.print_exc()
-        reason, failure = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}", "crash"
-    hooks.progress.close()
-    trainer.batches = iter(())
-    gc.unfreeze()
-    end_workers()
+        failure = explain(error, trainer.plan)
+        if failure.unexpected:
+            traceback.print_exc(file=log.file)
+            traceback.print_exc()
+    finally:
+        gc.unfreeze()
+        hooks.close()
+        trainer.batches = iter(())
+        end_workers()
+    rank, step = trainer.rank, trainer.state.step
+    if failure is not None:
+        first = log.fail(trainer.plan.world_size, step, failure.reason, failure.kind, failure.own_fault)
+        if rank == 0:
+            print(f"train.py: training failed: {first}\n{_after_failure(hooks)}", file=sys.stderr)
     if hooks.metrics is not None:
         hooks.metrics.sync()
-        end_attempt(hooks.run_dir, reason, trainer.state.step)
-        write_status(hooks.run_dir, state=outcome, reason=reason, failure=failure, eta_s=None)
+        reason = (
+            failure.reason if failure else "finished" if outcome == "finished" else f"signal {hooks.signals.received}"
+        )
+        end_attempt(hooks.run_dir, reason, step)
         if outcome == "finished":
             finish(trainer, hooks, classes, begin, first_step)
-        hooks.tracker.finish(exit_code=0 if outcome != "failed" else 1)
+        if failure is None:
+            write_status(hooks.run_dir, state=outcome, reason=reason, failure=None, eta_s=None)
+        hooks.tracker.finish(exit_code=int(outcome == "failed"), timeout=30 if outcome == "finished" else 15)
         if command := hooks.tracker.sync_command():
             print(f"W&B: nothing was uploaded; to do so: {command}")
-    if outcome == "failed":
-        print(f"train.py: rank {trainer.rank}: training failed after step {trainer.state.step}: {reason}", file=sys.stderr)
-        return FAILED
-    if outcome == "stopped":
-        if trainer.rank == 0:
-            name, step = hooks.run_dir, hooks.saver.saved_step
-            print(f"stopped ({reason}) with a checkpoint at step {step}; to continue, repeat the command with "
-                  f"run.root={name.parent} run.name={name.name}")  # fmt: skip
-        return STOPPED
-    return DONE
+        if outcome == "stopped":
+            at = f"with a checkpoint at step {hooks.saver.saved_step}"
+            print(f"stopped ({reason}) {at}; to continue: {_continue_command(hooks.run_dir)}", flush=True)
+    return {"finished": DONE, "stopped": STOPPED, "failed": FAILED}[outcome]
+
+
+def _continue_command(run_dir: Path) -> str:
+    """The command line of this process, with the run named."""
+    launcher = "accelerate launch" if "ACCELERATE_MIXED_PRECISION" in os.environ else "python"
+    given = [a for a in sys.argv[1:] if a.partition("=")[0] not in ("run.name", "run.root", "resume")]
+    return f"{launcher} {shlex.join([sys.argv[0], *given, f'run.root={run_dir.parent}', f'run.name={run_dir.name}'])}"
+
+
+def _after_failure(hooks: RunHooks) -> str:
+    newest = max((hooks.run_dir / "checkpoints").glob("step-*[0-9]"), default=None)
+    kept = f"the newest checkpoint is {newest.name}; to continue from it: " if newest else "no checkpoint yet; again: "
+    return f"{kept}{_continue_command(hooks.run_dir)}\nlogs: {hooks.run_dir / 'logs'}"
 
 
 def _order(recipe: Recipe, train: Source) -> Order:
@@ -161,10 +175,8 @@ def _restore(state, start: Start, plan: Plan, accelerator: Accelerator) -> None:
     restore(state, start.checkpoint, start.rest, accelerator.process_index, accelerator.num_processes)
     if start.is_new:
         start.place_in(state, plan)
-    if state.step > plan.total_steps:
-        raise ValueError(
-            f"{start.checkpoint} is of step {state.step} and epochs={plan.recipe.epochs:g} ends at step {plan.total_steps}"
-        )
+    if state.step > plan.end_step:
+        raise ValueError(f"{start.checkpoint} is of step {state.step} and this recipe ends at step {plan.end_step}")
 
 
 def _facts(recipe: Recipe, plan: Plan, start: Start) -> dict[str, Any]:
@@ -182,7 +194,8 @@ def _facts(recipe: Recipe, plan: Plan, start: Start) -> dict[str, Any]:
 def _open_run_dir(recipe: Recipe, start: Start, plan: Plan, accelerator: Accelerator) -> dict[str, Any]:
     run_dir = start.run_dir
     run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "logs").mkdir(exist_ok=True)
+    start.acquire()
+    clean(run_dir / "checkpoints")
     saved = recipe.model_copy(update={"run": recipe.run.model_copy(update={"name": run_dir.name})})
     write_atomic(run_dir / "recipe.yaml", dump(saved))
     device = accelerator.device
@@ -203,7 +216,7 @@ def _open_run_dir(recipe: Recipe, start: Start, plan: Plan, accelerator: Acceler
         name=run_dir.name,
         state="running",
         step=start.step,
-        total_steps=plan.total_steps,
+        total_steps=plan.end_step,
         epoch=plan.epoch(start.step),
         epochs=recipe.epochs,
         attempts=attempt,
@@ -222,10 +235,10 @@ def _opening(recipe, plan: Plan, start: Start, train, val, accelerator, workers,
     ranks = f"{plan.world_size} x {what}" if plan.world_size > 1 else what
     accumulated = f" in {plan.accumulation} micro-batches" if plan.accumulation > 1 else ""
     lines = [
-        f"{recipe.name}: {recipe.model.name or recipe.model.block} on {ranks}, precision {accelerator.mixed_precision}; "
-        f"run directory {start.run_dir}",
+        f"{recipe.name}: {recipe.model.name or recipe.model.block} on {ranks}, "
+        f"precision {accelerator.mixed_precision}; run directory {start.run_dir}",
         f"{len(train)} training and {len(val)} validation images of {len(train.classes)} classes; "
-        f"{plan.steps_per_epoch} steps an epoch, {plan.total_steps} in all; batch {plan.batch_size}, "
+        f"{plan.steps_per_epoch} steps an epoch, {plan.end_step} in all; batch {plan.batch_size}, "
         f"{plan.batch_size // plan.world_size} per device{accumulated}; lr {plan.lr:g}; {workers} workers per device",
         *([note] if note else []),
         *start.messages,
@@ -236,9 +249,3 @@ def _opening(recipe, plan: Plan, start: Start, train, val, accelerator, workers,
     if start.checkpoint is not None:
         lines.append(f"continues from {start.checkpoint} (step {start.step})")
     return lines
-
-
-def profiler(trainer: Trainer):
-    from resnet.profiling import profile_steps
-
-    return profile_steps(trainer)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch.distributed as dist
 from recipes.plan import Plan
 from resnet import checkpoint
 from resnet.checkpoint import commit, prune
+from resnet.lease import Lease
 from resnet.rundir import write_atomic
 from resnet.snapshot import EMA, MODEL, Snapshot
 from resnet.state import TrainState, networks
@@ -24,12 +25,20 @@ from resnet.state import TrainState, networks
 class Saver:
     """Saves the state of a run; every rank calls `save` at the same step, rank 0 writes."""
 
-    def __init__(self, run_dir: Path, plan: Plan, facts: dict[str, Any], writes: bool, say: Callable[[str], None]) -> None:
-        self.folder, self.plan, self.facts, self.writes, self.say = run_dir / "checkpoints", plan, facts, writes, say
+    def __init__(self, run_dir: Path, plan: Plan, facts: dict[str, Any], lease: Lease | None, writes: bool) -> None:
+        self.folder, self.plan, self.facts, self.lease, self.writes = (
+            run_dir / "checkpoints",
+            plan,
+            facts,
+            lease,
+            writes,
+        )
         self.settings = plan.recipe.checkpoint
         self.saved_step = -1
         self.committed_time: float | None = None
         self.failures = 0
+        self.problem = ""
+        """Why the last save failed."""
         self.stall = 0.0
         """Seconds the last save held up training."""
         self._snapshot = Snapshot()
@@ -89,6 +98,8 @@ class Saver:
     def _write(self, step: int, best_step: int | None, archive: Path | None) -> None:
         files: dict[str, bytes] = {}
         try:
+            if self.lease is not None and not self.lease.check():
+                raise OSError("another process has taken the run over")
             files = self._snapshot.files()
             commit(self.folder, step, files, {"epoch": self.plan.epoch(step), "recipe": self.facts["digest"]})
             if archive:
@@ -98,16 +109,19 @@ class Saver:
             self.failures, self.committed_time = 0, time.time()
         except OSError as error:
             self.failures += 1
-            self.say(_explain(error, self.folder, sum(map(len, files.values())), self.failures, self.settings.max_failures))
+            self.problem = str(error.strerror or error)
+            needed = sum(map(len, files.values()))
+            told = _explain(self.problem, self.folder, needed, self.failures, self.settings.max_failures)
+            print(told, file=sys.stderr, flush=True)
 
 
-def _explain(error: OSError, folder: Path, needed: int, failures: int, most: int) -> str:
+def _explain(problem: str, folder: Path, needed: int, failures: int, most: int) -> str:
     try:
         free = f"{shutil.disk_usage(existing(folder)).free / 1e6:.0f} MB free"
     except OSError:
         free = "free space unknown"
     return (
-        f"COULD NOT SAVE a checkpoint to {folder}: {error.strerror or error} (it needs {needed / 1e6:.0f} MB, {free}). "
+        f"COULD NOT SAVE a checkpoint to {folder}: {problem} (it needs {needed / 1e6:.0f} MB, {free}). "
         f"The one before is intact; the next is tried when due (failure {failures} of {most} in a row)."
     )
 

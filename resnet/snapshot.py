@@ -21,7 +21,7 @@ MODEL, EMA, REST = "model.safetensors", "ema.safetensors", "training_state.pt"
 
 
 class Snapshot:
-    """Copies of the state on the host, in memory that is allocated once; on a GPU page-locked, filled without waiting."""
+    """Copies of the state on the host, in memory allocated once; with a GPU page-locked and filled without waiting."""
 
     def __init__(self) -> None:
         self._memory: dict[str, torch.Tensor] = {}
@@ -43,8 +43,7 @@ class Snapshot:
         self.model = self._copy_nested("model", state.model.state_dict())
         self.ema = self._copy_nested("ema", state.ema.module.state_dict()) if state.ema else None
         if per_rank.device.type == "cuda":
-            self._copied = torch.cuda.Event()
-            self._copied.record()
+            self._copied = torch.cuda.current_stream().record_event()
 
     def files(self) -> dict[str, bytes]:
         """The files' contents; waits for the copies, so best called by the writing thread."""
@@ -136,7 +135,7 @@ def load_weights(network: nn.Module, file: Path) -> None:
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any], checkpoint: Path) -> None:
-    """Load the moments; the options (lr, weight decay ...) stay those of the recipe. Keeps the parameters' memory format."""
+    """Load the moments, in the parameters' memory format; options (lr, weight decay ...) stay those of the recipe."""
     if not isinstance(saved, dict) or not isinstance(saved.get("state"), dict):
         raise CheckpointError(f"{checkpoint} has no state of an optimizer")
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -150,7 +149,9 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any], 
         parameter = parameters[index]
         for name, value in moments.items():
             if isinstance(value, torch.Tensor) and value.dim() and value.shape != parameter.shape:
-                raise CheckpointError(f"{checkpoint} has a {name} of shape {tuple(value.shape)} for {tuple(parameter.shape)}")
+                raise CheckpointError(
+                    f"{checkpoint} has a {name} of shape {tuple(value.shape)} for {tuple(parameter.shape)}"
+                )
         on_device = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
         optimizer.state[parameter] = {name: _like(value, parameter, on_device) for name, value in moments.items()}
 

@@ -44,7 +44,7 @@ def read_folder(root: Path, key: str, classes: list[str] | None = None) -> Files
     """
     folders, loose = _class_folders(root, key)
     with ThreadPoolExecutor(_THREADS) as pool:
-        names = list(pool.map(lambda folder: sorted(_images_below(root, folder)), folders))
+        names = list(pool.map(lambda folder: sorted(images_below(root, folder)), folders))
     if not folders:
         what = f"{loose} images, but no folder for each class" if loose else "no folders of images"
         flat = " (for a flat validation folder give data.val_labels)" if loose and key == "data.val" else ""
@@ -82,14 +82,14 @@ def _class_folders(root: Path, key: str) -> tuple[list[str], int]:
     return folders, sum(_is_image(entry.name) for entry in visible)
 
 
-def _images_below(root: Path, folder: str) -> Iterator[str]:
+def images_below(root: Path, folder: str) -> Iterator[str]:
     """Names, from `root` on, of the images below one of its folders."""
     with os.scandir(root / folder) as entries:
         for entry in entries:
             if _is_image(entry.name):
                 yield f"{folder}/{entry.name}"
             elif not entry.name.startswith(".") and entry.is_dir():
-                yield from _images_below(root, f"{folder}/{entry.name}")
+                yield from images_below(root, f"{folder}/{entry.name}")
 
 
 def _is_image(name: str) -> bool:

@@ -65,7 +65,9 @@ class MicroBatches(Dataset):
         """That of training at the key's size, or of validation; made once."""
         size = None if key.epoch is None else key.size
         if size not in self._transforms:
-            self._transforms[size] = eval_transform(self.augment) if size is None else train_transform(self.augment, size)
+            self._transforms[size] = (
+                eval_transform(self.augment) if size is None else train_transform(self.augment, size)
+            )
         return self._transforms[size]
 
     def _training(self, key: Key, epoch: int) -> Batch:
@@ -181,7 +183,7 @@ def _on_current_stream(batch: Batch, copied: torch.cuda.Event) -> Batch:
 
 
 def end_workers() -> None:
-    """End what is left of the workers. They do not heed SIGTERM, by which Python would end them, waiting, at its exit."""
+    """End what is left of the workers: they do not heed the SIGTERM by which Python ends them, waiting, at its exit."""
     gc.collect()
     for child in multiprocessing.active_children():
         child.kill()

@@ -66,20 +66,23 @@ class Order:
 
 
 def _shuffled(length: int, seed: int, epoch: int, stream: int) -> np.ndarray:
-    """A permutation of range(length): the stable argsort of Philox's 64-bit words under the key (seed, epoch and stream)."""
+    """A permutation of range(length): the stable argsort of Philox's 64-bit words, keyed by seed, epoch and stream."""
     key = np.array([seed, mix(epoch, stream)], dtype=np.uint64)
     return np.argsort(np.random.Philox(key=key).random_raw(length), kind="stable")
 
 
 def _repeat_in_batches(order: np.ndarray, batch_size: int, repeats: int) -> np.ndarray:
-    """As many positions as before, each batch holding batch_size / repeats images `repeats` times over.
+    """As many positions as before, each batch holding batch_size / repeats images (rounded up) `repeats` times over.
 
-    The copies lie batch_size / repeats apart, so that (as with torchvision's RASampler) they meet in a batch, where their
-    gradients are averaged, but not in a micro-batch, whose BatchNorm statistics they would narrow.
+    Where repeats does not divide batch_size, the last few stand there less often. The copies lie batch_size / repeats
+    apart, so that (as with torchvision's RASampler) they meet in a batch, where their gradients are averaged, but not
+    in a micro-batch, whose BatchNorm statistics they would narrow.
     """
-    distinct = batch_size // repeats
+    distinct = -(-batch_size // repeats)
     batches = -(-len(order) // batch_size)
-    drawn = [np.tile(order[batch * distinct : (batch + 1) * distinct], repeats) for batch in range(batches)]
+    drawn = [
+        np.tile(order[batch * distinct : (batch + 1) * distinct], repeats)[:batch_size] for batch in range(batches)
+    ]
     return np.concatenate(drawn)[: len(order)]
 
 

@@ -1,0 +1,89 @@
+"""The command `launch`: each subcommand is a module of its own, imported when it is called."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import os
+import re
+import sys
+import traceback
+from collections.abc import Sequence
+
+COMMANDS = {
+    "recipes": ("launch.recipes_list", "list the recipes that come with the program"),
+    "show": ("launch.show", "show a recipe with all its values, and what follows from them"),
+}
+"""By name: the module, and what the subcommand does. A module has two functions: `add_arguments(parser)`, and
+`run(arguments)`, which raises ValueError for what the user got wrong and OSError for what the system refused."""
+
+DONE, FAILED, MISTAKE, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 130, 141
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run a subcommand and leave with its exit code: a mistake ends in one message, and a traceback with --debug."""
+    sys.exit(_main(list(sys.argv[1:] if argv is None else argv)))
+
+
+def _main(argv: list[str]) -> int:
+    command = argv[0] if argv else ""
+    try:
+        if command in COMMANDS:
+            module, arguments = _parse(command, argv[1:])
+            module.run(arguments)
+        elif command in ("-h", "--help"):
+            print(_help())
+        elif not command:
+            print(_help(), file=sys.stderr)
+            return MISTAKE
+        else:
+            close = difflib.get_close_matches(command, COMMANDS, n=1)
+            hint = f"did you mean launch {close[0]}?" if close else f"there are: {', '.join(COMMANDS)}"
+            print(f"launch: no command {command!r}: {hint}", file=sys.stderr)
+            return MISTAKE
+        print(end="", flush=True)
+    except BrokenPipeError:
+        # Python would complain when it flushes what is left at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except (ValueError, OSError) as error:
+        if "--debug" in argv:
+            traceback.print_exc()
+        print(f"launch {command}: {error}", file=sys.stderr)
+        return MISTAKE if isinstance(error, ValueError) else FAILED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return DONE
+
+
+def _help() -> str:
+    commands = [f"  {name:10} {what}" for name, (_, what) in COMMANDS.items()]
+    return "\n".join(["usage: launch COMMAND ...", "", *commands, "", "launch COMMAND --help says more."])
+
+
+def _parse(command: str, argv: list[str]):
+    """The module of a subcommand, and its arguments. Raises ValueError for options that it does not have."""
+    name, what = COMMANDS[command]
+    module = importlib.import_module(name)
+    parser = argparse.ArgumentParser(
+        prog=f"launch {command}", description=f"{what[0].upper()}{what[1:]}.", allow_abbrev=False
+    )
+    module.add_arguments(parser)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of a mistake")
+    arguments, unknown = parser.parse_known_intermixed_args(argv)
+    if unknown:
+        raise ValueError(_unknown(unknown, parser.format_help()))
+    return module, arguments
+
+
+def _unknown(words: list[str], help_text: str) -> str:
+    word = next((word for word in words if word.startswith("-")), words[0])
+    option, equals, value = word.partition("=")
+    if close := difflib.get_close_matches(option, re.findall(r"--[a-z-]+", help_text), n=1):
+        hint = f"did you mean {close[0]}?"
+    elif "KEY=VALUE" in help_text and option.startswith("-"):
+        hint = f"keys of the recipe stand without dashes, as in {option.lstrip('-')}={value if equals else '...'}"
+    else:
+        hint = "--help says what there is"
+    return f"{'unknown option' if word.startswith('-') else 'unexpected argument'} {word}: {hint}"

@@ -1,0 +1,52 @@
+"""What an exception in training means to the user."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+
+from recipes.plan import Plan
+from resnet.data.decode import BrokenImage
+from resnet.loop import TrainingError
+
+
+class Failure(NamedTuple):
+    kind: str
+    """nan, data, oom, disk, peer or crash."""
+    reason: str
+    unexpected: bool = False
+    """Whether the traceback tells more than the reason."""
+
+    @property
+    def own_fault(self) -> bool:
+        """False where this rank failed only since another was gone."""
+        return self.kind != "peer"
+
+
+_SIGNS_OF_A_LOST_PEER = ("connection closed by peer", "connection reset by peer", "nccl", "gloo", "broken pipe")
+
+
+def explain(error: Exception, plan: Plan) -> Failure:
+    """Sort an exception of the loop into a failure."""
+    text = str(error).strip()
+    last_line = text.splitlines()[-1] if text else type(error).__name__
+    match error:
+        case TrainingError():
+            return Failure("nan" if "finite" in text else "data", text)
+        case FloatingPointError():
+            return Failure("nan", text)
+        case BrokenImage():
+            return Failure("data", text)
+        case torch.cuda.OutOfMemoryError():
+            smaller = max(2, plan.micro_batch // 2)
+            return Failure("oom", f"out of GPU memory ({text.split('.')[0]}): try max_batch_per_device={smaller}")
+        case dist.DistError():
+            return Failure("peer", f"lost the other ranks ({last_line})")
+        case RuntimeError() if any(sign in text.lower() for sign in _SIGNS_OF_A_LOST_PEER):
+            return Failure("peer", f"lost the other ranks ({last_line})")
+        case RuntimeError() if "bus error" in text.lower() or "shared memory" in text.lower():
+            hint = "enlarge /dev/shm (docker: --shm-size), or set data.num_workers=0"
+            return Failure("crash", f"a data worker ran out of shared memory: {hint}")
+    return Failure("crash", f"{type(error).__name__}: {last_line}", unexpected=True)

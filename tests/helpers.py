@@ -1,0 +1,135 @@
+"""What tests of whole runs share: `train.py` in this process or in others, and readers of what a run leaves."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from accelerate.state import AcceleratorState
+
+from resnet.preemption import SIGNALS
+from resnet.run import main
+
+PROGRAM = Path(__file__).parent.parent
+OFF = "device=cpu wandb.mode=disabled".split()
+"""Every run's: neither a GPU nor W&B's process."""
+TINY = [
+    *("recipe=quickstart", *OFF, "model.name=null", "model.block=basic", "model.layers=[1,1,1]", "batch_size=16"),
+    *("augment.train_size=32", "augment.val_resize=36", "augment.val_size=32", "data.num_workers=0", "log_every=1"),
+    *("optimizer.lr=0.01", "data.per_class=16", "data.size=40"),
+]
+"""A net that takes a tenth of a second a step; data.train (the folder drawn), run.root and run.name are still to be given."""
+
+
+def train(*words: object) -> int:
+    """`python train.py WORDS` in this process; returns its exit code. What it changes of the process is put back."""
+    with _unchanged_process():
+        return main([str(word) for word in words])
+
+
+@contextlib.contextmanager
+def _unchanged_process() -> Iterator[None]:
+    environment, threads = dict(os.environ), torch.get_num_threads()
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    AcceleratorState._reset_state(True)
+    try:
+        yield
+    finally:
+        AcceleratorState._reset_state(True)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        torch.set_num_threads(threads)
+        os.environ.clear()
+        os.environ.update(environment)
+
+
+@contextlib.contextmanager
+def one_core() -> Iterator[None]:
+    """As under `taskset`: a trainer takes as many threads as it has cores, and their number changes its rounding."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
+def start(*command: object, **environment: object) -> subprocess.Popen[str]:
+    """A Python process in the program's folder, its output caught."""
+    return subprocess.Popen(
+        [sys.executable, *map(str, command)],
+        cwd=PROGRAM,
+        env=os.environ | {name: str(value) for name, value in environment.items()},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str], seconds: float = 180) -> subprocess.CompletedProcess[str]:
+    """Wait for a process, and end it where it takes too long."""
+    try:
+        out, err = process.communicate(timeout=seconds)
+    finally:
+        process.kill()
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def train_on_two_ranks(*words: object) -> list[subprocess.CompletedProcess[str]]:
+    """Both ranks of `train.py WORDS`, started as a cluster's tasks are: one process each, without a launcher."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    ranks = [start("train.py", *words, RANK=rank, LOCAL_RANK=rank, **common) for rank in range(2)]
+    return [finish(process) for process in ranks]
+
+
+def metrics(run: Path, key: str = "step") -> list[dict]:
+    """The rows of metrics.jsonl that have a key."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if key in row]
+
+
+def column(run: Path, key: str) -> list[float]:
+    return [row[key] for row in metrics(run, key)]
+
+
+def status(run: Path) -> dict:
+    return json.loads((run / "status.json").read_text())
+
+
+def evaluation(run: Path) -> dict:
+    return json.loads((run / "evaluation.json").read_text())
+
+
+def weights(run: Path, name: str = "final.safetensors") -> dict[str, torch.Tensor]:
+    return safetensors.torch.load_file(run / name)
+
+
+def newest(run: Path) -> str:
+    """The name, from the run directory on, of the checkpoint that `latest` points to."""
+    return f"checkpoints/{(run / 'checkpoints' / 'latest').read_text().strip()}"
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    """Whether two state dicts are bitwise equal."""
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def furthest(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
+    """The largest difference between any two elements of two state dicts."""
+    assert first.keys() == second.keys()
+    return max((first[name].double() - second[name].double()).abs().max().item() for name in first)
