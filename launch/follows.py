@@ -89,22 +89,31 @@ def _turns(plan: Plan) -> Iterator[tuple[int, str]]:
         if 0 < (peak := math.ceil(schedule.peak_epoch * plan.steps_per_epoch)) <= last:
             yield peak, "peak"
         return
+    steps = plan.steps_per_epoch
     by_epoch = schedule.update == "epoch"
-    warm = _step_at(plan, Fraction(schedule.warmup_epochs), by_epoch)
+    warm = _step_at(Fraction(schedule.warmup_epochs), steps, by_epoch)
     if 0 < warm <= last:
         yield warm, "end of warm-up"
     if isinstance(schedule, StepSchedule):
         every = Fraction(str(schedule.every))
-        end = Fraction(last // plan.steps_per_epoch if by_epoch else Fraction(last, plan.steps_per_epoch))
-        count = math.floor(end / every)
-        first = math.floor(Fraction(schedule.warmup_epochs) / every) + 1
-        for drop in range(first, min(count, first + MOST_DROPS - 1) + 1):
-            yield _step_at(plan, drop * every, by_epoch), f"drop {drop} of {count}"
+        count = _epoch_at(last, steps, by_epoch) // every
+        step = warm
+        for _ in range(MOST_DROPS):
+            step = _step_at((_epoch_at(step, steps, by_epoch) // every + 1) * every, steps, by_epoch)
+            if step > last:
+                break
+            yield step, f"drop {_epoch_at(step, steps, by_epoch) // every} of {count}"
 
 
-def _step_at(plan: Plan, epoch: Fraction, whole_epochs: bool) -> int:
-    """The first step at which the schedule's clock has reached an epoch."""
-    return math.ceil(epoch) * plan.steps_per_epoch if whole_epochs else math.ceil(epoch * plan.steps_per_epoch)
+def _epoch_at(step: int, steps_per_epoch: int, whole: bool) -> Fraction:
+    """The epoch that a schedule sees at a step; whole: it moves with the epochs only (`schedule.update`)."""
+    epoch = Fraction(step, steps_per_epoch)
+    return Fraction(math.floor(epoch)) if whole else epoch
+
+
+def _step_at(epoch: Fraction, steps_per_epoch: int, whole: bool) -> int:
+    """The first step at which a schedule sees an epoch or a later one."""
+    return math.ceil((math.ceil(epoch) if whole else epoch) * steps_per_epoch)
 
 
 def _image_sizes(plan: Plan) -> Iterator[dict[str, int]]:

@@ -13,10 +13,10 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import nn
 
-from recipes.plan import Plan
+from recipes.plan import Plan, effective_decay
 from recipes.schema import Recipe
 from resnet.data.source import Source, open_sources
-from resnet.ema import Ema, effective_decay
+from resnet.ema import Ema
 from resnet.metrics import Window
 from resnet.model import build_model, freeze_backbone, load_pretrained
 from resnet.optim import build_optimizer
@@ -144,7 +144,7 @@ def build_state(recipe: Recipe, plan: Plan, model: nn.Module, accelerator: Accel
     return TrainState(
         model=model,
         optimizer=build_optimizer(model, recipe.optimizer, plan.lr),
-        scaler=torch.amp.GradScaler(device.type, enabled=fp16),  # pyright: ignore[reportPrivateImportUsage]
+        scaler=torch.amp.GradScaler(device.type, enabled=fp16),
         ema=ema,
         window=Window(device),
     )

@@ -1,8 +1,5 @@
 """Exponential moving average of a network's weights and BatchNorm statistics."""
 
-# torch._foreach_* has no public name; torch's own optimizers and averages are built of it.
-# pyright: reportPrivateImportUsage=false
-
 from __future__ import annotations
 
 import copy as copying

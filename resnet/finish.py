@@ -47,7 +47,7 @@ def finish(trainer: Trainer, hooks: RunHooks, classes: list[str], begin: float, 
     print(
         f"\nfinished: best {recipe.eval.metric} {best} at epoch {trainer.plan.epoch(step or state.step):g}"
         f"{_against_evidence(recipe, state.best)}\n"
-        f"  time     {format_duration(seconds)} in this attempt, {images / max(seconds, 1e-9):.0f} img/s with evaluations"
+        f"  time     {format_duration(seconds)} in this attempt; {images / max(seconds, 1e-9):.0f} img/s overall"
         f"{f', {speeds[len(speeds) // 2]:.0f} in training' if speeds else ''}\n"
         f"  weights  {run_dir / 'final.safetensors'}\n"
         f"  metrics  {run_dir / 'metrics.jsonl'}\n"

@@ -247,7 +247,7 @@ def log_window(trainer: Trainer, clock: _Clock, norm: torch.Tensor | None) -> No
     if means.bad_step >= 0:
         raise TrainingError(
             f"the loss is not finite since step {means.bad_step} (epoch {plan.epoch(means.bad_step):.2f}, "
-            f"lr {plan.hyper(means.bad_step).lr:g}): a lower optimizer.lr, a longer warm-up or grad_clip_norm can help; "
+            f"lr {plan.hyper(means.bad_step).lr:g}): a lower optimizer.lr, a warm-up or grad_clip_norm can help; "
             "the checkpoints from before it are kept"
         )
     if means.broken > trainer.recipe.data.max_broken * plan.samples:

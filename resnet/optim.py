@@ -1,7 +1,6 @@
 """Optimizers: parameter groups by the type of their layer, SGD and Adam(W) of torch, LAMB and LARS of our own."""
 
 # torch._foreach_* has no public name; torch's own optimizers are built of it.
-# pyright: reportPrivateImportUsage=false
 
 from __future__ import annotations
 

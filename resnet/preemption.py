@@ -68,8 +68,11 @@ class Agreement:
     """
 
     def __init__(self) -> None:
-        several = dist.is_initialized() and dist.get_world_size() > 1
-        self._group = dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT) if several else None
+        self._group: dist.ProcessGroup | None = None
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            group = dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
+            assert isinstance(group, dist.ProcessGroup)
+            self._group = group
         self._pending: tuple[dist.Work, torch.Tensor] | None = None
 
     def reach(self, wish: int) -> int:

@@ -20,7 +20,15 @@ from accelerate import Accelerator
 from recipes.load import RecipeError, digest, dump, load
 from recipes.plan import Plan, make_plan
 from recipes.schema import Recipe
-from resnet.build import build_accelerator, build_data, build_model_for, build_state, together, wrap
+from resnet.build import (
+    build_accelerator,
+    build_data,
+    build_model_for,
+    build_state,
+    first_of_ranks,
+    together,
+    wrap,
+)
 from resnet.checkpoint import clean
 from resnet.data.loader import Loader, MicroBatches, end_workers, workers_per_rank
 from resnet.data.order import Order
@@ -109,7 +117,7 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals) -> int:
 def _train(trainer: Trainer, hooks: RunHooks, log: RankLog, classes: list[str]) -> int:
     """Fit, and leave the run directory in a state that says how it ended."""
     begin, first_step = time.time(), trainer.state.step
-    outcome, failure = "failed", None
+    outcome, failure, signal = "failed", None, None
     gc.collect()
     gc.freeze()
     try:
@@ -123,6 +131,8 @@ def _train(trainer: Trainer, hooks: RunHooks, log: RankLog, classes: list[str]) 
         if failure.unexpected:
             traceback.print_exc(file=log.file)
             traceback.print_exc()
+    else:
+        signal = first_of_ranks(hooks.signals.received)
     finally:
         gc.unfreeze()
         hooks.close()
@@ -135,9 +145,7 @@ def _train(trainer: Trainer, hooks: RunHooks, log: RankLog, classes: list[str]) 
             print(f"train.py: training failed: {first}\n{_after_failure(hooks)}", file=sys.stderr)
     if hooks.metrics is not None:
         hooks.metrics.sync()
-        reason = (
-            failure.reason if failure else "finished" if outcome == "finished" else f"signal {hooks.signals.received}"
-        )
+        reason = failure.reason if failure else "finished" if outcome == "finished" else f"signal {signal}"
         end_attempt(hooks.run_dir, reason, step)
         if outcome == "finished":
             finish(trainer, hooks, classes, begin, first_step)

@@ -43,7 +43,8 @@ class Snapshot:
         self.model = self._copy_nested("model", state.model.state_dict())
         self.ema = self._copy_nested("ema", state.ema.module.state_dict()) if state.ema else None
         if per_rank.device.type == "cuda":
-            self._copied = torch.cuda.current_stream().record_event()
+            self._copied = torch.cuda.Event()
+            self._copied.record(torch.cuda.current_stream())
 
     def files(self) -> dict[str, bytes]:
         """The files' contents; waits for the copies, so best called by the writing thread."""

@@ -17,7 +17,7 @@ class TrainState:
     model: nn.Module
     """The network itself, not what DDP or torch.compile wrapped around it."""
     optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler  # pyright: ignore[reportPrivateImportUsage]
+    scaler: torch.amp.GradScaler
     ema: Ema | None
     window: Window
     step: int = 0

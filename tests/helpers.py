@@ -20,24 +20,25 @@ from resnet.preemption import SIGNALS
 from resnet.run import main
 
 PROGRAM = Path(__file__).parent.parent
-OFF = "device=cpu wandb.mode=disabled".split()
+OFF = ["device=cpu", "wandb.mode=disabled"]
 """Every run's: neither a GPU nor W&B's process."""
 TINY = [
     *("recipe=quickstart", *OFF, "model.name=null", "model.block=basic", "model.layers=[1,1,1]", "batch_size=16"),
     *("augment.train_size=32", "augment.val_resize=36", "augment.val_size=32", "data.num_workers=0", "log_every=1"),
     *("optimizer.lr=0.01", "data.per_class=16", "data.size=40"),
 ]
-"""A net that takes a tenth of a second a step; data.train (the folder drawn), run.root and run.name are still to be given."""
+"""A net of a tenth of a second a step; data.train (where the shapes are), run.root and run.name come with each test."""
 
 
 def train(*words: object) -> int:
-    """`python train.py WORDS` in this process; returns its exit code. What it changes of the process is put back."""
-    with _unchanged_process():
+    """`python train.py WORDS` in this process, on one core; returns its exit code."""
+    with unchanged_process(), cores(1):
         return main([str(word) for word in words])
 
 
 @contextlib.contextmanager
-def _unchanged_process() -> Iterator[None]:
+def unchanged_process() -> Iterator[None]:
+    """Put back afterwards what a run changes for its whole process."""
     environment, threads = dict(os.environ), torch.get_num_threads()
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     AcceleratorState._reset_state(True)
@@ -53,29 +54,31 @@ def _unchanged_process() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def one_core() -> Iterator[None]:
-    """As under `taskset`: a trainer takes as many threads as it has cores, and their number changes its rounding."""
+def cores(count: int) -> Iterator[None]:
+    """As under `taskset`: ranks take one thread a core, and the number of threads changes their rounding."""
     if not hasattr(os, "sched_setaffinity"):
         yield
         return
-    cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(cores)})
+    before = os.sched_getaffinity(0)
+    first = os.getpid() % len(before)
+    os.sched_setaffinity(0, [*sorted(before)[first:], *sorted(before)[:first]][:count])
     try:
         yield
     finally:
-        os.sched_setaffinity(0, cores)
+        os.sched_setaffinity(0, before)
 
 
-def start(*command: object, **environment: object) -> subprocess.Popen[str]:
+def start(*command: object, on_cores: int = 1, **environment: object) -> subprocess.Popen[str]:
     """A Python process in the program's folder, its output caught."""
-    return subprocess.Popen(
-        [sys.executable, *map(str, command)],
-        cwd=PROGRAM,
-        env=os.environ | {name: str(value) for name, value in environment.items()},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    with cores(on_cores):
+        return subprocess.Popen(
+            [sys.executable, *map(str, command)],
+            cwd=PROGRAM,
+            env=os.environ | {name: str(value) for name, value in environment.items()},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
 
 
 def finish(process: subprocess.Popen[str], seconds: float = 180) -> subprocess.CompletedProcess[str]:

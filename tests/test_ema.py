@@ -1,12 +1,10 @@
 import io
 
-import pytest
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from recipes import schema
-from resnet.ema import Ema, effective_decay
+from resnet.ema import Ema
 
 
 def network(device="cpu"):
@@ -121,15 +119,3 @@ def test_updates_never_wait_for_the_device():
     for step in range(3):
         ema.update(model, step)
     assert ema.updates == 3
-
-
-@pytest.mark.parametrize(
-    ("keys", "batch_size", "epochs", "expected"),
-    [
-        ({"decay": 0.999, "every": 4}, 1024, 90, 0.999),
-        ({"decay": 0.99998, "every": 32, "rescale": True}, 8 * 128, 600, 1 - 2e-5 * 8 * 128 * 32 / 600),
-        ({"decay": 0.99, "every": 32, "rescale": True}, 1024, 10, 0.0),
-    ],
-)
-def test_effective_decay(keys, batch_size, epochs, expected):
-    assert effective_decay(schema.Ema(**keys), batch_size, epochs) == pytest.approx(expected, abs=1e-12)

@@ -4,13 +4,13 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from recipes.plan import make_plan
-from recipes.schema import Recipe
+from recipes.plan import effective_decay, make_plan, samples_known
+from recipes.schema import Ema, Recipe
 
 
 def make_recipe(batch_size=8, **keys):
     keys = {"epochs": 3, **keys}
-    data = {"source": "synthetic", "last_batch": keys.pop("last_batch", "drop"), "repeats": keys.pop("repeats", 1)}
+    data = {"source": "synthetic", "last_batch": keys.pop("last_batch", "drop")}
     return Recipe.model_validate({"model": {"name": "resnet18"}, "data": data, "batch_size": batch_size, **keys})
 
 
@@ -88,12 +88,10 @@ def sizes_in(message):
 
 
 @settings(max_examples=300)
-@given(st.integers(2, 200), st.integers(1, 9), st.none() | st.integers(2, 12), st.sampled_from([1, 2, 3]))
-def test_a_batch_divides_or_the_error_names_the_nearest_that_do(batch_size, world_size, most, repeats):
-    assume(batch_size % repeats == 0)
-
-    def plan_of(size):
-        return make_plan(make_recipe(size, max_batch_per_device=most, repeats=repeats), 10_000, world_size)
+@given(st.integers(2, 200), st.integers(1, 9), st.none() | st.integers(2, 12))
+def test_a_batch_divides_or_the_error_names_the_nearest_that_do(batch_size, world_size, most):
+    def plan_of(size, most=most):
+        return make_plan(make_recipe(size, max_batch_per_device=most), 10_000, world_size)
 
     try:
         plan = plan_of(batch_size)
@@ -103,12 +101,26 @@ def test_a_batch_divides_or_the_error_names_the_nearest_that_do(batch_size, worl
             assert plan_of(size).batch_size == size
         between = range(min(sizes) + 1 if len(sizes) == 2 else 2, max(sizes))
         for size in between:
-            if size % repeats == 0:
-                with pytest.raises(ValueError):
-                    plan_of(size)
+            with pytest.raises(ValueError):
+                plan_of(size)
+        if larger := re.search(r"so would max_batch_per_device (\d+)", str(error)):
+            assert plan_of(batch_size, int(larger[1])).micro_batch == int(larger[1]) > most
     else:
         assert plan.micro_batch * plan.accumulation * world_size == batch_size
-        assert 2 <= plan.micro_batch <= (most or batch_size)
+        allowed = min(most or batch_size, batch_size // world_size)
+        assert max(2, allowed / 2) <= plan.micro_batch <= allowed
+
+
+def test_a_batch_that_only_tiny_micro_batches_divide_is_refused():
+    with pytest.raises(ValueError) as error:
+        make_plan(make_recipe(2 * 131, max_batch_per_device=64), 10_000, 1)
+    assert str(error.value) == (
+        "batch_size 262 does not divide over 1 device in micro-batches of 32 to 64 images: "
+        "batch_size 260 or 264 would; so would max_batch_per_device 131"
+    )
+    # Asked for, it is small.
+    assert make_plan(make_recipe(2 * 131, max_batch_per_device=2), 10_000, 1).micro_batch == 2
+    assert make_plan(make_recipe(2 * 131, max_batch_per_device=64), 10_000, 1, micro_batch=2).accumulation == 131
 
 
 @given(st.integers(2, 60), st.integers(1, 6), st.integers(2, 12))
@@ -162,3 +174,33 @@ def test_hyper_is_the_schedules():
     schedule = {"name": "step", "every": 1, "gamma": 0.5}
     plan = make_plan(make_recipe(10, optimizer={"name": "sgd", "lr": 0.8}, schedule=schedule), 20, 1)
     assert [plan.hyper(step).lr for step in range(6)] == pytest.approx([0.8, 0.8, 0.4, 0.4, 0.2, 0.2])
+
+
+@pytest.mark.parametrize(
+    ("data", "samples"),
+    [
+        ({"source": "synthetic", "samples": 90}, 90),
+        ({"source": "synthetic", "samples": 90, "max_train": 40}, 40),
+        ({"source": "shapes", "per_class": 7, "train_samples": 2000}, 70),
+        ({"source": "cifar10", "train_samples": 500}, 500),
+        ({"source": "cifar10", "train_samples": 500, "max_train": 600}, 500),
+        ({"source": "cifar10"}, None),
+        ({"source": "cifar10", "train_samples": 500, "balance": "oversample"}, None),
+        ({"source": "cifar10", "train_samples": 500, "val_fraction": 0.1}, None),
+    ],
+)
+def test_samples_known_before_the_data_is_seen(data, samples):
+    recipe = Recipe.model_validate({"model": {"name": "resnet18"}, "data": data, "epochs": 1, "batch_size": 8})
+    assert samples_known(recipe.data) == samples
+
+
+@pytest.mark.parametrize(
+    ("keys", "batch_size", "epochs", "expected"),
+    [
+        ({"decay": 0.999, "every": 4}, 1024, 90, 0.999),
+        ({"decay": 0.99998, "every": 32, "rescale": True}, 8 * 128, 600, 1 - 2e-5 * 8 * 128 * 32 / 600),
+        ({"decay": 0.99, "every": 32, "rescale": True}, 1024, 10, 0.0),
+    ],
+)
+def test_effective_decay(keys, batch_size, epochs, expected):
+    assert effective_decay(Ema(**keys), batch_size, epochs) == pytest.approx(expected, abs=1e-12)

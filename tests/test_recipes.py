@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from recipes import json_schema
-from recipes.load import FOLDER, RecipeError, digest, dump, load, load_file, names, parse_value
+from recipes.load import FOLDER, RecipeError, digest, dump, load, load_file, names, parse_value, variants
 from recipes.plan import make_plan
 from recipes.schema import Recipe
 from recipes.yaml12 import Dumper, Loader
@@ -104,6 +104,14 @@ def test_schema_for_editors_is_up_to_date():
     assert json_schema.PATH.read_text(encoding="utf-8") == json_schema.text(), "run python -m recipes.json_schema"
 
 
+def test_schema_for_editors_describes_every_key():
+    groups = json_schema.json_schema()["$defs"]
+    tags = {tag for tag, _ in variants().values()}
+    bare = {(name, key) for name, group in groups.items() for key, value in group["properties"].items()
+            if "description" not in value and key not in tags}  # fmt: skip
+    assert not bare
+
+
 def test_schema_for_editors_takes_the_shipped_recipes_and_flags_mistakes():
     jsonschema = pytest.importorskip("jsonschema")
     validator = jsonschema.Draft202012Validator(json_schema.json_schema())
@@ -138,6 +146,11 @@ def test_numbers_and_words_reach_the_recipe(small):
     assert (recipe.optimizer.lr, recipe.seed, recipe.batch_size) == (1e-4, 1000, 100)
     assert (recipe.grad_clip_norm, recipe.ema, recipe.precision) == (None, None, "no")
     assert (recipe.wandb.mode, recipe.compile, str(recipe.checkpoint.every)) == ("disabled", True, "30 minutes")
+
+
+def test_a_number_where_text_is_asked_for_is_text(small):
+    recipe = small("run.name=7", "wandb.tags=[3, a]", "wandb.group=2").recipe
+    assert (recipe.run.name, recipe.wandb.tags, recipe.wandb.group) == ("7", ["3", "a"], "2")
 
 
 # Files, bases, overrides and where values come from
@@ -228,7 +241,10 @@ def test_a_run_directory_is_a_recipe(small, tmp_path):
         ("model=resnet50", "model=resnet50 (command line) must be a group of keys: did you mean model.name=resnet50?"),
         ("augment=none", "augment=none (command line) must be a group of keys"),
         ("optimizer.lr.peak=1", 'optimizer.lr={"peak": 1} (command line): input should be a valid number'),
-        ("run.name=7", "run.name=7 (command line): input should be a valid string, in quotes: run.name='\"7\"'"),
+        (
+            "run.name=true",
+            "run.name=true (command line): input should be a valid string, in quotes: run.name='\"true\"'",
+        ),
         ("checkpoint.every=2:30", "checkpoint.every=2:30 (command line): must be a number and a unit, as in '500 step"),
         ("schedule.warmup_epochs=2", "schedule.warmup_epochs 2 leaves nothing of epochs 2"),
         ("optimizer.momentum=0", "optimizer (command line) nesterov needs momentum above 0"),
@@ -241,6 +257,7 @@ def test_a_run_directory_is_a_recipe(small, tmp_path):
         ("epochs=!!int x", "cannot read the value of epochs=!!int x (command line)"),
         ("epochs=!!python/name:os.system", "cannot read the value of epochs=!!python/name:os.system (command line)"),
         ("epochs", "cannot read 'epochs', arguments have the form key=value"),
+        ("quickstart", "cannot read 'quickstart', arguments have the form key=value: did you mean recipe=quickstart?"),
         ("--epochs=3", "did you mean epochs=3?"),
         ("--epochs", "did you mean epochs=...?"),
     ],

@@ -142,7 +142,7 @@ class Loader:
             batches,
             batch_size=None,
             sampler=keys,  # pyright: ignore[reportArgumentType]
-            collate_fn=_as_it_is,
+            collate_fn=_as_it_is,  # pyright: ignore[reportArgumentType]
             num_workers=workers,
             prefetch_factor=prefetch if workers else None,
             pin_memory=device.type == "cuda",
@@ -165,7 +165,8 @@ def _copied_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Ba
                 labels=batch.labels.to(device, non_blocking=True),
                 erased=None if batch.erased is None else batch.erased.to(device, non_blocking=True),
             )
-            copied = stream.record_event()
+            copied = torch.cuda.Event()
+            copied.record(stream)
         if ahead is not None:
             yield _on_current_stream(*ahead)
         ahead = moved, copied

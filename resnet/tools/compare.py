@@ -1,0 +1,64 @@
+"""Whether two runs ended alike: their last checkpoints tensor by tensor, and their logs line by line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from resnet.checkpoint import newest_first
+from resnet.rundir import read_metrics
+from resnet.snapshot import EMA, MODEL, read_rest
+
+CLOCK = ("time", "images_per_second", "images_per_second_per_device", "data_wait", "memory_gb")
+"""Keys of the log that two equal runs need not share."""
+_NOT_STATE = ("recipe", "digest", "log_length")
+
+
+def compare_runs(one: Path, other: Path) -> list[str]:
+    """What differs between the newest checkpoints and the logs of two runs, in words; empty: nothing, to the last bit."""
+    found = []
+    first, second = (newest_first(run / "checkpoints")[0] for run in (one, other))
+    if first.name != second.name:
+        return [f"the last checkpoints are {first.name} and {second.name}"]
+    for file in (MODEL, EMA):
+        present = [(checkpoint / file).is_file() for checkpoint in (first, second)]
+        if all(present):
+            pair = [safetensors.torch.load_file(checkpoint / file) for checkpoint in (first, second)]
+            found += _differences(file.partition(".")[0], *pair)
+        elif any(present):
+            found.append(f"only one of them has {file}")
+    pair = [{k: v for k, v in read_rest(c).items() if k not in _NOT_STATE} for c in (first, second)]
+    found += _differences("state", *pair)
+    return found + list(_log_differences(read_metrics(one), read_metrics(other)))
+
+
+def _differences(name: str, one: Any, other: Any) -> Iterator[str]:
+    if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
+        for key in one:
+            yield from _differences(f"{name}.{key}", one[key], other[key])
+    elif isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)) and len(one) == len(other):
+        for index, pair in enumerate(zip(one, other, strict=True)):
+            yield from _differences(f"{name}.{index}", *pair)
+    elif isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor) and one.shape == other.shape:
+        if not torch.equal(one, other):
+            difference = (one.double() - other.double()).abs()
+            share = (difference > 0).double().mean().item()
+            yield f"{name}: {100 * share:.1f}% of its elements differ, by up to {difference.max().item():.3g}"
+    elif one != other:
+        yield f"{name}: {one} and {other}"
+
+
+def _log_differences(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> Iterator[str]:
+    if len(one) != len(other):
+        yield f"the logs have {len(one)} and {len(other)} lines"
+    for number, rows in enumerate(zip(one, other, strict=False), 1):
+        left, right = ({key: value for key, value in row.items() if key not in CLOCK} for row in rows)
+        if left != right:
+            keys = [key for key in {**left, **right} if left.get(key) != right.get(key)]
+            yield f"line {number} of the logs differs in " + ", ".join(
+                f"{k} ({left.get(k)}, {right.get(k)})" for k in keys
+            )

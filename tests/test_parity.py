@@ -1,0 +1,77 @@
+"""Our training step against a plain PyTorch loop, from the same weights on the same batches."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+
+from recipes.load import load
+from recipes.plan import make_plan
+from resnet.build import build_accelerator, build_data, build_model_for, build_state, wrap
+from resnet.data.loader import Batch, MicroBatches, training_keys
+from resnet.data.order import Order
+from resnet.loop import Trainer, train_step
+from tests.helpers import OFF, cores, unchanged_process
+
+STEPS = 20
+V1 = [
+    # torchvision's V1 recipe on small images, its learning rate divided by 10 after an epoch of 10 steps.
+    *("recipe=resnet50_imagenet", *OFF, "model.name=resnet18", "max_batch_per_device=null", "schedule.every=1"),
+    *("data.source=shapes", "data.val=null", "data.per_class=16", "data.size=40", "augment.train_size=32"),
+    *("augment.val_resize=36", "augment.val_size=32", "batch_size=16", "log_every=5"),
+]
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+Weights = dict[str, torch.Tensor]
+
+
+def our_steps(words: list[str]) -> tuple[Weights, list[Batch], Weights]:
+    """Initial weights, the batches, and the weights after 20 steps on them."""
+    recipe = load(words).recipe
+    accelerator = build_accelerator(recipe)
+    train, val = build_data(recipe)
+    order = Order(train.labels, recipe.seed, recipe.batch_size)
+    plan = make_plan(recipe, len(order), world_size=1)
+    source = MicroBatches(train, val, order, recipe.augment)
+    batches = [source[key] for step in range(STEPS) for key in training_keys(plan, 0, step)]
+
+    model, _ = build_model_for(recipe, classes=10)
+    initial = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state = build_state(recipe, plan, model, accelerator)
+    network = wrap(recipe, plan, state.model, accelerator).train()
+    trainer = Trainer(plan, accelerator, network, state, 10, len(train), len(val), hooks=None, batches=iter(batches))
+    for step in range(STEPS):
+        train_step(trainer)
+        state.step = step + 1
+    return initial, batches, state.model.state_dict()
+
+
+def plain_steps(initial: Weights, batches: list[Batch], memory_format: torch.memory_format) -> Weights:
+    """V1 as torchvision's references have it: SGD, 0.1 at batch 256, momentum 0.9, weight decay 1e-4 on everything."""
+    model = torchvision.models.resnet18(num_classes=10)
+    model.load_state_dict(initial)
+    model = model.to(memory_format=memory_format).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1 * 16 / 256, momentum=0.9, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.1)
+    for step, batch in enumerate(batches):
+        images = torchvision.transforms.functional.normalize(batch.images / 255, MEAN, STD)
+        optimizer.zero_grad()
+        F.cross_entropy(model(images.contiguous(memory_format=memory_format)), batch.labels).backward()
+        optimizer.step()
+        if step % 10 == 9:
+            schedule.step()
+    return model.state_dict()
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_twenty_steps_end_with_the_weights_of_a_plain_loop(shapes, channels_last):
+    with unchanged_process(), cores(1):
+        words = [*V1, f"data.train={shapes}", f"channels_last={str(channels_last).lower()}"]
+        initial, batches, found = our_steps(words)
+        assert len(batches) == STEPS
+        assert all(batch.images.shape == (16, 3, 32, 32) and not batch.broken for batch in batches)
+        expected = plain_steps(initial, batches, torch.channels_last if channels_last else torch.contiguous_format)
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert (found[name] - tensor).abs().max() <= 1e-6, name
+    assert (found["fc.weight"] - initial["fc.weight"]).abs().max() > 1e-3
