@@ -1,4 +1,4 @@
-"""Ranks of a run as real processes, started by fork from a process that has imported everything: fast enough to kill many."""
+"""Ranks of a run as real processes, forked from one that has imported everything: fast enough to kill many."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def _be_a_rank(argv: Sequence[str], rank: int, world_size: int, port: int, outpu
         descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
-        sys.stdout = open(1, "w", buffering=1, closefd=False)
-        sys.stderr = open(2, "w", buffering=1, closefd=False)
+        sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
+        sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
         sys.argv = ["train.py", *argv]
         for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
             os.environ.pop(name, None)

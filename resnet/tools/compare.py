@@ -19,7 +19,7 @@ _NOT_STATE = ("recipe", "digest", "log_length")
 
 
 def compare_runs(one: Path, other: Path) -> list[str]:
-    """What differs between the newest checkpoints and the logs of two runs, in words; empty: nothing, to the last bit."""
+    """What differs between the newest checkpoints and the logs of two runs, in words; empty: they are equal."""
     found = []
     first, second = (newest_first(run / "checkpoints")[0] for run in (one, other))
     if first.name != second.name:

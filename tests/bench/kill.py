@@ -2,9 +2,9 @@
 
     python -m tests.bench.kill --trials 100 --ranks 1 2 4
 
-Every trial kills (SIGKILL, one time in four SIGTERM) a random rank, or all of them, half of the time while a checkpoint is
-being written, and ends when the run does. It must then equal the undisturbed run to the last bit: weights, average, optimizer,
-counters, and the log but for its clock.
+Every trial kills (SIGKILL, one time in four SIGTERM) a random rank, or all of them, half of the time while a checkpoint
+is being written, and ends when the run does. It must then equal the undisturbed run to the last bit: weights, average,
+optimizer, counters, and the log but for its clock.
 """
 
 from __future__ import annotations
@@ -28,29 +28,18 @@ from resnet.tools.compare import compare_runs
 from tests.processes import start_ranks, wait_ranks
 
 RECIPE = [
-    "recipe=quickstart",
-    "model.name=null",
-    "model.block=basic",
-    "model.layers=[1,1,1]",
-    "data.per_class=8",
-    "data.size=32",
-    "augment.train_size=24",
-    "augment.val_size=24",
-    "augment.val_resize=28",
-    "augment.mixup=0.2",
-    "model.stochastic_depth=0.1",
-    "epochs=4",
-    "batch_size=16",
-    "max_batch_per_device=4",
-    "ema.decay=0.9",
-    "optimizer.lr=0.01",
-    "log_every=2",
-    "wandb.mode=disabled",
-    "data.num_workers=1",
-    "progress=off",
-    "checkpoint.keep=1",
-    "watchdog=2",
-] + ["checkpoint.every=2 steps"]
+    *("recipe=quickstart", "model.name=null", "model.block=basic", "model.layers=[1,1,1]", "augment.mixup=0.2"),
+    *("data.per_class=8", "data.size=32", "data.num_workers=1", "model.stochastic_depth=0.1"),
+        "model.name=null",
+        "model.block=basic",
+        "model.layers=[1,1,1]",
+        "model.stochastic_depth=0.1",
+    ),
+    *("data.per_class=8", "data.size=32", "data.num_workers=1", "augment.mixup=0.2"),
+    *("augment.train_size=24", "augment.val_size=24", "augment.val_resize=28"),
+    *("epochs=4", "batch_size=16", "max_batch_per_device=4", "ema.decay=0.9", "optimizer.lr=0.01", "watchdog=2"),
+    *("checkpoint.keep=1", "checkpoint.every=2 steps", "log_every=2", "wandb.mode=disabled", "progress=off"),
+]
 SECONDS = 60
 
 
