@@ -162,7 +162,9 @@ def _train(trainer: Trainer, hooks: RunHooks, log: RankLog, classes: list[str]) 
 
 def _continue_command(run_dir: Path) -> str:
     """The command line of this process, with the run named."""
-    launcher = "accelerate launch" if "ACCELERATE_MIXED_PRECISION" in os.environ else "python"
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    several = f" --multi_gpu --num_processes {ranks}" if ranks > 1 else ""
+    launcher = f"accelerate launch{several}" if "ACCELERATE_MIXED_PRECISION" in os.environ else "python"
     given = [a for a in sys.argv[1:] if a.partition("=")[0] not in ("run.name", "run.root", "resume")]
     return f"{launcher} {shlex.join([sys.argv[0], *given, f'run.root={run_dir.parent}', f'run.name={run_dir.name}'])}"
 

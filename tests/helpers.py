@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import safetensors.torch
 import torch
@@ -30,9 +31,13 @@ TINY = [
 """A net of a tenth of a second a step; data.train (where the shapes are), run.root and run.name come with each test."""
 
 
-def train(*words: object) -> int:
-    """`python train.py WORDS` in this process, on one core; returns its exit code."""
-    with unchanged_process(), cores(1):
+def train(*words: object, report: bool = False) -> int:
+    """`python train.py WORDS` in this process, on one core; returns its exit code.
+
+    report: draw the pictures and write report.html, which takes longer than the rest of a tiny run.
+    """
+    drawn = contextlib.nullcontext() if report else mock.patch("resnet.tools.report.write_report")
+    with unchanged_process(), cores(1), drawn:
         return main([str(word) for word in words])
 
 

@@ -19,6 +19,7 @@ from torchvision.transforms import v2
 
 import resnet.data.loader
 from recipes.load import load, load_file
+from resnet.model import build_model
 from tests.helpers import (
     TINY,
     column,
@@ -168,11 +169,11 @@ def test_the_number_of_ranks_is_recorded(by_ranks):
 
 
 def test_a_stopped_run_ends_with_the_weights_of_one_that_was_not(tiny, tmp_path):
-    words = [*tiny, *MIXED, "epochs=4", "log_every=2", "checkpoint.every='2 epochs'"]
+    words = [*tiny, *MIXED, "epochs=5", "log_every=2", "checkpoint.every='2 epochs'"]
     assert train(*words, "run.name=whole") == 0
     stopped = start("train.py", *words)
     log = tmp_path / "r" / "metrics.jsonl"
-    while stopped.poll() is None and (not log.is_file() or len(log.read_bytes().splitlines()) < 4):
+    while stopped.poll() is None and (not log.is_file() or not log.stat().st_size):
         time.sleep(0.01)
     stopped.send_signal(signal.SIGTERM)
     done = finish(stopped)
@@ -180,7 +181,7 @@ def test_a_stopped_run_ends_with_the_weights_of_one_that_was_not(tiny, tmp_path)
     assert status(tmp_path / "r")["state"] == "stopped"
     assert f"run.root={tmp_path} run.name=r" in done.stdout
     step = int(newest(tmp_path / "r").rpartition("-")[2])
-    assert 4 < step < 16
+    assert 2 <= step < 20
 
     assert train(*words) == 0
     whole, resumed = tmp_path / "whole", tmp_path / "r"
@@ -226,7 +227,7 @@ def folder_run(tiny: list[str], folder: Path, *words: str) -> int:
 
 
 def test_broken_images_are_named_and_replaced(tiny, tmp_path, with_broken_images, capsys):
-    assert folder_run(tiny, tmp_path / "shapes", "data.max_broken=0.02", "epochs=2", "data.num_workers=2") == 0
+    assert folder_run(tiny, tmp_path / "shapes", "data.max_broken=0.02", "epochs=2", "data.num_workers=1") == 0
     run = tmp_path / "r"
     broken = {row["step"]: row.get("broken_images", 0) for row in metrics(run, "train/loss")}
     assert [broken[10], broken[20]] == [3, 3]
@@ -273,18 +274,14 @@ def test_what_is_not_finite_ends_the_run_and_is_never_saved(tiny, tmp_path, caps
 
 
 def test_the_average_is_evaluated_and_kept(tiny, tmp_path, shapes):
-    assert (
-        train(
-            *tiny, "data.max_train=48", "epochs=1", "ema.decay=0.9", "model={name: resnet18, block: null, layers: null}"
-        )
-        == 0
-    )
+    assert train(*tiny, "data.max_train=64", "epochs=1", "ema.decay=0.9") == 0
     run = tmp_path / "r"
     assert same(weights(run), weights(run, f"{newest(run)}/ema.safetensors"))
-    assert furthest(weights(run), weights(run, f"{newest(run)}/model.safetensors")) > 1e-3
-    network = torchvision.models.resnet18(num_classes=10)
-    network.load_state_dict(weights(run))
-    assert independent_loss(network, shapes / "val") == pytest.approx(evaluation(run)["loss"], rel=1e-4)
+    network = build_model(load_file(run / "recipe.yaml").recipe.model, num_classes=10)
+    for name, is_evaluated in (("final.safetensors", True), (f"{newest(run)}/model.safetensors", False)):
+        network.load_state_dict(weights(run, name))
+        loss = independent_loss(network, shapes / "val")
+        assert (loss == pytest.approx(evaluation(run)["loss"], rel=1e-4)) == is_evaluated
 
 
 def test_training_images_grow_with_the_epochs(tiny, tmp_path, monkeypatch):

@@ -47,7 +47,22 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     predict.add_argument("--weights", type=Path, metavar="PATH", help="default: RUN/final.safetensors")
     predict.set_defaults(function=_predict)
+
+    verify = subcommands.add_parser("verify-resume", help="check that a recipe resumes exactly on this machine")
+    verify.add_argument("overrides", nargs="+", metavar="KEY=VALUE", help="recipe=NAME and changes to it")
+    verify.add_argument("--steps", type=int, default=12, metavar="N", help="optimizer steps of each run (12)")
+    verify.add_argument("--ranks", type=int, default=1, metavar="N", help="processes, one for each GPU (1)")
+    verify.add_argument("--keep", type=Path, metavar="FOLDER", help="keep the two runs there")
+    verify.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    verify.set_defaults(function=_verify_resume)
     return parser
+
+
+def _verify_resume(arguments: argparse.Namespace) -> None:
+    from resnet.tools.verify_resume import verify_resume
+
+    if not verify_resume(arguments.overrides, arguments.steps, arguments.ranks, arguments.keep):
+        sys.exit(1)
 
 
 def _report(arguments: argparse.Namespace) -> None:

@@ -28,14 +28,8 @@ from resnet.tools.compare import compare_runs
 from tests.processes import start_ranks, wait_ranks
 
 RECIPE = [
-    *("recipe=quickstart", "model.name=null", "model.block=basic", "model.layers=[1,1,1]", "augment.mixup=0.2"),
-    *("data.per_class=8", "data.size=32", "data.num_workers=1", "model.stochastic_depth=0.1"),
-        "model.name=null",
-        "model.block=basic",
-        "model.layers=[1,1,1]",
-        "model.stochastic_depth=0.1",
-    ),
-    *("data.per_class=8", "data.size=32", "data.num_workers=1", "augment.mixup=0.2"),
+    *("recipe=quickstart", "model.name=null", "model.block=basic", "model.layers=[1,1,1]"),
+    *("model.stochastic_depth=0.1", "augment.mixup=0.2", "data.per_class=8", "data.size=32", "data.num_workers=1"),
     *("augment.train_size=24", "augment.val_size=24", "augment.val_resize=28"),
     *("epochs=4", "batch_size=16", "max_batch_per_device=4", "ema.decay=0.9", "optimizer.lr=0.01", "watchdog=2"),
     *("checkpoint.keep=1", "checkpoint.every=2 steps", "log_every=2", "wandb.mode=disabled", "progress=off"),

@@ -1,0 +1,106 @@
+"""`resnet verify-resume`: whether a recipe, on this machine, ends the same when it is interrupted."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from recipes.load import load
+from resnet.checkpoint import newest_first, step_of
+from resnet.rundir import read_status
+from resnet.tools.compare import compare_runs
+
+TRAIN = Path(__file__).parent.parent.parent / "train.py"
+START_SECONDS = 1800.0
+"""How long a run may take to reach the step it is interrupted at."""
+LISTED = 20
+
+
+def verify_resume(overrides: Sequence[str], steps: int, ranks: int, keep: Path | None = None) -> bool:
+    """Train `steps` steps twice, the second time killed once and stopped by a signal once, and compare the two runs.
+
+    overrides: `recipe=NAME` and changes to it, as for train.py. keep: folder to leave both runs in.
+    Prints what differs, tensor by tensor; True where nothing does. Raises ValueError for a recipe that cannot be used,
+    too few steps, or a run that fails.
+    """
+    if steps < 4:
+        raise ValueError(f"--steps {steps} leaves no room for two interruptions: give 4 or more")
+    recipe = load(overrides).recipe
+    every = max(1, steps // 4)
+    fixed = [f"max_steps={steps}", "log_every=1", f"checkpoint.every={every} steps", "wandb.mode=disabled"]
+    fixed += [f"checkpoint.keep={steps}", "progress=off"]
+    with contextlib.ExitStack() as stack:
+        folder = keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="verify-resume-")))
+        folder.mkdir(parents=True, exist_ok=True)
+        commands = {
+            name: _command([*overrides, *fixed, f"run.root={folder}", f"run.name={name}"], ranks)
+            for name in ("straight", "interrupted")
+        }
+        print(f"{recipe.name}: {steps} steps on {ranks} rank{'s' * (ranks > 1)}, without interruption", flush=True)
+        _finish(commands["straight"], folder, "straight")
+        for number, step in ((signal.SIGKILL, every), (signal.SIGTERM, 2 * every)):
+            print(f"the same, {signal.Signals(number).name} after step {step}", flush=True)
+            _interrupt(commands["interrupted"], folder, step, number)
+        print("continued to its end", flush=True)
+        _finish(commands["interrupted"], folder, "interrupted")
+        found = compare_runs(folder / "straight", folder / "interrupted")
+    if not found:
+        print("equal to the last bit: weights, statistics, optimizer, counters, log")
+        return True
+    print(f"NOT equal, {len(found)} differences:", *found[:LISTED], sep="\n  ")
+    if len(found) > LISTED:
+        print(f"  ... and {len(found) - LISTED} more")
+    if not recipe.deterministic and any(name in str(found) for name in ("model", "optimizer")):
+        print("on a GPU, sums in unordered kernels differ from run to run: deterministic=true orders them, at a cost")
+    return False
+
+
+def _command(arguments: list[str], ranks: int) -> list[str]:
+    if ranks == 1:
+        return [sys.executable, str(TRAIN), *arguments]
+    launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--mixed_precision", "no"]
+    processes = ["--dynamo_backend", "no", "--num_processes", str(ranks), "--main_process_port", "0"]
+    return [sys.executable, *launcher, *processes, str(TRAIN), *arguments]
+
+
+def _start(command: list[str], folder: Path) -> subprocess.Popen[bytes]:
+    with (folder / "output.txt").open("ab") as output:
+        return subprocess.Popen(command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, start_new_session=True)
+
+
+def _finish(command: list[str], folder: Path, name: str) -> None:
+    code = _start(command, folder).wait()
+    if code != 0 or read_status(folder / name).get("state") != "finished":
+        raise ValueError(f"the run ended with code {code}:\n{_tail(folder)}")
+
+
+def _interrupt(command: list[str], folder: Path, step: int, number: signal.Signals) -> None:
+    """Start the run, send the signal to all its processes once a checkpoint of the step is there, wait for its end."""
+    process = _start(command, folder)
+    deadline = time.monotonic() + START_SECONDS
+    while max((step_of(path) for path in newest_first(folder / "interrupted" / "checkpoints")), default=0) < step:
+        if process.poll() is not None:
+            if process.returncode == 0:
+                return
+            raise ValueError(f"the run ended with code {process.returncode}:\n{_tail(folder)}")
+        if time.monotonic() > deadline:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise ValueError(f"the run did not reach step {step} in {START_SECONDS / 60:g} minutes:\n{_tail(folder)}")
+        time.sleep(0.02)
+    with contextlib.suppress(ProcessLookupError):
+        if number == signal.SIGKILL:
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
+    process.wait()
+
+
+def _tail(folder: Path) -> str:
+    return "\n".join((folder / "output.txt").read_text(errors="replace").splitlines()[-15:])
