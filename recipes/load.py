@@ -160,10 +160,26 @@ def _override(key: str, text: str) -> Layer:
         value = parse_value(text)
     except UNREADABLE as error:
         raise RecipeError(f"cannot read the value of {key}={text} ({COMMAND_LINE}): {_problem(error)}") from error
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and _takes_text(key):
+        value = text
     layer: Any = value
     for part in reversed(key.split(".")):
         layer = {part: layer}
     return layer, dict.fromkeys([*_parents(key), *_keys(value, f"{key}.")], COMMAND_LINE)
+
+
+def _takes_text(key: str) -> bool:
+    """Whether a key is of text, as run.name: what looks like a number is then kept as it was spelled (1.10, 2024_01)."""
+    fields, models = [], [Recipe]
+    for part in key.split("."):
+        fields = [model.model_fields[part] for model in models if part in model.model_fields]
+        models = [group for field in fields for group in _groups_of(field)]
+    return any(str in (field.annotation, *get_args(field.annotation)) for field in fields)
+
+
+def _groups_of(field: Any) -> list[type[BaseModel]]:
+    classes = [c for c in (field.annotation, *get_args(field.annotation)) if isinstance(c, type)]
+    return [c for c in classes if issubclass(c, BaseModel)]
 
 
 def _keys(values: Any, prefix: str = "") -> Iterator[str]:
@@ -325,8 +341,7 @@ def _model_keys(model: type[BaseModel], prefix: str, values: Any) -> Iterator[tu
     for name, field in model.model_fields.items():
         yield f"{prefix}{name}", field.description or ""
         inner = values.get(name) if isinstance(values, dict) else None
-        classes = [c for c in (field.annotation, *get_args(field.annotation)) if isinstance(c, type)]
-        groups = [c for c in classes if issubclass(c, BaseModel)]
+        groups = _groups_of(field)
         if not prefix and name in variants():
             tag, by_name = variants()[name]
             named = _named(by_name, inner.get(tag)) if isinstance(inner, dict) else None

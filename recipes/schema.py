@@ -541,7 +541,7 @@ class Run(Group):
 
     root: str = "runs"
     """Folder of all runs."""
-    name: Annotated[str, Field(pattern=r"^[^/\\\x00-\x1f]+$", max_length=200)] | None = None
+    name: str | None = Field(None, pattern=r"^[^/\\\x00-\x1f]+$", max_length=200)
     """The run's name; one that exists is continued. null: a new one made of recipe and time."""
 
 

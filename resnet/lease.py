@@ -40,6 +40,7 @@ class Lease:
         self._count = 0
         self._descriptor: int | None = None
         self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
         self.lost = False
         """Whether somebody else has taken the lease over."""
 
@@ -58,7 +59,7 @@ class Lease:
             self._close()
             raise
         self._renew()
-        threading.Thread(target=self._keep, name="lease", daemon=True).start()
+        self._thread.start()
 
     def check(self) -> bool:
         """Whether the lease is still ours: asked before anything is written to the run."""
@@ -68,6 +69,9 @@ class Lease:
 
     def release(self) -> None:
         self._ended.set()
+        if self._thread.is_alive():
+            # It may be renewing: what it writes after we removed the file would look like a holder.
+            self._thread.join(RENEW_SECONDS)
         if self._descriptor is not None and self.check():
             with contextlib.suppress(OSError):
                 self._file.unlink()

@@ -13,6 +13,8 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 
+from resnet import PARENT
+
 NOTHING, SAVE, STOP = 0, 1, 2
 """What a rank may wish for; the largest wish is granted to all."""
 
@@ -49,15 +51,18 @@ class Signals:
 def die_with_launcher() -> None:
     """Under `accelerate launch` or torchrun: take the launcher's death as SIGTERM (it may be killed without a word)."""
     if "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:
-        die_with_parent(signal.SIGTERM)
+        die_with_parent(signal.SIGTERM, PARENT)
 
 
-def die_with_parent(number: signal.Signals) -> None:
-    """Have the kernel send this process a signal when its parent dies (Linux only)."""
+def die_with_parent(number: signal.Signals, parent: int) -> None:
+    """Have the kernel send this process a signal when its parent dies, or now if it is dead already (Linux only).
+
+    parent: its process id, which a look at who the parent is now could not tell: in a container it may well be 1.
+    """
     if not sys.platform.startswith("linux"):
         return
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
-    if os.getppid() == 1:
+    if os.getppid() != parent:
         os.kill(os.getpid(), number)
 
 

@@ -418,3 +418,8 @@ def test_loading_recipes_imports_no_torch():
 def test_the_loader_leaves_pyyaml_itself_alone():
     assert yaml.safe_load("off") is False
     assert yaml.load("off", Loader) == "off"
+
+
+@pytest.mark.parametrize("name", ["1.10", "2024_01", "1e-4", "007"])
+def test_text_that_looks_like_a_number_keeps_its_spelling(name):
+    assert load(["recipe=quickstart", f"run.name={name}"]).recipe.run.name == name

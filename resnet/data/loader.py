@@ -196,7 +196,9 @@ def _as_it_is(batch: Batch) -> Batch:
 
 def _start_worker(_: int) -> None:
     """Signals are for the trainer: a worker that died of one would take the batches on their way with it."""
-    die_with_parent(signal.SIGKILL)
+    trainer = multiprocessing.parent_process()
+    assert trainer is not None and trainer.pid is not None
+    die_with_parent(signal.SIGKILL, trainer.pid)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)

@@ -60,7 +60,7 @@ def _read_evaluation(run_dir: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); resnet eval writes it again") from error
+        raise ValueError(f"{path} is damaged ({error}): remove it and write the report without it") from error
 
 
 def _headline(name: str, recipe: Recipe, status: Mapping[str, Any]) -> str:
