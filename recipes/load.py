@@ -169,7 +169,7 @@ def _override(key: str, text: str) -> Layer:
 
 
 def _takes_text(key: str) -> bool:
-    """Whether a key is of text, as run.name: what looks like a number is then kept as it was spelled (1.10, 2024_01)."""
+    """Whether a key is of text, as run.name: what looks like a number then keeps its spelling (1.10, 2024_01)."""
     fields, models = [], [Recipe]
     for part in key.split("."):
         fields = [model.model_fields[part] for model in models if part in model.model_fields]

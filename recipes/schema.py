@@ -142,7 +142,7 @@ class _Data(Group):
     """Use only so many validation images, spread evenly over the data."""
     num_workers: Annotated[int, Field(ge=0)] | None = None
     """Decoding processes per rank; null: one a CPU core that the rank has, at most 16."""
-    prefetch: Count = 4
+    prefetch: Count = 2
     """Batches each worker prepares ahead."""
     last_batch: Literal["drop", "keep"] = "drop"
     """What becomes of the samples that do not fill an epoch's last batch."""
@@ -541,7 +541,7 @@ class Run(Group):
 
     root: str = "runs"
     """Folder of all runs."""
-    name: str | None = Field(None, pattern=r"^[^/\\\x00-\x1f]+$", max_length=200)
+    name: str | None = Field(default=None, pattern=r"^[^/\\\x00-\x1f]+$", max_length=200)
     """The run's name; one that exists is continued. null: a new one made of recipe and time."""
 
 
@@ -563,6 +563,8 @@ class Evidence(Group):
     """Expected top-1 in percent; null: none is known."""
     band: tuple[float, float] | None = None
     """Range in percent within which a run counts as reproduced."""
+    weights: Literal["best", "last"] = "best"
+    """Whether `top1` is of the best evaluation or of the last one."""
     evaluation: str = ""
     """The evaluation `top1` was read under: resolution, weights, test-time augmentation."""
     measured: str = "never measured here"

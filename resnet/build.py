@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -20,10 +21,13 @@ from resnet.ema import Ema
 from resnet.metrics import Window
 from resnet.model import build_model, freeze_backbone, load_pretrained
 from resnet.optim import build_optimizer
-from resnet.preemption import COLLECTIVE_TIMEOUT
 from resnet.state import TrainState
 
 T = TypeVar("T")
+
+SETUP_TIMEOUT = timedelta(hours=6)
+"""How long ranks wait for the one that prepares the data (a download, a conversion of 150 GB). In training the watchdog
+and `Agreement` end a hang sooner."""
 
 
 def build_accelerator(recipe: Recipe) -> Accelerator:
@@ -48,7 +52,7 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
         cpu=on_cpu,
         kwargs_handlers=[
             DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
-            InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT),
+            InitProcessGroupKwargs(timeout=SETUP_TIMEOUT),
         ],
     )
     asked = int(os.environ.get("WORLD_SIZE", "1"))
@@ -59,7 +63,6 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
         )
     if accelerator.device.type == "cuda":
         torch.backends.cudnn.benchmark = not recipe.deterministic
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = not recipe.deterministic
     if recipe.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
@@ -150,23 +153,23 @@ def build_state(recipe: Recipe, plan: Plan, model: nn.Module, accelerator: Accel
     )
 
 
-def wrap(recipe: Recipe, plan: Plan, model: nn.Module, accelerator: Accelerator) -> nn.Module:
-    """The network as it is trained: autocast and DDP by Accelerate, torch.compile around it."""
+def wrap(recipe: Recipe, plan: Plan, model: nn.Module, accelerator: Accelerator, step: int) -> nn.Module:
+    """The network as it is trained from `step` on: autocast and DDP by Accelerate, torch.compile around it."""
     network = accelerator.prepare_model(model)
     if recipe.compile:
         network = torch.compile(network)
     if accelerator.num_processes > 1:
-        _settle_buckets(recipe, plan, network, model, accelerator)
+        _settle_buckets(recipe, plan, network, model, accelerator, step)
     return network  # pyright: ignore[reportReturnType]
 
 
-def _settle_buckets(recipe: Recipe, plan: Plan, network, model: nn.Module, accelerator: Accelerator) -> None:
+def _settle_buckets(recipe: Recipe, plan: Plan, network, model: nn.Module, accelerator: Accelerator, step: int) -> None:
     """Two passes thrown away: DDP sorts its gradient buckets anew after the first, which changes the order of its sums.
 
     Without them the first step of a resumed run would add up in another order than the same step of a run that went on.
     """
     on_gpu = accelerator.device.type == "cuda"
-    images, size = (plan.micro_batch, recipe.augment.train_size) if on_gpu or recipe.compile else (2, 64)
+    images, size = (plan.micro_batch, plan.image_size(step)) if on_gpu or recipe.compile else (2, 64)
     before = {name: tensor.clone() for name, tensor in model.named_buffers()}
     memory_format = torch.channels_last if recipe.channels_last else torch.contiguous_format
     noise = torch.randn(images, 3, size, size, device=accelerator.device).contiguous(memory_format=memory_format)

@@ -15,11 +15,12 @@ import json
 import os
 import re
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from resnet.rundir import write_atomic
+from resnet.rundir import sync_folder, write_atomic
 
 FORMAT = 1
 _NAME = re.compile(r"step-(\d{8,})")
@@ -52,17 +53,17 @@ def commit(folder: Path, step: int, files: dict[str, bytes], facts: dict[str, An
             return final
         _discard(final)
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove(temporary)
         temporary.mkdir()
         listed = {name: _write(temporary / name, data) for name, data in files.items()}
         manifest = {"format": FORMAT, "step": step, "files": listed, **facts}
         _write(temporary / "manifest.json", json.dumps(manifest, indent=1).encode())
-        _fsync(temporary)
+        sync_folder(temporary)
         os.rename(temporary, final)
     except OSError:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    _fsync(folder)
+    sync_folder(folder)
     write_atomic(folder / "latest", final.name + "\n")
     return final
 
@@ -79,25 +80,29 @@ def _write(path: Path, data: bytes) -> dict[str, Any]:
     return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
-def _fsync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _discard(path: Path) -> None:
     """Take a checkpoint away: first its name, so that a half-removed one is never taken for one."""
     gone = path.with_name(f"{path.name}.old.tmp")
-    shutil.rmtree(gone, ignore_errors=True)
+    _remove(gone)
     os.rename(path, gone)
-    shutil.rmtree(gone, ignore_errors=True)
+    _remove(gone)
 
 
-def prune(folder: Path, keep: int, best_step: int | None) -> None:
-    """Remove all but the `keep` newest checkpoints and the best."""
-    for path in newest_first(folder)[keep:]:
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def prune(folder: Path, step: int, keep: int, best_step: int | None) -> None:
+    """Remove all but the `keep` newest checkpoints up to that of `step`, just written, and the best.
+
+    Those of later steps were passed over when the run went on from an earlier one; they do not count as the newest.
+    """
+    found = newest_first(folder)
+    passed_over = [path for path in found if step_of(path) > step]
+    for path in [*passed_over, *found[len(passed_over) + keep :]]:
         if step_of(path) != best_step:
             _discard(path)
 
@@ -105,10 +110,7 @@ def prune(folder: Path, keep: int, best_step: int | None) -> None:
 def clean(folder: Path) -> None:
     """Remove what interrupted saves left. Only for a run's one writer, before it saves."""
     for path in folder.glob("*.tmp") if folder.is_dir() else ():
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+        _remove(path)
 
 
 def newest_first(folder: Path) -> list[Path]:
@@ -145,36 +147,43 @@ def _fault(path: Path) -> str | None:
 
 
 def _faults(path: Path) -> Iterator[str]:
-    if path.is_symlink() or not path.is_dir():
-        yield "it is not a folder"
-        return
     try:
+        if not stat.S_ISDIR(path.lstat().st_mode):
+            yield "it is not a folder"
+            return
+        if not stat.S_ISREG((path / "manifest.json").lstat().st_mode):
+            yield "manifest.json is not a plain file"
+            return
         manifest = json.loads((path / "manifest.json").read_text())
         files, step = manifest["files"], manifest["step"]
         if manifest["format"] != FORMAT:
             yield f"its format is {manifest['format']}, this program reads {FORMAT}"
             return
         expected = [(str(name), int(facts["size"]), str(facts["sha256"])) for name, facts in files.items()]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except Exception as error:
+        # What a stranger wrote can fail in any way (a RecursionError, an OverflowError ...).
         yield f"manifest.json cannot be read ({type(error).__name__}: {error})"
         return
     if _NAME.fullmatch(path.name) and step != step_of(path):
         yield f"its manifest is of step {step}"
     for name, size, sha256 in expected:
         file = path / name
-        if Path(name).name != name or file.is_symlink():
+        if Path(name).name != name:
             yield f"{name} leads out of it"
             return
         try:
-            found = file.stat().st_size
-            if found != size:
-                yield f"{name} has {found} bytes instead of {size}"
+            found = file.lstat()
+            if not stat.S_ISREG(found.st_mode):
+                yield f"{name} is not a plain file"
+                return
+            if found.st_size != size:
+                yield f"{name} has {found.st_size} bytes instead of {size}"
                 return
             with file.open("rb") as stream:
                 if _sha256(stream) != sha256:
                     yield f"{name} has changed since it was written"
-        except OSError as error:
-            yield f"{name} cannot be read ({error.strerror})"
+        except (OSError, ValueError) as error:
+            yield f"{name} cannot be read ({error})"
 
 
 def _sha256(stream: Any) -> str:

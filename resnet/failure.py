@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from resnet.loop import TrainingError
 
 class Failure(NamedTuple):
     kind: str
-    """nan, data, oom, disk, peer or crash."""
+    """nan, data, oom, disk, lease, nccl, peer or crash."""
     reason: str
     unexpected: bool = False
     """Whether the traceback tells more than the reason."""
@@ -25,7 +26,19 @@ class Failure(NamedTuple):
         return self.kind != "peer"
 
 
-_SIGNS_OF_A_LOST_PEER = ("connection closed by peer", "connection reset by peer", "nccl", "gloo", "broken pipe")
+_SIGNS_OF_A_LOST_PEER = (
+    *("connection closed by peer", "connection reset by peer", "broken pipe", "remote process exited"),
+    *("connection refused", "read error", "timed out", "timeout"),
+)
+
+
+def out_of_memory(error: Exception, micro_batch: int) -> str:
+    """What to do about a GPU that is too small for the micro-batch."""
+    what = str(error).partition(".")[0]
+    return (
+        f"out of GPU memory ({what}): try max_batch_per_device={max(2, micro_batch // 2)} (in a new run: a checkpoint "
+        "keeps its micro-batch, which BatchNorm normalises over)"
+    )
 
 
 def explain(error: Exception, plan: Plan) -> Failure:
@@ -40,13 +53,14 @@ def explain(error: Exception, plan: Plan) -> Failure:
         case BrokenImage():
             return Failure("data", text)
         case torch.cuda.OutOfMemoryError():
-            smaller = max(2, plan.micro_batch // 2)
-            return Failure("oom", f"out of GPU memory ({text.split('.')[0]}): try max_batch_per_device={smaller}")
-        case dist.DistError():
-            return Failure("peer", f"lost the other ranks ({last_line})")
-        case RuntimeError() if any(sign in text.lower() for sign in _SIGNS_OF_A_LOST_PEER):
+            return Failure("oom", out_of_memory(error, plan.micro_batch))
+        case OSError() if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return Failure("disk", text)
+        case dist.DistError() | RuntimeError() if any(sign in text.lower() for sign in _SIGNS_OF_A_LOST_PEER):
             return Failure("peer", f"lost the other ranks ({last_line})")
         case RuntimeError() if "bus error" in text.lower() or "shared memory" in text.lower():
             hint = "enlarge /dev/shm (docker: --shm-size), or set data.num_workers=0"
             return Failure("crash", f"a data worker ran out of shared memory: {hint}")
+        case dist.DistError():
+            return Failure("nccl", f"{type(error).__name__}: {last_line}", unexpected=True)
     return Failure("crash", f"{type(error).__name__}: {last_line}", unexpected=True)

@@ -1,38 +1,27 @@
-"""What a finished run leaves: the weights to use, the evaluation, pictures, a report, and a block of lines to read."""
+"""What a finished run leaves: the weights to use, pictures, a report, and a block of lines to read."""
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
-
-from resnet.checkpoint import name_of
+from resnet.checkpoint import name_of, newest_valid, step_of
 from resnet.progress import format_duration
-from resnet.rundir import read_metrics, write_atomic, write_status
+from resnet.rundir import write_atomic, write_status
 from resnet.snapshot import EMA, MODEL
 
 if TYPE_CHECKING:
     from resnet.hooks import RunHooks
     from resnet.loop import Trainer
 
-MOST_CLASSES_OF_A_MATRIX = 200
 
-
-def finish(trainer: Trainer, hooks: RunHooks, classes: list[str], begin: float, first_step: int) -> None:
+def finish(trainer: Trainer, hooks: RunHooks, begin: float, first_step: int) -> None:
     """Write the final files on rank 0. Trouble with a picture or the report is told and does not fail the run."""
-    run_dir, state, recipe = hooks.run_dir, trainer.state, trainer.recipe
+    run_dir, state = hooks.run_dir, trainer.state
     step = _write_final_weights(run_dir, state.best_step)
-    result = {**hooks.result, "confusion": hooks.best_confusion} if hooks.best_confusion is not None else hooks.result
-    if result:
-        rows = [row for row in read_metrics(run_dir) if row.get("step") == step and "val/top1" in row]
-        row = rows[-1] if rows else {}
-        result = result | {name: row.get(f"val/{name}", result[name]) for name in ("loss", "top1", "top5", "samples")}
-        write_evaluation(run_dir, result, classes, step)
-        write_status(run_dir, top1=result["top1"], final_step=step)
+    write_status(run_dir, top1=hooks.result["top1"], final_step=step)
     report = run_dir / "report.html"
     try:
         from resnet.tools.report import write_report
@@ -43,49 +32,50 @@ def finish(trainer: Trainer, hooks: RunHooks, classes: list[str], begin: float, 
     seconds = time.time() - begin
     images = trainer.plan.samples_seen(state.step) - trainer.plan.samples_seen(first_step)
     speeds = sorted(hooks.images_per_second)
-    best = f"{state.best:.2f}%" if state.best is not None and recipe.eval.metric != "loss" else f"{state.best}"
+    speed = f"{images / max(seconds, 1e-9):.0f} images/s overall"
+    speed += f", {speeds[len(speeds) // 2]:.0f} in training" if speeds else ""
     print(
-        f"\nfinished: best {recipe.eval.metric} {best} at epoch {trainer.plan.epoch(step or state.step):g}"
-        f"{_against_evidence(recipe, state.best)}\n"
-        f"  time     {format_duration(seconds)} in this attempt; {images / max(seconds, 1e-9):.0f} img/s overall"
-        f"{f', {speeds[len(speeds) // 2]:.0f} in training' if speeds else ''}\n"
-        f"  weights  {run_dir / 'final.safetensors'}\n"
+        f"\nfinished: {_result(trainer, hooks)}\n"
+        f"  time     {format_duration(seconds)} in this attempt; {speed}\n"
+        f"  weights  {run_dir / 'final.safetensors'} (epoch {trainer.plan.epoch(step):g})\n"
         f"  metrics  {run_dir / 'metrics.jsonl'}\n"
         f"  report   {report}",
         flush=True,
     )
 
 
-def _write_final_weights(run_dir: Path, best_step: int | None) -> int | None:
-    """Copy the best checkpoint's weights (its average where there is one), or the newest's; returns their step."""
+def _write_final_weights(run_dir: Path, best_step: int | None) -> int:
+    """Copy the best checkpoint's weights (its average where there is one), and return their step.
+
+    Where that checkpoint is not there (it could not be saved) the newest stands in, and it is said.
+    """
     folder = run_dir / "checkpoints"
-    names = [name_of(best_step)] if best_step is not None else []
-    names += sorted((path.name for path in folder.glob("step-*") if path.suffix == ""), reverse=True)
-    for name in names:
-        for file in (folder / name / EMA, folder / name / MODEL):
-            if file.is_file():
-                write_atomic(run_dir / "final.safetensors", file.read_bytes())
-                return int(name.removeprefix("step-"))
-    return None
+    checkpoint = folder / name_of(best_step or 0)
+    if not checkpoint.is_dir():
+        newest = newest_valid(folder, lambda told: print(told, file=sys.stderr))
+        if newest is None:
+            raise OSError(f"{folder} holds no checkpoint to take the final weights from")
+        print(f"the best weights, of step {best_step}, were not saved: {newest.name}'s are taken", file=sys.stderr)
+        checkpoint = newest
+    file = checkpoint / EMA if (checkpoint / EMA).is_file() else checkpoint / MODEL
+    write_atomic(run_dir / "final.safetensors", file.read_bytes())
+    return step_of(checkpoint)
 
 
-def write_evaluation(run_dir: Path, result: dict[str, Any], classes: list[str], step: int | None) -> None:
-    """evaluation.json: totals, each class's share, and the confusion matrix where it is of a readable size."""
-    confusion: torch.Tensor = result["confusion"]
-    content = {name: result[name] for name in ("top1", "top5", "loss", "samples")} | {"step": step, "classes": classes}
-    content["per_class"] = [
-        {"class": name, "samples": int(row.sum()), "correct": int(row[index])}
-        for index, (name, row) in enumerate(zip(classes, confusion, strict=True))
-    ]
-    if len(classes) <= MOST_CLASSES_OF_A_MATRIX:
-        content["confusion"] = confusion.tolist()
-    write_atomic(run_dir / "evaluation.json", json.dumps(content))
-
-
-def _against_evidence(recipe: Any, best: float | None) -> str:
+def _result(trainer: Trainer, hooks: RunHooks) -> str:
+    """The best and the last evaluation in words, against the recipe's evidence."""
+    recipe, state = trainer.recipe, trainer.state
+    metric, unit = recipe.eval.metric, "" if recipe.eval.metric == "loss" else "%"
+    last = hooks.result[metric]
+    assert state.best is not None
+    assert state.best_step is not None
+    words = (
+        f"best {metric} {state.best:.4g}{unit} at epoch {trainer.plan.epoch(state.best_step):g}, last {last:.4g}{unit}"
+    )
     evidence = recipe.evidence
-    if best is None or evidence is None or evidence.band is None or recipe.eval.metric != "top1":
-        return ""
+    if evidence is None or evidence.band is None or metric != "top1":
+        return words
     low, high = evidence.band
-    where = "within" if low <= best <= high else "below" if best < low else "above"
-    return f" ({where} the recipe's {low:g}-{high:g}%)"
+    value = state.best if evidence.weights == "best" else last
+    where = "within" if low <= value <= high else "below" if value < low else "above"
+    return f"{words} (the {evidence.weights} is {where} the recipe's {low:g}-{high:g}%)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 
 from recipes.plan import Plan
+from resnet.evaluation import write_evaluation
 from resnet.preemption import NOTHING, SAVE, STOP, Agreement, Signals
 from resnet.progress import Progress
 from resnet.rundir import write_status
@@ -31,15 +33,15 @@ class RunHooks:
         progress: Progress,
         metrics: MetricsLog | None,
         tracker: NullTracker,
+        classes: list[str],
         watchdog: Watchdog | None = None,
     ) -> None:
         self.run_dir, self.plan, self.state, self.saver = run_dir, plan, state, saver
         self.signals, self.progress, self.metrics, self.tracker = signals, progress, metrics, tracker
-        self.watchdog = watchdog
+        self.watchdog, self.classes = watchdog, classes
         self.agreement = Agreement()
         self.result: dict[str, Any] = {}
         """Of the last evaluation."""
-        self.best_confusion: torch.Tensor | None = None
         self.images_per_second: list[float] = []
         self._since_evaluation: list[dict[str, Any]] = []
 
@@ -51,14 +53,13 @@ class RunHooks:
             self.progress.update(
                 row["step"], row["train/loss"], row["images_per_second"], lr=row["lr"], data_wait=row["data_wait"]
             )
-        if self.metrics is None:
+        if self.metrics is None or self.lost:
             return
         self.metrics.log(row)
         self.tracker.log(row | {"images_per_second_per_device": row["images_per_second"] / self.plan.world_size}
                          if "images_per_second" in row else row)  # fmt: skip
         shown = {"images_per_second": "images_per_second", "train/loss": "loss", "val/top1": "top1"}
-        write_status(
-            self.run_dir,
+        self._tell(
             step=row["step"],
             epoch=round(row["epoch"], 4),
             eta_s=self.progress.eta_seconds,
@@ -72,7 +73,10 @@ class RunHooks:
         self._beat()
         wish = STOP if self._must_stop() else SAVE if self.saver.due_by_time() else NOTHING
         granted = self.agreement.reach(wish)
-        if granted in (STOP, SAVE) or self.saver.due(step) or step == self.plan.end_step:
+        # A wish is granted a step late: what was wished again meanwhile has been fulfilled.
+        timely = granted == SAVE and step > self.saver.saved_step + 1
+        at_end = step % self.plan.steps_per_epoch == 0 or step == self.plan.end_step
+        if granted == STOP or timely or at_end or self.saver.due(step):
             self.save(wait=granted == STOP)
         return granted == STOP
 
@@ -89,23 +93,44 @@ class RunHooks:
     def after_evaluation(self, result: dict[str, Any], best: bool) -> None:
         self.result = result
         if best:
-            self.best_confusion = result["confusion"]
             self.saver.mark_best(self.state.step)
         self.progress.message(self._epoch_line(result, best))
         self._since_evaluation.clear()
-        if self.metrics is not None:
+        if self.metrics is not None and not self.lost:
             metric = self.plan.recipe.eval.metric
             self.tracker.summary({f"best/{metric}": self.state.best, "best/step": self.state.best_step})
-            write_status(self.run_dir, best=self.state.best)
+            self._tell(best=self.state.best)
+            if best:
+                with contextlib.suppress(OSError):
+                    write_evaluation(self.run_dir, result, self.classes, self.state.step)
 
     def save(self, wait: bool = False) -> None:
-        length = self.metrics.sync() if self.metrics is not None else 0
+        length: int | None = 0
+        if self.metrics is not None:
+            try:
+                length = self.metrics.sync()
+            except OSError as error:
+                length, self.saver.problem = None, f"metrics.jsonl: {error.strerror}"
         self.saver.save(self.state, length, wait)
 
-    def why_saving_failed(self) -> str | None:
-        """Where checkpoints could not be saved for too long, or must not be since another process has the run."""
-        lost = self.saver.lease is not None and self.saver.lease.lost
-        if lost or self.saver.failures >= self.plan.recipe.checkpoint.max_failures:
+    def _tell(self, **fields: Any) -> None:
+        """Update status.json, a view that a full disk may leave behind."""
+        with contextlib.suppress(OSError):
+            write_status(self.run_dir, **fields)
+
+    @property
+    def lost(self) -> bool:
+        """Whether another process has taken the run over, so that nothing in its directory may be written."""
+        return self.saver.lease is not None and self.saver.lease.lost
+
+    def why_saving_failed(self, ended: bool = False) -> str | None:
+        """Where checkpoints could not be saved for too long, or must not be since another process has the run.
+
+        ended: whether the last save was that of the run's end, which must not fail at all.
+        """
+        if self.lost:
+            return f"another process has taken {self.run_dir} over; this one has stopped"
+        if self.saver.failures >= (1 if ended else self.plan.recipe.checkpoint.max_failures):
             return f"checkpoints could not be saved: {self.saver.problem}"
         return None
 

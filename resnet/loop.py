@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from recipes.plan import Plan
 from recipes.schema import Recipe
@@ -24,6 +26,8 @@ from resnet.optim import set_hyper
 from resnet.state import TrainState, average_running_statistics, running_statistics
 
 _DROP = 2
+_MOST_NAMED = 20
+"""Unreadable images that a rank names as it meets them."""
 
 
 class TrainingError(RuntimeError):
@@ -73,6 +77,8 @@ class Trainer:
         self.recipe = self.plan.recipe
         self.parameters = [p for p in self.state.model.parameters() if p.requires_grad]
         self.random_layers = has_randomness(self.state.model)
+        self.state.model.train()
+        self.statistics = StatisticsOfStep(self.state.model) if self.plan.accumulation > 1 else None
 
     def keys(self) -> Iterator[Key]:
         """All the micro-batches this rank will ask for from the state's step on, evaluations included."""
@@ -100,8 +106,14 @@ class Trainer:
         start = time.perf_counter()
         batch = next(self.batches)
         self.waited += time.perf_counter() - start
-        self.broken.update(dict.fromkeys(batch.broken))
+        for image in batch.broken:
+            if image not in self.broken and len(self.broken) < _MOST_NAMED:
+                print(f"unreadable image: {image}", file=sys.stderr)
+            self.broken[image] = None
         return batch
+
+    def examples_of_broken(self) -> str:
+        return "".join(f"\n  {image}" for image in list(self.broken)[:5]) or " met by other ranks"
 
 
 def fit(trainer: Trainer) -> str:
@@ -131,7 +143,8 @@ def train_step(trainer: Trainer) -> tuple[torch.Tensor, torch.Tensor | None]:
     """One optimizer step: its last micro-batch's loss, and the gradient's L2 norm before clipping where it is known."""
     plan, state, step = trainer.plan, trainer.state, trainer.state.step
     set_hyper(state.optimizer, plan.hyper(step))
-    statistics = _StatisticsOfStep(state.model) if plan.accumulation > 1 else None
+    if trainer.statistics:
+        trainer.statistics.begin()
     loss = torch.empty(0)
     for turn in range(plan.accumulation):
         last = turn == plan.accumulation - 1
@@ -140,8 +153,8 @@ def train_step(trainer: Trainer) -> tuple[torch.Tensor, torch.Tensor | None]:
             # The gradient of a step is the mean over its samples, and DDP averages over ranks.
             weight = share * plan.world_size
             state.scaler.scale(loss if weight == 1 else loss * weight).backward()
-        if statistics:
-            statistics.after_micro_batch(last)
+        if trainer.statistics:
+            trainer.statistics.after_micro_batch(last)
     norm = _clip(trainer, step)
     state.scaler.step(state.optimizer)
     if state.scaler.is_enabled():
@@ -211,18 +224,26 @@ def _clip(trainer: Trainer, step: int) -> torch.Tensor | None:
     return norm
 
 
-class _StatisticsOfStep:
+class StatisticsOfStep:
     """Makes one update of BatchNorm's running statistics of a step's micro-batches, by the mean of theirs.
 
     So a step in two micro-batches on one device leaves what two devices leave that average their statistics.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.floats = running_statistics(model)
-        self.counts = [buffer for buffer in model.buffers() if not buffer.is_floating_point()]
+        moving = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.training]
+        self.floats = [buffer for module in moving for buffer in running_statistics(module)]
+        self.counts = [m.num_batches_tracked for m in moving if m.num_batches_tracked is not None]
         self.before = [buffer.clone() for buffer in self.floats]
         self.sums = [torch.zeros_like(buffer) for buffer in self.floats]
         self.micro_batches = 0
+
+    @torch.no_grad()
+    def begin(self) -> None:
+        self.micro_batches = 0
+        if self.floats:
+            torch._foreach_copy_(self.before, self.floats)
+            torch._foreach_zero_(self.sums)
 
     @torch.no_grad()
     def after_micro_batch(self, last: bool) -> None:
@@ -251,10 +272,9 @@ def log_window(trainer: Trainer, clock: _Clock, norm: torch.Tensor | None) -> No
             "the checkpoints from before it are kept"
         )
     if means.broken > trainer.recipe.data.max_broken * plan.samples:
-        examples = "\n  ".join(list(trainer.broken)[:5])
         raise TrainingError(
             f"{means.broken} of this epoch's images so far could not be read, more than data.max_broken "
-            f"{trainer.recipe.data.max_broken:g} allows:\n  {examples or 'met by other ranks'}"
+            f"{trainer.recipe.data.max_broken:g} allows:{trainer.examples_of_broken()}"
         )
     row: dict[str, Any] = {
         "step": state.step,
@@ -305,6 +325,7 @@ def evaluate_and_report(trainer: Trainer) -> bool:
     result = evaluate(state.weights, trainer)
     if result is None:
         return False
+    _check_unreadable(trainer, result["samples"])
     state.evaluated = state.step
     value = result[metric]
     best = state.best is None or (value < state.best if metric == "loss" else value > state.best)
@@ -314,6 +335,20 @@ def evaluate_and_report(trainer: Trainer) -> bool:
     trainer.hooks.log(row | {f"val/{name}": result[name] for name in ("loss", "top1", "top5", "samples")})
     trainer.hooks.after_evaluation(result, best)
     return True
+
+
+def _check_unreadable(trainer: Trainer, evaluated: int) -> None:
+    """Tell of validation images that could not be read. Raises TrainingError where they are too many."""
+    missing = trainer.val_samples - evaluated
+    if missing > trainer.recipe.data.max_broken * trainer.val_samples:
+        raise TrainingError(
+            f"{missing} of {trainer.val_samples} validation images could not be read, more than data.max_broken "
+            f"{trainer.recipe.data.max_broken:g} allows:{trainer.examples_of_broken()}"
+        )
+    if missing and trainer.rank == 0:
+        print(
+            f"{missing} of {trainer.val_samples} validation images could not be read and count nowhere", file=sys.stderr
+        )
 
 
 @torch.no_grad()

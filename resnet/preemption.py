@@ -22,8 +22,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 _PR_SET_PDEATHSIG = 1
 _SAME_SECONDS = 2.0
 
-COLLECTIVE_TIMEOUT = timedelta(minutes=10)
-"""After which ranks that wait for one another give up."""
+STEP_TIMEOUT = timedelta(minutes=10)
+"""After which ranks that wait for one another in training give up."""
 
 
 class Signals:
@@ -75,7 +75,7 @@ class Agreement:
     def __init__(self) -> None:
         self._group: dist.ProcessGroup | None = None
         if dist.is_initialized() and dist.get_world_size() > 1:
-            group = dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
+            group = dist.new_group(backend="gloo", timeout=STEP_TIMEOUT)
             assert isinstance(group, dist.ProcessGroup)
             self._group = group
         self._pending: tuple[dist.Work, torch.Tensor] | None = None

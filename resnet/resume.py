@@ -16,6 +16,7 @@ from recipes.schema import Recipe
 from resnet.checkpoint import CheckpointError, digest_of, newest_valid, read_manifest
 from resnet.data.source import Source
 from resnet.lease import Lease
+from resnet.rundir import read_status
 from resnet.snapshot import read_rest
 from resnet.state import TrainState
 
@@ -40,7 +41,9 @@ class Start:
     checkpoint: Path | None = None
     checkpoint_digest: str = ""
     is_new: bool = True
-    """Whether the run directory is a new one (also when it starts from another run's checkpoint)."""
+    """Whether no checkpoint of this run is there yet (also when it starts from another run's)."""
+    origin: str | None = None
+    """Where the run started from by `resume=PATH`, whatever later attempts are asked."""
     changed: dict[str, list[Any]] = field(default_factory=dict)
     """Keys that differ from the run's recipe, each with the value before and now."""
     messages: list[str] = field(default_factory=list)
@@ -76,7 +79,8 @@ class Start:
 
     def is_finished(self, plan: Plan) -> bool:
         done = self.checkpoint is not None and not self.is_new and self.step == plan.end_step
-        return done and (self.run_dir / "final.safetensors").is_file()
+        # The status comes last: an attempt that was killed while it wrote the final files is to do so again.
+        return done and read_status(self.run_dir).get("state") == "finished"
 
     def place_in(self, state: TrainState, plan: Plan) -> None:
         """Let a new run go on at the epoch that another run's checkpoint was taken at."""
@@ -111,8 +115,12 @@ def find_start(recipe: Recipe, train: Source) -> Start:
         raise ValueError(str(start))
     if start.checkpoint is not None:
         _wait_for(start.checkpoint, start.checkpoint_digest)
-        start.rest = read_rest(start.checkpoint)
-        _check(start, recipe)
+        try:
+            start.rest = read_rest(start.checkpoint)
+            _check(start, recipe)
+        except BaseException:
+            start.release()
+            raise
     return start
 
 
@@ -120,33 +128,47 @@ def _choose(recipe: Recipe, digest: str) -> Start:
     root, name = Path(recipe.run.root).expanduser(), recipe.run.name
     run_dir = root / name if name else _new_name(root, recipe.name)
     messages: list[str] = []
-    if recipe.resume not in ("auto", "never"):
-        if run_dir.exists():
-            raise ValueError(f"{run_dir} exists: resume={recipe.resume} starts a new run, give it another run.name")
-        checkpoint = _from_path(Path(recipe.resume).expanduser(), messages)
-        return Start(run_dir, digest, checkpoint, digest_of(checkpoint), True, messages=messages)
+    start = Start(run_dir, digest, origin=_path_of(recipe), messages=messages)
     if not (run_dir / "recipe.yaml").is_file():
-        return Start(run_dir, digest)
+        _start_from_origin(start)
+        return start
+    before = load_file(run_dir / "recipe.yaml").recipe
     if recipe.resume == "never":
         raise ValueError(f"{run_dir} exists and resume=never: choose another run.name")
-    start = Start(run_dir, digest, is_new=False, messages=messages)
+    if start.origin not in (None, _path_of(before)):
+        raise ValueError(f"{run_dir} exists: resume={recipe.resume} starts a new run, give it another run.name")
+    start.origin = _path_of(before)
     start.acquire()
     try:
-        _continue_from_newest(start, recipe)
+        _continue_from_newest(start, before, recipe)
     except BaseException:
         start.release()
         raise
     return start
 
 
-def _continue_from_newest(start: Start, recipe: Recipe) -> None:
-    start.changed = differences(load_file(start.run_dir / "recipe.yaml").recipe, recipe)
+def _path_of(recipe: Recipe) -> str | None:
+    """The path that `resume` is, if it is one."""
+    return None if recipe.resume in ("auto", "never") else str(Path(recipe.resume).expanduser().absolute())
+
+
+def _start_from_origin(start: Start) -> None:
+    if start.origin is not None:
+        start.checkpoint = _from_path(Path(start.origin), start.messages)
+        start.checkpoint_digest = digest_of(start.checkpoint)
+
+
+def _continue_from_newest(start: Start, before: Recipe, recipe: Recipe) -> None:
+    start.changed = differences(before, recipe)
     start.checkpoint = newest_valid(start.run_dir / "checkpoints", start.messages.append)
     if start.checkpoint is None and start.messages:
         raise ValueError(
             "\n".join([*start.messages, f"no checkpoint of {start.run_dir} can be used: choose another run.name"])
         )
-    if start.checkpoint is not None:
+    if start.checkpoint is None:
+        _start_from_origin(start)
+    else:
+        start.is_new = False
         refuse_fixed(start.changed, start.run_dir)
         start.checkpoint_digest = digest_of(start.checkpoint)
     start.messages += [f"changed: {key} {before} -> {now}" for key, (before, now) in start.changed.items()]

@@ -30,10 +30,10 @@ from resnet.build import (
     wrap,
 )
 from resnet.checkpoint import clean
-from resnet.data.loader import Loader, MicroBatches, end_workers, workers_per_rank
+from resnet.data.loader import Loader, MicroBatches, check_shared_memory, end_workers, workers_per_rank
 from resnet.data.order import Order
 from resnet.data.source import Source
-from resnet.failure import Failure, explain
+from resnet.failure import Failure, explain, out_of_memory
 from resnet.finish import finish
 from resnet.hooks import RunHooks
 from resnet.loop import Trainer, fit
@@ -60,16 +60,28 @@ def main(argv: Sequence[str]) -> int:
     try:
         recipe = load([argument for argument in argv if argument != "--debug"]).recipe
         accelerator = build_accelerator(recipe)
-        return run(recipe, accelerator, signals)
+        code = run(recipe, accelerator, signals)
     except (RecipeError, ValueError) as error:
         if debug:
             traceback.print_exc()
         if int(os.environ.get("RANK", "0")) == 0:
             print(f"train.py: {error}", file=sys.stderr)
-        return MISTAKE
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        code = MISTAKE
+    except torch.cuda.OutOfMemoryError as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        code = FAILED
+    if dist.is_initialized():
+        if code == FAILED:
+            # To take leave of a process group one of whose members is gone, or hangs, could take for ever.
+            _leave(code)
+        dist.destroy_process_group()
+    return code
+
+
+def _leave(code: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def run(recipe: Recipe, accelerator: Accelerator, signals: Signals) -> int:
@@ -88,12 +100,15 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals) -> int:
         model, note = together(lambda: build_model_for(recipe, len(train.classes)), local_rank, first_alone=True)
         state = build_state(recipe, plan, model, accelerator)
         together(lambda: check_space(start.run_dir, state, recipe.checkpoint.keep))
-        network = wrap(recipe, plan, state.model, accelerator)
+        try:
+            network = wrap(recipe, plan, state.model, accelerator, start.step)
+        except torch.cuda.OutOfMemoryError as error:
+            raise torch.cuda.OutOfMemoryError(out_of_memory(error, plan.micro_batch)) from error
         if start.checkpoint is not None:
             together(lambda: _restore(state, start, plan, accelerator))
         state.model.train()
 
-        information = together(lambda: _open_run_dir(recipe, start, plan, accelerator) if rank == 0 else {})
+        information = together(lambda: _open_run_dir(recipe, start, plan, state.step, accelerator) if rank == 0 else {})
         log = lifetime.enter_context(contextlib.closing(RankLog(start.run_dir, rank)))
         saver = Saver(start.run_dir, plan, _facts(recipe, plan, start), start.lease, writes=rank == 0)
         progress = Progress(recipe.progress if rank == 0 else "off", plan.end_step, plan.steps_per_epoch, state.step)
@@ -103,18 +118,23 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals) -> int:
             metrics.truncate(start.log_length)
             tracker = open_wandb(recipe, start.run_dir, information)
             write_status(start.run_dir, wandb_url=tracker.url)
+            for message in start.messages:
+                print(message, file=sys.stderr)
         watchdog = Watchdog(recipe.watchdog, log, state.step) if recipe.watchdog else None
-        hooks = RunHooks(start.run_dir, plan, state, saver, signals, progress, metrics, tracker, watchdog)
+        hooks = RunHooks(
+            start.run_dir, plan, state, saver, signals, progress, metrics, tracker, train.classes, watchdog
+        )
         trainer = Trainer(plan, accelerator, network, state, len(train.classes), len(train), len(val), hooks)
         workers = workers_per_rank(recipe.data.num_workers, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         batches = MicroBatches(train, val, order, recipe.augment)
+        check_shared_memory(plan, workers, recipe.data.prefetch)
         trainer.batches = iter(Loader(batches, trainer.keys(), accelerator.device, workers, recipe.data.prefetch))
-        for line in _opening(recipe, plan, start, train, val, accelerator, workers, note, tracker):
+        for line in _opening(recipe, plan, start, state.step, train, val, accelerator, workers, note, tracker):
             progress.message(line)
-        return _train(trainer, hooks, log, train.classes)
+        return _train(trainer, hooks, log)
 
 
-def _train(trainer: Trainer, hooks: RunHooks, log: RankLog, classes: list[str]) -> int:
+def _train(trainer: Trainer, hooks: RunHooks, log: RankLog) -> int:
     """Fit, and leave the run directory in a state that says how it ended."""
     begin, first_step = time.time(), trainer.state.step
     outcome, failure, signal = "failed", None, None
@@ -124,8 +144,8 @@ def _train(trainer: Trainer, hooks: RunHooks, log: RankLog, classes: list[str]) 
         with profile_steps(trainer):
             outcome = fit(trainer)
         hooks.saver.wait()
-        if outcome == "stopped" and (reason := hooks.why_saving_failed()):
-            outcome, failure = "failed", Failure("disk", reason)
+        if failure := first_of_ranks(_saving_failed(hooks, ended=outcome == "finished")):
+            outcome = "failed"
     except Exception as error:
         failure = explain(error, trainer.plan)
         if failure.unexpected:
@@ -138,26 +158,36 @@ def _train(trainer: Trainer, hooks: RunHooks, log: RankLog, classes: list[str]) 
         hooks.close()
         trainer.batches = iter(())
         end_workers()
-    rank, step = trainer.rank, trainer.state.step
+    step = trainer.state.step
+    if failure is not None and (failure.kind == "lease" or hooks.lost):
+        print(f"train.py: {failure.reason}", file=sys.stderr)
+        hooks.tracker.finish(exit_code=1, timeout=15)
+        return FAILED
     if failure is not None:
         first = log.fail(trainer.plan.world_size, step, failure.reason, failure.kind, failure.own_fault)
-        if rank == 0:
+        if trainer.rank == log.speaker:
             print(f"train.py: training failed: {first}\n{_after_failure(hooks)}", file=sys.stderr)
     if hooks.metrics is not None:
-        hooks.metrics.sync()
         reason = failure.reason if failure else "finished" if outcome == "finished" else f"signal {signal}"
-        end_attempt(hooks.run_dir, reason, step)
+        with contextlib.suppress(OSError) if failure else contextlib.nullcontext():
+            end_attempt(hooks.run_dir, reason, step)
         if outcome == "finished":
-            finish(trainer, hooks, classes, begin, first_step)
+            finish(trainer, hooks, begin, first_step)
         if failure is None:
             write_status(hooks.run_dir, state=outcome, reason=reason, failure=None, eta_s=None)
         hooks.tracker.finish(exit_code=int(outcome == "failed"), timeout=30 if outcome == "finished" else 15)
         if command := hooks.tracker.sync_command():
             print(f"W&B: nothing was uploaded; to do so: {command}")
         if outcome == "stopped":
-            at = f"with a checkpoint at step {hooks.saver.saved_step}"
-            print(f"stopped ({reason}) {at}; to continue: {_continue_command(hooks.run_dir)}", flush=True)
+            at = "which could not be saved" if hooks.saver.failures else "with a checkpoint"
+            ended = f"stopped ({reason}) after step {step}, {at}"
+            print(f"{ended}; to continue: {_continue_command(hooks.run_dir)}", flush=True)
     return {"finished": DONE, "stopped": STOPPED, "failed": FAILED}[outcome]
+
+
+def _saving_failed(hooks: RunHooks, ended: bool) -> Failure | None:
+    reason = hooks.why_saving_failed(ended)
+    return Failure("lease" if hooks.lost else "disk", reason) if reason else None
 
 
 def _continue_command(run_dir: Path) -> str:
@@ -201,12 +231,14 @@ def _facts(recipe: Recipe, plan: Plan, start: Start) -> dict[str, Any]:
     }
 
 
-def _open_run_dir(recipe: Recipe, start: Start, plan: Plan, accelerator: Accelerator) -> dict[str, Any]:
+def _open_run_dir(recipe: Recipe, start: Start, plan: Plan, step: int, accelerator: Accelerator) -> dict[str, Any]:
     run_dir = start.run_dir
     run_dir.mkdir(parents=True, exist_ok=True)
     start.acquire()
     clean(run_dir / "checkpoints")
-    saved = recipe.model_copy(update={"run": recipe.run.model_copy(update={"name": run_dir.name})})
+    saved = recipe.model_copy(
+        update={"run": recipe.run.model_copy(update={"name": run_dir.name}), "resume": start.origin or recipe.resume}
+    )
     write_atomic(run_dir / "recipe.yaml", dump(saved))
     device = accelerator.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
@@ -220,14 +252,14 @@ def _open_run_dir(recipe: Recipe, start: Start, plan: Plan, accelerator: Acceler
         "precision": accelerator.mixed_precision,
     }
     information = provenance(sys.argv, [name] * plan.world_size, plan.world_size, derived)
-    attempt = record_attempt(run_dir, {**information, "changed": start.changed}, start.step)
+    attempt = record_attempt(run_dir, {**information, "changed": start.changed}, step)
     write_status(
         run_dir,
         name=run_dir.name,
         state="running",
-        step=start.step,
+        step=step,
         total_steps=plan.end_step,
-        epoch=plan.epoch(start.step),
+        epoch=plan.epoch(step),
         epochs=recipe.epochs,
         attempts=attempt,
         failure=None,
@@ -239,7 +271,7 @@ def _open_run_dir(recipe: Recipe, start: Start, plan: Plan, accelerator: Acceler
     return information
 
 
-def _opening(recipe, plan: Plan, start: Start, train, val, accelerator, workers, note, tracker) -> list[str]:
+def _opening(recipe, plan: Plan, start: Start, step: int, train, val, accelerator, workers, note, tracker) -> list[str]:
     device = accelerator.device
     what = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     ranks = f"{plan.world_size} x {what}" if plan.world_size > 1 else what
@@ -251,11 +283,10 @@ def _opening(recipe, plan: Plan, start: Start, train, val, accelerator, workers,
         f"{plan.steps_per_epoch} steps an epoch, {plan.end_step} in all; batch {plan.batch_size}, "
         f"{plan.batch_size // plan.world_size} per device{accumulated}; lr {plan.lr:g}; {workers} workers per device",
         *([note] if note else []),
-        *start.messages,
         *([tracker.note] if tracker.note else []),
     ]
     if device.type == "cpu" and "imagenet" in recipe.name and len(train) > 100_000:
         lines.append("no GPU: this will take years; launch it where torch sees one")
     if start.checkpoint is not None:
-        lines.append(f"continues from {start.checkpoint} (step {start.step})")
+        lines.append(f"continues from {start.checkpoint} (step {step})")
     return lines

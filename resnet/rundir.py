@@ -189,7 +189,7 @@ def record_attempt(run_dir: Path, information: Mapping[str, Any], step: int = 0)
         reached = max(attempts[-1]["step"], status.get("step") or 0)
         attempts[-1] |= {"end": status.get("updated"), "reason": "killed", "step": reached}
     git = information.get("git") or {}
-    attempt = {key: information.get(key) for key in ("command", "host", "job_id", "world_size", "devices")}
+    attempt = {key: information.get(key) for key in ("command", "host", "job_id", "world_size", "devices", "changed")}
     attempt |= {"git_sha": git.get("sha"), "git_changed": git.get("changed")}
     attempt |= {"start": time.time(), "end": None, "reason": None, "first_step": step, "step": step}
     attempts.append(attempt)

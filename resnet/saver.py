@@ -43,10 +43,13 @@ class Saver:
         """Seconds the last save held up training."""
         self._snapshot = Snapshot()
         self._thread: threading.Thread | None = None
+        self._job: tuple[int, int | None, Path | None] | None = None
         self._last = time.monotonic()
 
     def due(self, step: int) -> bool:
         """Whether a save is due after a step by steps or epochs; the same on all ranks."""
+        if self._archive(step):
+            return True
         every = self.settings.every
         if every.unit == "minutes":
             return False
@@ -58,8 +61,11 @@ class Saver:
         every = self.settings.every
         return every.unit == "minutes" and time.monotonic() - self._last >= 60 * every.value
 
-    def save(self, state: TrainState, log_length: int, wait: bool = False) -> None:
-        """Copy the state and write it in the background; `wait` until it is on disk.
+    def save(self, state: TrainState, log_length: int | None, wait: bool = False) -> None:
+        """Copy the state and write it in the background; `wait` until it is on disk, or has failed.
+
+        Called again for the same step with `wait`, where writing failed, it tries once more.
+        log_length: bytes of metrics.jsonl that are on disk; None where they are not all there, which fails the save.
 
         Raises FloatingPointError where weights are not finite: such a state is never saved.
         """
@@ -69,13 +75,21 @@ class Saver:
             self.wait()
             self._snapshot.take(state, {**self.facts, "log_length": log_length})
             self.saved_step, self._last = state.step, time.monotonic()
-            if self.writes:
-                job = (state.step, state.best_step, self._archive(state.step))
-                self._thread = threading.Thread(target=self._write, args=job, name="checkpoint", daemon=True)
-                self._thread.start()
+            self._job = (state.step, state.best_step, self._archive(state.step))
+            self._start()
+        elif wait:
+            self.wait()
+            if self.failures and self.writes:
+                self._snapshot.rest["log_length"] = log_length
+                self._start()
         if wait:
             self.wait()
         self.stall = time.perf_counter() - start
+
+    def _start(self) -> None:
+        if self.writes and self._job:
+            self._thread = threading.Thread(target=self._write, args=self._job, name="checkpoint", daemon=True)
+            self._thread.start()
 
     def wait(self) -> None:
         """Until nothing is being written."""
@@ -87,7 +101,10 @@ class Saver:
         """Let `best` name the checkpoint of a step, once it is there."""
         self.wait()
         if self.writes and (self.folder / checkpoint.name_of(step)).is_dir():
-            write_atomic(self.folder / "best", checkpoint.name_of(step) + "\n")
+            try:
+                write_atomic(self.folder / "best", checkpoint.name_of(step) + "\n")
+            except OSError as error:
+                print(f"could not write {self.folder / 'best'}: {error.strerror}", file=sys.stderr, flush=True)
 
     def _archive(self, step: int) -> Path | None:
         every = self.settings.weights_every
@@ -100,16 +117,20 @@ class Saver:
         try:
             if self.lease is not None and not self.lease.check():
                 raise OSError("another process has taken the run over")
+            if self._snapshot.rest["log_length"] is None:
+                raise OSError(self.problem)
             files = self._snapshot.files()
-            commit(self.folder, step, files, {"epoch": self.plan.epoch(step), "recipe": self.facts["digest"]})
             if archive:
-                archive.parent.mkdir(exist_ok=True)
+                # Before the checkpoint: a run that goes on from that would not come by here again.
+                archive.parent.mkdir(parents=True, exist_ok=True)
                 write_atomic(archive, files.get(EMA, files[MODEL]))
-            prune(self.folder, self.settings.keep, best_step)
+            commit(self.folder, step, files, {"epoch": self.plan.epoch(step), "recipe": self.facts["digest"]})
+            prune(self.folder, step, self.settings.keep, best_step)
             self.failures, self.committed_time = 0, time.time()
-        except OSError as error:
+        except Exception as error:
+            # Of any kind: what ends this thread would otherwise let the run go on without checkpoints.
             self.failures += 1
-            self.problem = str(error.strerror or error)
+            self.problem = getattr(error, "strerror", None) or str(error) or type(error).__name__
             needed = sum(map(len, files.values()))
             told = _explain(self.problem, self.folder, needed, self.failures, self.settings.max_failures)
             print(told, file=sys.stderr, flush=True)
@@ -120,8 +141,9 @@ def _explain(problem: str, folder: Path, needed: int, failures: int, most: int) 
         free = f"{shutil.disk_usage(existing(folder)).free / 1e6:.0f} MB free"
     except OSError:
         free = "free space unknown"
+    needs = f"it needs {needed / 1e6:.0f} MB, " if needed else ""
     return (
-        f"COULD NOT SAVE a checkpoint to {folder}: {problem} (it needs {needed / 1e6:.0f} MB, {free}). "
+        f"COULD NOT SAVE a checkpoint to {folder}: {problem} ({needs}{free}). "
         f"The one before is intact; the next is tried when due (failure {failures} of {most} in a row)."
     )
 
@@ -139,10 +161,13 @@ def check_space(run_dir: Path, state: TrainState, keep: int) -> None:
     needed = (weights + moments * trained) * (keep + 2)
     place = existing(run_dir)
     free = shutil.disk_usage(place).free
-    if free < needed:
+    # What a run that goes on has there already is part of what it needs.
+    there = sum(file.stat().st_size for file in (run_dir / "checkpoints").glob("step-*/*"))
+    if free + there < needed:
+        more = " more" if there else ""
         raise ValueError(
             f"{place} has {free / 1e6:.0f} MB free, and {keep} checkpoints, the best and one being written need "
-            f"{needed / 1e6:.0f} MB: choose another run.root or a smaller checkpoint.keep"
+            f"{(needed - there) / 1e6:.0f} MB{more}: choose another run.root or a smaller checkpoint.keep"
         )
     if not os.access(place, os.W_OK):
         raise ValueError(f"cannot write to {place}: choose another run.root")

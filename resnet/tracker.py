@@ -6,6 +6,7 @@ training neither waits for it nor ends with it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -40,26 +41,36 @@ class MetricsLog:
 
     def __init__(self, path: Path) -> None:
         self._file = open(path, "a+b", buffering=0)  # noqa: SIM115
+        self._unwritten = b""
         self._cut(self._length())
 
     def log(self, row: Mapping[str, Value]) -> None:
-        """Append a row. NaN and infinities become null, so that every reader of JSON takes the line."""
+        """Append a row. NaN and infinities become null, so that every reader of JSON takes the line.
+
+        What a full disk does not take is kept for the next call, or for `sync`, which tells of it.
+        """
         assert all(value is None or isinstance(value, (int, float, str)) for value in row.values()), row
-        line = memoryview(to_json(row).encode() + b"\n")
-        while line:
-            line = line[self._file.write(line) :]
+        self._unwritten += to_json(row).encode() + b"\n"
+        with contextlib.suppress(OSError):
+            self._write()
 
     def sync(self) -> int:
-        """Wait until all rows are on the disk; returns the file's length in bytes, for `truncate`."""
+        """Wait until all rows are on the disk; returns the file's length in bytes, for `truncate`. Raises OSError."""
+        self._write()
         os.fsync(self._file.fileno())
         return self._length()
+
+    def _write(self) -> None:
+        while self._unwritten:
+            self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
 
     def truncate(self, length: int) -> None:
         """Drop the rows after the first `length` bytes: those that a resumed run is about to write again."""
         self._cut(min(length, self._length()))
 
     def close(self) -> None:
-        self.sync()
+        with contextlib.suppress(OSError):
+            self.sync()
         self._file.close()
 
     def _length(self) -> int:

@@ -24,6 +24,8 @@ class RankLog:
 
     def __init__(self, run_dir: Path, rank: int) -> None:
         self.run_dir, self.rank = run_dir, rank
+        self.speaker = 0
+        """Rank that tells the user of a failure: the first, or the second where the first was killed."""
         self._records = run_dir / "logs"
         self._records.mkdir(parents=True, exist_ok=True)
         _remove(self._failure_file(rank))
@@ -34,7 +36,8 @@ class RankLog:
         faulthandler.enable(self.file)
 
     def write(self, text: str) -> None:
-        print(time.strftime("%Y-%m-%d %H:%M:%S"), text, file=self.file, flush=True)
+        with contextlib.suppress(OSError):
+            print(time.strftime("%Y-%m-%d %H:%M:%S"), text, file=self.file, flush=True)
 
     def close(self) -> None:
         faulthandler.enable(sys.__stderr__ or sys.stderr)
@@ -63,10 +66,12 @@ class RankLog:
         own = [record for record in records if record["own_fault"]]
         if own:
             return min(own, key=lambda record: record["time"])
-        for rank in range(world_size):
+        # Those with a record of their own have left since another was gone: they are not the one that was killed.
+        for rank in sorted(set(range(world_size)) - {record["rank"] for record in records}):
             place = _read(self._records / f"rank-{rank}.json")
-            if place.get("host") == socket.gethostname() and not Path(f"/proc/{place['pid']}").exists():
+            if place.get("host") == socket.gethostname() and _is_dead(place["pid"]):
                 step = records[0]["step"] if records else 0
+                self.speaker = int(rank == 0)
                 return {**place, "rank": rank, "step": step, "reason": "the process was killed", "failure": "killed"}
         return min(records, key=lambda record: record["time"]) if records else None
 
@@ -79,6 +84,14 @@ def _read(file: Path) -> dict[str, Any]:
         return json.loads(file.read_text())
     except (OSError, ValueError):
         return {}
+
+
+def _is_dead(pid: int) -> bool:
+    """Also where its parent has not taken note of it yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except FileNotFoundError:
+        return True
 
 
 def _remove(file: Path) -> None:

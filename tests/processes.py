@@ -12,6 +12,8 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+GRACE_SECONDS = 10
+
 
 def free_port() -> int:
     with socket.socket() as probe:
@@ -62,7 +64,10 @@ def _be_a_rank(argv: Sequence[str], rank: int, world_size: int, port: int, outpu
 
 
 def wait_ranks(children: Sequence[int], seconds: float) -> list[int]:
-    """Exit codes, negative for signals; what has not ended in time is killed and counts as -9."""
+    """Exit codes, negative for signals; what has not ended in time is killed and counts as -9.
+
+    As launchers do, it is killed too a while after another one has ended badly: it may wait for that one to join.
+    """
     deadline = time.monotonic() + seconds
     codes: dict[int, int] = {}
     while len(codes) < len(children):
@@ -72,6 +77,8 @@ def wait_ranks(children: Sequence[int], seconds: float) -> list[int]:
             ended, status = os.waitpid(child, os.WNOHANG)
             if ended:
                 codes[child] = os.waitstatus_to_exitcode(status)
+                if codes[child] not in (0, 85):
+                    deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
         if time.monotonic() > deadline:
             for child in children:
                 if child not in codes:

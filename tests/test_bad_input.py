@@ -48,8 +48,8 @@ NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
         (["model.num_classes=7"], ["model.num_classes=7", "has 10 classes (checkerboard, circle,"]),
         (["batch_size=200"], ["batch_size 200", "160 training samples"]),
         (
-            ["batch_size=26", "max_batch_per_device=4"],
-            ["batch_size 26 does not divide", "in micro-batches of 2 to 4", " would"],
+            ["batch_size=25", "max_batch_per_device=4"],
+            ["batch_size 25 does not divide", "in micro-batches of 2 to 4", " would"],
         ),
         (["precision=fp16"], ["precision=fp16 needs a GPU: use precision=no, or auto"]),
         (["model.sync_batchnorm=true"], ["model.sync_batchnorm needs GPUs"]),
@@ -135,12 +135,22 @@ def test_an_existing_run_is_not_changed_by_mistake(existing, tiny, shapes, tmp_p
     for text in ("batch_size: 16 -> 8", "seed: 0 -> 1", "model.activation: relu -> silu", "choose another run.name"):
         assert text in error
     assert "resume=" in mistake(capsys, *words, f"resume={run}")
-    assert "epochs" in mistake(capsys, *words, "epochs=0.5")
+    assert "is of step 2 and this recipe ends at step 1" in mistake(capsys, *words, "epochs=0.5")
     other = shutil.copytree(shapes, tmp_path / "other")
     shutil.rmtree(other / "train" / "ring")
     shutil.rmtree(other / "val" / "ring")
-    assert "is not the data that" in mistake(capsys, *folders(words, other))
+    assert "is not the data" in mistake(capsys, *folders(words, other))
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == content
+
+
+def test_a_process_that_misses_the_others(tiny, tmp_path, monkeypatch, capsys):
+    # What `accelerate launch --cpu --num_machines 2` sets: each process would train alone and say it went well.
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    assert "accelerate launch --multi_gpu --num_processes N" in mistake(capsys, *tiny)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "2 processes were launched but this one sees 1" in mistake(capsys, *tiny)
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]
 
 
 def test_the_traceback_is_there_for_who_asks(tiny, capsys):

@@ -214,9 +214,10 @@ def test_a_finished_run_is_left_alone_and_more_epochs_continue_it(tiny, tmp_path
 
 @pytest.fixture
 def with_broken_images(shapes, tmp_path) -> list[Path]:
-    """Three broken images among the 160 of tmp_path/shapes/train."""
-    files = sorted(Path(shutil.copytree(shapes, tmp_path / "shapes"), "train").glob("*/*.jpg"))[7::60]
-    for file, length in zip(files, (0, 20, 300), strict=True):
+    """Three broken images among the 160 of tmp_path/shapes/train, one among the 40 of tmp_path/shapes/val."""
+    folder = shutil.copytree(shapes, tmp_path / "shapes")
+    files = [*sorted(folder.glob("train/*/*.jpg"))[7::60], *sorted(folder.glob("val/*/*.jpg"))[3:4]]
+    for file, length in zip(files, (0, 20, 300, 300), strict=True):
         file.write_bytes(file.read_bytes()[:length])
     return files
 
@@ -227,14 +228,15 @@ def folder_run(tiny: list[str], folder: Path, *words: str) -> int:
 
 
 def test_broken_images_are_named_and_replaced(tiny, tmp_path, with_broken_images, capsys):
-    assert folder_run(tiny, tmp_path / "shapes", "data.max_broken=0.02", "epochs=2", "data.num_workers=1") == 0
+    assert folder_run(tiny, tmp_path / "shapes", "data.max_broken=0.03", "epochs=2", "data.num_workers=1") == 0
     run = tmp_path / "r"
     broken = {row["step"]: row.get("broken_images", 0) for row in metrics(run, "train/loss")}
     assert [broken[10], broken[20]] == [3, 3]
     assert column(run, "samples")[-1] == 320
+    assert column(run, "val/samples") == [39, 39]
     output = "".join(capsys.readouterr())
     for file in with_broken_images:
-        assert str(file) in output
+        assert output.count(f"{file}: ") == 1, output
 
 
 def test_too_many_broken_images_end_the_run(tiny, tmp_path, with_broken_images, capsys):
@@ -246,6 +248,26 @@ def test_too_many_broken_images_end_the_run(tiny, tmp_path, with_broken_images, 
     found = status(tmp_path / "r")
     assert (found["state"], found["failure"]) == ("failed", "data")
     assert not (tmp_path / "r" / "final.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("split", "workers", "message"),
+    [
+        ("train", 0, "100 images in a row cannot be read; the last is "),
+        ("train", 1, "100 images in a row cannot be read; the last is "),
+        ("val", 0, "40 of 40 validation images could not be read, more than data.max_broken "),
+    ],
+)
+def test_images_that_are_all_broken_end_the_run(tiny, tmp_path, shapes, capsys, split, workers, message):
+    folder = Path(shutil.copytree(shapes, tmp_path / "shapes"))
+    for file in (folder / split).glob("*/*.jpg"):
+        file.write_bytes(b"nothing")
+    assert folder_run(tiny, folder, f"data.num_workers={workers}", "epochs=1") == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert f"{folder}/{split}/" in error
+    assert "Traceback" not in error
+    assert status(tmp_path / "r")["failure"] == "data"
 
 
 @pytest.mark.parametrize(

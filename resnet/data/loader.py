@@ -11,13 +11,14 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from recipes.plan import Plan
-from recipes.schema import Augment
+from recipes.schema import Augment, SizeAt
 from resnet.data.decode import BrokenImage, decode
 from resnet.data.order import Order, mix
 from resnet.data.source import Source
@@ -132,6 +133,23 @@ def workers_per_rank(asked: int | None, ranks_on_node: int) -> int:
     return min(16, max(1, cores // ranks_on_node))
 
 
+def check_shared_memory(plan: Plan, workers: int, prefetch: int) -> None:
+    """Raise ValueError where the batches that the workers of a node prepare do not fit into /dev/shm."""
+    place = Path("/dev/shm")
+    if not workers or not place.is_dir():
+        return
+    size = max(corner.size for corner in plan.recipe.augment.progressive or [SizeAt(epoch=0, size=plan.image_size(0))])
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    needed = ranks * workers * prefetch * plan.micro_batch * 3 * size**2
+    there = os.statvfs(place)
+    free = there.f_bavail * there.f_frsize
+    if needed > free:
+        raise ValueError(
+            f"/dev/shm has {free / 1e6:.0f} MB free, and {ranks} x {workers} data workers with data.prefetch={prefetch} "
+            f"may fill {needed / 1e6:.0f} MB: enlarge it (docker: --shm-size), or lower data.prefetch or data.num_workers"
+        )
+
+
 class Loader:
     """Iterates over the batches of `keys`, decoded by worker processes ahead of time."""
 
@@ -197,7 +215,8 @@ def _as_it_is(batch: Batch) -> Batch:
 def _start_worker(_: int) -> None:
     """Signals are for the trainer: a worker that died of one would take the batches on their way with it."""
     trainer = multiprocessing.parent_process()
-    assert trainer is not None and trainer.pid is not None
+    assert trainer is not None
+    assert trainer.pid is not None
     die_with_parent(signal.SIGKILL, trainer.pid)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
