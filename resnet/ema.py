@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from recipes.plan import effective_decay as effective_decay
-
 
 class Ema:
     """`module`, a copy of the model in evaluation mode, is the average of its weights and floating-point buffers.

@@ -24,6 +24,7 @@ FIXED = (
     "model",
     "seed",
     "batch_size",
+    "max_batch_per_device",
     "optimizer.name",
     *(f"data.{key}" for key in ("balance", "repeats", "last_batch", "val_fraction", "max_train")),
 )
@@ -42,6 +43,8 @@ class Start:
     checkpoint_digest: str = ""
     is_new: bool = True
     """Whether no checkpoint of this run is there yet (also when it starts from another run's)."""
+    was_finished: bool = False
+    """Whether the last attempt wrote its final files: the status comes after them."""
     origin: str | None = None
     """Where the run started from by `resume=PATH`, whatever later attempts are asked."""
     changed: dict[str, list[Any]] = field(default_factory=dict)
@@ -79,8 +82,7 @@ class Start:
 
     def is_finished(self, plan: Plan) -> bool:
         done = self.checkpoint is not None and not self.is_new and self.step == plan.end_step
-        # The status comes last: an attempt that was killed while it wrote the final files is to do so again.
-        return done and read_status(self.run_dir).get("state") == "finished"
+        return done and self.was_finished
 
     def place_in(self, state: TrainState, plan: Plan) -> None:
         """Let a new run go on at the epoch that another run's checkpoint was taken at."""
@@ -160,6 +162,7 @@ def _start_from_origin(start: Start) -> None:
 
 def _continue_from_newest(start: Start, before: Recipe, recipe: Recipe) -> None:
     start.changed = differences(before, recipe)
+    start.was_finished = read_status(start.run_dir).get("state") == "finished"
     start.checkpoint = newest_valid(start.run_dir / "checkpoints", start.messages.append)
     if start.checkpoint is None and start.messages:
         raise ValueError(
@@ -216,7 +219,17 @@ def refuse_fixed(changed: dict[str, list[Any]], run_dir: Path) -> None:
 
 
 def _check(start: Start, recipe: Recipe) -> None:
-    needed = {"digest", "micro_batch", "steps_per_epoch", "data", "log_length", "counters", "per_rank"}
+    needed = {
+        "digest",
+        "micro_batch",
+        "world_size",
+        "precision",
+        "steps_per_epoch",
+        "data",
+        "log_length",
+        "counters",
+        "per_rank",
+    }
     if missing := needed - start.rest.keys():
         raise CheckpointError(f"{start.checkpoint} lacks {', '.join(sorted(missing))}")
     if not start.is_new and start.rest["data"] != start.data_digest:

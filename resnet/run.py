@@ -110,7 +110,9 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals) -> int:
 
         information = together(lambda: _open_run_dir(recipe, start, plan, state.step, accelerator) if rank == 0 else {})
         log = lifetime.enter_context(contextlib.closing(RankLog(start.run_dir, rank)))
-        saver = Saver(start.run_dir, plan, _facts(recipe, plan, start), start.lease, writes=rank == 0)
+        saver = Saver(
+            start.run_dir, plan, _facts(recipe, plan, start, accelerator.mixed_precision), start.lease, writes=rank == 0
+        )
         progress = Progress(recipe.progress if rank == 0 else "off", plan.end_step, plan.steps_per_epoch, state.step)
         metrics, tracker = None, NullTracker()
         if rank == 0:
@@ -195,6 +197,8 @@ def _continue_command(run_dir: Path) -> str:
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     several = f" --multi_gpu --num_processes {ranks}" if ranks > 1 else ""
     launcher = f"accelerate launch{several}" if "ACCELERATE_MIXED_PRECISION" in os.environ else "python"
+    if launcher == "python" and "TORCHELASTIC_RUN_ID" in os.environ:
+        launcher = f"torchrun --nproc-per-node {os.environ['LOCAL_WORLD_SIZE']}"
     given = [a for a in sys.argv[1:] if a.partition("=")[0] not in ("run.name", "run.root", "resume")]
     return f"{launcher} {shlex.join([sys.argv[0], *given, f'run.root={run_dir.parent}', f'run.name={run_dir.name}'])}"
 
@@ -212,6 +216,13 @@ def _order(recipe: Recipe, train: Source) -> Order:
 
 def _restore(state, start: Start, plan: Plan, accelerator: Accelerator) -> None:
     assert start.checkpoint is not None
+    if plan.recipe.model.sync_batchnorm and start.rest["world_size"] != plan.world_size:
+        raise ValueError(
+            f"{start.checkpoint} is of {start.rest['world_size']} devices, and with model.sync_batchnorm BatchNorm "
+            f"normalises over all of them: continue on as many, not on {plan.world_size}"
+        )
+    if start.rest["precision"] != accelerator.mixed_precision:
+        start.messages.append(f"changed: precision {start.rest['precision']} -> {accelerator.mixed_precision}")
     restore(state, start.checkpoint, start.rest, accelerator.process_index, accelerator.num_processes)
     if start.is_new:
         start.place_in(state, plan)
@@ -219,13 +230,14 @@ def _restore(state, start: Start, plan: Plan, accelerator: Accelerator) -> None:
         raise ValueError(f"{start.checkpoint} is of step {state.step} and this recipe ends at step {plan.end_step}")
 
 
-def _facts(recipe: Recipe, plan: Plan, start: Start) -> dict[str, Any]:
+def _facts(recipe: Recipe, plan: Plan, start: Start, precision: str) -> dict[str, Any]:
     """What a checkpoint says of the run beside its state."""
     return {
         "digest": digest(recipe),
         "recipe": recipe.model_dump(mode="json"),
         "micro_batch": plan.micro_batch,
         "world_size": plan.world_size,
+        "precision": precision,
         "steps_per_epoch": plan.steps_per_epoch,
         "data": start.data_digest,
     }

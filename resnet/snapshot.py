@@ -136,7 +136,8 @@ def _restore(state: TrainState, checkpoint: Path, rest: dict[str, Any], rank: in
             f"weights alone, give model.pretrained={checkpoint / MODEL}"
         )
     _restore_optimizer(state.optimizer, rest["optimizer"], checkpoint)
-    if state.scaler.is_enabled():
+    # A run that was in another precision before starts with the initial loss scale.
+    if state.scaler.is_enabled() and rest.get("precision", "fp16") == "fp16":
         if not rest["scaler"]:
             raise CheckpointError(f"{checkpoint} has no loss scale, which precision=fp16 needs")
         state.scaler.load_state_dict(rest["scaler"])

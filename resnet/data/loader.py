@@ -145,8 +145,9 @@ def check_shared_memory(plan: Plan, workers: int, prefetch: int) -> None:
     free = there.f_bavail * there.f_frsize
     if needed > free:
         raise ValueError(
-            f"/dev/shm has {free / 1e6:.0f} MB free, and {ranks} x {workers} data workers with data.prefetch={prefetch} "
-            f"may fill {needed / 1e6:.0f} MB: enlarge it (docker: --shm-size), or lower data.prefetch or data.num_workers"
+            f"/dev/shm has {free / 1e6:.0f} MB free, and {ranks} x {workers} data workers that prefetch {prefetch} "
+            f"batches each may fill {needed / 1e6:.0f} MB: enlarge it (docker: --shm-size), or lower data.prefetch or "
+            "data.num_workers"
         )
 
 
