@@ -55,8 +55,9 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
             InitProcessGroupKwargs(timeout=SETUP_TIMEOUT),
         ],
     )
-    asked = int(os.environ.get("WORLD_SIZE", "1"))
-    if accelerator.num_processes != asked:
+    # `accelerate launch --cpu` with several machines sets an address but no number of processes.
+    asked = os.environ.get("WORLD_SIZE", "several" if "MASTER_ADDR" in os.environ else "1")
+    if str(accelerator.num_processes) != asked:
         raise ValueError(
             f"{asked} processes were launched but this one sees {accelerator.num_processes}: each would train alone. "
             "On CPUs launch with: accelerate launch --multi_gpu --num_processes N train.py ..."

@@ -51,7 +51,8 @@ def explain(error: Exception, plan: Plan) -> Failure:
         case FloatingPointError():
             return Failure("nan", text)
         case BrokenImage():
-            return Failure("data", text)
+            # Raised in a worker it comes with that one's traceback before it.
+            return Failure("data", text.rpartition("BrokenImage: ")[2])
         case torch.cuda.OutOfMemoryError():
             return Failure("oom", out_of_memory(error, plan.micro_batch))
         case OSError() if error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -93,16 +92,6 @@ def finish(process: subprocess.Popen[str], seconds: float = 180) -> subprocess.C
     finally:
         process.kill()
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
-
-
-def train_on_two_ranks(*words: object) -> list[subprocess.CompletedProcess[str]]:
-    """Both ranks of `train.py WORDS`, started as a cluster's tasks are: one process each, without a launcher."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    ranks = [start("train.py", *words, RANK=rank, LOCAL_RANK=rank, **common) for rank in range(2)]
-    return [finish(process) for process in ranks]
 
 
 def metrics(run: Path, key: str = "step") -> list[dict]:

@@ -38,7 +38,7 @@ def our_steps(words: list[str]) -> tuple[Weights, list[Batch], Weights]:
     model, _ = build_model_for(recipe, classes=10)
     initial = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     state = build_state(recipe, plan, model, accelerator)
-    network = wrap(recipe, plan, state.model, accelerator).train()
+    network = wrap(recipe, plan, state.model, accelerator, step=0).train()
     trainer = Trainer(plan, accelerator, network, state, 10, len(train), len(val), hooks=None, batches=iter(batches))
     for step in range(STEPS):
         train_step(trainer)

@@ -111,7 +111,8 @@ def test_final_weights_give_the_loss_of_the_evaluation_in_torchvision(quickstart
 
 def test_the_end_is_told_in_one_block(quickstart):
     run, out = quickstart.run, quickstart.done.stdout
-    assert f"best top1 {status(run)['best']:.2f}%" in out
+    assert "finished: best top" in out
+    assert f"{status(run)['best']:.4g}%" in out
     assert all(str(run / name) in out for name in ("final.safetensors", "metrics.jsonl", "report.html"))
     assert "\r" not in out + quickstart.done.stderr
     assert f"wandb sync --id {(run / 'wandb_id.txt').read_text().strip()} {run}/wandb/offline-run-" in out
