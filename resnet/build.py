@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Callable
 from datetime import timedelta
+from functools import cache
 from typing import TypeVar
 
 import torch
@@ -21,13 +22,13 @@ from resnet.ema import Ema
 from resnet.metrics import Window
 from resnet.model import build_model, freeze_backbone, load_pretrained
 from resnet.optim import build_optimizer
+from resnet.preemption import STEP_TIMEOUT
 from resnet.state import TrainState
 
 T = TypeVar("T")
 
 SETUP_TIMEOUT = timedelta(hours=6)
-"""How long ranks wait for the one that prepares the data (a download, a conversion of 150 GB). In training the watchdog
-and `Agreement` end a hang sooner."""
+"""How long ranks wait for the one that prepares the data (a download, a conversion of 150 GB)."""
 
 
 def build_accelerator(recipe: Recipe) -> Accelerator:
@@ -52,7 +53,7 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
         cpu=on_cpu,
         kwargs_handlers=[
             DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
-            InitProcessGroupKwargs(timeout=SETUP_TIMEOUT),
+            InitProcessGroupKwargs(timeout=STEP_TIMEOUT),
         ],
     )
     # `accelerate launch --cpu` with several machines sets an address but no number of processes.
@@ -107,8 +108,15 @@ def first_of_ranks(value: T | None) -> T | None:
     if not dist.is_initialized():
         return value
     values: list[T | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group=_patient_group())
     return next((v for v in values if v is not None), None)
+
+
+@cache
+def _patient_group() -> dist.ProcessGroup:
+    group = dist.new_group(backend="gloo", timeout=SETUP_TIMEOUT)
+    assert isinstance(group, dist.ProcessGroup)
+    return group
 
 
 def build_data(recipe: Recipe) -> tuple[Source, Source]:

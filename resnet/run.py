@@ -245,7 +245,10 @@ def _facts(recipe: Recipe, plan: Plan, start: Start, precision: str) -> dict[str
 
 def _open_run_dir(recipe: Recipe, start: Start, plan: Plan, step: int, accelerator: Accelerator) -> dict[str, Any]:
     run_dir = start.run_dir
-    run_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"cannot make {run_dir} ({error.strerror}): choose another run.root") from error
     start.acquire()
     clean(run_dir / "checkpoints")
     saved = recipe.model_copy(

@@ -1,5 +1,8 @@
 """Our training step against a plain PyTorch loop, from the same weights on the same batches."""
 
+from itertools import groupby
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,7 +14,7 @@ from resnet.build import build_accelerator, build_data, build_model_for, build_s
 from resnet.data.loader import Batch, MicroBatches, training_keys
 from resnet.data.order import Order
 from resnet.loop import Trainer, train_step
-from tests.helpers import OFF, cores, unchanged_process
+from tests.helpers import OFF, cores, furthest, unchanged_process
 
 STEPS = 20
 V1 = [
@@ -53,28 +56,46 @@ def plain_steps(initial: Weights, batches: list[Batch], memory_format: torch.mem
     model = model.to(memory_format=memory_format).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1 * 16 / 256, momentum=0.9, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.1)
-    for step, batch in enumerate(batches):
-        # In one multiplication, as ours: rounded otherwise, a ReLU here and there lets through what it else stops, and
-        # both loops are 0.01 apart after 5 steps.
-        images = (batch.images - 255 * MEAN) * (1 / (255 * STD))
-        assert (images - (batch.images / 255 - MEAN) / STD).abs().max() < 1e-6
-        optimizer.zero_grad()
-        F.cross_entropy(model(images.contiguous(memory_format=memory_format)), batch.labels).backward()
-        optimizer.step()
-        if step % 10 == 9:
+    epoch = 0
+    for (now, _), micro_batches in groupby(batches, lambda batch: (batch.key.epoch, batch.key.start // 16)):
+        if now != epoch:
             schedule.step()
+            epoch = now
+        step = list(micro_batches)
+        optimizer.zero_grad()
+        for batch in step:
+            # In one multiplication, as ours: rounded otherwise, a ReLU here and there lets through what it else stops,
+            # and both loops are 0.01 apart after 5 steps.
+            images = (batch.images - 255 * MEAN) * (1 / (255 * STD))
+            assert (images - (batch.images / 255 - MEAN) / STD).abs().max() < 1e-6
+            loss = F.cross_entropy(model(images.contiguous(memory_format=memory_format)), batch.labels)
+            (loss * (len(batch.labels) / sum(len(batch.labels) for batch in step))).backward()
+        optimizer.step()
     return model.state_dict()
 
 
-@pytest.mark.parametrize("channels_last", [False, True])
-def test_twenty_steps_end_with_the_weights_of_a_plain_loop(shapes, channels_last):
+def both(shapes: Path, *words: str) -> tuple[list[Batch], Weights, Weights]:
+    """The batches, and the weights that ours and a plain loop end with."""
     with unchanged_process(), cores(1):
-        words = [*V1, f"data.train={shapes}", f"channels_last={str(channels_last).lower()}"]
-        initial, batches, found = our_steps(words)
-        assert len(batches) == STEPS
-        assert all(batch.images.shape == (16, 3, 32, 32) and not batch.broken for batch in batches)
-        expected = plain_steps(initial, batches, torch.channels_last if channels_last else torch.contiguous_format)
+        initial, batches, found = our_steps([*V1, f"data.train={shapes}", *words])
+        assert not any(batch.broken for batch in batches)
+        last = "channels_last=true" in words
+        expected = plain_steps(initial, batches, torch.channels_last if last else torch.contiguous_format)
     assert found.keys() == expected.keys()
-    for name, tensor in expected.items():
-        assert (found[name] - tensor).abs().max() <= 1e-6, name
     assert (found["fc.weight"] - initial["fc.weight"]).abs().max() > 1e-3
+    return batches, found, expected
+
+
+@pytest.mark.parametrize("channels_last", ["false", "true"])
+def test_twenty_steps_end_with_the_weights_of_a_plain_loop(shapes, channels_last):
+    batches, found, expected = both(shapes, f"channels_last={channels_last}")
+    assert [batch.images.shape for batch in batches] == [(16, 3, 32, 32)] * STEPS
+    assert furthest(found, expected) <= 1e-6
+
+
+def test_a_step_in_micro_batches_has_the_mean_gradient_of_its_images(shapes):
+    words = ["max_batch_per_device=8", "data.max_train=53", "data.last_batch=keep", "schedule.every=1"]
+    batches, found, expected = both(shapes, *words)
+    assert [len(batch.labels) for batch in batches[:8]] == [8, 8, 8, 8, 8, 8, 2, 3]
+    parameters = [name for name in found if "running" not in name and "num_batches" not in name]
+    assert furthest({name: found[name] for name in parameters}, {name: expected[name] for name in parameters}) <= 1e-6
