@@ -153,6 +153,8 @@ def _train(trainer: Trainer, hooks: RunHooks, log: RankLog) -> int:
         if failure.unexpected:
             traceback.print_exc(file=log.file)
             traceback.print_exc()
+        # Its frames hold the loader, whose workers would otherwise be waited for.
+        traceback.clear_frames(error.__traceback__)
     else:
         signal = first_of_ranks(hooks.signals.received)
     finally:

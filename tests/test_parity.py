@@ -16,7 +16,6 @@ from resnet.data.order import Order
 from resnet.loop import Trainer, train_step
 from tests.helpers import OFF, cores, furthest, unchanged_process
 
-STEPS = 20
 V1 = [
     # torchvision's V1 recipe on small images, its learning rate divided by 10 after an epoch of 10 steps.
     *("recipe=resnet50_imagenet", *OFF, "model.name=resnet18", "max_batch_per_device=null", "schedule.every=1"),
@@ -28,22 +27,22 @@ MEAN, STD = (torch.tensor(values).view(1, 3, 1, 1) for values in ((0.485, 0.456,
 Weights = dict[str, torch.Tensor]
 
 
-def our_steps(words: list[str]) -> tuple[Weights, list[Batch], Weights]:
-    """Initial weights, the batches, and the weights after 20 steps on them."""
+def our_steps(words: list[str], steps: int) -> tuple[Weights, list[Batch], Weights]:
+    """Initial weights, the batches of so many steps, and the weights after them."""
     recipe = load(words).recipe
     accelerator = build_accelerator(recipe)
     train, val = build_data(recipe)
     order = Order(train.labels, recipe.seed, recipe.batch_size)
     plan = make_plan(recipe, len(order), world_size=1)
     source = MicroBatches(train, val, order, recipe.augment)
-    batches = [source[key] for step in range(STEPS) for key in training_keys(plan, 0, step)]
+    batches = [source[key] for step in range(steps) for key in training_keys(plan, 0, step)]
 
     model, _ = build_model_for(recipe, classes=10)
     initial = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     state = build_state(recipe, plan, model, accelerator)
     network = wrap(recipe, plan, state.model, accelerator, step=0).train()
     trainer = Trainer(plan, accelerator, network, state, 10, len(train), len(val), hooks=None, batches=iter(batches))
-    for step in range(STEPS):
+    for step in range(steps):
         train_step(trainer)
         state.step = step + 1
     return initial, batches, state.model.state_dict()
@@ -74,10 +73,10 @@ def plain_steps(initial: Weights, batches: list[Batch], memory_format: torch.mem
     return model.state_dict()
 
 
-def both(shapes: Path, *words: str) -> tuple[list[Batch], Weights, Weights]:
+def both(shapes: Path, *words: str, steps: int) -> tuple[list[Batch], Weights, Weights]:
     """The batches, and the weights that ours and a plain loop end with."""
     with unchanged_process(), cores(1):
-        initial, batches, found = our_steps([*V1, f"data.train={shapes}", *words])
+        initial, batches, found = our_steps([*V1, f"data.train={shapes}", *words], steps)
         assert not any(batch.broken for batch in batches)
         last = "channels_last=true" in words
         expected = plain_steps(initial, batches, torch.channels_last if last else torch.contiguous_format)
@@ -88,14 +87,14 @@ def both(shapes: Path, *words: str) -> tuple[list[Batch], Weights, Weights]:
 
 @pytest.mark.parametrize("channels_last", ["false", "true"])
 def test_twenty_steps_end_with_the_weights_of_a_plain_loop(shapes, channels_last):
-    batches, found, expected = both(shapes, f"channels_last={channels_last}")
-    assert [batch.images.shape for batch in batches] == [(16, 3, 32, 32)] * STEPS
+    batches, found, expected = both(shapes, f"channels_last={channels_last}", steps=20)
+    assert [batch.images.shape for batch in batches] == [(16, 3, 32, 32)] * 20
     assert furthest(found, expected) <= 1e-6
 
 
 def test_a_step_in_micro_batches_has_the_mean_gradient_of_its_images(shapes):
     words = ["channels_last=false", "max_batch_per_device=8", "data.max_train=57", "data.last_batch=keep"]
-    batches, found, expected = both(shapes, *words)
+    batches, found, expected = both(shapes, *words, steps=8)
     assert [len(batch.labels) for batch in batches[:8]] == [8, 8, 8, 8, 8, 8, 4, 5]
     parameters = [name for name in found if "running" not in name and "num_batches" not in name]
     assert furthest({name: found[name] for name in parameters}, {name: expected[name] for name in parameters}) <= 1e-6
