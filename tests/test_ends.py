@@ -165,6 +165,7 @@ def test_a_second_interrupt_leaves_at_once(tmp_path, in_step):
     ranks = begin(tmp_path, LONG)
     run = tmp_path / "r"
     wait_for(lambda: reaches(run, 6)() and (run / "checkpoints" / name_of(4)).is_dir())
+    time.sleep(2)  # past what follows step 6, which would still heed the first one, and into the next step
     os.kill(ranks[0], signal.SIGINT)
     time.sleep(2.3)
     assert os.waitpid(ranks[0], os.WNOHANG) == (0, 0)
