@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from resnet.rundir import sync_folder, write_atomic
+from recipes.rundir import sync_folder, write_atomic
 
 FORMAT = 1
 _NAME = re.compile(r"step-(\d{8,})")

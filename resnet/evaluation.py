@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from resnet.rundir import write_atomic
+from recipes.rundir import write_atomic
 
 MOST_CLASSES_OF_A_MATRIX = 200
 

@@ -7,9 +7,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from recipes.rundir import write_atomic, write_status
 from resnet.checkpoint import name_of, newest_valid, step_of
 from resnet.progress import format_duration
-from resnet.rundir import write_atomic, write_status
 from resnet.snapshot import EMA, MODEL
 
 if TYPE_CHECKING:

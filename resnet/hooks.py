@@ -10,11 +10,12 @@ from typing import Any
 import torch
 
 from recipes.plan import Plan
+from recipes.rundir import write_status
 from resnet.evaluation import write_evaluation
-from resnet.preemption import NOTHING, SAVE, STOP, Agreement, Signals
+from resnet.preemption import NOTHING, SAVE, STOP, Agreement
 from resnet.progress import Progress
-from resnet.rundir import write_status
 from resnet.saver import Saver
+from resnet.signals import Signals
 from resnet.state import TrainState
 from resnet.tracker import MetricsLog, NullTracker
 from resnet.watchdog import Watchdog

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from resnet.rundir import to_json, write_atomic
+from recipes.rundir import to_json, write_atomic
 
 RENEW_SECONDS = 10.0
 STALE_SECONDS = 60.0

@@ -12,11 +12,11 @@ import torch.distributed as dist
 
 from recipes.load import load_file
 from recipes.plan import Plan
+from recipes.rundir import read_status
 from recipes.schema import Recipe
 from resnet.checkpoint import CheckpointError, digest_of, newest_valid, read_manifest
 from resnet.data.source import Source
 from resnet.lease import Lease
-from resnet.rundir import read_status
 from resnet.snapshot import read_rest
 from resnet.state import TrainState
 

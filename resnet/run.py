@@ -19,6 +19,7 @@ from accelerate import Accelerator
 
 from recipes.load import RecipeError, digest, dump, load
 from recipes.plan import Plan, make_plan
+from recipes.rundir import write_atomic, write_status
 from recipes.schema import Recipe
 from resnet.build import (
     build_accelerator,
@@ -37,12 +38,12 @@ from resnet.failure import Failure, explain, out_of_memory
 from resnet.finish import finish
 from resnet.hooks import RunHooks
 from resnet.loop import Trainer, fit
-from resnet.preemption import Signals, die_with_launcher
 from resnet.profiling import profile_steps
 from resnet.progress import Progress
+from resnet.provenance import end_attempt, provenance, record_attempt
 from resnet.resume import Start, find_start
-from resnet.rundir import end_attempt, provenance, record_attempt, write_atomic, write_status
 from resnet.saver import Saver, check_space
+from resnet.signals import Signals, die_with_launcher
 from resnet.snapshot import restore
 from resnet.tracker import MetricsLog, NullTracker, open_wandb
 from resnet.watchdog import RankLog, Watchdog

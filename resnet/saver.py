@@ -14,10 +14,10 @@ import torch
 import torch.distributed as dist
 
 from recipes.plan import Plan
+from recipes.rundir import write_atomic
 from resnet import checkpoint
 from resnet.checkpoint import commit, prune
 from resnet.lease import Lease
-from resnet.rundir import write_atomic
 from resnet.snapshot import EMA, MODEL, Snapshot
 from resnet.state import TrainState, networks
 

@@ -19,8 +19,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from recipes.rundir import to_json, write_atomic
 from recipes.schema import Recipe
-from resnet.rundir import to_json, write_atomic
 
 Value = float | int | str | bool | None
 

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
-from resnet.rundir import to_json, write_atomic, write_status
+from recipes.rundir import to_json, write_atomic, write_status
 
 _GRACE_SECONDS = 2.0
 """How long a failing rank waits for the others' records, to tell which was the first."""

@@ -16,8 +16,8 @@ import safetensors.torch
 import torch
 from accelerate.state import AcceleratorState
 
-from resnet.preemption import SIGNALS
 from resnet.run import main
+from resnet.signals import SIGNALS
 
 PROGRAM = Path(__file__).parent.parent
 OFF = ["device=cpu", "wandb.mode=disabled"]

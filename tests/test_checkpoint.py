@@ -13,9 +13,10 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from recipes import rundir
 from recipes.plan import make_plan
 from recipes.schema import Recipe
-from resnet import checkpoint, rundir, saver, snapshot
+from resnet import checkpoint, saver, snapshot
 from resnet.checkpoint import CheckpointError, clean, commit, name_of, newest_valid, prune
 from resnet.ema import Ema
 from resnet.metrics import Window

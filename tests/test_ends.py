@@ -17,9 +17,9 @@ import pytest
 import resnet.lease
 import resnet.loop
 import resnet.tools.report
+from recipes.rundir import read_metrics, read_provenance, read_status, write_atomic
 from resnet.checkpoint import name_of, newest_first, newest_valid
 from resnet.lease import Lease, LeaseHeld, read_lease
-from resnet.rundir import read_metrics, read_provenance, read_status, write_atomic
 from resnet.tools.compare import compare_runs
 from tests.bench import kill
 from tests.helpers import finish, start

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from recipes.load import dump, load
+from recipes.rundir import to_json, write_status
 from recipes.schema import Evidence
-from resnet.rundir import end_attempt, provenance, record_attempt, to_json, write_status
+from resnet.provenance import end_attempt, provenance, record_attempt
 from resnet.tools.cli import main
 from resnet.tools.plots import draw_confusion, draw_curves, most_confused
 from resnet.tools.report import compare, differing, write_report

@@ -16,10 +16,10 @@ import resnet.loop
 import resnet.run
 import resnet.tools.report
 from recipes.load import load_file
+from recipes.rundir import read_metrics, read_provenance, read_status
 from resnet.checkpoint import commit, name_of, newest_first, read_manifest
 from resnet.data.order import Order
 from resnet.data.synthetic import Synthetic
-from resnet.rundir import read_metrics, read_provenance, read_status
 from resnet.snapshot import REST, load_weights, read_rest
 from resnet.tools.compare import CLOCK, compare_runs
 from tests.bench import kill

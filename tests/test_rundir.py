@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from resnet import rundir
+from recipes import rundir
+from resnet import provenance
 
 
 def test_write_atomic_replaces_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -52,39 +53,39 @@ def test_provenance_of_a_checkout(tmp_path, monkeypatch):
     (tmp_path / "a.py").write_text("one\n")
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "-qm", "first")
-    clean = rundir.provenance(["train.py", "a b"], folder=tmp_path)
+    clean = provenance.provenance(["train.py", "a b"], folder=tmp_path)
     assert clean["git"] == {"sha": git(tmp_path, "rev-parse", "HEAD"), "changed": False, "diff": "", "cut": False}
     assert clean["command"] == "train.py 'a b'"
     assert clean["packages"]["pydantic"]
     (tmp_path / "a.py").write_text("two\n" * 50)
-    monkeypatch.setattr(rundir, "DIFF_LIMIT", 100)
-    changed = rundir.provenance([], folder=tmp_path)["git"]
+    monkeypatch.setattr(provenance, "DIFF_LIMIT", 100)
+    changed = provenance.provenance([], folder=tmp_path)["git"]
     assert changed["changed"]
     assert changed["cut"]
     assert len(changed["diff"]) == 100
 
 
 def test_provenance_outside_of_a_checkout(tmp_path):
-    assert rundir.provenance([], folder=tmp_path)["git"] is None
+    assert provenance.provenance([], folder=tmp_path)["git"] is None
     git(tmp_path, "init", "-q")
     inside = tmp_path / "site-packages"
     inside.mkdir()
     (inside / "a.py").write_text("")
-    assert rundir.provenance([], folder=inside)["git"] is None
+    assert provenance.provenance([], folder=inside)["git"] is None
 
 
 def test_provenance_holds_no_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "f00d" * 10)
-    rundir.record_attempt(tmp_path, rundir.provenance(["train.py"]))
+    provenance.record_attempt(tmp_path, provenance.provenance(["train.py"], folder=tmp_path))
     assert "f00d" not in (tmp_path / "provenance.json").read_text()
 
 
 def test_attempts(tmp_path):
-    assert rundir.record_attempt(tmp_path, {"command": "first", "git": {"sha": "a"}}) == 1
-    rundir.end_attempt(tmp_path, "signal SIGTERM", step=30)
+    assert provenance.record_attempt(tmp_path, {"command": "first", "git": {"sha": "a"}}) == 1
+    provenance.end_attempt(tmp_path, "signal SIGTERM", step=30)
     rundir.write_status(tmp_path, step=60)
-    assert rundir.record_attempt(tmp_path, {"command": "second", "git": None}, step=30) == 2
-    assert rundir.record_attempt(tmp_path, {"command": "third"}, step=40) == 3
+    assert provenance.record_attempt(tmp_path, {"command": "second", "git": None}, step=30) == 2
+    assert provenance.record_attempt(tmp_path, {"command": "third"}, step=40) == 3
     content = rundir.read_provenance(tmp_path)
     assert content["command"] == "third"
     first, second, third = content["attempts"]
@@ -120,7 +121,7 @@ def test_find_run(tmp_path, monkeypatch):
 
 
 def test_imports_no_torch():
-    code = "import sys, resnet.rundir, resnet.tracker, resnet.progress, resnet.tools.cli\n"
+    code = "import sys, recipes.rundir, resnet.provenance, resnet.tracker, resnet.progress, resnet.tools.cli\n"
     code += "print(json := [m for m in ('torch', 'wandb', 'matplotlib') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == []

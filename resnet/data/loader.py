@@ -24,7 +24,7 @@ from resnet.data.order import Order, mix
 from resnet.data.source import Source
 from resnet.data.transforms import Transform, eval_transform, train_transform
 from resnet.mixing import draw_erasing
-from resnet.preemption import die_with_parent
+from resnet.signals import die_with_parent
 
 _AUGMENT = 1
 _MOST_BROKEN_IN_A_ROW = 100

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from resnet.rundir import find_run
+from recipes.rundir import find_run
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import safetensors.torch
 import torch
 
+from recipes.rundir import read_metrics
 from resnet.checkpoint import newest_first
-from resnet.rundir import read_metrics
 from resnet.snapshot import EMA, MODEL, read_rest
 
 CLOCK = ("time", "images_per_second", "images_per_second_per_device", "data_wait", "memory_gb")

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from recipes.load import load
+from recipes.rundir import read_provenance, to_json
 from recipes.schema import Recipe
 from resnet.build import build_accelerator, build_data
 from resnet.data.loader import Batch, Loader, MicroBatches, end_workers, validation_keys, workers_per_rank
@@ -19,7 +20,6 @@ from resnet.data.source import Source
 from resnet.loop import count_batch
 from resnet.metrics import Tally
 from resnet.model import build_model
-from resnet.rundir import read_provenance, to_json
 from resnet.snapshot import load_weights
 
 

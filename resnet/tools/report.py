@@ -15,9 +15,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from recipes.load import load_file
+from recipes.rundir import read_metrics, read_provenance, read_status, write_atomic
 from recipes.schema import Evidence, Recipe
 from resnet.progress import format_duration
-from resnet.rundir import read_metrics, read_provenance, read_status, write_atomic
 from resnet.tools.html import counted, mapping, moment, page, picture, section, show, table
 from resnet.tools.plots import draw_confusion, draw_curves
 

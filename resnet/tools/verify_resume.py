@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from recipes.load import load
+from recipes.rundir import read_status
 from resnet.checkpoint import newest_first, step_of
-from resnet.rundir import read_status
 from resnet.tools.compare import compare_runs
 
 TRAIN = Path(__file__).parent.parent.parent / "train.py"
