@@ -114,3 +114,10 @@ def find_run(text: str, root: str | Path = "runs") -> Path:
         raise ValueError(f"no run {text!r} in {root}: did you mean {' or '.join(close)}?")
     newest = ", ".join(names[-5:]) if names else "none"
     raise ValueError(f"no run {text!r}: give a path to a run directory or a name in {root} (there are: {newest})")
+
+
+def new_run_dir(root: Path, recipe_name: str) -> Path:
+    """A path under `root`, made of recipe and time, that nothing has yet."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    candidates = (root / f"{recipe_name}-{stamp}{suffix}" for suffix in ("", *(f"-{n}" for n in range(2, 1000))))
+    return next(path for path in candidates if not path.exists())

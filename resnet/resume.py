@@ -10,27 +10,16 @@ from typing import Any
 
 import torch.distributed as dist
 
+from recipes.changes import differences, refuse_fixed
 from recipes.load import load_file
 from recipes.plan import Plan
-from recipes.rundir import read_status
+from recipes.rundir import new_run_dir, read_status
 from recipes.schema import Recipe
 from resnet.checkpoint import CheckpointError, digest_of, newest_valid, read_manifest
 from resnet.data.source import Source
 from resnet.lease import Lease
 from resnet.snapshot import read_rest
 from resnet.state import TrainState
-
-FIXED = (
-    "model",
-    "seed",
-    "batch_size",
-    "max_batch_per_device",
-    "optimizer.name",
-    *(f"data.{key}" for key in ("balance", "repeats", "last_batch", "val_fraction", "max_train")),
-)
-"""Keys (and groups) that cannot change while a run goes on: its tensors, its samples and their order follow."""
-
-NOT_COMPARED = ("name", "description", "evidence", "run", "resume", "progress", "wandb", "profile")
 
 
 @dataclass
@@ -128,7 +117,7 @@ def find_start(recipe: Recipe, train: Source) -> Start:
 
 def _choose(recipe: Recipe, digest: str) -> Start:
     root, name = Path(recipe.run.root).expanduser(), recipe.run.name
-    run_dir = root / name if name else _new_name(root, recipe.name)
+    run_dir = root / name if name else new_run_dir(root, recipe.name)
     messages: list[str] = []
     start = Start(run_dir, digest, origin=_path_of(recipe), messages=messages)
     if not (run_dir / "recipe.yaml").is_file():
@@ -177,12 +166,6 @@ def _continue_from_newest(start: Start, before: Recipe, recipe: Recipe) -> None:
     start.messages += [f"changed: {key} {before} -> {now}" for key, (before, now) in start.changed.items()]
 
 
-def _new_name(root: Path, recipe_name: str) -> Path:
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    candidates = (root / f"{recipe_name}-{stamp}{suffix}" for suffix in ("", *(f"-{n}" for n in range(2, 1000))))
-    return next(path for path in candidates if not path.exists())
-
-
 def _from_path(path: Path, messages: list[str]) -> Path:
     """The checkpoint that `resume=PATH` means: itself, or the newest valid one of a run directory."""
     if (path / "manifest.json").is_file():
@@ -192,30 +175,6 @@ def _from_path(path: Path, messages: list[str]) -> Path:
         if folder.is_dir() and (checkpoint := newest_valid(folder, messages.append)):
             return checkpoint
     raise ValueError("\n".join([*messages, f"resume={path} is no checkpoint, nor a run directory that holds one"]))
-
-
-def differences(before: Recipe, now: Recipe) -> dict[str, list[Any]]:
-    """Keys whose values differ, with both; those that do not concern training are left out."""
-    old, new = (dict(_flat(recipe.model_dump(mode="json", exclude=set(NOT_COMPARED)))) for recipe in (before, now))
-    return {key: [old.get(key), new.get(key)] for key in {**old, **new} if old.get(key) != new.get(key)}
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    flat = []
-    for key, value in values.items():
-        flat += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)]
-    return flat
-
-
-def refuse_fixed(changed: dict[str, list[Any]], run_dir: Path) -> None:
-    """Raise ValueError, naming all of them, where keys changed that a run cannot change."""
-    fixed = [key for key in changed if any(key == name or key.startswith(f"{name}.") for name in FIXED)]
-    if fixed:
-        listed = "\n".join(f"  {key}: {changed[key][0]} -> {changed[key][1]}" for key in fixed)
-        raise ValueError(
-            f"{run_dir} is a run with other values of keys that cannot change while it goes on:\n{listed}\n"
-            f"put them back, choose another run.name, or start a new run from it: resume={run_dir} run.name=..."
-        )
 
 
 def _check(start: Start, recipe: Recipe) -> None:

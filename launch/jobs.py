@@ -1,0 +1,128 @@
+"""What `submit`, `retry` and `cancel` share: a run's record of its job, and how a run is sent."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recipes.load import dump
+from recipes.rundir import read_status, write_atomic, write_status
+from recipes.schema import Recipe
+from slurm.batch import cancel_file, job_state
+from slurm.profile import Profile
+from slurm.sbatch import Submission, submit
+
+SNAPSHOTS = ".code"
+"""Folder beside the runs that holds the copies of the program that their jobs run."""
+ACTIVE = frozenset(
+    [
+        *("PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SUSPENDED"),
+        *("RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED", "SPECIAL_EXIT"),
+    ]
+)
+"""States of Slurm in which a job has not ended."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is known of a run's job: the content of slurm/job.json."""
+
+    job_id: str
+    cluster: str
+    profile: dict[str, Any]
+    nodes: int
+    ranks: int
+    gpus_per_node: int
+    snapshot: str
+    folder: str
+    command: str
+    submitted: float
+
+
+def read_job(run_dir: Path) -> Job | None:
+    """The newest job of a run; None for a run that was never sent to Slurm."""
+    file = run_dir / "slurm" / "job.json"
+    try:
+        return Job(**json.loads(file.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{file} is damaged ({error})") from error
+
+
+def active_job(run_dir: Path) -> tuple[str, str] | None:
+    """Id and Slurm's state of a run's job that has not ended."""
+    job = read_job(run_dir)
+    if job is None or shutil.which("scontrol") is None:
+        return None
+    state = job_state(job.job_id, run_dir.name)
+    return (job.job_id, state) if state in ACTIVE else None
+
+
+def send(run_dir: Path, recipe: Recipe, cluster: str, profile: Profile, snapshot: Path, cwd: Path) -> str:
+    """Send a run to Slurm; returns the id of its job.
+
+    Raises SlurmError where Slurm refuses it, and leaves the run as it was.
+    """
+    files = run_dir / "slurm"
+    with _being_sent(run_dir):
+        if active := active_job(run_dir):
+            raise ValueError(f"{run_dir} is in the queue already: job {active[0]} ({active[1].lower()})")
+        before = read_status(run_dir)
+        resolved = files / "recipe.yaml"
+        write_atomic(resolved, dump(recipe))
+        cancelled = cancel_file(run_dir).exists()
+        cancel_file(run_dir).unlink(missing_ok=True)
+        # Before the job can start, which writes its own.
+        write_status(run_dir, name=run_dir.name, state="queued", reason=None, failure=None, eta_s=None)
+        try:
+            submission = Submission(profile, run_dir.name, files, snapshot, cwd, [run_dir], [resolved])
+            job_id = submit(submission)[0]
+        except BaseException:
+            if before:
+                write_status(run_dir, **{key: before.get(key) for key in ("state", "reason", "failure")})
+            if cancelled:
+                cancel_file(run_dir).touch()
+            raise
+        record = Job(
+            job_id=job_id,
+            cluster=cluster,
+            profile=profile.model_dump(mode="json"),
+            nodes=profile.nodes,
+            ranks=profile.ranks,
+            gpus_per_node=profile.gpus_per_node,
+            snapshot=str(snapshot),
+            folder=str(cwd),
+            command=shlex.join(["launch", *sys.argv[1:]]),
+            submitted=time.time(),
+        )
+        write_atomic(files / "job.json", json.dumps(record.__dict__, indent=1))
+    return job_id
+
+
+@contextlib.contextmanager
+def _being_sent(run_dir: Path) -> Iterator[None]:
+    """One sender at a time."""
+    (run_dir / "slurm").mkdir(exist_ok=True)
+    with open(run_dir / "slurm" / "submit.lock", "w") as lock:
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{run_dir} is being sent by another `launch` at this moment") from None
+        yield
+
+
+def shown(run_dir: Path) -> str:
+    """A run as it is named on this command line: by name where it lies in ./runs, else by its path."""
+    default = Path.cwd() / "runs"
+    return shlex.quote(run_dir.name if run_dir.parent == default else os.path.relpath(run_dir))

@@ -1,0 +1,44 @@
+"""What may change in a recipe while its run goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from recipes.schema import Recipe
+
+FIXED = (
+    "model",
+    "seed",
+    "batch_size",
+    "max_batch_per_device",
+    "optimizer.name",
+    *(f"data.{key}" for key in ("balance", "repeats", "last_batch", "val_fraction", "max_train")),
+)
+"""Keys (and groups) that cannot change while a run goes on: its tensors, its samples and their order follow."""
+
+NOT_COMPARED = ("name", "description", "evidence", "run", "resume", "progress", "wandb", "profile")
+
+
+def differences(before: Recipe, now: Recipe) -> dict[str, list[Any]]:
+    """Keys whose values differ, with both; those that do not concern training are left out."""
+    old, new = (dict(_flat(recipe.model_dump(mode="json", exclude=set(NOT_COMPARED)))) for recipe in (before, now))
+    return {key: [old.get(key), new.get(key)] for key in {**old, **new} if old.get(key) != new.get(key)}
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    flat = []
+    for key, value in values.items():
+        flat += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)]
+    return flat
+
+
+def refuse_fixed(changed: dict[str, list[Any]], run_dir: Path) -> None:
+    """Raise ValueError, naming all of them, where keys changed that a run cannot change."""
+    fixed = [key for key in changed if any(key == name or key.startswith(f"{name}.") for name in FIXED)]
+    if fixed:
+        listed = "\n".join(f"  {key}: {changed[key][0]} -> {changed[key][1]}" for key in fixed)
+        raise ValueError(
+            f"{run_dir} is a run with other values of keys that cannot change while it goes on:\n{listed}\n"
+            f"put them back, choose another run.name, or start a new run from it: resume={run_dir} run.name=..."
+        )

@@ -1,0 +1,83 @@
+"""What each rank of a Slurm job does. submitit pickles a reference to `train` and calls it in every task."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import sys
+import threading
+from pathlib import Path
+
+from resnet.signals import Signals
+
+FAILED, STOPPED = 1, 85
+RESOLVE_SECONDS = 30.0
+
+
+def train(words: list[str], folder: str, ranks: int) -> None:
+    """Train as `python train.py WORDS` in `folder` would, as one of `ranks` ranks.
+
+    Leaves with 0 also where the run was stopped and saved: another code would end the ranks that still save.
+    """
+    # Before the imports that take seconds, and in the place of submitit's handler, which requeues from one rank.
+    signals = Signals()
+    signals.install()
+    _join(ranks)
+    try:
+        os.chdir(folder)
+    except OSError as error:
+        _fail(f"the folder of the submission cannot be entered here ({error}): a node needs the same file systems")
+    from resnet.run import main
+
+    code = main(words, signals)
+    if code not in (0, STOPPED):
+        sys.exit(code)
+
+
+def _join(ranks: int) -> None:
+    """Tell torch of the other ranks in its own variables, from Slurm's."""
+    from submitit.helpers import TorchDistributedEnvironment
+
+    found = int(os.environ.get("SLURM_NTASKS", "1"))
+    if found != ranks:
+        _fail(f"{ranks} ranks were asked for and Slurm started {found}")
+    if ranks > 1:
+        first_node = os.environ["MASTER_ADDR"]
+        TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
+        os.environ["MASTER_ADDR"] = first_node
+        if not _resolves(first_node):
+            _fail(
+                f"the name of the first node, {first_node}, does not resolve on {socket.gethostname()} "
+                f"(tried for {RESOLVE_SECONDS:g} s): the nodes must know one another's names"
+            )
+
+
+def _resolves(host: str) -> bool:
+    found = threading.Event()
+
+    def look() -> None:
+        pause = threading.Event()
+        while not found.is_set():
+            with contextlib.suppress(OSError):
+                socket.getaddrinfo(host, None)
+                found.set()
+            pause.wait(1)
+
+    # A thread: a name server that does not answer would block for longer.
+    threading.Thread(target=look, daemon=True).start()
+    return found.wait(RESOLVE_SECONDS)
+
+
+def _fail(message: str) -> None:
+    print(f"train.py: {message}", file=sys.stderr, flush=True)
+    # Not by an exception: submitit would print its way to it.
+    os._exit(FAILED)
+
+
+def words_of(recipe: Path, run_dir: Path) -> list[str]:
+    """The command line of a run whose recipe is resolved."""
+    values = {"recipe": recipe, "run.root": run_dir.parent, "run.name": run_dir.name}
+    # In quotes a name that looks like another YAML value stays text.
+    return [f"{key}={value if key == 'recipe' else json.dumps(str(value))}" for key, value in values.items()]

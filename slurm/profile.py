@@ -1,0 +1,211 @@
+"""What a cluster is: the typed profile, its YAML files, and `slurm.KEY=VALUE` on the command line."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, StringConstraints, ValidationError, model_validator
+
+from recipes.load import parse_value
+from recipes.schema import Count, Group
+from recipes.yaml12 import UNREADABLE, Loader
+
+FOLDER = Path(__file__).parent / "clusters"
+TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
+
+
+def seconds(time: str) -> int:
+    """A limit as Slurm writes it: minutes, M:S, H:M:S, D-H, D-H:M or D-H:M:S. Raises ValueError for other texts."""
+    found = TIME.fullmatch(time.strip())
+    if not found:
+        raise ValueError("must be minutes, HH:MM:SS or D-HH:MM:SS")
+    days, *parts = found.groups()
+    first, second, third = (int(part or 0) for part in parts)
+    if days is None and parts[2] is None:
+        return 60 * first + second
+    return ((int(days or 0) * 24 + first) * 60 + second) * 60 + third
+
+
+def _time(text: str) -> str:
+    seconds(text)
+    return text.strip()
+
+
+Word = Annotated[str, StringConstraints(pattern=r"^[^\s]+$")]
+Time = Annotated[str, AfterValidator(_time)]
+
+
+class Profile(Group):
+    """Where runs are sent, and with what. Nothing of it changes what is trained but the number of ranks."""
+
+    description: str = ""
+    """One line for people."""
+    partition: Word | None = None
+    """Partition, or several with commas; null: the cluster's default, as for the next four."""
+    account: Word | None = None
+    """Account that is charged."""
+    qos: Word | None = None
+    """Quality of service."""
+    constraint: Word | None = None
+    """Features that the nodes must have, as in a100&nvlink."""
+    reservation: Word | None = None
+    """Reservation to run in."""
+    nodes: Count = 1
+    """Nodes of a run."""
+    gpus_per_node: Annotated[int, Field(ge=0)] = 1
+    """GPUs of a node; one rank each. 0: CPUs only."""
+    ranks_per_node: Count | None = None
+    """Ranks on a node of a CPU-only run (1); with GPUs there is one for each."""
+    gpu_request: Literal["gres", "gpus-per-node"] = "gres"
+    """How GPUs are asked for: --gres=gpu:N, or --gpus-per-node=N."""
+    gpu_type: Word | None = None
+    """Type of the GPUs as Slurm names it, as in a100 for gpu:a100:8."""
+    cpus_per_rank: Count = 8
+    """Cores of each rank: data workers run on them."""
+    mem: Annotated[str, StringConstraints(pattern=r"^\d+[KMGT]?$")] | None = None
+    """Memory of a node, as in 200G; 0: all of it; null: the cluster's default."""
+    time: Time = "24:00:00"
+    """Wall-clock limit of one attempt: minutes, HH:MM:SS or D-HH:MM:SS. A longer run goes on in another attempt."""
+    signal_lead: Annotated[int, Field(ge=1, le=65535)] = 120
+    """Seconds before the limit at which the run is told to save and stop."""
+    exclude: Word | None = None
+    """Nodes to stay away from, as in n[3-5],n9."""
+    exclusive: bool = False
+    """Take whole nodes."""
+    max_requeues: Annotated[int, Field(ge=0)] = 100
+    """Attempts after the first, for whatever reason, after which a run ends."""
+    setup: list[str] = []
+    """Shell lines on each job's first node before anything else: modules, `source venv/bin/activate`."""
+    container: str | None = None
+    """Command in front of python in every rank, as in: apptainer exec --nv --bind /shared resnet.sif."""
+    srun_args: list[str] = []
+    """More arguments of srun, as in --container-image=... of pyxis."""
+    python: str | None = None
+    """Python of the ranks; null: the one that submits, or `python3` in a container."""
+    run_root: str | None = None
+    """Folder of all runs on a file system that all nodes share; run.root on the command line goes before it."""
+    scratch: str | None = None
+    """Folder on each node's own disk, in $SCRATCH for `stage`; data below it is not looked for at submission."""
+    stage: list[str] = []
+    """Shell lines that bring data to a node's own disk, run once on every node before the ranks start."""
+    interface: str | None = None
+    """Network interface between nodes, for NCCL and gloo, as in ib0."""
+    environment: dict[str, str] = {}
+    """Environment variables of the job."""
+    sbatch: dict[str, str | int | bool] = {}
+    """Any other option of sbatch, by its long name: {mail-type: END, nice: 100}."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Profile:
+        if self.gpus_per_node and self.ranks_per_node:
+            raise ValueError("ranks_per_node is for gpus_per_node=0: with GPUs there is one rank for each")
+        if (limit := seconds(self.time)) <= self.signal_lead:
+            raise ValueError(f"signal_lead ({self.signal_lead} s) must be less than time ({limit} s)")
+        if unusable := sorted(OURS & {name.replace("_", "-") for name in self.sbatch}):
+            raise ValueError(f"sbatch may not set {', '.join(unusable)}: the profile's other keys, or the program, do")
+        return self
+
+    @property
+    def local_ranks(self) -> int:
+        return self.gpus_per_node or self.ranks_per_node or 1
+
+    @property
+    def ranks(self) -> int:
+        return self.nodes * self.local_ranks
+
+
+OURS = frozenset(
+    [
+        *("partition", "account", "qos", "constraint", "reservation", "nodes", "exclude", "exclusive", "mem", "time"),
+        *("ntasks", "ntasks-per-node", "cpus-per-task", "gres", "gpus-per-node", "signal", "requeue", "no-requeue"),
+        *("array", "job-name", "output", "error", "open-mode", "chdir", "wrap", "parsable"),
+    ]
+)
+"""Options of sbatch that follow from the other keys."""
+
+
+class ProfileError(ValueError):
+    """A profile that cannot be used; the message lists every mistake, one a line."""
+
+
+def user_folder() -> Path:
+    """Where a user keeps profiles of their own."""
+    config = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    return Path(config) / "resnet-launch" / "clusters"
+
+
+def profile_names() -> list[str]:
+    """Names of the user's profiles and of those that come with the program."""
+    return sorted({path.stem for folder in (user_folder(), FOLDER) for path in folder.glob("*.yaml")})
+
+
+def load_profile(name: str, overrides: Iterable[str] = ()) -> Profile:
+    """The profile of a name (the user's go before the program's) or of a YAML file.
+
+    overrides: `slurm.KEY=VALUE`, the values in YAML.
+    Raises ProfileError with all mistakes at once.
+    """
+    path = _find(name)
+    try:
+        values = Loader(path.read_text(encoding="utf-8")).get_single_data() or {}
+    except UNREADABLE as error:
+        raise ProfileError(f"cannot read {path}: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ProfileError(f"{path} holds no keys: a profile is a YAML mapping")
+    origins = dict.fromkeys(values, str(path))
+    for argument in overrides:
+        key, _, text = argument.removeprefix("slurm.").partition("=")
+        group, _, inner = key.partition(".")
+        try:
+            value = parse_value(text)
+        except UNREADABLE as error:
+            raise ProfileError(f"cannot read the value of {argument}: {' '.join(str(error).split())}") from error
+        if group in TEXT and not isinstance(value, (dict, list)) and value is not None:
+            value = text
+        if inner:
+            value = {**(values.get(group) or {}), inner: value}
+        values, origins = {**values, group: value}, {**origins, group: "command line"}
+    try:
+        return Profile.model_validate(values)
+    except ValidationError as error:
+        lines = [_describe(dict(problem), values, origins, path) for problem in error.errors()]
+        raise ProfileError("\n".join(dict.fromkeys(lines))) from None
+
+
+TEXT = {"time", "mem", "gpu_type", "exclude", "constraint", "account", "qos", "partition", "reservation"}
+"""Keys of which a number keeps its spelling."""
+
+
+def _find(name: str) -> Path:
+    if name.endswith((".yaml", ".yml")) or "/" in name:
+        path = Path(name).expanduser()
+        if not path.is_file():
+            raise ProfileError(f"no cluster profile {path}")
+        return path
+    for folder in (user_folder(), FOLDER):
+        if (path := folder / f"{name}.yaml").is_file():
+            return path
+    close = difflib.get_close_matches(name, profile_names(), n=3)
+    what = f"did you mean {' or '.join(close)}?" if close else f"there are: {', '.join(profile_names())}"
+    raise ProfileError(f"no cluster profile {name!r}: {what} Your own belong in {user_folder()}")
+
+
+def _describe(problem: dict[str, Any], values: dict[str, Any], origins: dict[str, str], path: Path) -> str:
+    where = [str(part) for part in problem["loc"]]
+    if not where:
+        return f"{path}: {problem['ctx']['error']}"
+    key = where[0]
+    origin = origins.get(key, str(path))
+    if problem["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(key, Profile.model_fields, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(Profile.model_fields)}"
+        return f"unknown key slurm.{key} ({origin}): {hint}"
+    value = values[key] if isinstance(values[key], str) else json.dumps(values[key], default=str)
+    message = str(problem["ctx"]["error"]) if problem["type"] == "value_error" else problem["msg"]
+    return f"slurm.{key}={value} ({origin}): {message[0].lower()}{message[1:]}"

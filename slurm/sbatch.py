@@ -1,0 +1,207 @@
+"""From a profile and runs to jobs of Slurm, through submitit."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recipes.rundir import write_atomic
+from slurm.job import train, words_of
+from slurm.profile import Profile, seconds
+
+
+class SlurmError(ValueError):
+    """What Slurm refused, in its own words and with what to do."""
+
+
+@dataclass(frozen=True)
+class Submission:
+    """Runs that are sent together: one is a job, several are an array of jobs."""
+
+    profile: Profile
+    name: str
+    """Name of the job in the queue."""
+    folder: Path
+    """Where submitit's files and the batch script's output go."""
+    snapshot: Path
+    """The copy of the program that the job runs."""
+    cwd: Path
+    """What relative paths of the recipes start from."""
+    runs: Sequence[Path]
+    recipes: Sequence[Path]
+    """The resolved recipe of each run."""
+    parallel: int = 1
+    """Most jobs of an array that run at once."""
+
+    @property
+    def jobs_file(self) -> Path:
+        return self.folder / f"{self.name}.jobs.json"
+
+
+def submit(submission: Submission) -> list[str]:
+    """Send the runs; returns the id of each one's job.
+
+    Raises SlurmError, with nothing left behind, where Slurm refuses.
+    """
+    from submitit.core.utils import FailedJobError
+
+    submission.folder.mkdir(parents=True, exist_ok=True)
+    before = set(submission.folder.iterdir())
+    try:
+        executor = _executor(submission)
+        write_atomic(submission.jobs_file, json.dumps(_jobs(submission), indent=1))
+        ranks, cwd = submission.profile.ranks, str(submission.cwd)
+        # submitit prints sbatch's words beside raising them.
+        with contextlib.redirect_stderr(io.StringIO()), executor.batch():
+            jobs = [
+                executor.submit(train, words_of(recipe, run_dir), cwd, ranks)
+                for recipe, run_dir in zip(submission.recipes, submission.runs, strict=True)
+            ]
+        return [job.job_id for job in jobs]
+    except BaseException as error:
+        for file in set(submission.folder.iterdir()) - before:
+            with contextlib.suppress(OSError):
+                file.unlink()
+        if isinstance(error, FailedJobError):
+            raise SlurmError(refusal(str(error), submission.profile)) from error
+        raise
+
+
+def script(submission: Submission) -> str:
+    """The batch script that `submit` would send."""
+    executor = _executor(submission)
+    return executor._make_submission_file_text(executor._submitit_command_str, "")
+
+
+def expected_start(submission: Submission) -> str:
+    """What `sbatch --test-only` says of when the job would start. Raises SlurmError where Slurm would refuse it."""
+    with tempfile.NamedTemporaryFile("w", suffix=".sh") as file:
+        file.write(script(submission))
+        file.flush()
+        done = subprocess.run(["sbatch", "--test-only", file.name], capture_output=True, text=True, timeout=60)
+    said = " ".join(done.stderr.replace("sbatch:", "").split())
+    if done.returncode:
+        raise SlurmError(refusal(said, submission.profile))
+    found = re.search(r"to start at (\S+)", said)
+    return found[1].replace("T", " ") if found else said
+
+
+def check_slurm() -> None:
+    """Raises SlurmError where this machine cannot send jobs."""
+    if shutil.which("sbatch") is None or shutil.which("srun") is None:
+        raise SlurmError(
+            "no sbatch on this machine: send from a login node of the cluster, train here with `launch local`, or try "
+            "it out on a small Slurm of your own: python -m slurm.testcluster up"
+        )
+
+
+_HINTS = {
+    "invalid partition": "slurm.partition={partition}: `sinfo -s` lists the partitions",
+    "account": "slurm.account={account}: `sacctmgr show associations user=$USER` lists yours",
+    "invalid qos": "slurm.qos={qos}: `sacctmgr show qos` lists them",
+    "limit": "`sacctmgr show associations user=$USER` and `sinfo -o '%P %l'` tell the limits; slurm.time={time}",
+    "node configuration": "no node offers slurm.gpus_per_node={gpus_per_node}, slurm.cpus_per_rank={cpus_per_rank}, "
+    "slurm.mem={mem}, slurm.constraint={constraint}: `sinfo -o '%P %D %c %m %G %f'` tells what they have",
+    "more processors": "no partition has slurm.nodes={nodes} of that size: `sinfo -s`",
+    "generic resource": "slurm.gpu_type={gpu_type}, slurm.gpu_request={gpu_request}: `sinfo -o %G` names the GPUs",
+    "unable to contact": "the controller does not answer: `sinfo`, and whether SLURM_CONF is set where it must be",
+}
+"""By what Slurm says: what to look at."""
+
+
+def refusal(said: str, profile: Profile) -> str:
+    """Slurm's words, with what to look at."""
+    said = " ".join(said.replace("sbatch: error:", "").replace("sbatch:", "").split())
+    hints = [hint for sign, hint in _HINTS.items() if sign in said.lower()]
+    values = profile.model_dump()
+    return f"Slurm refused the job: {said}" + "".join(f"\n  {hint.format(**values)}" for hint in hints[:1])
+
+
+def _jobs(submission: Submission) -> dict[str, Any]:
+    """What the batch script needs to know."""
+    profile = submission.profile
+    srun = ["--kill-on-bad-exit=1", "--unbuffered", "--open-mode=append", f"--cpus-per-task={profile.cpus_per_rank}"]
+    return {
+        "runs": [str(run) for run in submission.runs],
+        "srun": [*srun, *profile.srun_args],
+        "stage": profile.stage,
+        "master": profile.environment.get("MASTER_ADDR"),
+        "max_requeues": profile.max_requeues,
+        "signal_lead": profile.signal_lead,
+    }
+
+
+def _executor(submission: Submission) -> Any:
+    from submitit import SlurmExecutor
+
+    profile = submission.profile
+    python = profile.python or ("python3" if profile.container else shlex.quote(sys.executable))
+    host_python = "python3" if profile.container else python
+    ranks = " ".join([*([profile.container] if profile.container else []), python])
+    # The ranks are started by slurm.batch, not by submitit, and the script's own process is that.
+    command = f"exec {host_python} -m slurm.batch {shlex.quote(str(submission.jobs_file))} {ranks}"
+    executor = SlurmExecutor(submission.folder, python=command)
+    executor.update_parameters(
+        job_name=submission.name,
+        time=math.ceil(seconds(profile.time) / 60),
+        nodes=profile.nodes,
+        ntasks_per_node=profile.local_ranks,
+        cpus_per_task=profile.cpus_per_rank,
+        signal_delay_s=profile.signal_lead,
+        array_parallelism=submission.parallel,
+        setup=_setup(submission),
+        additional_parameters=_options(profile),
+        stderr_to_stdout=True,
+        use_srun=False,
+        wckey=None,
+    )
+    return executor
+
+
+def _options(profile: Profile) -> dict[str, Any]:
+    """The options of sbatch, by their long names, that submitit has no word of its own for."""
+    options: dict[str, Any] = {
+        name: getattr(profile, name)
+        for name in ("partition", "account", "qos", "constraint", "reservation", "exclude", "mem")
+    }
+    if profile.gpus_per_node:
+        wanted = f"{profile.gpu_type}:{profile.gpus_per_node}" if profile.gpu_type else str(profile.gpus_per_node)
+        options[profile.gpu_request] = f"gpu:{wanted}" if profile.gpu_request == "gres" else wanted
+    options |= {"exclusive": profile.exclusive or None, "requeue": True}
+    options |= {name: value for name, value in profile.sbatch.items() if value is not False}
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _setup(submission: Submission) -> list[str]:
+    """Shell lines before the command: the site's own, then where the code is."""
+    profile, snapshot = submission.profile, shlex.quote(str(submission.snapshot))
+    environment = dict(profile.environment)
+    if profile.interface:
+        environment = {"NCCL_SOCKET_IFNAME": profile.interface, "GLOO_SOCKET_IFNAME": profile.interface} | environment
+    if profile.scratch:
+        environment["SCRATCH"] = profile.scratch
+    return [
+        *(f"export {name}={shlex.quote(value)}" for name, value in environment.items()),
+        *profile.setup,
+        f"cd {snapshot} || exit 1",
+        f'export PYTHONPATH={snapshot}"${{PYTHONPATH:+:$PYTHONPATH}}"',
+    ]
+
+
+def max_array_size() -> int:
+    """How many jobs an array of this cluster may have."""
+    done = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, timeout=30)
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", done.stdout, re.MULTILINE)
+    return int(found[1]) - 1 if found else 1000
