@@ -13,10 +13,18 @@ from collections.abc import Sequence
 
 COMMANDS = {
     "recipes": ("launch.recipes_list", "list the recipes that come with the program"),
+    "submit": ("launch.submit", "send a run to Slurm"),
+    "cancel": ("launch.cancel", "let a run save a checkpoint and stop"),
+    "retry": ("launch.retry", "send a run to Slurm again, to go on from its newest checkpoint"),
+    "doctor": ("launch.doctor", "look at whether this machine can send runs to a cluster"),
     "show": ("launch.show", "show a recipe with all its values, and what follows from them"),
+    "local": ("launch.local", "train here, on the GPUs of this machine or on its CPU"),
+    "status": ("launch.status", "how runs go, here and under Slurm"),
+    "logs": ("launch.logs", "what the ranks of a run printed"),
 }
 """By name: the module, and what the subcommand does. A module has two functions: `add_arguments(parser)`, and
-`run(arguments)`, which raises ValueError for what the user got wrong and OSError for what the system refused."""
+`run(arguments)`, which returns its exit code (None: 0) and raises ValueError for what the user got wrong and OSError
+for what the system refused."""
 
 DONE, FAILED, MISTAKE, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 130, 141
 
@@ -27,11 +35,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _main(argv: list[str]) -> int:
-    command = argv[0] if argv else ""
+    command, code = argv[0] if argv else "", DONE
     try:
         if command in COMMANDS:
             module, arguments = _parse(command, argv[1:])
-            module.run(arguments)
+            code = module.run(arguments) or DONE
         elif command in ("-h", "--help"):
             print(_help())
         elif not command:
@@ -54,7 +62,7 @@ def _main(argv: list[str]) -> int:
         return MISTAKE if isinstance(error, ValueError) else FAILED
     except KeyboardInterrupt:
         return INTERRUPTED
-    return DONE
+    return code
 
 
 def _help() -> str:

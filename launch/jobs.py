@@ -20,17 +20,11 @@ from recipes.rundir import read_status, write_atomic, write_status
 from recipes.schema import Recipe
 from slurm.batch import cancel_file, job_state
 from slurm.profile import Profile
+from slurm.queue import STARTED, WAITING
 from slurm.sbatch import Submission, submit
 
 SNAPSHOTS = ".code"
 """Folder beside the runs that holds the copies of the program that their jobs run."""
-ACTIVE = frozenset(
-    [
-        *("PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SUSPENDED"),
-        *("RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED", "SPECIAL_EXIT"),
-    ]
-)
-"""States of Slurm in which a job has not ended."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +60,7 @@ def active_job(run_dir: Path) -> tuple[str, str] | None:
     if job is None or shutil.which("scontrol") is None:
         return None
     state = job_state(job.job_id, run_dir.name)
-    return (job.job_id, state) if state in ACTIVE else None
+    return (job.job_id, state) if state in WAITING | STARTED else None
 
 
 def send(run_dir: Path, recipe: Recipe, cluster: str, profile: Profile, snapshot: Path, cwd: Path) -> str:

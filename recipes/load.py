@@ -6,8 +6,8 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator
-from functools import cache
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -36,20 +36,21 @@ def names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
-def load(argv: Iterable[str]) -> Loaded:
+def load(argv: Iterable[str], given_in: Mapping[str, str] | None = None) -> Loaded:
     """Load the recipe that a command line names.
 
     argv: `recipe=NAME_OR_PATH` once, and any number of `a.b=value` overrides whose values are YAML.
+    given_in: for keys that come from elsewhere (a sweep's file), from where.
     Raises RecipeError with all mistakes at once.
     """
-    overrides = [_split(argument) for argument in argv]
+    overrides = [split_argument(argument) for argument in argv]
     chosen = [value for key, value in overrides if key == "recipe"]
     if len(chosen) != 1:
         raise RecipeError(f"give one recipe=NAME; there are: {', '.join(names())}")
     above, origins = {}, {}
     for key, text in overrides:
         if key != "recipe":
-            values, keys = _override(key, text)
+            values, keys = _override(key, text, (given_in or {}).get(key, COMMAND_LINE))
             above = _merge(above, values)
             origins |= keys
     layers = [*_file_layers(_find(chosen[0], Path.cwd()), ()), (above, origins)]
@@ -80,7 +81,8 @@ def parse_value(text: str) -> Any:
     return yaml.load(text, Loader)
 
 
-def _split(argument: str) -> tuple[str, str]:
+def split_argument(argument: str) -> tuple[str, str]:
+    """The key and the value of `key=value`."""
     key, equals, value = argument.partition("=")
     if not equals or not re.fullmatch(r"[A-Za-z_][\w.]*", key):
         hint = f": did you mean {key.lstrip('-')}={value or '...'}?" if argument.startswith("-") else ""
@@ -116,19 +118,7 @@ def _file_layers(path: Path, below: tuple[Path, ...]) -> Iterator[Layer]:
     path = path.resolve()
     if path in below:
         raise RecipeError(f"{path}: base goes round in a circle: {' -> '.join(p.stem for p in (*below, path))}")
-    shown = path.relative_to(FOLDER.parent) if path.is_relative_to(FOLDER.parent) else path
-    origins: dict[str, str] = {}
-    try:
-        loader = Loader(path.read_text(encoding="utf-8"))
-        node = loader.get_single_node()
-        values = {} if node is None else loader.construct_document(node)
-        _note_lines(node, str(shown), "", origins)
-    except RecipeError:
-        raise
-    except UNREADABLE as error:
-        raise RecipeError(f"cannot read recipe {shown}: {_problem(error)}") from error
-    if not isinstance(values, dict):
-        raise RecipeError(f"{shown} holds no keys: a recipe is a YAML mapping")
+    values, origins = read_file(path)
     base, origin = values.pop("base", []), origins.pop("base", "")
     parents = [base] if isinstance(base, str) else base
     if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
@@ -136,6 +126,30 @@ def _file_layers(path: Path, below: tuple[Path, ...]) -> Iterator[Layer]:
     for parent in parents:
         yield from _file_layers(_find(parent, path.parent, f" ({origin})"), (*below, path))
     yield values, origins
+
+
+def read_file(path: Path, what: str = "recipe") -> Layer:
+    """The keys of a YAML file and the place of each; what it holds deeper down is shared, not to be changed."""
+    shown = path.relative_to(FOLDER.parent) if path.is_relative_to(FOLDER.parent) else path
+    try:
+        values, origins = _parse_file(path.read_text(encoding="utf-8"), str(shown))
+    except RecipeError:
+        raise
+    except UNREADABLE as error:
+        raise RecipeError(f"cannot read {what} {shown}: {_problem(error)}") from error
+    if not isinstance(values, dict):
+        raise RecipeError(f"{shown} holds no keys: a {what} is a YAML mapping")
+    return dict(values), dict(origins)
+
+
+@lru_cache(maxsize=64)
+def _parse_file(text: str, shown: str) -> tuple[Any, dict[str, str]]:
+    origins: dict[str, str] = {}
+    loader = Loader(text)
+    node = loader.get_single_node()
+    values = {} if node is None else loader.construct_document(node)
+    _note_lines(node, shown, "", origins)
+    return values, origins
 
 
 def _problem(error: Exception) -> str:
@@ -155,20 +169,21 @@ def _note_lines(node: yaml.Node | None, file: str, prefix: str, origins: dict[st
         _note_lines(value, file, f"{dotted}.", origins)
 
 
-def _override(key: str, text: str) -> Layer:
+@lru_cache(maxsize=4096)
+def _override(key: str, text: str, origin: str) -> Layer:
     try:
         value = parse_value(text)
     except UNREADABLE as error:
-        raise RecipeError(f"cannot read the value of {key}={text} ({COMMAND_LINE}): {_problem(error)}") from error
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and _takes_text(key):
+        raise RecipeError(f"cannot read the value of {key}={text} ({origin}): {_problem(error)}") from error
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and takes_text(key):
         value = text
     layer: Any = value
     for part in reversed(key.split(".")):
         layer = {part: layer}
-    return layer, dict.fromkeys([*_parents(key), *_keys(value, f"{key}.")], COMMAND_LINE)
+    return layer, dict.fromkeys([*_parents(key), *_keys(value, f"{key}.")], origin)
 
 
-def _takes_text(key: str) -> bool:
+def takes_text(key: str) -> bool:
     """Whether a key is of text, as run.name: what looks like a number then keeps its spelling (1.10, 2024_01)."""
     fields, models = [], [Recipe]
     for part in key.split("."):

@@ -45,6 +45,7 @@ from resnet.resume import Start, find_start
 from resnet.saver import Saver, check_space
 from resnet.signals import Signals, die_with_launcher
 from resnet.snapshot import restore
+from resnet.streams import forgive_output
 from resnet.tracker import MetricsLog, NullTracker, open_wandb
 from resnet.watchdog import RankLog, Watchdog
 
@@ -52,11 +53,15 @@ DONE, FAILED, MISTAKE, STOPPED = 0, 1, 2, 85
 """Exit codes: finished; failed; the user's mistake, nothing begun; stopped with a checkpoint, to be continued."""
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run what a command line says; returns the exit code."""
+def main(argv: Sequence[str], signals: Signals | None = None) -> int:
+    """Run what a command line says; returns the exit code.
+
+    signals: those already listened for, of a caller that did so before the imports that take seconds.
+    """
     debug = "--debug" in argv
-    signals = Signals()
+    signals = signals or Signals()
     signals.install()
+    forgive_output()
     die_with_launcher()
     try:
         recipe = load([argument for argument in argv if argument != "--debug"]).recipe

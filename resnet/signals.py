@@ -11,7 +11,7 @@ from types import FrameType
 
 from resnet import PARENT
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
 _PR_SET_PDEATHSIG = 1
 _SAME_SECONDS = 2.0
 
@@ -25,7 +25,9 @@ class Signals:
 
     def install(self) -> None:
         for number in SIGNALS:
-            signal.signal(number, self._note)
+            # nohup has SIGHUP ignored.
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._note)
 
     def _note(self, number: int, _: FrameType | None) -> None:
         # A launcher passes on the Ctrl-C that the terminal sent to all its processes: that is the same one again.
@@ -41,6 +43,9 @@ class Signals:
 def die_with_launcher() -> None:
     """Under `accelerate launch` or torchrun: take the launcher's death as SIGTERM (it may be killed without a word)."""
     if "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:
+        if os.getppid() != PARENT:
+            # Nothing has begun, and the ranks' meeting point has gone with it.
+            os._exit(85)
         die_with_parent(signal.SIGTERM, PARENT)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import random
 import re
@@ -31,9 +32,9 @@ PORTS = range(10_000, 32_000)
 """Below those that Linux hands out to outgoing connections."""
 TAIL_LINES = 5
 _TASK = re.compile(r"srun: error: (?P<node>[^:\s]+): tasks? (?P<rank>\d+)[-,\d]*: (?P<how>.+)")
-_NODE = re.compile(
-    r"(?:error: Node failure on|error: Step created for StepId=\S+ .*|launch/slurm: .*node fail.*) ?(\S*)"
-)
+_CANCELLED = re.compile(r"\*\*\* JOB \d+ ON \S+ CANCELLED AT \S+ \*\*\*")
+"""A user's scancel: a reason of Slurm's own would follow (DUE TO TIME LIMIT, PREEMPTION, JOB REQUEUE)."""
+_NODE = re.compile(r"srun: error: Node failure on (\S+)")
 
 
 class End(NamedTuple):
@@ -44,6 +45,8 @@ class End(NamedTuple):
     reason: str
     failure: str | None = None
     """Class of a failure, as in status.json."""
+    node: str | None = None
+    """Node on which it went wrong, where it may be the node's fault."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -65,6 +68,7 @@ class Attempt:
         self.job_id = job_id()
         self.told: str | None = None
         """The signal that asked the batch script to end."""
+        self.log_start = os.fstat(2).st_size
         self.lines: list[str] = []
         """What srun said."""
 
@@ -127,7 +131,7 @@ class Attempt:
         """Bring the data to every node; None where all is well."""
         if not self.jobs["stage"]:
             return None
-        log = self.logs / "stage-%N.log"
+        log = self.logs / "stage-%t.log"
         shell = "\n".join(["set -e", *self.jobs["stage"]])
         code = self._srun(
             ["--ntasks-per-node=1", f"--ntasks={node_count()}", f"--output={_literal(log)}"], ["bash", "-c", shell]
@@ -136,8 +140,8 @@ class Attempt:
             return None
         if self.told or is_cancelled(self.run_dir):
             return End("stopped", self.told or "cancelled")
-        node, _, how = self._first_error() or (None, None, f"code {code}")
-        file = self.logs / f"stage-{node}.log"
+        node, task, how = self._first_error() or (hostnames()[0], 0, f"code {code}")
+        file = self.logs / f"stage-{task}.log"
         return End("failed", f"staging failed on {node}: {how}{_tail(file)}", "data")
 
     def _train(self, command: Sequence[str], first_node: str) -> End:
@@ -151,28 +155,42 @@ class Attempt:
         if code == 0 and state in ("finished", "stopped"):
             return End(state, status.get("reason") or "")
         if state == "failed" and status.get("failure") not in ("peer", "killed"):
-            return End("failed", status.get("reason") or "", status.get("failure"))
+            return End("failed", status.get("reason") or "", status.get("failure"), self._node_of_failure())
         if state == "stopped" or (error is None and self.told):
             return End("stopped" if state == "stopped" else "killed", self.told or status.get("reason") or "")
-        return self._explain(code, error, first_node)
+        return self._explain(code, error)
 
-    def _explain(self, code: int, error: tuple[str, int, str] | None, first_node: str) -> End:
+    def _node_of_failure(self) -> str | None:
+        """The node of the rank that failed first by its own record, unless any node would have done the same."""
+        records = [json.loads(file.read_text()) for file in self.run_dir.glob("logs/failure-*.json")]
+        own = [r for r in records if r["own_fault"] and r["failure"] not in ("nan", "data", "disk", "lease", "oom")]
+        if not own:
+            return None
+        nodes = hostnames()
+        return nodes[min(own, key=lambda r: r["time"])["rank"] * len(nodes) // int(os.environ["SLURM_NTASKS"])]
+
+    def _explain(self, code: int, error: tuple[str, int, str] | None) -> End:
         """What srun and the logs tell where the trainer could not."""
         for line in self.lines:
             if found := _NODE.search(line):
-                return End("killed", f"node {found[1] or first_node} failed", "node")
+                return End("killed", f"node {found[1]} failed", "node", found[1])
         if error is None:
             return End("failed", f"srun ended with code {code}{_tail_of(self.lines)}", "crash")
         node, rank, how = error
         if "User defined signal 2" in how:
             return End("stopped", "SIGUSR2 before the ranks could listen")
-        kind = "oom" if "memory" in how.lower() or any("oom" in line.lower() for line in self.lines) else None
+        where = f"rank {rank} on {node}"
+        if "memory" in how.lower() or any("oom" in line.lower() for line in self.lines):
+            return End("failed", f"{where} was killed for want of memory (slurm.mem, data.num_workers)", "oom")
         if "killed" in how.lower():
-            kind = kind or "killed"
-        where = f"rank {rank} on {node}: {'out of memory, ' if kind == 'oom' else ''}{how[0].lower()}{how[1:]}"
-        if self.told and kind == "killed":
-            return End("killed", f"{self.told}; {where}")
-        return End("failed", f"{where}{_tail(self.logs / f'rank-{rank}.log')}", kind or "crash")
+            reason = f"{where} was killed{_tail(self.logs / f'rank-{rank}.log')}"
+            return End("killed", self.told) if self.told else End("failed", reason, "killed", node)
+        kind = "mistake" if how.endswith("exit code 2") else "crash"
+        for speaker in (rank, 0):
+            if said := _message(self.logs / f"rank-{speaker}.log"):
+                return End("failed", f"{where}: {said}", kind, node if kind == "crash" else None)
+        how = f"{how[0].lower()}{how[1:]}{_tail(self.logs / f'rank-{rank}.log')}"
+        return End("failed", f"{where}: {how}", kind, node)
 
     def _srun(self, options: Sequence[str], command: Sequence[str]) -> int:
         """Run a job step; its own messages are kept, and go to the batch script's log too."""
@@ -192,13 +210,16 @@ class Attempt:
         step = newest_step(self.run_dir)
         cause = None
         if end.outcome in ("stopped", "killed"):
-            cause = "user" if is_cancelled(self.run_dir) else "walltime" if self._at_limit() else "preempted"
-        state = job_state(self.job_id)
-        if state == "CANCELLED":
-            cause = "user"
+            cause = "user" if self._ended_by_user() else "walltime" if self._at_limit() else "preempted"
         fruitless = step == self._start_step() and (end.outcome == "killed" or cause == "walltime")
         self._record(
-            end=time.time(), outcome=end.outcome, cause=cause, step=step, reason=end.reason, fruitless=fruitless
+            end=time.time(),
+            outcome=end.outcome,
+            cause=cause,
+            step=step,
+            reason=end.reason,
+            fruitless=fruitless,
+            node=end.node,
         )
         match end.outcome:
             case "finished":
@@ -211,12 +232,25 @@ class Attempt:
             return 0
         return self._requeue(f"{cause}: {end.reason}", end)
 
+    def _ended_by_user(self) -> bool:
+        """Whether a user cancelled it: Slurm's word in our log tells, the job's state (COMPLETING) would not."""
+        if is_cancelled(self.run_dir):
+            return True
+        with contextlib.suppress(OSError), open("/proc/self/fd/2", encoding="utf-8", errors="replace") as log:
+            log.seek(self.log_start)
+            return any(_CANCELLED.search(line) for line in log)
+        return False
+
     def _start_step(self) -> int:
         return next(a["step"] for a in reversed(read_attempts(self.run_dir)) if a["attempt"] == self.number)
 
     def _at_limit(self) -> bool:
-        limit = os.environ.get("SLURM_JOB_END_TIME")
-        return limit is not None and float(limit) - time.time() <= self.jobs["signal_lead"] + 15
+        """Whether the time limit is near: Slurm may send its signal a minute before it was asked to."""
+        found = re.search(r"\bEndTime=(\S+)", show_job(self.job_id))
+        with contextlib.suppress(ValueError):
+            end = time.mktime(time.strptime(found[1], "%Y-%m-%dT%H:%M:%S")) if found else math.inf
+            return end - time.time() <= self.jobs["signal_lead"] + 60
+        return False
 
     def _requeue(self, reason: str, end: End) -> int:
         write_status(self.run_dir, state="queued", reason=reason, failure=None, eta_s=None)
@@ -285,10 +319,14 @@ def hostnames() -> list[str]:
     return done.stdout.split() or [socket.gethostname()]
 
 
+def show_job(job: str) -> str:
+    """What the controller knows of a job; empty where it knows none."""
+    return subprocess.run(["scontrol", "show", "job", "-o", job], capture_output=True, text=True, timeout=60).stdout
+
+
 def job_state(job: str, name: str | None = None) -> str | None:
     """The state that the controller gives a job; None where it knows none of that id (and name)."""
-    done = subprocess.run(["scontrol", "show", "job", "-o", job], capture_output=True, text=True, timeout=60)
-    found = re.search(r"\bJobName=(.*?) (?:UserId|GroupId)=.*?\bJobState=(\w+)", done.stdout)
+    found = re.search(r"\bJobName=(.*?) (?:UserId|GroupId)=.*?\bJobState=(\w+)", show_job(job))
     return found[2] if found and name in (None, found[1]) else None
 
 
@@ -325,9 +363,19 @@ def _literal(path: Path) -> str:
     return f"{str(path.parent).replace('%', '%%')}/{path.name}"
 
 
+def _message(file: Path) -> str:
+    """The program's own last message in a rank's log."""
+    found = re.findall(r"^train\.py: (.*(?:\n  .*)*)", _end_of(file), re.MULTILINE)
+    return found[-1] if found else ""
+
+
 def _tail(file: Path) -> str:
+    return _tail_of([line for line in _end_of(file).splitlines() if not line.startswith("submitit ")])
+
+
+def _end_of(file: Path) -> str:
     try:
-        return _tail_of(file.read_text(encoding="utf-8", errors="replace")[-10_000:].splitlines())
+        return file.read_text(encoding="utf-8", errors="replace")[-10_000:]
     except OSError:
         return ""
 

@@ -158,7 +158,12 @@ def load_profile(name: str, overrides: Iterable[str] = ()) -> Profile:
         raise ProfileError(f"cannot read {path}: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ProfileError(f"{path} holds no keys: a profile is a YAML mapping")
-    origins = dict.fromkeys(values, str(path))
+    return change_profile(values, overrides, str(path))
+
+
+def change_profile(values: dict[str, Any], overrides: Iterable[str], origin: str) -> Profile:
+    """The profile of these values with `slurm.KEY=VALUE` overrides. Raises ProfileError with all mistakes at once."""
+    origins = dict.fromkeys(values, origin)
     for argument in overrides:
         key, _, text = argument.removeprefix("slurm.").partition("=")
         group, _, inner = key.partition(".")
@@ -174,7 +179,7 @@ def load_profile(name: str, overrides: Iterable[str] = ()) -> Profile:
     try:
         return Profile.model_validate(values)
     except ValidationError as error:
-        lines = [_describe(dict(problem), values, origins, path) for problem in error.errors()]
+        lines = [_describe(dict(problem), values, origins, origin) for problem in error.errors()]
         raise ProfileError("\n".join(dict.fromkeys(lines))) from None
 
 
@@ -196,12 +201,12 @@ def _find(name: str) -> Path:
     raise ProfileError(f"no cluster profile {name!r}: {what} Your own belong in {user_folder()}")
 
 
-def _describe(problem: dict[str, Any], values: dict[str, Any], origins: dict[str, str], path: Path) -> str:
+def _describe(problem: dict[str, Any], values: dict[str, Any], origins: dict[str, str], origin: str) -> str:
     where = [str(part) for part in problem["loc"]]
     if not where:
-        return f"{path}: {problem['ctx']['error']}"
+        return f"{origin}: {problem['ctx']['error']}"
     key = where[0]
-    origin = origins.get(key, str(path))
+    origin = origins.get(key, origin)
     if problem["type"] == "extra_forbidden":
         close = difflib.get_close_matches(key, Profile.model_fields, n=1)
         hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(Profile.model_fields)}"

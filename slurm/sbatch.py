@@ -113,7 +113,7 @@ _HINTS = {
     "invalid qos": "slurm.qos={qos}: `sacctmgr show qos` lists them",
     "limit": "`sacctmgr show associations user=$USER` and `sinfo -o '%P %l'` tell the limits; slurm.time={time}",
     "node configuration": "no node offers slurm.gpus_per_node={gpus_per_node}, slurm.cpus_per_rank={cpus_per_rank}, "
-    "slurm.mem={mem}, slurm.constraint={constraint}: `sinfo -o '%P %D %c %m %G %f'` tells what they have",
+    "slurm.gpu_type={gpu_type}, slurm.mem={mem}, slurm.constraint={constraint}: `sinfo -o '%P %D %c %m %G %f'`",
     "more processors": "no partition has slurm.nodes={nodes} of that size: `sinfo -s`",
     "generic resource": "slurm.gpu_type={gpu_type}, slurm.gpu_request={gpu_request}: `sinfo -o %G` names the GPUs",
     "unable to contact": "the controller does not answer: `sinfo`, and whether SLURM_CONF is set where it must be",

@@ -74,9 +74,10 @@ def _files(program: Path, root: Path) -> list[Path]:
         for package in PACKAGES:
             files += (file for file in (program / package).rglob("*") if "__pycache__" not in file.parts)
     # Tracked files may be gone, submodules are folders, and the runs may lie in the program's own folder.
-    return sorted(
-        {file for file in files if (file.is_file() or file.is_symlink()) and not file.is_relative_to(root.parent)}
-    )
+    runs = root if root.parent == program else root.parent
+    inside = runs.is_relative_to(program)
+    there = {file for file in files if file.is_file() or file.is_symlink()}
+    return sorted(file for file in there if not (inside and file.is_relative_to(runs)))
 
 
 def _digest(program: Path, files: list[Path]) -> str:

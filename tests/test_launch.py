@@ -93,7 +93,7 @@ def test_each_command_has_help(launch, command):
     ("words", "message"),
     [
         (["shwo"], "launch: no command 'shwo': did you mean launch show?"),
-        (["qqq"], "launch: no command 'qqq': there are: recipes, show"),
+        (["qqq"], "launch: no command 'qqq': there are: recipes, "),
         (["recipes", "foo"], "launch recipes: unexpected argument foo: --help says what there is"),
         (["recipes", "--jsn"], "launch recipes: unknown option --jsn: did you mean --json?"),
         (["recipes", "--quiet"], "launch recipes: unknown option --quiet: --help says what there is"),

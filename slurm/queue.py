@@ -1,0 +1,156 @@
+"""What Slurm says of jobs: all of a user's in one `squeue`, and those that it has forgotten in one `sacct`."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+TIMEOUT_SECONDS = 10
+"""For one question; slurmctld's own clients would wait for minutes on one that hangs."""
+IDS_PER_CALL = 5000
+"""Job ids of one `sacct`: Linux takes 128 KiB in one argument."""
+
+WAITING = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT"})
+"""States of a job that is to start, or to start again."""
+STARTED = frozenset(
+    {"CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"}
+)
+"""States of a job that has its nodes. All others are of jobs that are over."""
+FAILURES = {
+    "OUT_OF_MEMORY": "oom",
+    "TIMEOUT": "timeout",
+    "DEADLINE": "timeout",
+    "NODE_FAIL": "node",
+    "BOOT_FAIL": "node",
+    "PREEMPTED": "preempted",
+    "CANCELLED": "user",
+    "FAILED": "crash",
+}
+"""Our class of failure by the state in which Slurm ended a job."""
+
+
+class Job(NamedTuple):
+    """A job, or one task of an array, as Slurm sees it."""
+
+    state: str
+    """Slurm's long name, without what follows it (`CANCELLED by 0`)."""
+    reason: str | None = None
+    """Why it waits (Resources, Priority, ...) or ended."""
+    start: float | None = None
+    """Unix time of its newest start; of the expected one while it waits, where Slurm has worked it out."""
+    time_left_s: float | None = None
+    """To its time limit; None without one."""
+    nodes: str = ""
+    """Node list in Slurm's own short form, empty while it waits."""
+    name: str = ""
+
+    @property
+    def over(self) -> bool:
+        return self.state not in WAITING | STARTED
+
+    @property
+    def failure(self) -> str | None:
+        """Class of failure of a job that is over; None where it ended well."""
+        return FAILURES.get(self.state)
+
+
+def queued() -> dict[str, Job] | None:
+    """All jobs of this user by id ("12", or "12_3" in an array) that the controller knows; None without Slurm.
+
+    Those that ended in the last minutes are there too (Slurm's MinJobAge).
+    Raises ValueError where Slurm does not answer.
+    """
+    if shutil.which("squeue") is None:
+        return None
+    # The name comes last: it may be any text.
+    shown = "--format=%i|%T|%S|%L|%N|%r|%j"
+    jobs = {}
+    for line in _ask(["squeue", "--noheader", "--array", "--all", "--me", "--states=all", shown]).split("\n"):
+        if line.count("|") >= 6:
+            job_id, state, start, left, nodes, reason, name = line.split("|", 6)
+            jobs[job_id] = Job(_state(state), _known(reason), _time(start), _seconds(left), _known(nodes) or "", name)
+    return jobs
+
+
+def accounted(job_ids: Iterable[str]) -> dict[str, Job]:
+    """What accounting knows of jobs, by id; of one that was requeued the newest. Empty where there is no accounting."""
+    wanted = {job_id for job_id in job_ids if re.fullmatch(r"\d+([_+]\d+)?", job_id)}
+    # Asked for as a whole, an array is one id however many tasks it has.
+    ids = sorted({re.split("[_+]", job_id)[0] for job_id in wanted})
+    jobs = {}
+    if shutil.which("sacct") is None:
+        return jobs
+    for first in range(0, len(ids), IDS_PER_CALL):
+        chosen = ",".join(ids[first : first + IDS_PER_CALL])
+        command = ["sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State,Start,NodeList,JobName"]
+        try:
+            lines = _ask([*command, f"--jobs={chosen}"]).split("\n")
+        except ValueError:
+            return jobs
+        for line in lines:
+            if line.count("|") >= 4:
+                listed, state, start, nodes, name = line.split("|", 4)
+                job = Job(_state(state), None, _time(start), None, _known(nodes) or "", name)
+                jobs |= {job_id: job for job_id in _expand(listed) if job_id in wanted}
+    return jobs
+
+
+def _ask(command: list[str]) -> str:
+    """Standard output of a client of Slurm. Raises ValueError with its own short words where it fails."""
+    # SQUEUE_PARTITION and the like would hide jobs, SLURM_TIME_FORMAT and SLURM_BITSTR_LEN change what is printed.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("SQUEUE_", "SACCT_"))}
+    environment |= {"SLURM_TIME_FORMAT": "%s", "SLURM_BITSTR_LEN": "0"}
+    try:
+        done = subprocess.run(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=TIMEOUT_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        raise ValueError(f"Slurm does not answer: {command[0]} took more than {TIMEOUT_SECONDS} s") from None
+    except OSError as error:
+        raise ValueError(f"{command[0]} cannot be run: {error.strerror}") from error
+    if done.returncode:
+        said = [line for line in done.stderr.splitlines() if line.strip()]
+        last = re.sub(r"^\w+: ((error|fatal): )?", "", said[-1].strip()) if said else f"exit code {done.returncode}"
+        raise ValueError(f"Slurm does not answer: {command[0]}: {last}")
+    return done.stdout
+
+
+def _state(text: str) -> str:
+    return (text.split() or ["UNKNOWN"])[0].rstrip("+")
+
+
+def _known(text: str) -> str | None:
+    return None if text in ("", "None", "N/A", "NONE", "Unknown", "None assigned") else text
+
+
+def _time(text: str) -> float | None:
+    return float(text) if text.isdigit() else None
+
+
+def _seconds(text: str) -> float | None:
+    """Of Slurm's [days-][hours:]minutes:seconds; None for its words."""
+    if not (match := re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", text)):
+        return None
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
+
+
+def _expand(listed: str) -> Iterator[str]:
+    """The ids that accounting writes as one: 12_[0-2,7%4] are tasks of an array that never started."""
+    base, bracket, tasks = listed.partition("_[")
+    if not bracket:
+        yield listed
+        return
+    for first, last, step in re.findall(r"(\d+)(?:-(\d+))?(?::(\d+))?", tasks.partition("%")[0]):
+        for task in range(int(first), int(last or first) + 1, int(step or 1)):
+            yield f"{base}_{task}"

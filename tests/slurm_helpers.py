@@ -1,0 +1,105 @@
+"""A real Slurm for tests, and `launch` as a user types it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from slurm import testcluster
+from tests.helpers import PROGRAM, status
+
+ON_CLUSTER = ["cluster=local-test", "slurm.time=5"]
+
+
+def need_slurm() -> None:
+    """Skip the module where Slurm's packages are missing; fail it where they must be there (REQUIRE_SLURM=1)."""
+    try:
+        testcluster.check_packages()
+    except ValueError as error:
+        if os.environ.get("REQUIRE_SLURM"):
+            raise
+        pytest.skip(f"NO SLURM TESTED: {error}", allow_module_level=True)
+
+
+class Cluster:
+    """A test cluster, and a folder that runs are sent from."""
+
+    def __init__(self, folder: Path, work: Path) -> None:
+        self.folder, self.work = folder, work
+        self.environment = os.environ | testcluster.environment(folder) | {"PYTHONPATH": str(PROGRAM)}
+
+    def ask(self, *command: object, code: int | None = 0, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [str(word) for word in command],
+            cwd=cwd or self.work,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=100,
+        )
+        assert code in (None, done.returncode), done.stdout + done.stderr
+        return done
+
+    def launch(self, *words: object, **keys) -> subprocess.CompletedProcess[str]:
+        return self.ask(sys.executable, "-m", "launch", *words, **keys)
+
+    def run_dir(self, name: str) -> Path:
+        return self.work / "runs" / name
+
+    def job(self, name: str) -> str:
+        return json.loads((self.run_dir(name) / "slurm" / "job.json").read_text())["job_id"]
+
+    def queue(self) -> dict[str, str]:
+        """State by job id."""
+        return dict(line.split() for line in self.ask("squeue", "-h", "-o", "%i %T").stdout.splitlines())
+
+    def wait(self, what: str, ready: Callable[[], object], seconds: float = 90) -> None:
+        deadline = time.monotonic() + seconds
+        while not ready():
+            if time.monotonic() > deadline:
+                raise AssertionError(f"{what}: not within {seconds:g} s\n{self._why()}")
+            time.sleep(0.2)
+
+    def wait_end(self, name: str, seconds: float = 90) -> dict:
+        """Until the run's job has left the queue; returns the run's status."""
+        job = self.job(name)
+        self.wait(f"{name} ends", lambda: job not in self.queue(), seconds)
+        return status(self.run_dir(name))
+
+    def wait_step(self, name: str, step: int, attempt: int = 1) -> None:
+        """Until the run has made so many steps in an attempt."""
+
+        def there() -> bool:
+            with contextlib.suppress(OSError, ValueError):
+                now = status(self.run_dir(name))
+                return now.get("attempts") == attempt and now["state"] == "running" and (now.get("step") or 0) >= step
+            return False
+
+        self.wait(f"{name} at step {step}", there)
+
+    def attempts(self, name: str) -> list[dict]:
+        from slurm.batch import read_attempts
+
+        return read_attempts(self.run_dir(name))
+
+    def _why(self) -> str:
+        logs = [*self.work.glob("runs/*/slurm/*_log.out"), *self.work.glob("runs/*/logs/attempt-*/*.log")]
+        tails = "\n".join(f"{log}:\n{log.read_text(errors='replace')[-1500:]}" for log in logs)
+        return f"{self.queue()}\n{tails}"
+
+
+@contextlib.contextmanager
+def running_cluster(folder: Path, work: Path) -> Iterator[Cluster]:
+    testcluster.up(folder)
+    try:
+        yield Cluster(folder, work)
+    finally:
+        testcluster.down(folder)
