@@ -4,9 +4,12 @@ import contextlib
 import errno
 import json
 import os
+import pty
+import select
 import shlex
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -22,7 +25,7 @@ from resnet.checkpoint import name_of, newest_first, newest_valid
 from resnet.lease import Lease, LeaseHeld, read_lease
 from resnet.tools.compare import compare_runs
 from tests.bench import kill
-from tests.helpers import finish, start
+from tests.helpers import PROGRAM, finish, start
 from tests.processes import start_ranks, wait_ranks
 
 pytestmark = [
@@ -403,3 +406,21 @@ def test_offline_wandb_over_two_restarts(tmp_path, in_step, monkeypatch):
     program, sync, flag, given, pattern = line.split()
     assert (program, sync, flag, given) == ("wandb", "sync", "--id", identity.strip())
     assert len(list(tmp_path.glob(str(Path(pattern).relative_to(tmp_path))))) == 3
+
+
+def test_a_closed_terminal_stops_the_run_with_a_checkpoint(tmp_path):
+    run = tmp_path / "run"
+    child, terminal = pty.fork()
+    if child == 0:
+        os.chdir(PROGRAM)
+        words = [*LONG, f"run.root={tmp_path}", "run.name=run"]
+        os.execv(sys.executable, [sys.executable, "train.py", *words])
+    deadline = time.monotonic() + 100
+    while (read_status(run).get("step") or 0) < 3 and time.monotonic() < deadline:
+        if select.select([terminal], [], [], 0.2)[0]:
+            os.read(terminal, 10_000)
+    os.close(terminal)
+    assert wait_ranks([child], 30) == [85]
+    status = read_status(run)
+    assert (status["state"], status["reason"]) == ("stopped", "signal SIGHUP")
+    assert newest_valid(run / "checkpoints", print) is not None

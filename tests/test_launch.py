@@ -51,7 +51,14 @@ def process(*words, **keys):
 # All commands
 
 
-@pytest.mark.parametrize("words", [["recipes"], ["show", "recipe=quickstart", "--origin"], ["show", "--json", "x=1"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(["recipes"], ["show", "recipe=quickstart", "--origin"], ["show", "--json", "x=1"]),
+        *(["status"], ["status", "x"], ["logs", "x"], ["cancel", "x"], ["retry", "x"], ["doctor"]),
+        *(["submit", "recipe=quickstart", "cluster=x"], ["local", "recipe=x"]),
+    ],
+)
 def test_no_command_imports_what_takes_seconds(words):
     code = f"""
 import sys

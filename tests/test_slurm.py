@@ -20,6 +20,8 @@ from tests.slurm_helpers import ON_CLUSTER, Cluster, need_slurm, running_cluster
 
 need_slurm()
 
+HEAVY = ["torch", "torchvision", "accelerate", "wandb", "datasets"]
+
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory, shapes):
@@ -234,6 +236,20 @@ def test_the_submit_limit_leaves_nothing(cluster: Cluster, tiny, tmp_path):
     said = cluster.launch("cancel", tmp_path / "first").stdout
     assert "is cancelled" in said
     assert status(tmp_path / "first")["reason"] == "cancelled"
+
+
+def test_to_submit_imports_nothing_that_takes_seconds(cluster: Cluster, tiny, tmp_path):
+    words = ["submit", *tiny, *ON_CLUSTER, "slurm.sbatch.hold=true", f"run.root={tmp_path}", "run.name=light"]
+    code = f"""
+import sys
+from launch import cli
+try:
+    cli.main({words!r})
+except SystemExit as left:
+    print(left.code, [name for name in {HEAVY!r} if name in sys.modules])
+"""
+    assert cluster.ask(sys.executable, "-c", code).stdout.splitlines()[-1] == "0 []"
+    cluster.launch("cancel", tmp_path / "light")
 
 
 def test_a_dry_run_sends_nothing(cluster: Cluster, tiny, tmp_path):

@@ -24,7 +24,7 @@ from resnet.data.order import Order, mix
 from resnet.data.source import Source
 from resnet.data.transforms import Transform, eval_transform, train_transform
 from resnet.mixing import draw_erasing
-from resnet.signals import die_with_parent
+from resnet.signals import SIGNALS, die_with_parent
 
 _AUGMENT = 1
 _MOST_BROKEN_IN_A_ROW = 100
@@ -219,6 +219,6 @@ def _start_worker(_: int) -> None:
     assert trainer is not None
     assert trainer.pid is not None
     die_with_parent(signal.SIGKILL, trainer.pid)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)

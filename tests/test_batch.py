@@ -1,0 +1,196 @@
+"""What the batch script decides: whether to try again, and whose fault an end was."""
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from recipes.rundir import read_status, write_status
+from slurm import batch
+from slurm.batch import Attempt, End, free_port, newest_step, read_attempts
+from tests.helpers import PROGRAM
+
+JOBS = {"runs": [], "srun": [], "stage": [], "master": None, "max_requeues": 10, "signal_lead": 30}
+
+
+@pytest.fixture
+def run_dir(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.delenv("SLURM_ARRAY_JOB_ID", raising=False)
+    (tmp_path / "slurm").mkdir()
+    (tmp_path / "logs" / "attempt-1").mkdir(parents=True)
+    return tmp_path
+
+
+def record(run_dir: Path, *attempts: dict) -> None:
+    """attempts: fields of start and end together; without `outcome` the attempt has no end."""
+    with open(run_dir / "slurm" / "attempts.jsonl", "a") as file:
+        for number, fields in enumerate(attempts, 1):
+            begin = {"attempt": number, "job_id": fields.get("job_id", "7"), "start": 0, "step": fields["step"]}
+            file.write(json.dumps(begin) + "\n")
+            if "outcome" in fields:
+                end = {"attempt": number, "end": 1, "outcome": fields["outcome"], "step": fields.get("last", 0)}
+                file.write(json.dumps(end | {"fruitless": fields.get("fruitless", False)}) + "\n")
+
+
+def commit(run_dir: Path, step: int) -> None:
+    folder = run_dir / "checkpoints" / f"step-{step:08d}"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text("{}")
+
+
+def why_not(run_dir: Path, step: int = 0, **jobs) -> str | None:
+    return Attempt(JOBS | jobs, run_dir)._why_not(step)
+
+
+LOST = {"step": 40}
+FRUITLESS = {"step": 40, "outcome": "stopped", "last": 40, "fruitless": True}
+PREEMPTED = {"step": 40, "outcome": "stopped", "last": 40}
+
+
+@pytest.mark.parametrize(
+    ("before", "refused"),
+    [
+        ([], False),
+        ([LOST, LOST], False),
+        ([LOST, LOST, LOST], True),
+        ([LOST, FRUITLESS, LOST], True),
+        ([LOST, LOST, {"step": 30}], False),
+        # Preempted before it could save: nobody's fault, as often as it happens.
+        ([PREEMPTED] * 9, False),
+        # Those of an earlier job: the user has sent the run again.
+        ([LOST | {"job_id": "6"}] * 3, False),
+    ],
+)
+def test_two_restarts_without_a_checkpoint_are_the_last(run_dir, before, refused):
+    record(run_dir, *before)
+    reason = why_not(run_dir, step=40)
+    assert (reason is not None) == refused
+    assert reason is None or "3 attempts in a row ended without a checkpoint after step 40" in reason
+
+
+def test_progress_starts_the_count_anew(run_dir):
+    record(run_dir, LOST, LOST, LOST)
+    assert why_not(run_dir, step=60) is None
+
+
+def test_there_is_a_cap_on_everything(run_dir):
+    record(run_dir, *({"step": 10 * n, "outcome": "stopped"} for n in range(4)))
+    assert why_not(run_dir, 50, max_requeues=4) is None
+    assert "started 4 times" in (why_not(run_dir, 50, max_requeues=3) or "")
+
+
+def test_a_run_that_is_not_tried_again_says_so(run_dir, capfd):
+    record(run_dir, *({"step": 0},) * 3)
+    assert Attempt(JOBS, run_dir).run(["true"]) == 1
+    status = read_status(run_dir)
+    assert (status["state"], status["failure"]) == ("failed", "budget")
+    assert len(read_attempts(run_dir)) == 3
+
+
+def test_a_cancelled_run_does_not_begin(run_dir):
+    batch.cancel_file(run_dir).touch()
+    assert Attempt(JOBS, run_dir).run(["false"]) == 0
+    assert read_status(run_dir)["reason"] == "cancelled"
+
+
+def test_progress_is_what_was_committed(run_dir):
+    assert newest_step(run_dir) == 0
+    commit(run_dir, 5)
+    commit(run_dir, 20)
+    (run_dir / "checkpoints" / "step-00000030").mkdir()
+    (run_dir / "checkpoints" / "step-00000040.tmp").mkdir()
+    assert newest_step(run_dir) == 20
+
+
+@pytest.mark.parametrize(
+    ("said", "log", "expected"),
+    [
+        (
+            ["srun: error: n2: task 3: Killed"],
+            "Epoch 1\n",
+            End("failed", "rank 3 on n2 was killed\n  Epoch 1", "killed", "n2"),
+        ),
+        (
+            ["srun: error: n2: task 3: Out Of Memory"],
+            "",
+            End("failed", "rank 3 on n2 was killed for want of memory (slurm.mem, data.num_workers)", "oom"),
+        ),
+        (
+            ["slurmstepd: error: Detected 1 oom_kill event in StepId=7.0.", "srun: error: n2: task 3: Killed"],
+            "",
+            End("failed", "rank 3 on n2 was killed for want of memory (slurm.mem, data.num_workers)", "oom"),
+        ),
+        (
+            ["srun: error: n1: tasks 3,5-7: Exited with exit code 2"],
+            "train.py: unknown key a\n  b\nmore\n",
+            End("failed", "rank 3 on n1: unknown key a\n  b", "mistake"),
+        ),
+        (
+            ["srun: error: n1: task 3: Exited with exit code 1"],
+            "Traceback\nImportError: no torch\n",
+            End("failed", "rank 3 on n1: exited with exit code 1\n  Traceback\n  ImportError: no torch", "crash", "n1"),
+        ),
+        (
+            ["srun: error: n1: task 3: User defined signal 2"],
+            "",
+            End("stopped", "SIGUSR2 before the ranks could listen"),
+        ),
+        (
+            ["srun: error: Node failure on n2", "srun: error: n2: task 3: Killed"],
+            "",
+            End("killed", "node n2 failed", "node", "n2"),
+        ),
+        (
+            ["srun: error: Unable to create step"],
+            "",
+            End("failed", "srun ended with code 1\n  srun: error: Unable to create step", "crash"),
+        ),
+    ],
+)
+def test_an_end_that_the_trainer_did_not_tell_is_explained(run_dir, said, log, expected):
+    (run_dir / "logs" / "attempt-1" / "rank-3.log").write_text(log)
+    attempt = Attempt(JOBS, run_dir)
+    attempt.lines = said
+    assert attempt._explain(1, attempt._first_error()) == expected
+
+
+def test_jobs_on_a_node_take_different_ports():
+    taken = []
+    try:
+        for job in range(100, 120):
+            port = free_port(str(job))
+            listener = socket.socket()
+            listener.bind(("", port))
+            listener.listen()
+            taken.append(listener)
+    finally:
+        for listener in taken:
+            listener.close()
+    assert len(taken) == 20
+
+
+def test_a_taken_port_is_passed_over():
+    with socket.socket() as listener:
+        listener.bind(("", free_port("31")))
+        listener.listen()
+        assert free_port("31") != listener.getsockname()[1]
+
+
+def test_the_batch_script_needs_no_package():
+    """With a container it runs on the host's Python."""
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", "import slurm.batch"], cwd=PROGRAM, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_status_that_is_finished_stays_so(run_dir, monkeypatch):
+    write_status(run_dir, state="finished")
+    monkeypatch.setattr(batch, "hostnames", lambda: ["n1"])
+    monkeypatch.setattr(Attempt, "_srun", lambda *_: 0)
+    assert Attempt(JOBS, run_dir).run(["true"]) == 0
+    assert read_status(run_dir)["state"] == "finished"
