@@ -11,8 +11,9 @@ import subprocess
 from pathlib import Path
 
 from launch.jobs import active_job, read_job, shown
-from recipes.rundir import find_run, read_status, write_status
-from slurm.batch import cancel_file
+from launch.run_state import find, find_sweep, rows
+from recipes.rundir import read_status, write_status
+from slurm.batch import end_file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,8 +23,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    for run_dir in [find_run(text, arguments.root).absolute() for text in arguments.runs]:
-        print(cancel(run_dir, arguments.now))
+    for text in arguments.runs:
+        if sweep_dir := find_sweep(text, arguments.root):
+            _cancel_sweep(sweep_dir, arguments.now)
+        else:
+            print(cancel(find(text, arguments.root).absolute(), arguments.now))
+
+
+def _cancel_sweep(sweep_dir: Path, now: bool) -> None:
+    """Cancel the trials that are under way: those that wait with one scancel for each array."""
+    runs = [path.parent for path in sweep_dir.glob("*/status.json")]
+    under_way = [(run, row) for run, row in zip(runs, rows(runs), strict=True) if not row["over"]]
+    waiting = [(run, row) for run, row in under_way if row["state"] == "queued" and row["job_id"]]
+    for run, _ in waiting:
+        end_file(run, "cancelled").touch()
+    for array in sorted({row["job_id"].partition("_")[0] for _, row in waiting}):
+        subprocess.run(["scancel", "--state=PENDING", array], check=True, timeout=60)
+    for run, _ in waiting:
+        write_status(run, state="stopped", reason="cancelled", failure="user", eta_s=None)
+    for run, row in under_way:
+        if row["state"] == "running":
+            print(cancel(run, now))
+    print(f"{sweep_dir.name}: {len(waiting)} trials that waited are cancelled; launch sweep or retry would go on")
 
 
 def cancel(run_dir: Path, now: bool = False) -> str:
@@ -35,7 +56,7 @@ def cancel(run_dir: Path, now: bool = False) -> str:
         raise ValueError(f"{run_dir.name} is not in the queue (it is {read_status(run_dir).get('state')})")
     job_id, state = active
     # Tells it from a preemption, after which it would go on.
-    cancel_file(run_dir).touch()
+    end_file(run_dir, "cancelled").touch()
     if state != "RUNNING" or now:
         subprocess.run(["scancel", job_id], check=True, timeout=60)
         write_status(run_dir, state="stopped", reason="cancelled", failure="user", eta_s=None)

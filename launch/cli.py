@@ -14,6 +14,7 @@ from collections.abc import Sequence
 COMMANDS = {
     "recipes": ("launch.recipes_list", "list the recipes that come with the program"),
     "submit": ("launch.submit", "send a run to Slurm"),
+    "sweep": ("launch.sweep", "try many settings, on Slurm or here"),
     "cancel": ("launch.cancel", "let a run save a checkpoint and stop"),
     "retry": ("launch.retry", "send a run to Slurm again, to go on from its newest checkpoint"),
     "doctor": ("launch.doctor", "look at whether this machine can send runs to a cluster"),

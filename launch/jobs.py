@@ -18,7 +18,7 @@ from typing import Any
 from recipes.load import dump
 from recipes.rundir import read_status, write_atomic, write_status
 from recipes.schema import Recipe
-from slurm.batch import cancel_file, job_state
+from slurm.batch import end_file, job_state
 from slurm.profile import Profile
 from slurm.queue import STARTED, WAITING
 from slurm.sbatch import Submission, submit
@@ -75,8 +75,8 @@ def send(run_dir: Path, recipe: Recipe, cluster: str, profile: Profile, snapshot
         before = read_status(run_dir)
         resolved = files / "recipe.yaml"
         write_atomic(resolved, dump(recipe))
-        cancelled = cancel_file(run_dir).exists()
-        cancel_file(run_dir).unlink(missing_ok=True)
+        cancelled = end_file(run_dir, "cancelled").exists()
+        end_file(run_dir, "cancelled").unlink(missing_ok=True)
         # Before the job can start, which writes its own.
         write_status(run_dir, name=run_dir.name, state="queued", reason=None, failure=None, eta_s=None)
         try:
@@ -86,7 +86,7 @@ def send(run_dir: Path, recipe: Recipe, cluster: str, profile: Profile, snapshot
             if before:
                 write_status(run_dir, **{key: before.get(key) for key in ("state", "reason", "failure")})
             if cancelled:
-                cancel_file(run_dir).touch()
+                end_file(run_dir, "cancelled").touch()
             raise
         record = Job(
             job_id=job_id,

@@ -1,4 +1,4 @@
-"""`launch retry`: send a run to Slurm again, to go on from its newest checkpoint."""
+"""`launch retry`: send a run, or the trials of a sweep that failed, again; each goes on from its newest checkpoint."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import re
 from pathlib import Path
 
 from launch.jobs import SNAPSHOTS, active_job, read_job, send, shown
+from launch.run_state import find, find_sweep
 from recipes.load import load_file
-from recipes.rundir import find_run, read_status
+from recipes.rundir import read_status
 from slurm.batch import newest_step, read_attempts
 from slurm.profile import Profile, change_profile
 from slurm.sbatch import check_slurm
@@ -24,8 +25,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", default="runs", help="folder of the runs (runs)")
 
 
-def run(arguments: argparse.Namespace) -> None:
-    run_dir = find_run(arguments.run, arguments.root).absolute()
+def run(arguments: argparse.Namespace) -> int:
+    if sweep_dir := find_sweep(arguments.run, arguments.root):
+        return _retry_sweep(sweep_dir, arguments)
+    return _retry_run(find(arguments.run, arguments.root).absolute(), arguments)
+
+
+def _retry_sweep(sweep_dir: Path, arguments: argparse.Namespace) -> int:
+    """Send, or run here, the trials that failed."""
+    from launch.sweep_dir import Place, SweepDir
+
+    with SweepDir(sweep_dir) as directory:
+        todo, _ = directory.missing(failed_only=True)
+        if not todo:
+            print(f"{sweep_dir.name}: no trial has failed")
+            return 0
+        jobs = [job for trial in todo if (job := read_job(sweep_dir / trial["name"]))]
+        if not jobs:
+            from launch.sweep_here import train_here
+
+            return train_here(directory, todo, Place("local", None, Path(directory.content["folder"])))
+        from launch.sweep_slurm import send_trials
+
+        check_slurm()
+        profile = change_profile(jobs[-1].profile, _slurm_words(arguments, sweep_dir.name), jobs[-1].cluster)
+        if arguments.exclude_bad_nodes:
+            for trial in todo:
+                profile = without_bad_nodes(profile, sweep_dir / trial["name"])
+        place = Place(jobs[-1].cluster, profile, Path(jobs[-1].folder), directory.content["max_parallel"])
+        send_trials(directory, todo, place)
+    return 0
+
+
+def _retry_run(run_dir: Path, arguments: argparse.Namespace) -> int:
     job = read_job(run_dir)
     if job is None:
         raise ValueError(f"{run_dir.name} was never sent to Slurm: launch submit recipe={shown(run_dir)} cluster=NAME")
@@ -34,12 +66,7 @@ def run(arguments: argparse.Namespace) -> None:
     if read_status(run_dir).get("state") == "finished":
         raise ValueError(f"{run_dir.name} is finished")
     check_slurm()
-    others = [word for word in arguments.words if not word.startswith("slurm.")]
-    if others:
-        raise ValueError(
-            f"{others[0]}: what is trained stays as it is; launch submit ... run.name={run_dir.name} changes it"
-        )
-    profile = change_profile(job.profile, arguments.words, job.cluster)
+    profile = change_profile(job.profile, _slurm_words(arguments, run_dir.name), job.cluster)
     if arguments.exclude_bad_nodes:
         profile = without_bad_nodes(profile, run_dir)
     snapshot = Path(job.snapshot)
@@ -49,6 +76,14 @@ def run(arguments: argparse.Namespace) -> None:
     job_id = send(run_dir, recipe, job.cluster, profile, snapshot, Path(job.folder))
     excluded = f", not on {profile.exclude}" if profile.exclude else ""
     print(f"{run_dir.name} is job {job_id} on {job.cluster}{excluded}; it goes on from step {newest_step(run_dir)}")
+    return 0
+
+
+def _slurm_words(arguments: argparse.Namespace, name: str) -> list[str]:
+    others = [word for word in arguments.words if not word.startswith("slurm.")]
+    if others:
+        raise ValueError(f"{others[0]}: what is trained stays as it is; launch submit ... run.name={name} changes it")
+    return arguments.words
 
 
 def without_bad_nodes(profile: Profile, run_dir: Path) -> Profile:

@@ -58,6 +58,12 @@ def find(text: str, root: str | Path) -> Path:
     return find_run(text, root)
 
 
+def find_sweep(text: str, root: str | Path) -> Path | None:
+    """The absolute directory of a sweep by name or path; None where that is no sweep."""
+    places = (Path(text).expanduser(), Path(root) / text)
+    return next((path.absolute() for path in places if (path / "sweep.json").is_file()), None)
+
+
 def folders(root: str | Path) -> list[Path]:
     """The run directories in a folder. Raises ValueError where one that was asked for is not there."""
     try:

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from recipes.rundir import read_metrics, read_status, to_json, write_atomic
 from recipes.sweep import Distribution, Sweep, Values, sample, search_bounds, text_of, to_words
 from recipes.sweep_file import read_sweep, sweep_of
-from slurm.batch import is_cancelled
+from slurm.batch import told_to_end
 
 if TYPE_CHECKING:
     import optuna
@@ -101,7 +101,7 @@ def suggest(sweep: Sweep, seed: int, number: int, history: Iterable[optuna.trial
     assert sweep.metric is not None
     history = [*history]
     ended = sum(trial.state.is_finished() for trial in history)
-    if ended < min(MOST_STARTUP, max(2, (sweep.run_cap or 4 * MOST_STARTUP) // 4)):
+    if ended < min(MOST_STARTUP, max(3, (sweep.run_cap or 4 * MOST_STARTUP) // 4)):
         return sample(sweep, seed, number)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -259,7 +259,7 @@ def _end_of(run_dir: Path) -> End | None:
         return state
     if state == "stopped" and (run_dir / "slurm" / "pruned").exists():
         return "pruned"
-    return "failed" if state == "stopped" and is_cancelled(run_dir) else None
+    return "failed" if state == "stopped" and told_to_end(run_dir) == "cancelled" else None
 
 
 def _storage(sweep_dir: Path, url: str | None) -> optuna.storages.BaseStorage:

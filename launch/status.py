@@ -9,11 +9,12 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from launch.logs import attempts, first_failure, log_file, log_files, tail
-from launch.run_state import ROOT, duration, find, folders, ordered, rows
+from launch.run_state import ROOT, duration, find, find_sweep, folders, ordered, rows
 from recipes.rundir import to_json
 from slurm.batch import read_attempts
 
@@ -28,28 +29,64 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", default=ROOT, help="folder of the runs (default: %(default)s)")
     shape = parser.add_mutually_exclusive_group()
     shape.add_argument("--watch", action="store_true", help="redraw until all runs are over, or Ctrl-C")
-    shape.add_argument("--json", action="store_true", help="print a list of objects")
+    shape.add_argument("--json", action="store_true", help="print a list of objects; of a sweep, one object")
+    shape.add_argument("--csv", action="store_true", help="of a sweep: print a row a trial")
+    shape.add_argument("--plot", action="store_true", help="of a sweep: draw the metric against each parameter")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    if not arguments.watch:
+    sweep_dir = find_sweep(arguments.runs[0], arguments.root) if len(arguments.runs) == 1 else None
+    if sweep_dir is None and (arguments.csv or arguments.plot):
+        raise ValueError(f"{'--csv' if arguments.csv else '--plot'} is of one sweep: launch status SWEEP")
+    if arguments.watch:
+        _watch(partial(_sweep_view, sweep_dir) if sweep_dir else partial(_view, arguments))
+    elif sweep_dir:
+        from launch.sweep_status import show
+
+        print(show(sweep_dir, arguments, _width()))
+    else:
         found = _found(arguments)
         print(to_json(found, indent=1) if arguments.json else "\n".join(_lines(found, arguments)))
-        return
+
+
+class View(NamedTuple):
+    """What one look shows."""
+
+    lines: list[str]
+    over: bool
+    asked_slurm: bool
+
+
+def _view(arguments: argparse.Namespace) -> View:
+    found = _found(arguments)
+    asked = any(row["job_id"] and not row["over"] for row in found)
+    return View(_lines(found, arguments), all(row["over"] for row in found), asked)
+
+
+def _sweep_view(sweep_dir: Path) -> View:
+    from launch.sweep_status import look
+
+    return View(*look(sweep_dir, _width()))
+
+
+def _watch(look: Callable[[], View]) -> None:
     with contextlib.suppress(KeyboardInterrupt):
         while True:
-            found = _found(arguments)
-            lines = _lines(found, arguments)
+            view = look()
+            lines = view.lines
             if sys.stdout.isatty():
                 height = shutil.get_terminal_size().lines
                 if len(lines) >= height:
                     lines = [*lines[: height - 2], f"... and {len(lines) - height + 2} more lines"]
                 print(end="\033[H\033[2J")
             print("\n".join(lines), flush=True)
-            if all(row["over"] for row in found):
+            if view.over:
                 return
-            asked_slurm = any(row["job_id"] and not row["over"] for row in found)
-            time.sleep(REDRAW_SLURM_SECONDS if asked_slurm else REDRAW_SECONDS)
+            time.sleep(REDRAW_SLURM_SECONDS if view.asked_slurm else REDRAW_SECONDS)
+
+
+def _width() -> int | None:
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def _found(arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -58,11 +95,11 @@ def _found(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _lines(found: Sequence[dict[str, Any]], arguments: argparse.Namespace) -> list[str]:
-    if not found:
-        return [f"no runs in {arguments.root}"]
     if len(arguments.runs) == 1:
         return describe(found[0])
-    return table(found, shutil.get_terminal_size().columns if sys.stdout.isatty() else None)
+    sweeps = [] if arguments.runs else sorted(file.parent for file in Path(arguments.root).glob("*/sweep.json"))
+    told = [f"sweep {path.name}: launch status {shlex.quote(path.name)}" for path in sweeps]
+    return [*(table(found, _width()) if found else []), *told] or [f"no runs in {arguments.root}"]
 
 
 def table(found: Sequence[dict[str, Any]], width: int | None = None) -> list[str]:

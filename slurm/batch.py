@@ -75,8 +75,8 @@ class Attempt:
     def run(self, command: Sequence[str]) -> int:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
             signal.signal(number, self._note)
-        if is_cancelled(self.run_dir):
-            write_status(self.run_dir, state="stopped", reason="cancelled", failure="user")
+        if why := told_to_end(self.run_dir):
+            write_status(self.run_dir, state="stopped", reason=why, failure="user" if why == "cancelled" else None)
             return 0
         step = newest_step(self.run_dir)
         if why := self._why_not(step):
@@ -138,8 +138,8 @@ class Attempt:
         )
         if code == 0 and not self.told:
             return None
-        if self.told or is_cancelled(self.run_dir):
-            return End("stopped", self.told or "cancelled")
+        if why := self.told or told_to_end(self.run_dir):
+            return End("stopped", why)
         node, task, how = self._first_error() or (hostnames()[0], 0, f"code {code}")
         file = self.logs / f"stage-{task}.log"
         return End("failed", f"staging failed on {node}: {how}{_tail(file)}", "data")
@@ -210,7 +210,7 @@ class Attempt:
         step = newest_step(self.run_dir)
         cause = None
         if end.outcome in ("stopped", "killed"):
-            cause = "user" if self._ended_by_user() else "walltime" if self._at_limit() else "preempted"
+            cause = self._ended_by_user() or ("walltime" if self._at_limit() else "preempted")
         fruitless = step == self._start_step() and (end.outcome == "killed" or cause == "walltime")
         self._record(
             end=time.time(),
@@ -227,19 +227,21 @@ class Attempt:
             case "failed":
                 write_status(self.run_dir, state="failed", reason=end.reason, failure=end.failure, eta_s=None)
                 return 1
-        if cause == "user":
-            write_status(self.run_dir, state="stopped", reason="cancelled", failure="user", eta_s=None)
+        if cause in ENDS:
+            failure = "user" if cause == "cancelled" else None
+            write_status(self.run_dir, state="stopped", reason=cause, failure=failure, eta_s=None)
             return 0
         return self._requeue(f"{cause}: {end.reason}", end)
 
-    def _ended_by_user(self) -> bool:
-        """Whether a user cancelled it: Slurm's word in our log tells, the job's state (COMPLETING) would not."""
-        if is_cancelled(self.run_dir):
-            return True
+    def _ended_by_user(self) -> str | None:
+        """Why the run is not to go on. Of a scancel only Slurm's word in our log tells, not its job state (CG)."""
+        if why := told_to_end(self.run_dir):
+            return why
         with contextlib.suppress(OSError), open("/proc/self/fd/2", encoding="utf-8", errors="replace") as log:
             log.seek(self.log_start)
-            return any(_CANCELLED.search(line) for line in log)
-        return False
+            if any(_CANCELLED.search(line) for line in log):
+                return "cancelled"
+        return None
 
     def _start_step(self) -> int:
         return next(a["step"] for a in reversed(read_attempts(self.run_dir)) if a["attempt"] == self.number)
@@ -288,13 +290,17 @@ def newest_step(run_dir: Path) -> int:
     return max(steps, default=0)
 
 
-def cancel_file(run_dir: Path) -> Path:
-    """The file by which a user's cancel is told from a preemption."""
-    return run_dir / "slurm" / "cancel"
+ENDS = {"cancelled": "cancel", "pruned": "pruned"}
+"""Why a run is told to save and not to go on: by a user, or by a sweep's early stopping. With the file that says so."""
 
 
-def is_cancelled(run_dir: Path) -> bool:
-    return cancel_file(run_dir).exists()
+def end_file(run_dir: Path, why: str) -> Path:
+    """The file by which an end that is meant is told from a preemption."""
+    return run_dir / "slurm" / ENDS[why]
+
+
+def told_to_end(run_dir: Path) -> str | None:
+    return next((why for why in ENDS if end_file(run_dir, why).exists()), None)
 
 
 def job_id() -> str:

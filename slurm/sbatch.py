@@ -44,6 +44,10 @@ class Submission:
     """The resolved recipe of each run."""
     parallel: int = 1
     """Most jobs of an array that run at once."""
+    supervisor: str = "slurm.batch"
+    """Module that the batch script runs."""
+    sweep: Path | None = None
+    """Directory of the sweep that the runs are trials of."""
 
     @property
     def jobs_file(self) -> Path:
@@ -140,6 +144,7 @@ def _jobs(submission: Submission) -> dict[str, Any]:
         "master": profile.environment.get("MASTER_ADDR"),
         "max_requeues": profile.max_requeues,
         "signal_lead": profile.signal_lead,
+        "sweep": str(submission.sweep) if submission.sweep else None,
     }
 
 
@@ -150,8 +155,8 @@ def _executor(submission: Submission) -> Any:
     python = profile.python or ("python3" if profile.container else shlex.quote(sys.executable))
     host_python = "python3" if profile.container else python
     ranks = " ".join([*([profile.container] if profile.container else []), python])
-    # The ranks are started by slurm.batch, not by submitit, and the script's own process is that.
-    command = f"exec {host_python} -m slurm.batch {shlex.quote(str(submission.jobs_file))} {ranks}"
+    # The ranks are started by the supervisor, not by submitit, and the script's own process is that.
+    command = f"exec {host_python} -m {submission.supervisor} {shlex.quote(str(submission.jobs_file))} {ranks}"
     executor = SlurmExecutor(submission.folder, python=command)
     executor.update_parameters(
         job_name=submission.name,
@@ -204,4 +209,4 @@ def max_array_size() -> int:
     """How many jobs an array of this cluster may have."""
     done = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, timeout=30)
     found = re.search(r"^MaxArraySize\s*=\s*(\d+)", done.stdout, re.MULTILINE)
-    return int(found[1]) - 1 if found else 1000
+    return int(found[1]) if found else 1000

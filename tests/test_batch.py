@@ -92,7 +92,7 @@ def test_a_run_that_is_not_tried_again_says_so(run_dir, capfd):
 
 
 def test_a_cancelled_run_does_not_begin(run_dir):
-    batch.cancel_file(run_dir).touch()
+    batch.end_file(run_dir, "cancelled").touch()
     assert Attempt(JOBS, run_dir).run(["false"]) == 0
     assert read_status(run_dir)["reason"] == "cancelled"
 

@@ -1,0 +1,222 @@
+"""`launch sweep`: try many settings, in an array of Slurm jobs or here, and complete what an earlier command began."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from launch.jobs import shown
+from launch.run_state import duration
+from launch.submit import check_batch, check_paths
+from launch.sweep_dir import Place, SweepDir
+from launch.words import split_words
+from recipes.load import load
+from recipes.plan import make_plan, samples_known
+from recipes.rundir import read_provenance, read_status
+from recipes.schema import Recipe
+from recipes.sweep import Metric, Sweep, Trial, from_words, grid, sample, size, trials
+from recipes.sweep_file import sweep_json
+from slurm.profile import Profile, load_profile
+from slurm.sbatch import check_slurm, max_array_size
+
+LISTED = 20
+"""Trials that a dry run lists at each end."""
+PROBES = 8
+"""Points of a bayes search that are validated before it begins: which it will try is not known yet."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.usage = (
+        "launch sweep recipe=A[,B] KEY=V1,V2 ... [cluster=NAME] [slurm.KEY=VALUE ...] [options]\n"
+        "       launch sweep FILE.yaml [KEY=VALUE ...] [cluster=NAME] [options]"
+    )
+    parser.add_argument(
+        "words",
+        nargs="*",
+        metavar="KEY=VALUES",
+        help="keys of the recipe; several values by commas, range(a,b,step), log(a,b,n), linspace(a,b,n); or a sweep "
+        "file in W&B's format. cluster=local (the default) trains here",
+    )
+    parser.add_argument("--name", help="the sweep's name (made of the recipe and what is swept)")
+    parser.add_argument("--count", type=int, metavar="N", help="trials of a random or bayes search (run_cap in a file)")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of a random or bayes search (0)")
+    parser.add_argument("--max-parallel", type=int, metavar="N", help="most trials that Slurm runs at once")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="trials that run here at once (1)")
+    parser.add_argument("--storage", metavar="URL", help="database of a bayes search (a file in the sweep's folder)")
+    parser.add_argument("--dry-run", action="store_true", help="show the trials and what they would take")
+    parser.add_argument("--yes-above", type=int, default=50, metavar="N", help="ask before more trials than that (50)")
+    parser.add_argument("--yes", action="store_true", help="do not ask")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    files = [word for word in arguments.words if "=" not in word and word.endswith((".yaml", ".yml"))]
+    words = split_words([word for word in arguments.words if word not in files])
+    sweep = _read(files, words.recipe, arguments)
+    profile = load_profile(words.cluster, words.slurm) if words.cluster not in (None, "local") else None
+    if profile is None and words.slurm:
+        raise ValueError(f"{words.slurm[0]}: cluster=local takes no slurm keys")
+    listed, notes = _trials(sweep, arguments.seed)
+    for trial in listed:
+        _check(trial.recipe, profile)
+    recipe = listed[0].recipe
+    if sweep.metric is None:
+        sweep = replace(
+            sweep, metric=Metric(recipe.eval.metric, "minimize" if recipe.eval.metric == "loss" else "maximize")
+        )
+    sweep_dir = _place(sweep, recipe, profile, arguments.name)
+    place = Place(words.cluster or "local", profile, Path.cwd(), arguments.max_parallel, arguments.jobs)
+    count = sweep.run_cap if sweep.method == "bayes" else None
+    content = sweep_json(sweep) | {
+        "name": sweep_dir.name,
+        "seed": arguments.seed,
+        "storage": arguments.storage,
+        "cluster": place.cluster,
+        "folder": str(place.cwd),
+        "max_parallel": place.max_parallel,
+        "ranks": profile.ranks if profile else 1,
+        "command": " ".join(["launch", *sys.argv[1:]]),
+    }
+    for note in (*sweep.notes, *notes):
+        print(f"note: {note}", file=sys.stderr)
+    if arguments.dry_run:
+        print("\n".join(_dry_run(sweep, listed, count, sweep_dir, place)))
+        return 0
+    if profile is not None:
+        check_slurm()
+        if profile.container and (sweep.method == "bayes" or sweep.early_stop):
+            raise ValueError(
+                "bayes and early stopping run beside the job, in the host's Python: not with slurm.container"
+            )
+    _ask(count or len(listed), arguments)
+    with SweepDir(sweep_dir) as directory:
+        directory.update(content, None if count else listed, count)
+        todo, there = directory.missing()
+        _say(directory, len(todo), there)
+        if profile is None:
+            from launch.sweep_here import train_here
+
+            return train_here(directory, todo, place)
+        from launch.sweep_slurm import send_trials
+
+        send_trials(directory, todo, place)
+    name = shown(sweep_dir)
+    print(f"  follow   launch status {name}\n  again    the same command completes it; launch retry {name} what failed")
+    return 0
+
+
+def _read(files: list[str], words: list[str], arguments: argparse.Namespace) -> Sweep:
+    if len(files) > 1:
+        raise ValueError(f"give one sweep file, not {' and '.join(files)}")
+    if files:
+        from recipes.wandb_sweep import from_file
+
+        sweep = from_file(Path(files[0]), words)
+    else:
+        sweep = from_words(words)
+    if arguments.count is not None:
+        if arguments.count < 1:
+            raise ValueError("--count: give 1 or more")
+        sweep = replace(sweep, run_cap=arguments.count)
+    if sweep.method != "grid" and sweep.run_cap is None:
+        raise ValueError(f"method: {sweep.method} goes on for ever: give --count N, or run_cap in the file")
+    return sweep
+
+
+def _trials(sweep: Sweep, seed: int) -> tuple[list[Trial], list[str]]:
+    """All trials; of a bayes search, some that it might try, so that its keys and values are known to be right."""
+    if sweep.method == "grid":
+        return trials(sweep, grid(sweep))
+    assert sweep.run_cap is not None
+    number = sweep.run_cap if sweep.method == "random" else min(PROBES, sweep.run_cap)
+    return trials(sweep, (sample(sweep, seed, index) for index in range(number)))
+
+
+def _check(recipe: Recipe, profile: Profile | None) -> None:
+    if profile is None:
+        make_plan(recipe, samples_known(recipe.data) or recipe.batch_size, 1)
+    else:
+        check_batch(recipe, profile)
+        check_paths(recipe, profile)
+    if recipe.run.name is not None:
+        raise ValueError(f"run.name={recipe.run.name}: trials are named by what is swept; --name is the sweep's")
+
+
+def _place(sweep: Sweep, recipe: Recipe, profile: Profile | None, name: str | None) -> Path:
+    """The sweep's directory: the same for the same command, which is how it is found again."""
+    root = profile.run_root if profile and profile.run_root and "run.root" not in sweep.fixed else recipe.run.root
+    name = name or sweep.name
+    if name is None:
+        content = json.dumps(sweep_json(replace(sweep, run_cap=None, notes=())), sort_keys=True)
+        name = f"sweep-{recipe.name}-{hashlib.sha256(content.encode()).hexdigest()[:6]}"
+    if not name or name.startswith((".", "-")) or set(name) & set("/\\%") or not name.isprintable():
+        raise ValueError(f"--name {name}: a name holds no / or % and does not start with . or -")
+    return Path(root).expanduser().absolute() / name
+
+
+def _ask(number: int, arguments: argparse.Namespace) -> None:
+    if number <= arguments.yes_above or arguments.yes:
+        return
+    if not sys.stdin.isatty():
+        raise ValueError(f"{number} trials: --dry-run shows them, --yes sends them")
+    if input(f"{number} trials. Go on? [y/N] ").strip().lower() not in ("y", "yes"):
+        raise ValueError("nothing was sent")
+
+
+def _say(directory: SweepDir, todo: int, there: dict[str, int]) -> None:
+    counted = ", ".join(f"{number} {state}" for state, number in sorted(there.items()))
+    print(
+        f"{directory.path.name}: {todo} of {len(directory.trials)} trials to run" + (f" ({counted})" if there else "")
+    )
+
+
+def _dry_run(sweep: Sweep, listed: list[Trial], count: int | None, sweep_dir: Path, place: Place) -> Iterator[str]:
+    if count is None:
+        for number, trial in enumerate(listed):
+            if number < LISTED or number >= len(listed) - LISTED:
+                yield f"{number:5}  {trial.name:40}  {' '.join(f'{key}={text}' for key, text in trial.point.items())}"
+            elif number == LISTED:
+                yield f"       ... {len(listed) - 2 * LISTED} more"
+    number = count or len(listed)
+    what = f"{number} trials, {sweep.method}"
+    if sweep.method == "grid" and sweep.run_cap and sweep.run_cap < size(replace(sweep, run_cap=None)):
+        what += " (cut by run_cap)"
+    yield f"# {what}; sweep directory {sweep_dir}"
+    if place.profile is not None:
+        parts = -(-number // max_array_size()) if _has_slurm() else 1
+        limit = f", {place.max_parallel} at once" if place.max_parallel else ""
+        arrays = f"{parts} array{'s' if parts > 1 else ''} on {place.cluster}{limit}"
+        yield f"# {arrays}; {place.profile.ranks} ranks a trial"
+    yield f"# {_hours(listed[0].recipe, sweep_dir.parent, number)}"
+    yield "# nothing was sent"
+
+
+def _has_slurm() -> bool:
+    try:
+        check_slurm()
+    except ValueError:
+        return False
+    return True
+
+
+def _hours(recipe: Recipe, root: Path, number: int) -> str:
+    """What so many trials would take, by the newest finished run of the recipe."""
+    best: tuple[float, Path] | None = None
+    for file in [*root.glob("*/status.json"), *root.glob("*/*/status.json")]:
+        status: dict[str, Any] = read_status(file.parent)
+        if status.get("state") == "finished" and (best is None or status["updated"] > best[0]):
+            path = file.parent / "recipe.yaml"
+            if path.is_file() and load([f"recipe={path}"]).recipe.name == recipe.name:
+                best = status["updated"], file.parent
+    if best is None:
+        return "GPU-hours: unknown before a run of the recipe has finished"
+    attempts = read_provenance(best[1]).get("attempts", [])
+    seconds = sum((a["end"] - a["start"]) * a["world_size"] for a in attempts if a["end"])
+    epochs = read_status(best[1]).get("epoch") or recipe.epochs
+    each = seconds * recipe.epochs / epochs
+    return f"GPU-hours: about {each * number / 3600:.2g}, {duration(each)} a trial (as {best[1].name} took)"

@@ -1,0 +1,49 @@
+"""What the batch script of a trial runs where a search chooses its point, or early stopping may end it.
+
+    python -m launch.trial JOBS_FILE COMMAND ...
+
+Around `slurm.batch`: the point is asked for before the first attempt, the trial is watched while it runs, and the
+search is told of its end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from launch.sweep_dir import SweepDir, ask_trial, finish_trial, prune
+from slurm import batch
+
+LOOK_SECONDS = 5.0
+
+
+def main(argv: Sequence[str]) -> int:
+    jobs = json.loads(Path(argv[0]).read_text())
+    run_dir = Path(jobs["runs"][int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))])
+    directory = SweepDir(Path(jobs["sweep"]))
+    trial = next(trial for trial in directory.trials if trial["name"] == run_dir.name)
+    if directory.is_search and not (run_dir / "slurm" / "recipe.yaml").is_file():
+        directory.prepare(ask_trial(directory, trial))
+    ended = threading.Event()
+    if directory.content["early_stop"]:
+        threading.Thread(target=_watch, args=(directory.path, trial["name"], ended), daemon=True).start()
+    code = batch.main(argv)
+    ended.set()
+    finish_trial(directory, trial)
+    return code
+
+
+def _watch(sweep_dir: Path, trial: str, ended: threading.Event) -> None:
+    while not ended.wait(LOOK_SECONDS):
+        if prune(sweep_dir, trial):
+            subprocess.run(["scancel", "--signal=USR2", batch.job_id()], timeout=60)
+            return
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
