@@ -7,6 +7,7 @@ import difflib
 import importlib
 import os
 import re
+import subprocess
 import sys
 import traceback
 from collections.abc import Sequence
@@ -56,7 +57,7 @@ def _main(argv: list[str]) -> int:
         # Python would complain when it flushes what is left at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, subprocess.SubprocessError) as error:
         if "--debug" in argv:
             traceback.print_exc()
         print(f"launch {command}: {error}", file=sys.stderr)

@@ -53,7 +53,7 @@ def _findings(profile: Profile | None) -> Iterator[Finding]:
         fix = "go to a login node of the cluster, or try a small Slurm here: python -m slurm.testcluster up"
         yield Finding(None if profile is None else False, "no sbatch: this machine cannot send jobs", fix)
         return
-    yield Finding(True, f"sbatch: {_said('sbatch', '--version')}")
+    yield Finding(True, f"sbatch: {_said('sbatch', '--version') or shutil.which('sbatch')}")
     partitions = _said("sinfo", "-h", "-o", "%R %a %D nodes, limit %l, GPUs %G")
     if partitions is None:
         yield Finding(False, "sinfo: the controller does not answer", "is SLURM_CONF set as your site wants it?")
@@ -85,14 +85,19 @@ def _writable(root: Path) -> Finding:
             free = shutil.disk_usage(place).free
         return Finding(True, f"runs go to {root.absolute()}: {free / 1e9:.0f} GB free (all nodes must see this folder)")
     except OSError as error:
-        return Finding(False, f"runs go to {root.absolute()}: {error.strerror}", "choose another with run.root=")
+        return Finding(
+            False,
+            f"runs go to {root.absolute()}: {error.strerror}",
+            "choose another with run.root=, or run_root in the profile",
+        )
 
 
 def _profile(profile: Profile, partitions: str) -> Iterator[Finding]:
     names = {line.split()[0] for line in partitions.splitlines()}
     wanted = set(profile.partition.split(",")) if profile.partition else set()
     if missing := wanted - names:
-        yield Finding(False, f"slurm.partition={','.join(sorted(missing))} is none of them")
+        fix = f"set partition in the profile to one of: {', '.join(sorted(names))}"
+        yield Finding(False, f"slurm.partition={','.join(sorted(missing))} is none of them", fix)
     elif wanted:
         yield Finding(True, f"partition {profile.partition}")
     accounts = _said("sacctmgr", "-n", "-P", "show", "associations", f"user={_user()}", "format=account")
@@ -101,7 +106,14 @@ def _profile(profile: Profile, partitions: str) -> Iterator[Finding]:
         fix = "" if profile.account in known else f"yours are: {', '.join(known)}"
         yield Finding(not fix, f"account {profile.account}", fix)
     if profile.python and "/" in profile.python and not Path(profile.python).exists():
-        yield Finding(False, f"slurm.python={profile.python} is not there")
+        yield Finding(
+            False, f"slurm.python={profile.python} is not there", "set python in the profile, or leave it out"
+        )
+    if profile.container:
+        version = (_said("python3", "-c", "import sys; print(*sys.version_info[:2], sep='.')") or "0.0").split(".")
+        good = tuple(map(int, version)) >= (3, 9)
+        fix = "" if good else "with a container the batch script needs a python3 of 3.9 or newer beside it"
+        yield Finding(good, f"the host's python3 is {'.'.join(version)}", fix)
     here = Path.cwd()
     submission = Submission(profile, "doctor", here / "doctor", here, here, [here], [here])
     try:

@@ -7,7 +7,7 @@ import fcntl
 import json
 import os
 import shlex
-import shutil
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -18,9 +18,11 @@ from typing import Any
 from recipes.load import dump
 from recipes.rundir import read_status, write_atomic, write_status
 from recipes.schema import Recipe
-from slurm.batch import end_file, job_state
+from resnet.lease import holder_elsewhere
+from resnet.signals import SIGNALS
+from slurm.attempts import end_file
 from slurm.profile import Profile
-from slurm.queue import STARTED, WAITING
+from slurm.queue import queued
 from slurm.sbatch import Submission, submit
 
 SNAPSHOTS = ".code"
@@ -32,6 +34,8 @@ class Job:
     """What is known of a run's job: the content of slurm/job.json."""
 
     job_id: str
+    name: str
+    """In the queue."""
     cluster: str
     profile: dict[str, Any]
     nodes: int
@@ -55,12 +59,31 @@ def read_job(run_dir: Path) -> Job | None:
 
 
 def active_job(run_dir: Path) -> tuple[str, str] | None:
-    """Id and Slurm's state of a run's job that has not ended."""
+    """Id and Slurm's state of a run's job that has not ended. Raises ValueError where Slurm does not answer."""
     job = read_job(run_dir)
-    if job is None or shutil.which("scontrol") is None:
+    if job is None:
         return None
-    state = job_state(job.job_id, run_dir.name)
-    return (job.job_id, state) if state in WAITING | STARTED else None
+    found = (queued() or {}).get(job.job_id)
+    # Ids begin anew where a cluster is set up again, and repeat over clusters.
+    return (job.job_id, found.state) if found and not found.over and found.name == job.name else None
+
+
+def refuse_active(run_dir: Path) -> None:
+    """Raise ValueError where a run is in the queue, or is trained by somebody."""
+    if active := active_job(run_dir):
+        raise ValueError(f"{run_dir} is in the queue already: job {active[0]} ({active[1].lower()})")
+    if holder := holder_elsewhere(run_dir):
+        raise ValueError(f"{holder}: stop that one first (launch cancel), or choose another run.name")
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Let Ctrl-C wait: between a job that was sent and the note of its id, it would leave a job that nobody knows."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def send(run_dir: Path, recipe: Recipe, cluster: str, profile: Profile, snapshot: Path, cwd: Path) -> str:
@@ -69,9 +92,8 @@ def send(run_dir: Path, recipe: Recipe, cluster: str, profile: Profile, snapshot
     Raises SlurmError where Slurm refuses it, and leaves the run as it was.
     """
     files = run_dir / "slurm"
-    with _being_sent(run_dir):
-        if active := active_job(run_dir):
-            raise ValueError(f"{run_dir} is in the queue already: job {active[0]} ({active[1].lower()})")
+    with _being_sent(run_dir), uninterrupted():
+        refuse_active(run_dir)
         before = read_status(run_dir)
         resolved = files / "recipe.yaml"
         write_atomic(resolved, dump(recipe))
@@ -90,6 +112,7 @@ def send(run_dir: Path, recipe: Recipe, cluster: str, profile: Profile, snapshot
             raise
         record = Job(
             job_id=job_id,
+            name=run_dir.name,
             cluster=cluster,
             profile=profile.model_dump(mode="json"),
             nodes=profile.nodes,

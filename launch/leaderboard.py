@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeGuard
 from launch.sweep_ranking import compare, eta, importance, ranked
 from launch.sweep_terms import METRICS, Comparison, Setting, Share, Trial, goes_on, plural
 from recipes.rundir import read_provenance
-from slurm.batch import read_attempts
+from slurm.attempts import read_attempts
 
 STATES = ("finished", "running", "queued", "not sent", "pruned", "stopped", "failed", "damaged", "unknown")
 REQUIRED = ("name", "method", "metric", "goal", "parameters", "trials")

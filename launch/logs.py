@@ -72,8 +72,12 @@ def log_files(run_dir: Path, attempt: int | None = None) -> dict[int, Path]:
     folder = run_dir / "logs"
     if known:
         folder /= f"attempt-{known[-1] if attempt is None else attempt}"
-    found = ((re.fullmatch(r"rank-(\d+)\.log", path.name), path) for path in folder.glob("rank-*.log"))
-    return dict(sorted((int(match[1]), path) for match, path in found if match))
+    # Where the ranks never began, the logs of what was to bring them their data.
+    for names in ("rank", "stage"):
+        found = ((re.fullmatch(rf"{names}-(\d+)\.log", path.name), path) for path in folder.glob(f"{names}-*.log"))
+        if logs := dict(sorted((int(match[1]), path) for match, path in found if match)):
+            return logs
+    return {}
 
 
 def log_file(run_dir: Path, rank: int, attempt: int | None = None) -> Path | None:

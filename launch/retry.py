@@ -6,11 +6,11 @@ import argparse
 import re
 from pathlib import Path
 
-from launch.jobs import SNAPSHOTS, active_job, read_job, send, shown
+from launch.jobs import SNAPSHOTS, read_job, refuse_active, send, shown
 from launch.run_state import find, find_sweep
 from recipes.load import load_file
 from recipes.rundir import read_status
-from slurm.batch import newest_step, read_attempts
+from slurm.attempts import newest_step, read_attempts
 from slurm.profile import Profile, change_profile
 from slurm.sbatch import check_slurm
 from slurm.snapshot import take_snapshot
@@ -61,8 +61,7 @@ def _retry_run(run_dir: Path, arguments: argparse.Namespace) -> int:
     job = read_job(run_dir)
     if job is None:
         raise ValueError(f"{run_dir.name} was never sent to Slurm: launch submit recipe={shown(run_dir)} cluster=NAME")
-    if active := active_job(run_dir):
-        raise ValueError(f"{run_dir.name} is in the queue: job {active[0]} ({active[1].lower()})")
+    refuse_active(run_dir)
     if read_status(run_dir).get("state") == "finished":
         raise ValueError(f"{run_dir.name} is finished")
     check_slurm()

@@ -140,9 +140,11 @@ def _ask_slurm(runs: Sequence[Run]) -> tuple[dict[str, Job], str | None]:
 def _job_of(run: Run, jobs: Mapping[str, Job]) -> Job | None:
     """The run's job. Ids begin anew where a cluster is set up again: then the name is another's."""
     job = jobs.get(run.job_id or "")
-    if job is None or not job.name or not run.sent or "_" in str(run.job_id):
+    if job is None or not job.name or not run.sent:
         return job
-    ours, theirs = (re.sub(r"[^0-9A-Za-z]+", "_", name) for name in (_name(run.folder), job.name))
+    ours, theirs = (
+        re.sub(r"[^0-9A-Za-z]+", "_", name) for name in (run.sent.get("name") or _name(run.folder), job.name)
+    )
     return job if ours == theirs else None
 
 

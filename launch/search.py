@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from recipes.rundir import read_metrics, read_status, to_json, write_atomic
 from recipes.sweep import Distribution, Sweep, Values, sample, search_bounds, text_of, to_words
 from recipes.sweep_file import read_sweep, sweep_of
-from slurm.batch import told_to_end
+from slurm.attempts import told_to_end
 
 if TYPE_CHECKING:
     import optuna

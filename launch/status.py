@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 from launch.logs import attempts, first_failure, log_file, log_files, tail
 from launch.run_state import ROOT, duration, find, find_sweep, folders, ordered, rows
 from recipes.rundir import to_json
-from slurm.batch import read_attempts
+from slurm.attempts import read_attempts
 
 REDRAW_SECONDS, REDRAW_SLURM_SECONDS = 2, 10
-NAME_LEAST, NOTE_LEAST, TAIL_LINES = 20, 24, 10
+NAME_LEAST, NOTE_LEAST, NOTE_MOST, TAIL_LINES = 20, 24, 160, 10
 DROPPED_FIRST = ("tries", "img/s", "loss", "saved", "ETA", "epoch", "top-1", "%")
 """What is left out on a narrow terminal, in this order."""
 
@@ -152,6 +152,7 @@ def _state(row: dict[str, Any]) -> str:
 
 def _note(row: dict[str, Any]) -> str:
     reason = (row["reason"] or "").partition("\n")[0]
+    reason = reason if len(reason) <= NOTE_MOST else f"{reason[: NOTE_MOST - 2]}.."
     return f"{row['failure']}: {reason}" if row["failure"] else reason
 
 

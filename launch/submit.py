@@ -6,16 +6,17 @@ import argparse
 import shutil
 from pathlib import Path
 
-from launch.jobs import SNAPSHOTS, active_job, send, shown
+from launch.jobs import SNAPSHOTS, refuse_active, send, shown
 from launch.words import WORDS_USAGE, split_words
 from recipes.changes import differences, refuse_fixed
 from recipes.load import Loaded, dump, load, load_file
 from recipes.plan import Plan, make_plan, samples_known
 from recipes.rundir import new_run_dir, read_status, write_atomic
 from recipes.schema import Recipe
+from slurm.attempts import read_attempts
 from slurm.profile import Profile, load_profile
 from slurm.sbatch import Submission, check_slurm, expected_start, script
-from slurm.snapshot import take_snapshot
+from slurm.snapshot import snapshot_path, take_snapshot
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,7 +69,7 @@ def run(arguments: argparse.Namespace) -> None:
         f"{run_dir.name} is job {job_id} on {words.cluster}: {_size(profile)}; {_batch(plan, recipe)}\n"
         f"  follow   launch status {name}     launch logs {name} -f\n"
         f"  end      launch cancel {name}     (saves a checkpoint first; launch retry {name} goes on)\n"
-        f"  logs     {run_dir / 'logs' / 'attempt-1'}"
+        f"  logs     {run_dir / 'logs' / f'attempt-{len(read_attempts(run_dir)) + 1}'}"
     )
 
 
@@ -116,9 +117,12 @@ def place(loaded: Loaded, profile: Profile) -> Path:
     root = profile.run_root if profile.run_root and "run.root" not in loaded.origins else recipe.run.root
     root = Path(root).expanduser().absolute()
     name = recipe.run.name
-    if name is not None and ("%" in name or name.startswith((".", "-"))):
-        raise ValueError(f"run.name={name}: a name for Slurm holds no % and does not start with . or -")
-    return root / name if name else new_run_dir(root, recipe.name)
+    if name is not None and name.startswith((".", "-")):
+        raise ValueError(f"run.name={name}: a run's name does not start with . or -")
+    run_dir = root / name if name else new_run_dir(root, recipe.name)
+    if "%" in str(run_dir):
+        raise ValueError(f"{run_dir}: Slurm reads % in paths as a pattern, choose another run.name or run.root")
+    return run_dir
 
 
 def check_existing(run_dir: Path, recipe: Recipe, plan: Plan) -> None:
@@ -127,8 +131,7 @@ def check_existing(run_dir: Path, recipe: Recipe, plan: Plan) -> None:
         raise ValueError(f"{run_dir} is there and is no run: choose another run.name")
     if recipe.resume == "never":
         raise ValueError(f"{run_dir} exists and resume=never: choose another run.name")
-    if active := active_job(run_dir):
-        raise ValueError(f"{run_dir} is in the queue already: job {active[0]} ({active[1].lower()})")
+    refuse_active(run_dir)
     changed = differences(load_file(run_dir / "recipe.yaml").recipe, recipe)
     if any((run_dir / "checkpoints").glob("step-*[0-9]")):
         refuse_fixed(changed, run_dir)
@@ -153,7 +156,7 @@ def _batch(plan: Plan, recipe: Recipe) -> str:
 
 def _dry_run(run_dir: Path, profile: Profile, plan: Plan, recipe: Recipe) -> str:
     files = run_dir / "slurm"
-    snapshot = run_dir.parent / SNAPSHOTS / "DIGEST"
+    snapshot = snapshot_path(run_dir.parent / SNAPSHOTS)
     submission = Submission(profile, run_dir.name, files, snapshot, Path.cwd(), [run_dir], [files / "recipe.yaml"])
     start = expected_start(submission)
     facts = [f"run directory   {run_dir}", f"ranks           {plan.world_size}: {_size(profile)}"]

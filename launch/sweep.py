@@ -96,14 +96,17 @@ def run(arguments: argparse.Namespace) -> int:
     _ask(count or len(listed), arguments)
     with SweepDir(sweep_dir) as directory:
         directory.update(content, None if count else listed, count)
-        todo, there = directory.missing()
-        _say(directory, len(todo), there)
         if profile is None:
-            from launch.sweep_here import train_here
+            from launch.sweep_here import await_orphans, train_here
 
+            await_orphans(directory)
+            todo, there = directory.missing()
+            _say(directory, len(todo), there)
             return train_here(directory, todo, place)
         from launch.sweep_slurm import send_trials
 
+        todo, there = directory.missing()
+        _say(directory, len(todo), there)
         send_trials(directory, todo, place)
     name = shown(sweep_dir)
     print(f"  follow   launch status {name}\n  again    the same command completes it; launch retry {name} what failed")

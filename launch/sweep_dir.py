@@ -21,7 +21,7 @@ from recipes.load import load
 from recipes.rundir import read_status, to_json, write_atomic
 from recipes.schema import Recipe
 from recipes.sweep import Trial
-from slurm.batch import ENDS, end_file
+from slurm.attempts import ENDS, end_file
 from slurm.profile import Profile
 from slurm.queue import queued
 

@@ -11,20 +11,31 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from launch.jobs import read_job
 from launch.local import PROGRAM, visible_gpus
 from launch.sweep_dir import Place, SweepDir, ask_trial, finish_trial, prune
 from recipes.rundir import read_status, write_status
+from resnet.lease import holder_elsewhere
 from resnet.signals import SIGNALS, die_with_parent
-from slurm.batch import end_file
+from slurm.attempts import end_file
 from slurm.job import words_of
 
 LOOK_SECONDS = 1.0
+ORPHAN_SECONDS = 60.0
 DONE, FAILED, STOPPED, INTERRUPTED = 0, 1, 85, 130
 
 
 def train_here(directory: SweepDir, todo: Sequence[dict[str, Any]], place: Place) -> int:
     """Run trials on this machine, some at a time, each on a GPU of its own; returns the exit code."""
     return _Here(directory, list(todo), place).run()
+
+
+def await_orphans(directory: SweepDir) -> None:
+    """Let trials end that save and stop because the `launch` they were started by is dead."""
+    deadline = time.monotonic() + ORPHAN_SECONDS
+    runs = [directory.path / trial["name"] for trial in directory.trials]
+    while any(read_job(run) is None and holder_elsewhere(run) for run in runs) and time.monotonic() < deadline:
+        time.sleep(LOOK_SECONDS)
 
 
 class _Here:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from launch.jobs import SNAPSHOTS, Job
+from launch.jobs import SNAPSHOTS, Job, uninterrupted
 from launch.sweep_dir import Place, SweepDir, write_job
 from recipes.rundir import read_status, to_json, write_status
 from slurm.sbatch import Submission, max_array_size, submit
@@ -24,7 +24,8 @@ def send_trials(directory: SweepDir, todo: Sequence[dict[str, Any]], place: Plac
     for start in range(0, len(todo), most):
         part = todo[start : start + most]
         limit = max(1, place.max_parallel * len(part) // len(todo)) if place.max_parallel else len(part)
-        job_ids = _send_array(directory, part, place, snapshot, limit)
+        with uninterrupted():
+            job_ids = _send_array(directory, part, place, snapshot, limit)
         at_once = f", {limit} at once" if limit < len(part) else ""
         first = job_ids[0].partition("_")[0]
         print(f"{len(part)} trials are job {first} on {place.cluster}{at_once}")
@@ -39,6 +40,7 @@ def _send_array(
     name = f"{sweep_dir.name}.{len(directory.arrays()) + 1}"
     job = Job(
         job_id="",
+        name=name,
         cluster=place.cluster,
         profile=profile.model_dump(mode="json"),
         nodes=profile.nodes,

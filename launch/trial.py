@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import threading
 from collections.abc import Sequence
@@ -40,9 +39,8 @@ def main(argv: Sequence[str]) -> int:
 
 def _watch(sweep_dir: Path, trial: str, ended: threading.Event) -> None:
     while not ended.wait(LOOK_SECONDS):
-        if prune(sweep_dir, trial):
-            subprocess.run(["scancel", "--signal=USR2", batch.job_id()], timeout=60)
-            return
+        # The batch script sees the file, and tells the ranks.
+        prune(sweep_dir, trial)
 
 
 if __name__ == "__main__":

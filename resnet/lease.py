@@ -123,6 +123,24 @@ def read_lease(file: Path) -> dict[str, Any]:
         return {}
 
 
+def holder_elsewhere(run_dir: Path, job_id: str | None = None) -> str | None:
+    """Who trains a run at this moment, in words; None where nobody does, or only an attempt of job `job_id`."""
+    seen = read_lease(run_dir / "lease.json")
+    if not seen or (job_id is not None and seen.get("job_id") == job_id):
+        return None
+    try:
+        with open(run_dir / "lease.lock", "r+b") as lock:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Nobody has it locked; on another machine the lock may not be seen, and the age of the lease tells.
+        alive = seen["host"] != socket.gethostname() and time.time() - seen["time"] < STALE_SECONDS
+    except FileNotFoundError:
+        alive = False
+    except OSError as error:
+        alive = error.errno not in _NO_LOCKS_HERE
+    job = f", job {seen['job_id']}" if seen.get("job_id") else ""
+    return f"{run_dir} is being trained by process {seen['pid']} on {seen['host']}{job}" if alive else None
+
+
 def _is_earlier_attempt_of_this_job(holder: dict[str, Any]) -> bool:
     """Slurm has ended an earlier attempt of a job before it starts the next."""
     job = os.environ.get("SLURM_JOB_ID")

@@ -43,7 +43,10 @@ def _join(ranks: int) -> None:
     found = int(os.environ.get("SLURM_NTASKS", "1"))
     if found != ranks:
         _fail(f"{ranks} ranks were asked for and Slurm started {found}")
-    if ranks > 1:
+    if ranks == 1:
+        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+            os.environ.pop(name, None)
+    else:
         first_node = os.environ["MASTER_ADDR"]
         TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
         os.environ["MASTER_ADDR"] = first_node

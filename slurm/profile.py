@@ -81,9 +81,11 @@ class Profile(Group):
     max_requeues: Annotated[int, Field(ge=0)] = 100
     """Attempts after the first, for whatever reason, after which a run ends."""
     setup: list[str] = []
-    """Shell lines on each job's first node before anything else: modules, `source venv/bin/activate`."""
+    """Shell commands, one an entry, on a job's first node before anything else: modules, source venv/bin/activate."""
     container: str | None = None
-    """Command in front of python in every rank, as in: apptainer exec --nv --bind /shared resnet.sif."""
+    """Command in front of python in every rank, as in: apptainer exec --nv --bind /shared resnet.sif.
+
+    The batch script itself runs on the host's python3 (3.9 or newer, no packages needed)."""
     srun_args: list[str] = []
     """More arguments of srun, as in --container-image=... of pyxis."""
     python: str | None = None

@@ -69,7 +69,7 @@ def queued() -> dict[str, Job] | None:
     # The name comes last: it may be any text.
     shown = "--format=%i|%T|%S|%L|%N|%r|%j"
     jobs = {}
-    for line in _ask(["squeue", "--noheader", "--array", "--all", "--me", "--states=all", shown]).split("\n"):
+    for line in ask(["squeue", "--noheader", "--array", "--all", "--me", "--states=all", shown]).split("\n"):
         if line.count("|") >= 6:
             job_id, state, start, left, nodes, reason, name = line.split("|", 6)
             jobs[job_id] = Job(_state(state), _known(reason), _time(start), _seconds(left), _known(nodes) or "", name)
@@ -88,7 +88,7 @@ def accounted(job_ids: Iterable[str]) -> dict[str, Job]:
         chosen = ",".join(ids[first : first + IDS_PER_CALL])
         command = ["sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State,Start,NodeList,JobName"]
         try:
-            lines = _ask([*command, f"--jobs={chosen}"]).split("\n")
+            lines = ask([*command, f"--jobs={chosen}"]).split("\n")
         except ValueError:
             return jobs
         for line in lines:
@@ -99,8 +99,8 @@ def accounted(job_ids: Iterable[str]) -> dict[str, Job]:
     return jobs
 
 
-def _ask(command: list[str]) -> str:
-    """Standard output of a client of Slurm. Raises ValueError with its own short words where it fails."""
+def ask(command: list[str]) -> str:
+    """Standard output of one of Slurm's own commands. Raises ValueError with its own short words where it fails."""
     # SQUEUE_PARTITION and the like would hide jobs, SLURM_TIME_FORMAT and SLURM_BITSTR_LEN change what is printed.
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("SQUEUE_", "SACCT_"))}
     environment |= {"SLURM_TIME_FORMAT": "%s", "SLURM_BITSTR_LEN": "0"}

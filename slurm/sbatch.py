@@ -6,13 +6,14 @@ import contextlib
 import io
 import json
 import math
+import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ def submit(submission: Submission) -> list[str]:
         write_atomic(submission.jobs_file, json.dumps(_jobs(submission), indent=1))
         ranks, cwd = submission.profile.ranks, str(submission.cwd)
         # submitit prints sbatch's words beside raising them.
-        with contextlib.redirect_stderr(io.StringIO()), executor.batch():
+        with without_other_jobs(), contextlib.redirect_stderr(io.StringIO()), executor.batch():
             jobs = [
                 executor.submit(train, words_of(recipe, run_dir), cwd, ranks)
                 for recipe, run_dir in zip(submission.recipes, submission.runs, strict=True)
@@ -94,12 +95,30 @@ def expected_start(submission: Submission) -> str:
     with tempfile.NamedTemporaryFile("w", suffix=".sh") as file:
         file.write(script(submission))
         file.flush()
-        done = subprocess.run(["sbatch", "--test-only", file.name], capture_output=True, text=True, timeout=60)
+        with without_other_jobs():
+            done = subprocess.run(["sbatch", "--test-only", file.name], capture_output=True, text=True, timeout=60)
     said = " ".join(done.stderr.replace("sbatch:", "").split())
     if done.returncode:
         raise SlurmError(refusal(said, submission.profile))
     found = re.search(r"to start at (\S+)", said)
     return found[1].replace("T", " ") if found else said
+
+
+OTHERS = ("SBATCH_", "SLURM_", "ACCELERATE_", "TORCHELASTIC_")
+OTHERS_RANK = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@contextlib.contextmanager
+def without_other_jobs() -> Iterator[None]:
+    """Without the variables that another job, or a user's defaults for sbatch, would give to the one that is sent."""
+    before = dict(os.environ)
+    for name in before:
+        if (name.startswith(OTHERS) and name != "SLURM_CONF") or name in OTHERS_RANK:
+            del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(before)
 
 
 def check_slurm() -> None:
@@ -130,6 +149,7 @@ def refusal(said: str, profile: Profile) -> str:
     said = " ".join(said.replace("sbatch: error:", "").replace("sbatch:", "").split())
     hints = [hint for sign, hint in _HINTS.items() if sign in said.lower()]
     values = profile.model_dump()
+    said = re.sub(r"^(?:error|allocation failure): ", "", said)
     return f"Slurm refused the job: {said}" + "".join(f"\n  {hint.format(**values)}" for hint in hints[:1])
 
 
@@ -141,6 +161,7 @@ def _jobs(submission: Submission) -> dict[str, Any]:
         "runs": [str(run) for run in submission.runs],
         "srun": [*srun, *profile.srun_args],
         "stage": profile.stage,
+        "node_cpus": profile.cpus_per_rank * profile.local_ranks,
         "master": profile.environment.get("MASTER_ADDR"),
         "max_requeues": profile.max_requeues,
         "signal_lead": profile.signal_lead,
@@ -199,10 +220,15 @@ def _setup(submission: Submission) -> list[str]:
         environment["SCRATCH"] = profile.scratch
     return [
         *(f"export {name}={shlex.quote(value)}" for name, value in environment.items()),
-        *profile.setup,
+        *(line for command in profile.setup for line in (command, _unless(f"slurm.setup failed: {command}"))),
         f"cd {snapshot} || exit 1",
         f'export PYTHONPATH={snapshot}"${{PYTHONPATH:+:$PYTHONPATH}}"',
     ]
+
+
+def _unless(message: str) -> str:
+    """A shell line that ends the script where the line before it failed."""
+    return f"[ $? = 0 ] || {{ echo {shlex.quote(message)} >&2; exit 1; }}"
 
 
 def max_array_size() -> int:

@@ -16,6 +16,11 @@ LIMIT = 200_000_000
 """Bytes beyond which something that is not code lies in the folder."""
 
 
+def snapshot_path(root: Path, program: Path = PROGRAM) -> Path:
+    """Where the copy of the program as it is now would be."""
+    return root / _digest(program, _files(program, root))
+
+
 def take_snapshot(root: Path, program: Path = PROGRAM) -> Path:
     """Copy the program's files into a folder below `root` that is named by their content, and return it.
 
@@ -32,14 +37,18 @@ def take_snapshot(root: Path, program: Path = PROGRAM) -> Path:
     name = _digest(program, files)
     place = root / name
     if place.is_dir():
-        return place
+        if sum(file.is_symlink() or file.is_file() for file in place.rglob("*")) >= len(files):
+            return place
+        # Some file systems remove what is old.
+        shutil.rmtree(place, ignore_errors=True)
     root.mkdir(parents=True, exist_ok=True)
     temporary = root / f".{name}.{uuid.uuid4().hex[:8]}.tmp"
     try:
         for file in files:
             copy = temporary / file.relative_to(program)
             copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(file, copy, follow_symlinks=False)
+            # With its mode, but not its age: file systems for scratch remove what is old.
+            shutil.copy(file, copy, follow_symlinks=False)
         # Somebody else may have placed the same copy by now: a full folder is not replaced.
         with contextlib.suppress(OSError):
             temporary.rename(place)

@@ -86,7 +86,7 @@ class Cluster:
         self.wait(f"{name} at step {step}", there)
 
     def attempts(self, name: str) -> list[dict]:
-        from slurm.batch import read_attempts
+        from slurm.attempts import read_attempts
 
         return read_attempts(self.run_dir(name))
 

@@ -9,11 +9,15 @@ from pathlib import Path
 import pytest
 
 from recipes.rundir import read_status, write_status
+from resnet.lease import Lease
 from slurm import batch
-from slurm.batch import Attempt, End, free_port, newest_step, read_attempts
+from slurm.attempts import end_file, newest_step, read_attempts
+from slurm.batch import Attempt
+from slurm.control import free_port
+from slurm.ends import End, end_of_staging, end_of_training, slurms_word
 from tests.helpers import PROGRAM
 
-JOBS = {"runs": [], "srun": [], "stage": [], "master": None, "max_requeues": 10, "signal_lead": 30}
+JOBS = {"runs": [], "srun": [], "stage": [], "master": None, "max_requeues": 10, "signal_lead": 30, "node_cpus": 1}
 
 
 @pytest.fixture
@@ -38,12 +42,14 @@ def record(run_dir: Path, *attempts: dict) -> None:
 
 def commit(run_dir: Path, step: int) -> None:
     folder = run_dir / "checkpoints" / f"step-{step:08d}"
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "manifest.json").write_text("{}")
 
 
 def why_not(run_dir: Path, step: int = 0, **jobs) -> str | None:
-    return Attempt(JOBS | jobs, run_dir)._why_not(step)
+    if step:
+        commit(run_dir, step)
+    return Attempt(JOBS | jobs, run_dir)._why_not()
 
 
 LOST = {"step": 40}
@@ -92,7 +98,7 @@ def test_a_run_that_is_not_tried_again_says_so(run_dir, capfd):
 
 
 def test_a_cancelled_run_does_not_begin(run_dir):
-    batch.end_file(run_dir, "cancelled").touch()
+    end_file(run_dir, "cancelled").touch()
     assert Attempt(JOBS, run_dir).run(["false"]) == 0
     assert read_status(run_dir)["reason"] == "cancelled"
 
@@ -137,7 +143,7 @@ def test_progress_is_what_was_committed(run_dir):
         (
             ["srun: error: n1: task 3: User defined signal 2"],
             "",
-            End("stopped", "SIGUSR2 before the ranks could listen"),
+            End("stopped", "signal SIGUSR2, before the ranks could listen"),
         ),
         (
             ["srun: error: Node failure on n2", "srun: error: n2: task 3: Killed"],
@@ -152,10 +158,73 @@ def test_progress_is_what_was_committed(run_dir):
     ],
 )
 def test_an_end_that_the_trainer_did_not_tell_is_explained(run_dir, said, log, expected):
-    (run_dir / "logs" / "attempt-1" / "rank-3.log").write_text(log)
-    attempt = Attempt(JOBS, run_dir)
-    attempt.lines = said
-    assert attempt._explain(1, attempt._first_error()) == expected
+    (run_dir / "rank-3.log").write_text(log)
+    assert end_of_training(1, said, {"state": "running"}, None, run_dir, None) == expected
+
+
+@pytest.mark.parametrize("how", ["User defined signal 2", "Terminated"])
+def test_a_signal_before_the_ranks_listen_is_a_stop(tmp_path, how):
+    said = [f"srun: error: n1: tasks 0-3: {how}"]
+    assert end_of_training(1, said, {"state": "running"}, None, tmp_path, None).outcome == "stopped"
+    assert end_of_staging(1, said, ["n1"], tmp_path).outcome == "stopped"
+
+
+@pytest.mark.parametrize(
+    ("status", "told", "outcome"),
+    [
+        ({"state": "stopped", "reason": "signal SIGUSR2"}, None, "stopped"),
+        ({"state": "failed", "failure": "nan", "reason": "not finite"}, None, "failed"),
+        # Ranks that lost another one: srun knows which, and why.
+        ({"state": "failed", "failure": "peer", "reason": "lost the others"}, None, "failed"),
+        ({"state": "running"}, "signal SIGTERM", "killed"),
+    ],
+)
+def test_the_runs_own_word_goes_first(tmp_path, status, told, outcome):
+    said = ["srun: error: n2: task 1: Killed"]
+    end = end_of_training(1, said, status, told, tmp_path, "n2")
+    assert end.outcome == outcome
+    if status.get("failure") == "peer":
+        assert end.reason == "rank 1 on n2 was killed"
+
+
+@pytest.mark.parametrize(
+    ("log", "word"),
+    [
+        ("", None),
+        ("slurmstepd: error: *** JOB 8 ON n1 CANCELLED AT 2026-11-22T21:42:13 ***\n", ""),
+        ("slurmstepd: error: *** JOB 8 ON n1 CANCELLED AT 2026-11-22T21:42:13 DUE TO TIME LIMIT ***\n", "TIME LIMIT"),
+        ("slurmstepd: error: *** JOB 8 ON n1 CANCELLED AT 2026-11-22T21:42:13 DUE TO PREEMPTION ***\n", "PREEMPTION"),
+        ("slurmstepd: error: *** JOB 8 ON n1 CANCELLED AT 2026-11-22T21:42:13 DUE TO JOB REQUEUE ***\n", "JOB REQUEUE"),
+    ],
+)
+def test_slurms_word_on_an_end(log, word):
+    assert slurms_word(f"something\n{log}more\n") == word
+
+
+def test_a_damaged_status_does_not_keep_a_job_from_ending_well(run_dir, monkeypatch):
+    (run_dir / "status.json").write_text("{")
+    monkeypatch.setattr(batch, "hostnames", lambda: ["n1"])
+    monkeypatch.setattr(Attempt, "_srun", lambda *_: 1)
+    assert Attempt(JOBS, run_dir).run(["true"]) == 1
+    assert read_status(run_dir)["state"] == "failed"
+
+
+def test_what_another_trains_is_left_alone(run_dir, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "6")
+    lease = Lease(run_dir)
+    lease.acquire()
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    write_status(run_dir, state="running", step=7)
+    jobs = run_dir / "jobs.json"
+    jobs.write_text(json.dumps(JOBS | {"runs": [str(run_dir)]}))
+    try:
+        command = [sys.executable, "-m", "slurm.batch", str(jobs), "true"]
+        done = subprocess.run(command, cwd=PROGRAM, capture_output=True, text=True)
+    finally:
+        lease.release()
+    assert done.returncode == 1
+    assert "is being trained by process" in done.stderr
+    assert (read_status(run_dir)["state"], read_status(run_dir)["step"]) == ("running", 7)
 
 
 def test_jobs_on_a_node_take_different_ports():

@@ -46,7 +46,18 @@ def train_here(words: list, run: Path, ranks: int) -> Path:
 
 def test_two_nodes_train_what_local_ranks_train(cluster: Cluster, tiny, tmp_path):
     words = [*tiny, "epochs=2"]
+    # What another job, or a user's defaults, would say to sbatch and to torch.
+    others = {
+        "SBATCH_TIMELIMIT": "1",
+        "SBATCH_JOB_NAME": "x",
+        "SLURM_ARRAY_TASK_ID": "7",
+        "RANK": "3",
+        "WORLD_SIZE": "8",
+    }
+    cluster.environment |= others
     said = cluster.launch("submit", *words, *ON_CLUSTER, "slurm.nodes=2", "run.name=two nodes").stdout
+    for name in others:
+        del cluster.environment[name]
     job = cluster.job("two nodes")
     assert f"job {job} on local-test: 2 nodes x 2 GPUs" in said
     assert "launch logs 'two nodes' -f" in said
@@ -69,6 +80,10 @@ def test_interrupted_in_every_way_it_ends_as_if_it_had_not_been(cluster: Cluster
     for name in ("hit", "timed"):
         limit = "slurm.time=1" if name == "timed" else "slurm.time=5"
         cluster.launch("submit", *words, *ON_CLUSTER, limit, "slurm.signal_lead=10", f"run.name={name}")
+    # What it stages at the end of its time does not listen: the batch script has to be quicker than Slurm.
+    deaf = """slurm.stage=["trap '' USR2; sleep 200"]"""
+    no_gpu = ["slurm.gpus_per_node=0", "slurm.time=1", "slurm.signal_lead=10"]
+    cluster.launch("submit", *words, *ON_CLUSTER, *no_gpu, deaf, "run.name=stuck")
     job = cluster.job("hit")
 
     cluster.wait_step("hit", 5)
@@ -97,6 +112,10 @@ def test_interrupted_in_every_way_it_ends_as_if_it_had_not_been(cluster: Cluster
         )
         assert [row["step"] for row in metrics(run, "train/loss")] == list(range(1, 301))
         assert column(run, "train/loss") == column(reference, "train/loss")
+    stuck = cluster.attempts("stuck")[0]
+    assert (stuck["outcome"], stuck["cause"], stuck["fruitless"]) == ("killed", "walltime", True)
+    assert cluster.job("stuck") in cluster.queue()
+    cluster.launch("cancel", "stuck", "--now")
     attempts = cluster.attempts("hit")
     assert [attempt["restart"] for attempt in attempts] == [0, 1, 2, 3]
     assert [attempt["outcome"] for attempt in attempts] == ["stopped"] * 3 + ["finished"]
@@ -139,8 +158,10 @@ def test_a_name_that_does_not_resolve_ends_the_job(cluster: Cluster, tiny):
 def test_the_job_runs_the_code_as_it_was_sent(cluster: Cluster, tiny, tmp_path):
     program = take_snapshot(tmp_path / "somewhere")
     source = program / "resnet" / "run.py"
-    source.write_text(source.read_text() + '\nprint("CODE AS SENT")\n')
+    source.write_text(source.read_text() + '\nimport os\nprint("CODE AS SENT", os.environ["IN_CONTAINER"])\n')
     words = [*tiny, "epochs=1", *ON_CLUSTER, "slurm.sbatch.hold=true", f"run.root={tmp_path}", "run.name=old"]
+    # On one rank, behind a command that stands for a container's.
+    words += ["slurm.gpus_per_node=1", "slurm.container=env IN_CONTAINER=yes", f"slurm.python={sys.executable}"]
     cluster.environment["PYTHONPATH"] = str(program)
     cluster.launch("submit", *words, cwd=program)
     cluster.environment["PYTHONPATH"] = str(PROGRAM)
@@ -150,7 +171,7 @@ def test_the_job_runs_the_code_as_it_was_sent(cluster: Cluster, tiny, tmp_path):
     cluster.wait("the end", lambda: job not in cluster.queue())
     said = (tmp_path / "old" / "logs" / "attempt-1" / "rank-0.log").read_text()
     assert status(tmp_path / "old")["state"] == "finished", said
-    assert "CODE AS SENT" in said
+    assert "CODE AS SENT yes" in said
     assert "EDITED" not in said
 
 
@@ -199,6 +220,25 @@ def test_data_is_staged_once_on_each_node(cluster: Cluster, tiny, tmp_path):
     assert "no room" in ended["reason"]
 
 
+def test_a_signal_while_data_is_staged_is_a_stop(cluster: Cluster, tiny):
+    cluster.launch("submit", *tiny, *ON_CLUSTER, 'slurm.stage=["sleep 100"]', "run.name=staging")
+    cluster.wait("the first attempt", lambda: cluster.attempts("staging"))
+    step = f"{cluster.job('staging')}.0"
+    cluster.wait("its step", lambda: step in cluster.ask("squeue", "-s", "-h", "-o", "%i").stdout.split())
+    cluster.ask("scancel", "--signal=USR2", cluster.job("staging"))
+    cluster.wait("its end", lambda: "end" in cluster.attempts("staging")[0])
+    assert cluster.attempts("staging")[0]["outcome"] == "stopped"
+    assert status(cluster.run_dir("staging"))["state"] == "queued"
+    assert "is cancelled" in cluster.launch("cancel", "staging", "--now").stdout
+
+
+def test_a_setup_that_fails_ends_the_job(cluster: Cluster, tiny):
+    cluster.launch("submit", *tiny, *ON_CLUSTER, 'slurm.setup=["module load nothing-of-the-kind"]', "run.name=bare")
+    cluster.wait_end("bare")
+    assert "slurm.setup failed: module load nothing" in cluster.launch("logs", "bare", "--batch").stdout
+    cluster.wait("accounting", lambda: "failed" in cluster.launch("status", "bare").stdout.splitlines()[0], 20)
+
+
 # Mistakes: a short message, exit 2, and nothing left behind
 
 
@@ -215,7 +255,7 @@ def test_data_is_staged_once_on_each_node(cluster: Cluster, tiny, tmp_path):
         (["model.pretrained=/no/such.pth"], "model.pretrained=/no/such.pth"),
         (["optimizer.lrr=1"], "did you mean optimizer.lr?"),
         (["cluster=local-tset"], "give one cluster=NAME"),
-        (["run.name=50%"], "holds no %"),
+        (["run.name=50%"], "Slurm reads % in paths"),
     ],
 )
 def test_mistakes_leave_nothing(cluster: Cluster, tiny, tmp_path, words, message):

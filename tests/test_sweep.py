@@ -28,7 +28,7 @@ kill -9 $PPID
 
 
 def attempts(trial: Path) -> list[dict]:
-    from slurm.batch import read_attempts
+    from slurm.attempts import read_attempts
 
     return read_attempts(trial)
 
@@ -166,7 +166,7 @@ def check_search(study: Path) -> None:
     for number in range(5):
         trial = study / f"trial-{number:04d}"
         states[trial] = "pruned" if (trial / "slurm" / "pruned").exists() else status(trial)["state"]
-        assert load([f"recipe={trial / 'recipe.yaml'}"]).recipe.optimizer.lr <= 1.0
+        assert load([f"recipe={trial / 'slurm' / 'recipe.yaml'}"]).recipe.optimizer.lr <= 1.0
         if states[trial] == "pruned":
             assert status(trial)["state"] in ("stopped", "finished")
             assert any((trial / "checkpoints").glob("step-*"))

@@ -1,0 +1,40 @@
+"""What a run directory tells of the run's attempts under Slurm. Only the standard library."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+ENDS = {"cancelled": "cancel", "pruned": "pruned"}
+"""Why a run is told to save and not to go on (by a user, by a sweep's early stopping), with the file that says so."""
+
+
+def end_file(run_dir: Path, why: str) -> Path:
+    """The file by which an end that is meant is told from a preemption."""
+    return run_dir / "slurm" / ENDS[why]
+
+
+def told_to_end(run_dir: Path) -> str | None:
+    return next((why for why in ENDS if end_file(run_dir, why).exists()), None)
+
+
+def read_attempts(run_dir: Path) -> list[dict[str, Any]]:
+    """The attempts of a run that Slurm started, in order: what is known of the start of each, and of its end."""
+    file = run_dir / "slurm" / "attempts.jsonl"
+    merged: dict[int, dict[str, Any]] = {}
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else ():
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            record = json.loads(line)
+            if "end" in record:
+                # `step` stays that of the start: what an attempt is compared by.
+                record["last_step"] = record.pop("step")
+            merged.setdefault(record["attempt"], {}).update(record)
+    return [attempt for attempt in merged.values() if "start" in attempt]
+
+
+def newest_step(run_dir: Path) -> int:
+    """The step of the newest checkpoint that was committed; 0 where there is none."""
+    manifests = run_dir.glob("checkpoints/step-*[0-9]/manifest.json")
+    return max((int(path.parent.name.partition("-")[2]) for path in manifests), default=0)

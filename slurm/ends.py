@@ -1,0 +1,126 @@
+"""How an attempt ended, from what srun said, the ranks' logs and the run's own word. Only the standard library."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+TAIL_LINES = 5
+_TASK = re.compile(r"srun: error: (?P<node>[^:\s]+): tasks? (?P<rank>\d+)[-,\d]*: (?P<how>.+)")
+_NODE = re.compile(r"srun: error: Node failure on (\S+)")
+_CANCELLED = re.compile(r"\*\*\* (?:JOB|STEP) \S+ ON \S+ CANCELLED AT \S+ (?:DUE TO )?([A-Z ]*)\*\*\*")
+
+
+class End(NamedTuple):
+    """How an attempt ended."""
+
+    outcome: str
+    """finished, stopped (saved, to be continued), failed, or killed (cut off without a word, to be continued)."""
+    reason: str
+    failure: str | None = None
+    """Class of a failure, as in status.json."""
+    node: str | None = None
+    """Node on which it went wrong, where it may be the node's fault."""
+
+
+class Fate(NamedTuple):
+    """What srun says of a rank that did not end well."""
+
+    node: str
+    rank: int
+    how: str
+
+    @property
+    def by_signal(self) -> str | None:
+        """The signal that asks to stop, which kills who does not listen yet (the imports take seconds)."""
+        names = {"User defined signal 2": "SIGUSR2", "Terminated": "SIGTERM"}
+        return next((name for words, name in names.items() if self.how.startswith(words)), None)
+
+
+def first_fate(lines: Sequence[str]) -> Fate | None:
+    """Of the first rank that srun reports."""
+    found = next((match for line in lines if (match := _TASK.match(line))), None)
+    return Fate(found["node"], int(found["rank"]), found["how"]) if found else None
+
+
+def end_of_training(
+    code: int, lines: Sequence[str], status: Mapping[str, Any], told: str | None, logs: Path, failed_node: str | None
+) -> End:
+    """The end of the step of the ranks.
+
+    code, lines: of srun. status: of the run. told: signal that the batch script got. logs: of the ranks.
+    failed_node: node of the rank that failed first by its own record.
+    """
+    state, fate = status.get("state"), first_fate(lines)
+    if code == 0 and state in ("finished", "stopped"):
+        return End(state, status.get("reason") or "")
+    if state == "failed" and status.get("failure") not in ("peer", "killed"):
+        return End("failed", status.get("reason") or "", status.get("failure"), failed_node)
+    if state == "stopped":
+        return End("stopped", told or status.get("reason") or "")
+    if fate is None and told:
+        return End("killed", told)
+    for line in lines:
+        if found := _NODE.search(line):
+            return End("killed", f"node {found[1]} failed", "node", found[1])
+    if fate is None:
+        return End("failed", f"srun ended with code {code}{_last(lines)}", "crash")
+    return _end_of_rank(fate, lines, told, logs)
+
+
+def _end_of_rank(fate: Fate, lines: Sequence[str], told: str | None, logs: Path) -> End:
+    node, rank, how = fate
+    if fate.by_signal:
+        return End("stopped", f"signal {fate.by_signal}, before the ranks could listen")
+    where, log = f"rank {rank} on {node}", logs / f"rank-{rank}.log"
+    if "memory" in how.lower() or any("oom" in line.lower() for line in lines):
+        return End("failed", f"{where} was killed for want of memory (slurm.mem, data.num_workers)", "oom")
+    if "killed" in how.lower():
+        return End("killed", told) if told else End("failed", f"{where} was killed{tail(log)}", "killed", node)
+    kind = "mistake" if how.endswith("exit code 2") else "crash"
+    for speaker in (rank, 0):
+        if said := _message(logs / f"rank-{speaker}.log"):
+            return End("failed", f"{where}: {said}", kind, node if kind == "crash" else None)
+    return End("failed", f"{where}: {how[0].lower()}{how[1:]}{tail(log)}", kind, node)
+
+
+def end_of_staging(code: int, lines: Sequence[str], nodes: Sequence[str], logs: Path) -> End:
+    """The end of a step that was to bring the data to the nodes, and did not."""
+    fate = first_fate(lines) or Fate(nodes[0], 0, f"code {code}{_last(lines)}")
+    if fate.by_signal:
+        return End("stopped", f"signal {fate.by_signal}, while the data was staged")
+    return End("failed", f"staging failed on {fate.node}: {fate.how}{tail(logs / f'stage-{fate.rank}.log')}", "data")
+
+
+def slurms_word(log: str) -> str | None:
+    """Why Slurm ended the job, by the batch script's log (TIME LIMIT, PREEMPTION, JOB REQUEUE ...).
+
+    Empty for a user's scancel, None where Slurm has not ended it. The job's state, COMPLETING, would not tell.
+    """
+    found = _CANCELLED.findall(log)
+    return found[-1].strip() if found else None
+
+
+def _message(file: Path) -> str:
+    """The program's own last message in a rank's log."""
+    found = re.findall(r"^train\.py: (.*(?:\n  .*)*)", _end_of(file), re.MULTILINE)
+    return found[-1] if found else ""
+
+
+def tail(file: Path) -> str:
+    """The last lines of a rank's log, indented, each after a line break."""
+    return _last([line for line in _end_of(file).splitlines() if not line.startswith("submitit ")])
+
+
+def _end_of(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8", errors="replace")[-10_000:]
+    except OSError:
+        return ""
+
+
+def _last(lines: Sequence[str]) -> str:
+    last = [line for line in lines if line.strip()][-TAIL_LINES:]
+    return "".join(f"\n  {line}" for line in last)
