@@ -10,7 +10,7 @@ from launch.jobs import SNAPSHOTS, read_job, refuse_active, send, shown
 from launch.run_state import find, find_sweep
 from recipes.load import load_file
 from recipes.rundir import read_status
-from slurm.attempts import newest_step, read_attempts
+from slurm.attempts import end_file, newest_step, read_attempts
 from slurm.profile import Profile, change_profile
 from slurm.sbatch import check_slurm
 from slurm.snapshot import take_snapshot
@@ -72,6 +72,11 @@ def _retry_run(run_dir: Path, arguments: argparse.Namespace) -> int:
     if arguments.new_code or not snapshot.is_dir():
         snapshot = take_snapshot(run_dir.parent / SNAPSHOTS)
     recipe = load_file(run_dir / "slurm" / "recipe.yaml").recipe
+    if (pruned := end_file(run_dir, "pruned")).exists():
+        from launch.search import let_go_on
+
+        let_go_on(run_dir.parent, run_dir.name)
+        pruned.unlink()
     job_id = send(run_dir, recipe, job.cluster, profile, snapshot, Path(job.folder))
     excluded = f", not on {profile.exclude}" if profile.exclude else ""
     print(f"{run_dir.name} is job {job_id} on {job.cluster}{excluded}; it goes on from step {newest_step(run_dir)}")

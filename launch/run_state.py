@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from recipes.rundir import find_run, read_status
+from recipes.text import format_duration
 from slurm.queue import STARTED, WAITING, Job, accounted, queued
 
 ROOT = "runs"
@@ -232,7 +233,7 @@ def effective(
     if state == "running" and alive is False:
         return Verdict("failed", "killed", f"process {status['pid']} is gone; the same command continues the run", True)
     if state == "running" and silent > SILENT_SECONDS:
-        reason = f"no sign of life for {duration(silent)} from {status.get('host')}"
+        reason = f"no sign of life for {format_duration(silent)} from {status.get('host')}"
     ended = state in ("failed", "stopped")
     as_told = Verdict(state, failure, reason, ended)
     if job_id is None or (state == "queued" and now - updated < GRACE_SECONDS and (job is None or job.over)):
@@ -245,7 +246,7 @@ def effective(
     note = "being cancelled" if cancelled else None
     if job.state in WAITING:
         again = (f"requeued ({reason})" if reason else "requeued") if ended or state == "running" or reason else None
-        expected = f"expected in {duration(job.start - now)}" if job.start and job.start > now else None
+        expected = f"expected in {format_duration(job.start - now)}" if job.start and job.start > now else None
         return Verdict("queued", None, ", ".join(filter(None, (note, again, job.reason, expected))) or None, False)
     if job.start and updated < job.start - CLOCKS_DIFFER_SECONDS:
         # Of the attempt before: this one has not come to write its own.
@@ -281,12 +282,3 @@ def _mtime(path: str) -> float:
 def _number(value: Any) -> float | None:
     good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     return value if good else None
-
-
-def duration(seconds: float) -> str:
-    """As 9s, 4m05s, 1h02m or 3d04h."""
-    whole = round(max(0.0, seconds))
-    for large, small, names in ((86400, 3600, "dh"), (3600, 60, "hm"), (60, 1, "ms")):
-        if whole >= large:
-            return f"{whole // large}{names[0]}{whole % large // small:02d}{names[1]}"
-    return f"{whole}s"

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from launch.logs import attempts, first_failure, log_file, log_files, tail
-from launch.run_state import ROOT, duration, find, find_sweep, folders, ordered, rows
+from launch.run_state import ROOT, find, find_sweep, folders, ordered, rows
 from recipes.rundir import to_json
+from recipes.text import format_duration
 from slurm.attempts import read_attempts
 
 REDRAW_SECONDS, REDRAW_SLURM_SECONDS = 2, 10
@@ -167,7 +168,7 @@ def _figure(key: str, form: str) -> Callable[[dict[str, Any]], str]:
 
 
 def _time(key: str) -> Callable[[dict[str, Any]], str]:
-    return lambda row: "" if row[key] is None else duration(row[key])
+    return lambda row: "" if row[key] is None else format_duration(row[key])
 
 
 def _speed(row: dict[str, Any]) -> str:
@@ -230,7 +231,7 @@ def _progress(row: dict[str, Any]) -> str:
         _labelled("epoch", _epoch(row)),
         _labelled("step", step, of + percent),
         _labelled("ETA", _time("eta_s")(row)),
-        _labelled("updated", duration(time.time() - row["updated"]), " ago") if row["updated"] else "",
+        _labelled("updated", format_duration(time.time() - row["updated"]), " ago") if row["updated"] else "",
     )
 
 

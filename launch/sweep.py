@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from launch.jobs import shown
-from launch.run_state import duration
 from launch.submit import check_batch, check_paths
 from launch.sweep_dir import Place, SweepDir
 from launch.words import split_words
@@ -22,6 +21,7 @@ from recipes.rundir import read_provenance, read_status
 from recipes.schema import Recipe
 from recipes.sweep import Metric, Sweep, Trial, from_words, grid, sample, size, trials
 from recipes.sweep_file import sweep_json
+from recipes.text import format_duration
 from slurm.profile import Profile, load_profile
 from slurm.sbatch import check_slurm, max_array_size
 
@@ -222,4 +222,4 @@ def _hours(recipe: Recipe, root: Path, number: int) -> str:
     seconds = sum((a["end"] - a["start"]) * a["world_size"] for a in attempts if a["end"])
     epochs = read_status(best[1]).get("epoch") or recipe.epochs
     each = seconds * recipe.epochs / epochs
-    return f"GPU-hours: about {each * number / 3600:.2g}, {duration(each)} a trial (as {best[1].name} took)"
+    return f"GPU-hours: about {each * number / 3600:.2g}, {format_duration(each)} a trial (as {best[1].name} took)"

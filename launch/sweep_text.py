@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from launch.leaderboard import Board, read_sweep
-from launch.run_state import ROOT, duration
+from launch.run_state import ROOT
 from launch.sweep_terms import METRICS, Setting, figure, goes_on, labels, plural, shortened
 from recipes.rundir import write_atomic
+from recipes.text import format_duration
 
 LAST = "done"
 """The last column of the table."""
@@ -31,8 +32,8 @@ def lines(board: Board, width: int | None = None, top: int = 10) -> list[str]:
     facts = [
         f"{plural(len(board.trials), 'trial')}: {_counted(board.counts)}",
         f"{board.gpu_hours:.3g} GPU-hours" if board.gpu_hours else "",
-        duration(board.elapsed_s),
-        f"about {duration(board.eta_s)} left" if board.eta_s is not None else "",
+        format_duration(board.elapsed_s),
+        f"about {format_duration(board.eta_s)} left" if board.eta_s is not None else "",
     ]
     told = [f"{board.name}: {board.method}{over}; the {wins} {metric} wins", f"  {'; '.join(filter(None, facts))}", ""]
     ranked = [setting for setting in board.settings if setting.value is not None]
@@ -54,7 +55,7 @@ def _columns(board: Board, settings: Sequence[Setting]) -> dict[str, list[str]]:
         "± sd": lambda one: figure(one.spread, metric),
         "range": lambda one: f"{figure(one.low, metric)}-{figure(one.high, metric)}" if seeds else "",
         "epoch": lambda one: "" if one.best_epoch is None else f"{one.best_epoch:.3g}",
-        "time": lambda one: duration(one.seconds) if one.seconds else "",
+        "time": lambda one: format_duration(one.seconds) if one.seconds else "",
         "GPU-h": lambda one: f"{one.gpu_hours:.3g}" if one.gpu_hours else "",
         LAST: lambda one: _done(one, seeds),
     }

@@ -544,6 +544,12 @@ class Run(Group):
     name: str | None = Field(default=None, pattern=r"^[^/\\\x00-\x1f]+$", max_length=200)
     """The run's name; one that exists is continued. null: a new one made of recipe and time."""
 
+    @model_validator(mode="after")
+    def _is_a_name(self) -> Run:
+        if self.name in (".", ".."):
+            raise ValueError(f"name={self.name} is a folder that is there: choose another")
+        return self
+
 
 class Profile(Group):
     """torch.profiler over some steps, written to profile/rank-R.json for chrome://tracing or Perfetto."""

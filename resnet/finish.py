@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from recipes.rundir import write_atomic, write_status
+from recipes.text import format_duration
 from resnet.checkpoint import name_of, newest_valid, step_of
-from resnet.progress import format_duration
 from resnet.snapshot import EMA, MODEL
 
 if TYPE_CHECKING:

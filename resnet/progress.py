@@ -8,19 +8,12 @@ import sys
 import time
 from typing import Literal, TextIO
 
+from recipes.text import format_duration
+
 REDRAW_SECONDS = 0.1
 FIRST_LINE_SECONDS, LAST_LINE_SECONDS = 5.0, 30.0
 """Seconds between plain lines: in the first minutes, and later on."""
 BAR_WIDTH = 24
-
-
-def format_duration(seconds: float) -> str:
-    """As 9s, 4m05s, 1h02m or 3d04h."""
-    whole = round(max(0.0, seconds))
-    for large, small, names in ((86400, 3600, "dh"), (3600, 60, "hm"), (60, 1, "ms")):
-        if whole >= large:
-            return f"{whole // large}{names[0]}{whole % large // small:02d}{names[1]}"
-    return f"{whole}s"
 
 
 class Progress:

@@ -108,7 +108,8 @@ def record_attempt(run_dir: Path, information: Mapping[str, Any], step: int = 0)
     attempt |= {"start": time.time(), "end": None, "reason": None, "first_step": step, "step": step}
     attempts.append(attempt)
     write_atomic(run_dir / "provenance.json", to_json({**information, "attempts": attempts}, indent=1) + "\n")
-    return len(attempts)
+    # Under Slurm attempts count that died before they came here.
+    return max(len(attempts), int(os.environ.get("RESNET_ATTEMPT", "0")))
 
 
 def end_attempt(run_dir: Path, reason: str, step: int | None = None) -> None:

@@ -117,10 +117,13 @@ class Attempt:
         return end_of_staging(code, self.lines, nodes, self.logs) if code else None
 
     def _train(self, command: Sequence[str], nodes: Sequence[str]) -> End:
-        os.environ["MASTER_ADDR"] = self.jobs["master"] or nodes[0]
-        os.environ["MASTER_PORT"] = str(free_port(self.job_id))
-        os.environ["RESNET_ATTEMPT"] = str(self.number)
-        code = self._srun([*self.jobs["srun"], f"--output={self.logs}/rank-%t.log"], command)
+        code = self._srun(
+            [*self.jobs["srun"], f"--output={self.logs}/rank-%t.log"],
+            command,
+            MASTER_ADDR=self.jobs["master"] or nodes[0],
+            MASTER_PORT=str(free_port(self.job_id)),
+            RESNET_ATTEMPT=str(self.number),
+        )
         return end_of_training(code, self.lines, self._status(), self.told, self.logs, self._node_of_failure(nodes))
 
     def _node_of_failure(self, nodes: Sequence[str]) -> str | None:
@@ -132,11 +135,17 @@ class Attempt:
         first: int = min(own, key=lambda r: r["time"])["rank"]
         return nodes[first * len(nodes) // int(os.environ["SLURM_NTASKS"])]
 
-    def _srun(self, options: Sequence[str], command: Sequence[str]) -> int:
+    def _srun(self, options: Sequence[str], command: Sequence[str], **environment: str) -> int:
         """Run a job step; its own messages are kept, and go to the batch script's log too."""
         ended = threading.Event()
         threading.Thread(target=self._attend, args=(ended,), daemon=True).start()
-        step = subprocess.Popen(["srun", *options, *command], stderr=subprocess.PIPE, text=True, errors="replace")
+        step = subprocess.Popen(
+            ["srun", *options, *command],
+            env={**os.environ, **environment},
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+        )
         assert step.stderr is not None
         for line in step.stderr:
             self.lines.append(line.rstrip())

@@ -1,8 +1,11 @@
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from resnet.data.shapes import draw
+from tests.helpers import TINY
+from tests.slurm_helpers import Cluster, need_slurm, running_cluster
 
 
 @pytest.fixture(scope="session")
@@ -11,3 +14,19 @@ def shapes(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "shapes"
     draw(folder, per_class=16, size=40)
     return folder
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory) -> Iterator[Cluster]:
+    """A Slurm of a test module's own, and an empty folder to send runs from."""
+    need_slurm()
+    with running_cluster(
+        tmp_path_factory.mktemp("cluster"), tmp_path_factory.mktemp("a folder with spaces")
+    ) as running:
+        yield running
+
+
+@pytest.fixture
+def tiny(shapes) -> list[str]:
+    """The words of a run of a few seconds."""
+    return [*TINY, f"data.train={shapes}"]

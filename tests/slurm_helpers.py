@@ -15,12 +15,13 @@ import pytest
 
 from slurm import testcluster
 from tests.helpers import PROGRAM, status
+from tests.processes import start_ranks, wait_ranks
 
 ON_CLUSTER = ["cluster=local-test", "slurm.time=5"]
 
 
 def need_slurm() -> None:
-    """Skip the module where Slurm's packages are missing; fail it where they must be there (REQUIRE_SLURM=1)."""
+    """Skip what calls it (a module, a test) where Slurm's packages are missing, or fail it with REQUIRE_SLURM=1."""
     try:
         testcluster.check_packages()
     except ValueError as error:
@@ -103,3 +104,11 @@ def running_cluster(folder: Path, work: Path) -> Iterator[Cluster]:
         yield Cluster(folder, work)
     finally:
         testcluster.down(folder)
+
+
+def train_here(words: list, run: Path, ranks: int) -> Path:
+    """The same run without Slurm, on so many ranks with a thread each."""
+    words = [*words, f"run.root={run.parent}", f"run.name={run.name}"]
+    children = start_ranks([str(word) for word in words], ranks, run.parent / f"{run.name}.log")
+    assert wait_ranks(children, 120) == [0] * ranks, (run.parent / f"{run.name}.log").read_text()
+    return run

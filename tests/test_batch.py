@@ -204,7 +204,7 @@ def test_slurms_word_on_an_end(log, word):
 def test_a_damaged_status_does_not_keep_a_job_from_ending_well(run_dir, monkeypatch):
     (run_dir / "status.json").write_text("{")
     monkeypatch.setattr(batch, "hostnames", lambda: ["n1"])
-    monkeypatch.setattr(Attempt, "_srun", lambda *_: 1)
+    monkeypatch.setattr(Attempt, "_srun", lambda *_, **__: 1)
     assert Attempt(JOBS, run_dir).run(["true"]) == 1
     assert read_status(run_dir)["state"] == "failed"
 
@@ -260,6 +260,6 @@ def test_the_batch_script_needs_no_package():
 def test_a_status_that_is_finished_stays_so(run_dir, monkeypatch):
     write_status(run_dir, state="finished")
     monkeypatch.setattr(batch, "hostnames", lambda: ["n1"])
-    monkeypatch.setattr(Attempt, "_srun", lambda *_: 0)
+    monkeypatch.setattr(Attempt, "_srun", lambda *_, **__: 0)
     assert Attempt(JOBS, run_dir).run(["true"]) == 0
     assert read_status(run_dir)["state"] == "finished"

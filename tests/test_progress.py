@@ -10,8 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from recipes.text import format_duration
 from resnet import progress
-from resnet.progress import Progress, format_duration
+from resnet.progress import Progress
 
 PROGRAM = """
 import time

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import subprocess
 import time
@@ -11,6 +10,7 @@ import pytest
 
 from slurm import queue, testcluster
 from slurm.queue import Job, accounted, queued
+from tests.slurm_helpers import need_slurm
 
 
 @pytest.fixture
@@ -138,12 +138,7 @@ def test_states(state, over, failure):
 
 
 def test_the_real_one(tmp_path, monkeypatch):
-    try:
-        testcluster.check_packages()
-    except ValueError as error:
-        if os.environ.get("REQUIRE_SLURM"):
-            raise
-        pytest.skip(f"NO SLURM TESTED: {error}")
+    need_slurm()
     testcluster.up(tmp_path / "cluster")
     try:
         for name, value in testcluster.environment(tmp_path / "cluster").items():

@@ -16,9 +16,8 @@ from pathlib import Path
 import pytest
 
 from recipes.load import load
-from slurm import testcluster
 from tests.helpers import PROGRAM, TINY, column, status
-from tests.slurm_helpers import Cluster, running_cluster
+from tests.slurm_helpers import Cluster
 
 SHORT = [word for word in TINY if not word.startswith("optimizer.lr")] + ["epochs=2"]
 KILLS_ITS_CALLER = """#!/bin/sh
@@ -31,18 +30,6 @@ def attempts(trial: Path) -> list[dict]:
     from slurm.attempts import read_attempts
 
     return read_attempts(trial)
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
-    try:
-        testcluster.check_packages()
-    except ValueError as error:
-        if os.environ.get("REQUIRE_SLURM"):
-            raise
-        pytest.skip(f"NO SLURM TESTED: {error}")
-    with running_cluster(tmp_path_factory.mktemp("cluster"), tmp_path_factory.mktemp("work")) as running:
-        yield running
 
 
 def test_a_sweep_on_slurm_survives_everything_and_is_completed(cluster: Cluster, shapes, tmp_path):

@@ -12,11 +12,9 @@ from pathlib import Path
 import pytest
 
 from slurm import testcluster
+from tests.slurm_helpers import need_slurm
 
-try:
-    testcluster.check_packages()
-except ValueError as error:
-    pytest.skip(f"NO SLURM TESTED: {error}", allow_module_level=True)
+need_slurm()
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 from recipes.load import load_file
 from recipes.rundir import read_metrics, read_provenance, read_status, write_atomic
 from recipes.schema import Evidence, Recipe
-from resnet.progress import format_duration
+from recipes.text import format_duration
 from resnet.tools.html import counted, mapping, moment, page, picture, section, show, table
 from resnet.tools.plots import draw_confusion, draw_curves
 

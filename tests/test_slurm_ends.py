@@ -1,0 +1,150 @@
+"""Runs on a real Slurm that are signalled, preempted, requeued, killed and cancelled, and are still the same runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from itertools import pairwise
+
+from tests.helpers import column, metrics, newest, same, status, weights
+from tests.slurm_helpers import ON_CLUSTER, Cluster, train_here
+
+
+def test_interrupted_in_every_way_it_ends_as_if_it_had_not_been(cluster: Cluster, tiny, tmp_path):
+    words = [*tiny, "epochs=20", "eval.every=20", "checkpoint.every=20 steps", "wandb.mode=offline"]
+    for name in ("hit", "timed"):
+        limit = "slurm.time=1" if name == "timed" else "slurm.time=5"
+        cluster.launch("submit", *words, *ON_CLUSTER, limit, "slurm.signal_lead=10", f"run.name={name}")
+    # What it stages at the end of its time does not listen: the batch script has to be quicker than Slurm.
+    deaf = """slurm.stage=["trap '' USR2; sleep 200"]"""
+    no_gpu = ["slurm.gpus_per_node=0", "slurm.time=1", "slurm.signal_lead=10"]
+    cluster.launch("submit", *words, *ON_CLUSTER, *no_gpu, deaf, "run.name=stuck")
+    job = cluster.job("hit")
+
+    cluster.wait_step("hit", 5)
+    cluster.ask("scancel", "--signal=USR2", job)
+    cluster.wait("the next attempt", lambda: len(cluster.attempts("hit")) == 2)
+    wandb_id = (cluster.run_dir("hit") / "wandb_id.txt").read_text()
+
+    cluster.wait_step("hit", cluster.attempts("hit")[1]["step"] + 3, attempt=2)
+    cluster.ask("scontrol", "requeue", job)
+    cluster.wait("the next attempt", lambda: len(cluster.attempts("hit")) == 3)
+
+    cluster.wait_step("hit", cluster.attempts("hit")[2]["step"] + 3, attempt=3)
+    node = cluster.attempts("hit")[2]["nodes"][0]
+    high = ["--partition=high", "--gres=gpu:2", f"--nodelist={node}", "--output=/dev/null"]
+    cluster.ask("sbatch", *high, "--wrap", "sleep 1")
+    cluster.wait("the next attempt", lambda: len(cluster.attempts("hit")) == 4)
+
+    reference = train_here([*words, "wandb.mode=disabled"], tmp_path / "reference", 2)
+    for name in ("hit", "timed"):
+        ended = cluster.wait_end(name, 240)
+        run = cluster.run_dir(name)
+        assert (ended["state"], ended["reason"], ended["step"]) == ("finished", "finished", 200)
+        assert same(weights(run), weights(reference))
+        assert same(
+            weights(run / newest(run), "model.safetensors"), weights(reference / newest(reference), "model.safetensors")
+        )
+        assert [row["step"] for row in metrics(run, "train/loss")] == list(range(1, 201))
+        assert column(run, "train/loss") == column(reference, "train/loss")
+    stuck = cluster.attempts("stuck")[0]
+    assert (stuck["outcome"], stuck["cause"], stuck["fruitless"]) == ("killed", "walltime", True)
+    assert cluster.attempts("stuck")[1]["restart"] == 1
+    # Three such attempts in a row are the last.
+    cluster.launch("cancel", "stuck", "--now", code=None)
+    attempts = cluster.attempts("hit")
+    assert [attempt["restart"] for attempt in attempts] == [0, 1, 2, 3]
+    assert [attempt["outcome"] for attempt in attempts] == ["stopped"] * 3 + ["finished"]
+    assert status(cluster.run_dir("hit"))["attempts"] == 4
+    # Nothing that a signal announced was lost.
+    assert all(after["step"] == before["last_step"] > before["step"] for before, after in pairwise(attempts))
+    assert (cluster.run_dir("hit") / "wandb_id.txt").read_text() == wandb_id
+    timed = cluster.attempts("timed")
+    assert len(timed) > 1
+    assert {attempt["cause"] for attempt in timed[:-1]} == {"walltime"}
+
+
+def test_a_killed_rank_ends_the_job_and_is_named(cluster: Cluster, tiny):
+    cluster.launch(
+        "submit", *tiny, "epochs=200", *ON_CLUSTER, "slurm.nodes=2", "slurm.gpus_per_node=1", "run.name=killed"
+    )
+    cluster.wait_step("killed", 3)
+    run = cluster.run_dir("killed")
+    os.kill(int(json.loads((run / "logs" / "rank-1.json").read_text())["pid"]), signal.SIGKILL)
+    ended = cluster.wait_end("killed", 60)
+    assert (ended["state"], ended["failure"]) == ("failed", "killed")
+    assert ended["reason"].startswith("rank 1 on 127.0.0.2 was killed")
+    assert len(cluster.attempts("killed")) == 1
+    said = cluster.launch("retry", "killed", "--exclude-bad-nodes", "slurm.nodes=1", "slurm.gpus_per_node=2").stdout
+    assert "not on 127.0.0.2" in said
+    cluster.wait_step("killed", 4, attempt=2)
+    assert cluster.attempts("killed")[1]["nodes"] == ["127.0.0.1"]
+    cluster.launch("cancel", "killed", "--now")
+    assert cluster.wait_end("killed")["reason"] == "cancelled"
+
+
+def test_a_node_that_fails_costs_no_more_than_a_checkpoint_interval(cluster: Cluster, tiny):
+    words = [*tiny, "epochs=20", "eval.every=20", "checkpoint.every=5 steps"]
+    cluster.launch("submit", *words, *ON_CLUSTER, "slurm.gpus_per_node=1", "run.name=moved")
+    cluster.wait_step("moved", 12)
+    [node] = cluster.attempts("moved")[0]["nodes"]
+    cluster.ask("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
+    try:
+        ended = cluster.wait_end("moved")
+    finally:
+        cluster.ask("scontrol", "update", f"NodeName={node}", "State=RESUME")
+    assert (ended["state"], ended["step"], ended["attempts"]) == ("finished", 200, 2)
+    first, second = cluster.attempts("moved")
+    assert second["step"] >= 10
+    assert second["nodes"] != first["nodes"]
+
+
+def test_a_name_that_does_not_resolve_ends_the_job(cluster: Cluster, tiny):
+    wrong = "slurm.environment.MASTER_ADDR=no-such-node.invalid"
+    cluster.launch("submit", *tiny, *ON_CLUSTER, wrong, "run.name=nameless")
+    ended = cluster.wait_end("nameless", 60)
+    assert (ended["state"], ended["failure"]) == ("failed", "crash")
+    assert "no-such-node.invalid, does not resolve" in ended["reason"]
+
+
+def test_cancel_saves_and_retry_goes_on(cluster: Cluster, tiny):
+    cluster.launch("submit", *tiny, "epochs=40", "eval.every=40", *ON_CLUSTER, "run.name=paused")
+    cluster.wait_step("paused", 3)
+    again = cluster.launch("submit", *tiny, "epochs=40", "eval.every=40", *ON_CLUSTER, "run.name=paused", code=2).stderr
+    assert "in the queue already" in again
+    cluster.launch("cancel", "paused")
+    ended = cluster.wait_end("paused")
+    assert (ended["state"], ended["failure"], ended["reason"]) == ("stopped", "user", "cancelled")
+    saved = cluster.attempts("paused")[0]["last_step"]
+    assert saved >= 3
+    said = cluster.launch("retry", "paused").stdout
+    assert f"goes on from step {saved}" in said
+    ended = cluster.wait_end("paused", 120)
+    assert (ended["state"], ended["step"], ended["attempts"]) == ("finished", 400, 2)
+    assert cluster.attempts("paused")[1]["step"] == saved
+    assert (
+        "is finished"
+        in cluster.launch("submit", *tiny, "epochs=40", "eval.every=40", *ON_CLUSTER, "run.name=paused", code=2).stderr
+    )
+
+
+def test_a_users_scancel_is_not_requeued(cluster: Cluster, tiny):
+    cluster.launch("submit", *tiny, "epochs=200", *ON_CLUSTER, "run.name=scancelled")
+    cluster.wait_step("scancelled", 2)
+    cluster.ask("scancel", cluster.job("scancelled"))
+    ended = cluster.wait_end("scancelled")
+    assert (ended["state"], ended["failure"]) == ("stopped", "user")
+    assert len(cluster.attempts("scancelled")) == 1
+
+
+def test_a_signal_while_data_is_staged_is_a_stop(cluster: Cluster, tiny):
+    cluster.launch("submit", *tiny, *ON_CLUSTER, 'slurm.stage=["sleep 100"]', "run.name=staging")
+    cluster.wait("the first attempt", lambda: cluster.attempts("staging"))
+    step = f"{cluster.job('staging')}.0"
+    cluster.wait("its step", lambda: step in cluster.ask("squeue", "-s", "-h", "-o", "%i").stdout.split())
+    cluster.ask("scancel", "--signal=USR2", cluster.job("staging"))
+    cluster.wait("its end", lambda: "end" in cluster.attempts("staging")[0])
+    assert cluster.attempts("staging")[0]["outcome"] == "stopped"
+    assert status(cluster.run_dir("staging"))["state"] == "queued"
+    assert "is cancelled" in cluster.launch("cancel", "staging", "--now").stdout
