@@ -12,6 +12,7 @@ from pathlib import Path
 
 from launch.jobs import active_job, read_job, shown
 from launch.run_state import find, find_sweep, rows
+from launch.sweep_dir import cancel_file
 from recipes.rundir import read_status, write_status
 from resnet.lease import holder_elsewhere, read_lease
 from slurm.attempts import end_file
@@ -75,6 +76,7 @@ def _cancel_here(run_dir: Path, now: bool) -> str:
 
 def _cancel_sweep(sweep_dir: Path, now: bool) -> None:
     """Cancel the trials that are under way: those that wait with one scancel for each array."""
+    cancel_file(sweep_dir).touch()
     runs = [path.parent for path in sweep_dir.glob("*/status.json")]
     under_way = [(run, row) for run, row in zip(runs, rows(runs), strict=True) if not row["over"]]
     waiting = [(run, row) for run, row in under_way if row["state"] == "queued" and row["job_id"]]
@@ -84,7 +86,11 @@ def _cancel_sweep(sweep_dir: Path, now: bool) -> None:
         ask(["scancel", "--state=PENDING", array])
     for run, _ in waiting:
         write_status(run, state="stopped", reason="cancelled", failure="user", eta_s=None)
+    told = 0
     for run, row in under_way:
         if row["state"] == "running":
-            print(cancel(run, now))
-    print(f"{sweep_dir.name}: {len(waiting)} trials that waited are cancelled; launch sweep or retry would go on")
+            # It may have ended by now.
+            with contextlib.suppress(ValueError):
+                print(cancel(run, now))
+                told += 1
+    print(f"{sweep_dir.name}: {len(waiting)} waiting and {told} running trials are cancelled; launch sweep would go on")

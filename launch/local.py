@@ -80,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
         config.flush()
         process = subprocess.Popen(
             [*_accelerate(ranks, config.name), *words, *(["--debug"] if arguments.debug else [])],
-            env=_environment(),
+            env=own_environment(),
             start_new_session=True,
             preexec_fn=partial(die_with_parent, signal.SIGKILL, os.getpid()),
         )
@@ -128,7 +128,7 @@ def _accelerate(ranks: int, config: str) -> list[str]:
     return [sys.executable, "-c", _ACCELERATE, *flags, str(PROGRAM)]
 
 
-def _environment() -> dict[str, str]:
+def own_environment() -> dict[str, str]:
     """Without what a launcher around this one, or a batch script, says of its own processes."""
     return {
         name: value

@@ -6,7 +6,7 @@ import argparse
 import re
 from pathlib import Path
 
-from launch.jobs import SNAPSHOTS, read_job, refuse_active, send, shown
+from launch.jobs import SNAPSHOTS, Job, read_job, refuse_active, send, shown
 from launch.run_state import find, find_sweep
 from recipes.load import load_file
 from recipes.rundir import read_status
@@ -53,12 +53,14 @@ def _retry_sweep(sweep_dir: Path, arguments: argparse.Namespace) -> int:
             for trial in todo:
                 profile = without_bad_nodes(profile, sweep_dir / trial["name"])
         place = Place(jobs[-1].cluster, profile, Path(jobs[-1].folder), directory.content["max_parallel"])
-        send_trials(directory, todo, place)
+        send_trials(directory, todo, place, None if arguments.new_code else _snapshot(jobs[-1]))
     return 0
 
 
 def _retry_run(run_dir: Path, arguments: argparse.Namespace) -> int:
     job = read_job(run_dir)
+    if job is None and (run_dir.parent / "sweep.json").is_file():
+        return _retry_trial_here(run_dir)
     if job is None:
         raise ValueError(f"{run_dir.name} was never sent to Slurm: launch submit recipe={shown(run_dir)} cluster=NAME")
     refuse_active(run_dir)
@@ -68,9 +70,7 @@ def _retry_run(run_dir: Path, arguments: argparse.Namespace) -> int:
     profile = change_profile(job.profile, _slurm_words(arguments, run_dir.name), job.cluster)
     if arguments.exclude_bad_nodes:
         profile = without_bad_nodes(profile, run_dir)
-    snapshot = Path(job.snapshot)
-    if arguments.new_code or not snapshot.is_dir():
-        snapshot = take_snapshot(run_dir.parent / SNAPSHOTS)
+    snapshot = (None if arguments.new_code else _snapshot(job)) or take_snapshot(run_dir.parent / SNAPSHOTS)
     recipe = load_file(run_dir / "slurm" / "recipe.yaml").recipe
     if (pruned := end_file(run_dir, "pruned")).exists():
         from launch.search import let_go_on
@@ -81,6 +81,23 @@ def _retry_run(run_dir: Path, arguments: argparse.Namespace) -> int:
     excluded = f", not on {profile.exclude}" if profile.exclude else ""
     print(f"{run_dir.name} is job {job_id} on {job.cluster}{excluded}; it goes on from step {newest_step(run_dir)}")
     return 0
+
+
+def _retry_trial_here(run_dir: Path) -> int:
+    """Continue one trial of a sweep, also one that early stopping ended."""
+    from launch.search import let_go_on
+    from launch.sweep_dir import Place, SweepDir
+    from launch.sweep_here import train_here
+
+    with SweepDir(run_dir.parent) as directory:
+        let_go_on(run_dir.parent, run_dir.name)
+        trial = next(trial for trial in directory.trials if trial["name"] == run_dir.name)
+        return train_here(directory, [trial], Place("local", None, Path(directory.content["folder"])))
+
+
+def _snapshot(job: Job) -> Path | None:
+    """The copy of the program that a job ran, if it is there still."""
+    return Path(job.snapshot) if Path(job.snapshot).is_dir() else None
 
 
 def _slurm_words(arguments: argparse.Namespace, name: str) -> list[str]:

@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> None:
     loaded = load(words.recipe)
     recipe = loaded.recipe
     plan = check_batch(recipe, profile)
-    check_paths(recipe, profile)
+    check_paths(recipe, profile.scratch)
     run_dir = place(loaded, profile)
     fresh = not run_dir.exists()
     if not fresh:
@@ -81,8 +81,11 @@ def check_batch(recipe: Recipe, profile: Profile) -> Plan:
     return make_plan(recipe, samples_known(recipe.data) or recipe.batch_size, profile.ranks)
 
 
-def check_paths(recipe: Recipe, profile: Profile) -> None:
-    """Raise ValueError, naming them, where files that the recipe reads are not there."""
+def check_paths(recipe: Recipe, scratch: str | None) -> None:
+    """Raise ValueError, naming them, where files that the recipe reads are not there.
+
+    scratch: a folder on the nodes' own disks, below which nothing is looked for.
+    """
     data = recipe.data
     named: dict[str, str | None] = {}
     if data.source in ("image_folder", "csv"):
@@ -99,16 +102,12 @@ def check_paths(recipe: Recipe, profile: Profile) -> None:
     missing = [
         f"  {key}={value}"
         for key, value in named.items()
-        if value and not _on_nodes(value, profile) and not Path(value).expanduser().exists()
+        if value and not (scratch and Path(value).is_relative_to(scratch)) and not Path(value).expanduser().exists()
     ]
     if missing:
         raise ValueError(
             "\n".join(["not there:", *missing, "(paths on the nodes' own disks belong under slurm.scratch)"])
         )
-
-
-def _on_nodes(value: str, profile: Profile) -> bool:
-    return profile.scratch is not None and Path(value).is_relative_to(profile.scratch)
 
 
 def place(loaded: Loaded, profile: Profile) -> Path:

@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from launch.jobs import shown
+from launch.local import visible_gpus
 from launch.submit import check_batch, check_paths
-from launch.sweep_dir import Place, SweepDir
+from launch.sweep_dir import Place, SweepDir, comparable
 from launch.words import split_words
 from recipes.load import load
 from recipes.plan import make_plan, samples_known
 from recipes.rundir import read_provenance, read_status
 from recipes.schema import Recipe
-from recipes.sweep import Metric, Sweep, Trial, from_words, grid, sample, size, trials
+from recipes.sweep import Metric, Sweep, Trial, Values, from_words, grid, sample, size, trials
 from recipes.sweep_file import sweep_json
 from recipes.text import format_duration
 from slurm.profile import Profile, load_profile
@@ -47,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--count", type=int, metavar="N", help="trials of a random or bayes search (run_cap in a file)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of a random or bayes search (0)")
     parser.add_argument("--max-parallel", type=int, metavar="N", help="most trials that Slurm runs at once")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="trials that run here at once (1)")
+    parser.add_argument("--jobs", type=int, metavar="N", help="trials that run here at once (1)")
     parser.add_argument("--storage", metavar="URL", help="database of a bayes search (a file in the sweep's folder)")
     parser.add_argument("--dry-run", action="store_true", help="show the trials and what they would take")
     parser.add_argument("--yes-above", type=int, default=50, metavar="N", help="ask before more trials than that (50)")
@@ -57,20 +58,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     files = [word for word in arguments.words if "=" not in word and word.endswith((".yaml", ".yml"))]
     words = split_words([word for word in arguments.words if word not in files])
-    sweep = _read(files, words.recipe, arguments)
+    _check_options(arguments, words.cluster)
+    sweep = _with_absolute_recipes(_read(files, words.recipe, arguments))
     profile = load_profile(words.cluster, words.slurm) if words.cluster not in (None, "local") else None
     if profile is None and words.slurm:
         raise ValueError(f"{words.slurm[0]}: cluster=local takes no slurm keys")
     listed, notes = _trials(sweep, arguments.seed)
     for trial in listed:
-        _check(trial.recipe, profile)
+        try:
+            _check(trial.recipe, profile)
+        except ValueError as error:
+            raise ValueError(f"{error}\n(in trial {trial.name})") from error
     recipe = listed[0].recipe
     if sweep.metric is None:
         sweep = replace(
             sweep, metric=Metric(recipe.eval.metric, "minimize" if recipe.eval.metric == "loss" else "maximize")
         )
-    sweep_dir = _place(sweep, recipe, profile, arguments.name)
-    place = Place(words.cluster or "local", profile, Path.cwd(), arguments.max_parallel, arguments.jobs)
+    sweep_dir = _place(sweep, recipe, profile, arguments)
+    place = Place(words.cluster or "local", profile, Path.cwd(), arguments.max_parallel, arguments.jobs or 1)
     count = sweep.run_cap if sweep.method == "bayes" else None
     content = sweep_json(sweep) | {
         "name": sweep_dir.name,
@@ -80,6 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
         "folder": str(place.cwd),
         "max_parallel": place.max_parallel,
         "ranks": profile.ranks if profile else 1,
+        "gpus_per_trial": profile.nodes * profile.gpus_per_node if profile else min(1, visible_gpus()),
         "command": " ".join(["launch", *sys.argv[1:]]),
     }
     for note in (*sweep.notes, *notes):
@@ -98,11 +104,15 @@ def run(arguments: argparse.Namespace) -> int:
         directory.update(content, None if count else listed, count)
         if profile is None:
             from launch.sweep_here import await_orphans, train_here
+            from launch.sweep_status import look
 
             await_orphans(directory)
             todo, there = directory.missing()
             _say(directory, len(todo), there)
-            return train_here(directory, todo, place)
+            code = train_here(directory, todo, place)
+            lines, _, _ = look(sweep_dir, None)
+            print("\n".join(["", *lines]))
+            return code
         from launch.sweep_slurm import send_trials
 
         todo, there = directory.missing()
@@ -123,8 +133,6 @@ def _read(files: list[str], words: list[str], arguments: argparse.Namespace) -> 
     else:
         sweep = from_words(words)
     if arguments.count is not None:
-        if arguments.count < 1:
-            raise ValueError("--count: give 1 or more")
         sweep = replace(sweep, run_cap=arguments.count)
     if sweep.method != "grid" and sweep.run_cap is None:
         raise ValueError(f"method: {sweep.method} goes on for ever: give --count N, or run_cap in the file")
@@ -140,22 +148,49 @@ def _trials(sweep: Sweep, seed: int) -> tuple[list[Trial], list[str]]:
     return trials(sweep, (sample(sweep, seed, index) for index in range(number)))
 
 
+def _check_options(arguments: argparse.Namespace, cluster: str | None) -> None:
+    for option in ("count", "jobs", "max_parallel"):
+        value = getattr(arguments, option)
+        if value is not None and value < 1:
+            raise ValueError(f"--{option.replace('_', '-')}: give 1 or more")
+    here = cluster in (None, "local")
+    if here and arguments.max_parallel:
+        raise ValueError("--max-parallel is of a cluster: here it is --jobs")
+    if not here and arguments.jobs:
+        raise ValueError("--jobs is of this machine: on a cluster it is --max-parallel")
+
+
+def _with_absolute_recipes(sweep: Sweep) -> Sweep:
+    """Recipes that are files by their whole paths: trials may be made of them from another folder."""
+
+    def absolute(text: str) -> str:
+        return str(Path(text).expanduser().absolute()) if "/" in text or text.endswith((".yaml", ".yml")) else text
+
+    if "recipe" in sweep.fixed:
+        return replace(sweep, fixed={**sweep.fixed, "recipe": absolute(sweep.fixed["recipe"])})
+    values = sweep.parameters["recipe"]
+    assert isinstance(values, Values)
+    whole = replace(values, texts=tuple(absolute(text) for text in values.texts))
+    return replace(sweep, parameters={**sweep.parameters, "recipe": whole})
+
+
 def _check(recipe: Recipe, profile: Profile | None) -> None:
     if profile is None:
         make_plan(recipe, samples_known(recipe.data) or recipe.batch_size, 1)
     else:
         check_batch(recipe, profile)
-        check_paths(recipe, profile)
+    check_paths(recipe, profile.scratch if profile else None)
     if recipe.run.name is not None:
         raise ValueError(f"run.name={recipe.run.name}: trials are named by what is swept; --name is the sweep's")
 
 
-def _place(sweep: Sweep, recipe: Recipe, profile: Profile | None, name: str | None) -> Path:
+def _place(sweep: Sweep, recipe: Recipe, profile: Profile | None, arguments: argparse.Namespace) -> Path:
     """The sweep's directory: the same for the same command, which is how it is found again."""
     root = profile.run_root if profile and profile.run_root and "run.root" not in sweep.fixed else recipe.run.root
-    name = name or sweep.name
+    name = arguments.name or sweep.name
     if name is None:
-        content = json.dumps(sweep_json(replace(sweep, run_cap=None, notes=())), sort_keys=True)
+        told = {**sweep_json(sweep), "seed": arguments.seed}
+        content = json.dumps(comparable(told) | {"parameters": told["parameters"]}, sort_keys=True)
         name = f"sweep-{recipe.name}-{hashlib.sha256(content.encode()).hexdigest()[:6]}"
     if not name or name.startswith((".", "-")) or set(name) & set("/\\%") or not name.isprintable():
         raise ValueError(f"--name {name}: a name holds no / or % and does not start with . or -")
@@ -211,7 +246,10 @@ def _hours(recipe: Recipe, root: Path, number: int) -> str:
     """What so many trials would take, by the newest finished run of the recipe."""
     best: tuple[float, Path] | None = None
     for file in [*root.glob("*/status.json"), *root.glob("*/*/status.json")]:
-        status: dict[str, Any] = read_status(file.parent)
+        try:
+            status: dict[str, Any] = read_status(file.parent)
+        except ValueError:
+            continue
         if status.get("state") == "finished" and (best is None or status["updated"] > best[0]):
             path = file.parent / "recipe.yaml"
             if path.is_file() and load([f"recipe={path}"]).recipe.name == recipe.name:
@@ -222,4 +260,6 @@ def _hours(recipe: Recipe, root: Path, number: int) -> str:
     seconds = sum((a["end"] - a["start"]) * a["world_size"] for a in attempts if a["end"])
     epochs = read_status(best[1]).get("epoch") or recipe.epochs
     each = seconds * recipe.epochs / epochs
-    return f"GPU-hours: about {each * number / 3600:.2g}, {format_duration(each)} a trial (as {best[1].name} took)"
+    return (
+        f"GPU-hours: about {each * number / 3600:.2g}, {format_duration(each)} of one a trial (as {best[1].name} took)"
+    )

@@ -18,8 +18,8 @@ from launch.run_state import rows
 from launch.search import ask, should_stop, tell
 from launch.search import trial_name as numbered
 from recipes.load import load
-from recipes.rundir import read_status, to_json, write_atomic
-from recipes.schema import Recipe
+from recipes.rundir import read_status, to_json, write_atomic, write_status
+from recipes.schema import NOT_TRAINING, Recipe
 from recipes.sweep import Trial
 from slurm.attempts import ENDS, end_file
 from slurm.profile import Profile
@@ -50,8 +50,7 @@ class SweepDir:
             self.content = json.loads((path / "sweep.json").read_text(encoding="utf-8"))
 
     def __enter__(self) -> SweepDir:
-        fresh = not self.path.exists()
-        if not fresh and not self.content:
+        if not self.content and self.path.exists() and {entry.name for entry in self.path.iterdir()} - {"slurm"}:
             raise ValueError(f"{self.path} is there and is no sweep: choose another --name")
         (self.path / "slurm").mkdir(parents=True, exist_ok=True)
         self._lock = open(self.path / "slurm" / "sweep.lock", "w")
@@ -83,22 +82,39 @@ class SweepDir:
         return [other["name"] for other in self.trials].index(trial["name"])
 
     def update(self, content: Mapping[str, Any], listed: Iterable[Trial] | None, count: int | None) -> None:
-        """Note what is asked for; trials that are there already, by what they train, keep their names."""
-        known = {trial["digest"]: trial for trial in self.content.get("trials", [])}
-        if self.content and (self.content["method"] == "bayes") != (count is not None):
-            raise ValueError(f"{self.path} is a sweep of method {self.content['method']}: choose another --name")
+        """Note what is asked for: more values of what was swept make more trials, and those that are there stay.
+
+        Raises ValueError where it is another sweep: its results would not compare.
+        """
+        self._refuse_another(content)
+        there: list[dict[str, Any]] = self.content.get("trials", [])
         if listed is not None:
+            by_point = {json.dumps(trial["point"], sort_keys=True): trial for trial in there}
             for trial in listed:
-                fields = {"name": trial.name, "digest": trial.digest, "point": trial.point, "words": list(trial.words)}
-                known.setdefault(trial.digest, fields)
-            there = list(known.values())
+                known = by_point.get(json.dumps(trial.point, sort_keys=True))
+                if known is not None and known["digest"] != trial.digest:
+                    raise ValueError(f"{self.path}: {known['name']} was of another recipe: choose another --name")
+                if known is None:
+                    fields = {"name": trial.name, "digest": trial.digest, "point": trial.point}
+                    there = [*there, {**fields, "words": list(trial.words)}]
         else:
             assert count is not None
-            there = self.content.get("trials", [])
             new = range(len(there), count)
             there = [*there, *({"name": numbered(number), "digest": None, "point": None} for number in new)]
-        self.content = {"created": time.time(), **self.content, **content, "trials": there}
+        before = self.content.get("parameters", {})
+        both = {key: _joined(before.get(key), fields) for key, fields in content["parameters"].items()}
+        self.content = {"created": time.time(), **self.content, **content, "parameters": both, "trials": there}
         self.write()
+
+    def _refuse_another(self, content: Mapping[str, Any]) -> None:
+        if not self.content:
+            return
+        now, before = (comparable(which) for which in (content, self.content))
+        if changed := [what for what, value in now.items() if before[what] != value]:
+            raise ValueError(
+                f"{self.path} is a sweep that differs in {', '.join(changed)}: put that back, or choose another --name "
+                "(more values of the same keys are welcome)"
+            )
 
     def write(self) -> None:
         write_atomic(self.path / "sweep.json", to_json(self.content, indent=1) + "\n")
@@ -113,7 +129,7 @@ class SweepDir:
             row = found.get(trial["name"])
             if row is None:
                 todo += [] if failed_only else [trial]
-            elif end_file(self.path / trial["name"], "pruned").exists():
+            elif is_pruned(self.path / trial["name"], row["state"]):
                 others["pruned"] += 1
             elif row["state"] == "finished" or not (row["over"] or self._was_never_sent(row)):
                 others[row["state"]] += 1
@@ -131,19 +147,26 @@ class SweepDir:
             update={"group": recipe.wandb.group or self.path.name, "tags": [*recipe.wandb.tags, self.path.name]}
         )
         run = recipe.run.model_copy(update={"root": str(self.path), "name": trial["name"]})
-        return recipe.model_copy(update={"wandb": wandb, "run": run})
+        # That a trial is new is known; in a job, or continued, its directory is there.
+        resume = "auto" if recipe.resume == "never" else recipe.resume
+        return recipe.model_copy(update={"wandb": wandb, "run": run, "resume": resume})
 
     def prepare(self, trial: Mapping[str, Any]) -> Path:
-        """Make the trial's directory ready to be run (again); returns it."""
+        """Make the trial's directory ready to be run (again); returns it. Raises ValueError for a wrong recipe."""
         run_dir = self.path / trial["name"]
         (run_dir / "slurm").mkdir(parents=True, exist_ok=True)
         for why in ENDS:
             end_file(run_dir, why).unlink(missing_ok=True)
         if trial.get("words"):
-            # JSON is YAML; a thousand recipes are written in a fraction of the time.
-            text = json.dumps(self.recipe_of(trial).model_dump(mode="json"), indent=1)
-            (run_dir / "slurm" / "recipe.yaml").write_text(text, encoding="utf-8")
+            self.write_recipe(trial)
         return run_dir
+
+    def write_recipe(self, trial: Mapping[str, Any]) -> None:
+        """Write the trial's resolved recipe, once and for all: files that its words name may change."""
+        file = self.path / trial["name"] / "slurm" / "recipe.yaml"
+        if not file.exists():
+            # JSON is YAML; a thousand recipes are written in a fraction of the time.
+            file.write_text(json.dumps(self.recipe_of(trial).model_dump(mode="json"), indent=1), encoding="utf-8")
 
     # The record of arrays: what was sent before its id is known, then the id.
 
@@ -174,15 +197,18 @@ class SweepDir:
         lost = {name: array for name, array in self.arrays().items() if "job_ids" not in array}
         if not lost:
             return
+        jobs = queued()
+        if jobs is None:
+            raise ValueError(f"{self.path}: a command was killed when it sent trials; go on where squeue is")
         ids_by_name: dict[str, set[str]] = {}
-        for job_id, job in (queued() or {}).items():
+        for job_id, job in jobs.items():
             ids_by_name.setdefault(job.name, set()).add(job_id.partition("_")[0])
         for name, array in lost.items():
             job_ids: list[str] = []
             for base in ids_by_name.get(name, ()):
                 number = len(array["trials"])
                 found = [base] if number == 1 else [f"{base}_{index}" for index in range(number)]
-                if all((self.path / "slurm" / f"{job_id}_submitted.pkl").exists() for job_id in found):
+                if all((self.path / "slurm" / name / f"{job_id}_submitted.pkl").exists() for job_id in found):
                     job_ids = found
                 else:
                     _cancel(base)
@@ -202,6 +228,11 @@ def _cancel(job_id: str) -> None:
     raise ValueError(f"job {job_id}, of a command that was killed, does not end: scancel it, then try again")
 
 
+def cancel_file(sweep_dir: Path) -> Path:
+    """The file that tells who runs the trials here to start no more."""
+    return sweep_dir / "slurm" / "cancel"
+
+
 def write_job(run_dir: Path, job: Job) -> None:
     (run_dir / "slurm" / "job.json").write_text(json.dumps(job.__dict__, indent=1), encoding="utf-8")
 
@@ -212,10 +243,17 @@ def ask_trial(directory: SweepDir, trial: Mapping[str, Any]) -> dict[str, Any]:
     return {**trial, **json.loads((directory.path / trial["name"] / "slurm" / "point.json").read_text())}
 
 
+def is_pruned(run_dir: Path, state: str | None) -> bool:
+    """Whether early stopping ended a trial, and not something else."""
+    return state not in ("finished", "failed") and end_file(run_dir, "pruned").exists()
+
+
 def prune(sweep_dir: Path, trial: str) -> bool:
     """Whether early stopping ends a trial now (and not before)."""
-    file = end_file(sweep_dir / trial, "pruned")
-    if file.exists():
+    run_dir = sweep_dir / trial
+    file, status = end_file(run_dir, "pruned"), read_status(run_dir)
+    # One that has trained to its end has nothing left to save.
+    if file.exists() or (status.get("step") or 0) >= (status.get("total_steps") or 1):
         return False
     stop = should_stop(sweep_dir, trial)
     if stop is not None:
@@ -229,7 +267,35 @@ def finish_trial(directory: SweepDir, trial: Mapping[str, Any]) -> None:
     state = read_status(run_dir).get("state")
     if directory.content["early_stop"] and state == "finished":
         should_stop(directory.path, trial["name"])
-    pruned = end_file(run_dir, "pruned").exists()
-    end = "pruned" if pruned else state
+    end = "pruned" if is_pruned(run_dir, state) else state
     if directory.is_search and (end == "pruned" or end == "finished" or end == "failed"):
         tell(directory.path, directory.number_of(trial), end)
+
+
+def note_mistake(directory: SweepDir, trial: Mapping[str, Any], error: Exception) -> None:
+    """A trial whose point makes no recipe has failed; the others go on."""
+    run_dir = directory.path / trial["name"]
+    (run_dir / "slurm").mkdir(parents=True, exist_ok=True)
+    write_status(run_dir, name=run_dir.name, state="failed", reason=str(error), failure="mistake", eta_s=None)
+    finish_trial(directory, trial)
+
+
+def comparable(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What must be the same for trials to be of one sweep, of the content of sweep.json."""
+    fixed = {key: text for key, text in content["fixed"].items() if key.partition(".")[0] not in NOT_TRAINING}
+    drawn = content["method"] != "grid"
+    return {
+        "method": content["method"],
+        "fixed keys": fixed,
+        "swept keys": sorted(content["parameters"]),
+        "distributions": content["parameters"] if drawn else None,
+        "metric": (content["metric"], content["goal"]),
+        "early stopping": content["early_stop"],
+        "--seed": content["seed"] if drawn else None,
+    }
+
+
+def _joined(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> Mapping[str, Any]:
+    if before is None or "values" not in before or "values" not in now or now["probabilities"]:
+        return now
+    return {**now, "values": [*dict.fromkeys([*before["values"], *now["values"]])]}

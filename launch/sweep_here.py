@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from launch.jobs import read_job
-from launch.local import PROGRAM, visible_gpus
-from launch.sweep_dir import Place, SweepDir, ask_trial, finish_trial, prune
+from launch.local import PROGRAM, own_environment, visible_gpus
+from launch.sweep_dir import (
+    Place,
+    SweepDir,
+    ask_trial,
+    cancel_file,
+    finish_trial,
+    is_pruned,
+    note_mistake,
+    prune,
+)
 from recipes.rundir import read_status, write_status
 from resnet.lease import holder_elsewhere
 from resnet.signals import SIGNALS, die_with_parent
-from slurm.attempts import end_file
 from slurm.job import words_of
 
 LOOK_SECONDS = 1.0
@@ -46,41 +55,59 @@ class _Here:
         self.gpus = visible_gpus()
         self.received: list[int] = []
         self.passed_on = 0
-        self.failed = 0
+        self.failed = self.stopped = 0
         if self.gpus and place.jobs > self.gpus:
             raise ValueError(f"--jobs {place.jobs}, but there are {self.gpus} GPUs here, one for each trial")
 
     def run(self) -> int:
-        before = {number: signal.signal(number, lambda number, _: self.received.append(number)) for number in SIGNALS}
+        before = {number: signal.getsignal(number) for number in SIGNALS}
+        for number, handler in before.items():
+            # nohup has SIGHUP ignored.
+            if handler != signal.SIG_IGN:
+                signal.signal(number, lambda number, _: self.received.append(number))
+        cancel_file(self.directory.path).unlink(missing_ok=True)
         try:
-            while self.running or (self.todo and not self.received):
-                while self.todo and len(self.running) < self.place.jobs and not self.received:
+            while self.running or (self.todo and not self._is_over()):
+                while self.todo and len(self.running) < self.place.jobs and not self._is_over():
                     self._start(self.todo.pop(0))
                 self._look()
                 time.sleep(LOOK_SECONDS)
         finally:
             for process in self.running:
-                process.kill()
+                process.terminate()
+            for process in self.running:
+                process.wait()
             for number, handler in before.items():
                 signal.signal(number, handler)
         if self.received:
             print("stopped; the same command goes on", file=sys.stderr)
             return INTERRUPTED if self.received[0] == signal.SIGINT else STOPPED
-        return FAILED if self.failed else DONE
+        return FAILED if self.failed else STOPPED if self.stopped else DONE
+
+    def _is_over(self) -> bool:
+        return bool(self.received) or cancel_file(self.directory.path).exists()
 
     def _start(self, trial: dict[str, Any]) -> None:
-        if self.directory.is_search:
-            trial = ask_trial(self.directory, trial)
-        run_dir = self.directory.prepare(trial)
+        try:
+            if self.directory.is_search:
+                trial = ask_trial(self.directory, trial)
+            run_dir = self.directory.prepare(trial)
+        except ValueError as error:
+            self.failed += 1
+            note_mistake(self.directory, trial, error)
+            print(f"{trial['name']}: failed: {error}", flush=True)
+            return
+        # Of an earlier time, when it was sent to Slurm.
+        (run_dir / "slurm" / "job.json").unlink(missing_ok=True)
         slot = min(set(range(self.place.jobs)) - set(self.slots.values()))
-        environment = dict(os.environ)
+        environment = own_environment()
         if self.gpus:
             visible = os.environ.get("CUDA_VISIBLE_DEVICES")
             environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[slot] if visible else str(slot)
         number = len([*run_dir.glob("logs/attempt-*")]) + 1
         logs = run_dir / "logs" / f"attempt-{number}"
-        logs.mkdir(parents=True)
-        with open(logs / "rank-0.log", "wb") as log:
+        logs.mkdir(parents=True, exist_ok=True)
+        with open(logs / "rank-0.log", "ab") as log:
             process = subprocess.Popen(
                 [sys.executable, str(PROGRAM), *words_of(run_dir / "slurm" / "recipe.yaml", run_dir)],
                 cwd=self.place.cwd,
@@ -97,21 +124,27 @@ class _Here:
     def _look(self) -> None:
         """See who has ended or is to be stopped, and pass signals on."""
         while self.passed_on < len(self.received):
+            # As in a run: only a second Ctrl-C does not wait for the checkpoint.
+            again = self.received[: self.passed_on + 1].count(signal.SIGINT) > 1
             for process in self.running:
-                process.send_signal(signal.SIGKILL if self.passed_on else signal.SIGTERM)
+                process.send_signal(signal.SIGKILL if again else signal.SIGTERM)
             self.passed_on += 1
         for process in [process for process in self.running if process.poll() is not None]:
-            self._ended(process, self.running.pop(process))
+            trial = self.running.pop(process)
             del self.slots[process]
+            with _told(trial):
+                self._ended(process, trial)
         if self.directory.content["early_stop"]:
             for process, trial in self.running.items():
-                if prune(self.directory.path, trial["name"]):
-                    process.send_signal(signal.SIGTERM)
+                with _told(trial):
+                    if prune(self.directory.path, trial["name"]):
+                        process.send_signal(signal.SIGTERM)
 
     def _ended(self, process: subprocess.Popen[bytes], trial: Mapping[str, Any]) -> None:
         run_dir = self.directory.path / trial["name"]
         status = read_status(run_dir)
-        code, pruned = process.returncode, end_file(run_dir, "pruned").exists()
+        code, pruned = process.returncode, is_pruned(run_dir, status.get("state"))
+        self.stopped += code == STOPPED and not pruned
         if code not in (DONE, STOPPED):
             self.failed += 1
             if status.get("state") not in ("failed", "finished"):
@@ -126,3 +159,12 @@ class _Here:
         best = f", best {status['best']:.4g}" if status.get("best") is not None else ""
         reason = f": {status.get('reason')}" if status.get("state") == "failed" else ""
         print(f"{trial['name']}: {'pruned' if pruned else status.get('state')}{best}{reason}", flush=True)
+
+
+@contextlib.contextmanager
+def _told(trial: Mapping[str, Any]) -> Iterator[None]:
+    """Trouble with one trial's files is told, and does not end the others."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        print(f"{trial['name']}: {error}", file=sys.stderr, flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,35 +10,41 @@ from typing import Any
 
 from launch.jobs import SNAPSHOTS, Job, uninterrupted
 from launch.sweep_dir import Place, SweepDir, write_job
-from recipes.rundir import read_status, to_json, write_status
+from recipes.rundir import read_status, to_json, write_atomic, write_status
 from slurm.sbatch import Submission, max_array_size, submit
 from slurm.snapshot import take_snapshot
 
 
-def send_trials(directory: SweepDir, todo: Sequence[dict[str, Any]], place: Place) -> None:
-    """Send trials as arrays of at most as many jobs as the cluster takes in one."""
+def send_trials(
+    directory: SweepDir, todo: Sequence[dict[str, Any]], place: Place, snapshot: Path | None = None
+) -> None:
+    """Send trials as arrays of at most as many jobs as the cluster takes in one, each after the one before.
+
+    snapshot: the copy of the program they are to run; None: one of the program as it is now.
+    """
     if not todo:
         return
     assert place.profile is not None
-    snapshot = take_snapshot(directory.path.parent / SNAPSHOTS)
-    most = max_array_size()
+    snapshot = snapshot or take_snapshot(directory.path.parent / SNAPSHOTS)
+    most, before = max_array_size(), None
     for start in range(0, len(todo), most):
         part = todo[start : start + most]
-        limit = max(1, place.max_parallel * len(part) // len(todo)) if place.max_parallel else len(part)
+        limit = min(place.max_parallel or len(part), len(part))
         with uninterrupted():
-            job_ids = _send_array(directory, part, place, snapshot, limit)
+            job_ids = _send_array(directory, part, place, snapshot, limit, before)
+        before = job_ids[0].partition("_")[0]
         at_once = f", {limit} at once" if limit < len(part) else ""
-        first = job_ids[0].partition("_")[0]
-        print(f"{len(part)} trials are job {first} on {place.cluster}{at_once}")
+        print(f"{len(part)} trials are job {before} on {place.cluster}{at_once}")
 
 
 def _send_array(
-    directory: SweepDir, part: Sequence[dict[str, Any]], place: Place, snapshot: Path, limit: int
+    directory: SweepDir, part: Sequence[dict[str, Any]], place: Place, snapshot: Path, limit: int, after: str | None
 ) -> list[str]:
     profile, sweep_dir = place.profile, directory.path
     assert profile is not None
     runs = [directory.prepare(trial) for trial in part]
-    name = f"{sweep_dir.name}.{len(directory.arrays()) + 1}"
+    # Not to be taken for an array of another sweep of the same name.
+    name = f"{sweep_dir.name}.{len(directory.arrays()) + 1}-{secrets.token_hex(3)}"
     job = Job(
         job_id="",
         name=name,
@@ -51,6 +58,7 @@ def _send_array(
         command=directory.content["command"],
         submitted=time.time(),
     )
+    before = [read_status(run_dir) for run_dir in runs]
     for run_dir in runs:
         _note_queued(run_dir)
     directory.note_array(name=name, trials=[run.name for run in runs], job=job.__dict__)
@@ -58,7 +66,7 @@ def _send_array(
     submission = Submission(
         profile,
         name,
-        sweep_dir / "slurm",
+        sweep_dir / "slurm" / name,
         snapshot,
         place.cwd,
         runs,
@@ -66,13 +74,17 @@ def _send_array(
         limit,
         "launch.trial" if watched else "slurm.batch",
         sweep_dir,
+        after,
     )
     try:
         job_ids = submit(submission)
     except BaseException:
         directory.note_array(name=name, job_ids=[])
-        for run_dir in runs:
-            _note_unsent(run_dir)
+        for run_dir, status in zip(runs, before, strict=True):
+            if status:
+                write_atomic(run_dir / "status.json", to_json(status, indent=1) + "\n")
+            else:
+                (run_dir / "status.json").unlink()
         raise
     for run_dir, job_id in zip(runs, job_ids, strict=True):
         write_job(run_dir, Job(**{**job.__dict__, "job_id": job_id}))
@@ -87,10 +99,3 @@ def _note_queued(run_dir: Path) -> None:
     else:
         fields = {"name": run_dir.name, "state": "queued", "updated": time.time()}
         (run_dir / "status.json").write_text(to_json(fields, indent=1) + "\n", encoding="utf-8")
-
-
-def _note_unsent(run_dir: Path) -> None:
-    if read_status(run_dir).get("attempts"):
-        write_status(run_dir, state="stopped", reason="not sent")
-    else:
-        (run_dir / "status.json").unlink()

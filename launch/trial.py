@@ -8,6 +8,7 @@ search is told of its end.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -15,7 +16,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.sweep_dir import SweepDir, ask_trial, finish_trial, prune
+from launch.sweep_dir import SweepDir, ask_trial, finish_trial, note_mistake, prune
 from slurm import batch
 
 LOOK_SECONDS = 5.0
@@ -27,7 +28,12 @@ def main(argv: Sequence[str]) -> int:
     directory = SweepDir(Path(jobs["sweep"]))
     trial = next(trial for trial in directory.trials if trial["name"] == run_dir.name)
     if directory.is_search and not (run_dir / "slurm" / "recipe.yaml").is_file():
-        directory.prepare(ask_trial(directory, trial))
+        try:
+            directory.write_recipe(ask_trial(directory, trial))
+        except ValueError as error:
+            note_mistake(directory, trial, error)
+            print(error, file=sys.stderr)
+            return 1
     ended = threading.Event()
     if directory.content["early_stop"]:
         threading.Thread(target=_watch, args=(directory.path, trial["name"], ended), daemon=True).start()
@@ -40,7 +46,8 @@ def main(argv: Sequence[str]) -> int:
 def _watch(sweep_dir: Path, trial: str, ended: threading.Event) -> None:
     while not ended.wait(LOOK_SECONDS):
         # The batch script sees the file, and tells the ranks.
-        prune(sweep_dir, trial)
+        with contextlib.suppress(ValueError, OSError):
+            prune(sweep_dir, trial)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from recipes.rundir import read_status, to_json, write_atomic, write_status
 from resnet.lease import holder_elsewhere
 from slurm.attempts import ENDS, newest_step, read_attempts, told_to_end
 from slurm.control import end_time, free_port, hostnames, job_id, job_state, was_preempted
-from slurm.ends import End, end_of_staging, end_of_training, slurms_word
+from slurm.ends import End, end_of_staging, end_of_training, port_was_taken, slurms_word
 
 WITHOUT_PROGRESS = 2
 """Restarts in a row that reach no new checkpoint, after which a run ends."""
@@ -32,6 +32,8 @@ LAST_SECONDS = 10.0
 EARLY_SECONDS = 60
 """By which Slurm may send its signal before it was asked to."""
 REMIND_SECONDS = 5.0
+PORT_TRIES = 3
+"""Ports that rank 0 may find taken, by a program that was quicker, before that is a failure."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -117,13 +119,20 @@ class Attempt:
         return end_of_staging(code, self.lines, nodes, self.logs) if code else None
 
     def _train(self, command: Sequence[str], nodes: Sequence[str]) -> End:
-        code = self._srun(
-            [*self.jobs["srun"], f"--output={self.logs}/rank-%t.log"],
-            command,
-            MASTER_ADDR=self.jobs["master"] or nodes[0],
-            MASTER_PORT=str(free_port(self.job_id)),
-            RESNET_ATTEMPT=str(self.number),
-        )
+        code = 1
+        for number in range(PORT_TRIES):
+            first_log = self.logs / "rank-0.log"
+            seen = first_log.stat().st_size if first_log.exists() else 0
+            code = self._srun(
+                [*self.jobs["srun"], f"--output={self.logs}/rank-%t.log"],
+                command,
+                MASTER_ADDR=self.jobs["master"] or nodes[0],
+                MASTER_PORT=str(free_port(self.job_id, number)),
+                RESNET_ATTEMPT=str(self.number),
+            )
+            if code == 0 or number == PORT_TRIES - 1 or not port_was_taken(first_log, seen):
+                break
+            self.lines.clear()
         return end_of_training(code, self.lines, self._status(), self.told, self.logs, self._node_of_failure(nodes))
 
     def _node_of_failure(self, nodes: Sequence[str]) -> str | None:

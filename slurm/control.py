@@ -67,10 +67,14 @@ def _time(text: str) -> float | None:
     return None
 
 
-def free_port(job: str) -> int:
-    """A port that nobody listens on here: first one that is the job's own, so that jobs that start together differ."""
+def free_port(job: str, number: int = 0) -> int:
+    """A port that nobody listens on here: first one that is the job's own, so that jobs that start together differ.
+
+    number: how many were tried in vain.
+    """
     own = PORTS[sum(int(part) for part in job.split("_")) % len(PORTS)]
-    for port in [own, *random.Random(job).sample(PORTS, 50)]:
+    others = random.sample(PORTS, 50)
+    for port in others if number else [own, *others]:
         with socket.socket() as listener, contextlib.suppress(OSError):
             listener.bind(("", port))
             return port

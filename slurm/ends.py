@@ -94,6 +94,16 @@ def end_of_staging(code: int, lines: Sequence[str], nodes: Sequence[str], logs: 
     return End("failed", f"staging failed on {fate.node}: {fate.how}{tail(logs / f'stage-{fate.rank}.log')}", "data")
 
 
+def port_was_taken(log: Path, start: int) -> bool:
+    """Whether rank 0 says, after so many bytes of its log, that it could not listen on its port."""
+    try:
+        with open(log, "rb") as file:
+            file.seek(start)
+            return b"EADDRINUSE" in file.read()
+    except OSError:
+        return False
+
+
 def slurms_word(log: str) -> str | None:
     """Why Slurm ended the job, by the batch script's log (TIME LIMIT, PREEMPTION, JOB REQUEUE ...).
 

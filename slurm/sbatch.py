@@ -49,6 +49,8 @@ class Submission:
     """Module that the batch script runs."""
     sweep: Path | None = None
     """Directory of the sweep that the runs are trials of."""
+    after: str | None = None
+    """Job that has to end before."""
 
     @property
     def jobs_file(self) -> Path:
@@ -188,7 +190,8 @@ def _executor(submission: Submission) -> Any:
         signal_delay_s=profile.signal_lead,
         array_parallelism=submission.parallel,
         setup=_setup(submission),
-        additional_parameters=_options(profile),
+        additional_parameters=_options(profile)
+        | ({"dependency": f"afterany:{submission.after}"} if submission.after else {}),
         stderr_to_stdout=True,
         use_srun=False,
         wckey=None,

@@ -242,6 +242,24 @@ def test_jobs_on_a_node_take_different_ports():
     assert len(taken) == 20
 
 
+def test_a_port_that_another_program_was_quicker_to_take_is_tried_again(run_dir, monkeypatch):
+    monkeypatch.setattr(batch, "hostnames", lambda: ["n1"])
+    log, ports = run_dir / "logs" / "attempt-1" / "rank-0.log", []
+
+    def srun(attempt, options, command, MASTER_PORT, **_):
+        ports.append(MASTER_PORT)
+        if len(ports) == 1:
+            log.write_text("DistNetworkError: EADDRINUSE")
+            attempt.lines.append("srun: error: n1: task 0: Exited with exit code 1")
+            return 1
+        write_status(run_dir, state="finished")
+        return 0
+
+    monkeypatch.setattr(Attempt, "_srun", srun)
+    assert Attempt(JOBS, run_dir).run(["true"]) == 0
+    assert len(set(ports)) == 2
+
+
 def test_a_taken_port_is_passed_over():
     with socket.socket() as listener:
         listener.bind(("", free_port("31")))

@@ -117,7 +117,7 @@ def test_each_command_has_help(launch, command):
             "launch show: unknown key lr (command line): did you mean optimizer.lr?",
         ),
         (["show", "recipe=quickstart", "--gpus", "0"], "argument --gpus: 0 is not a whole number of 1 or more"),
-        (["show", "recipe=quickstart", "--gpus", "3"], "launch show: batch_size 50 does not divide over 3 devices"),
+        (["show", "recipe=quickstart", "--gpus", "5"], "launch show: batch_size 48 does not divide over 5 devices"),
         (["show", "recipe=quickstart", "batch_size=4000"], "batch_size 4000 is larger than the 2000 training samples"),
     ],
 )

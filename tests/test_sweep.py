@@ -15,7 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from launch.sweep_dir import SweepDir
 from recipes.load import load
+from recipes.sweep import from_words, grid, trials
+from recipes.sweep_file import sweep_json
 from tests.helpers import PROGRAM, TINY, column, status
 from tests.slurm_helpers import Cluster
 
@@ -104,7 +107,7 @@ def test_more_trials_than_an_array_may_have(cluster: Cluster, shapes):
     study = cluster.run_dir("many")
     jobs = [json.loads(file.read_text())["job_id"] for file in study.glob("*/slurm/job.json")]
     assert sorted(jobs) == sorted(sent)
-    assert "1101 trials that waited are cancelled" in cluster.launch("cancel", "many").stdout
+    assert "1101 waiting and 0 running trials are cancelled" in cluster.launch("cancel", "many").stdout
     cluster.wait("an empty queue", lambda: not cluster.queue())
 
 
@@ -152,10 +155,11 @@ def check_search(study: Path) -> None:
     states = {}
     for number in range(5):
         trial = study / f"trial-{number:04d}"
-        states[trial] = "pruned" if (trial / "slurm" / "pruned").exists() else status(trial)["state"]
+        states[trial] = status(trial)["state"]
+        if states[trial] == "stopped" and (trial / "slurm" / "pruned").exists():
+            states[trial] = "pruned"
         assert load([f"recipe={trial / 'slurm' / 'recipe.yaml'}"]).recipe.optimizer.lr <= 1.0
         if states[trial] == "pruned":
-            assert status(trial)["state"] in ("stopped", "finished")
             assert any((trial / "checkpoints").glob("step-*"))
     assert set(states.values()) <= {"finished", "pruned", "failed"}
     assert "finished" in states.values()
@@ -226,6 +230,9 @@ def test_a_bayes_file_with_hyperband_runs_here(shapes, tmp_path):
         (["recipe=quickstart", "optimizer.lrr=1,2"], "did you mean optimizer.lr?"),
         (["recipe=quickstart", "optimizer.lr=0.1,-1"], "in 1 of 2 trials"),
         (["recipe=quickstart", "seed=0,1", "run.name=x"], "--name is the sweep's"),
+        (["recipe=quickstart", "seed=0,1", "--jobs", "0"], "--jobs: give 1 or more"),
+        (["recipe=quickstart", "seed=0,1", "--max-parallel", "2"], "--max-parallel is of a cluster"),
+        (["recipe=quickstart", "seed=0,1", "model.pretrained=/no/such.pth"], "model.pretrained=/no/such.pth"),
         (["recipe=quickstart", "seed=range(0,100)"], "100 trials: --dry-run shows them, --yes sends them"),
         (["recipe=quickstart", "seed=0,1", "slurm.nodes=2"], "give cluster=NAME too"),
         (["recipe=quickstart", "seed=0,1", "--name", "a/b"], "holds no / or %"),
@@ -238,6 +245,69 @@ def test_mistakes_begin_nothing(tmp_path, words, message):
     assert process.returncode == 2, out + err
     assert message in err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def directory(tmp_path):
+    """Of a sweep over two learning rates that was planned, and not begun."""
+    (tmp_path / "mine.yaml").write_text("base: quickstart\nepochs: 2\n")
+    plan(tmp_path, "optimizer.lr=0.1,0.2")
+    return tmp_path / "runs" / "study"
+
+
+def plan(folder: Path, *words: str) -> list[dict]:
+    """Note a sweep as `launch sweep` does before it starts anything; returns its trials."""
+    recipe = folder / "mine.yaml"
+    sweep = from_words([f"recipe={recipe}", *words])
+    listed, _ = trials(sweep, grid(sweep))
+    content = sweep_json(sweep) | {"metric": "top1", "goal": "maximize", "seed": 0, "command": "launch sweep"}
+    with SweepDir(folder / "runs" / "study") as planned:
+        planned.update(content, listed, None)
+        return planned.trials
+
+
+def test_more_values_of_the_same_keys_extend_a_sweep(directory, tmp_path):
+    extended = plan(tmp_path, "optimizer.lr=0.4,0.1")
+    assert [trial["point"]["optimizer.lr"] for trial in extended] == ["0.1", "0.2", "0.4"]
+    content = json.loads((directory / "sweep.json").read_text())
+    assert content["parameters"]["optimizer.lr"]["values"] == ["0.1", "0.2", "0.4"]
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (["optimizer.lr=0.1,0.2", "epochs=9"], "fixed keys"),
+        (["optimizer.lr=0.1,0.2", "seed=0,1"], "swept keys"),
+    ],
+)
+def test_another_sweep_of_the_name_is_refused(directory, tmp_path, words, what):
+    before = (directory / "sweep.json").read_bytes()
+    with pytest.raises(ValueError, match=f"differs in .*{what}"):
+        plan(tmp_path, *words)
+    assert (directory / "sweep.json").read_bytes() == before
+
+
+def test_a_recipe_that_was_edited_meanwhile_makes_another_sweep(directory, tmp_path):
+    (tmp_path / "mine.yaml").write_text("base: quickstart\nepochs: 5\n")
+    with pytest.raises(ValueError, match="was of another recipe"):
+        plan(tmp_path, "optimizer.lr=0.1,0.2")
+
+
+def test_a_trial_keeps_the_recipe_it_was_planned_with(directory, tmp_path):
+    with SweepDir(directory) as planned:
+        [first, _] = planned.trials
+        run_dir = planned.prepare(first)
+        (tmp_path / "mine.yaml").write_text("base: quickstart\nepochs: 5\n")
+        planned.prepare(first)
+    recipe = load([f"recipe={run_dir / 'slurm' / 'recipe.yaml'}"]).recipe
+    assert (recipe.epochs, recipe.optimizer.lr, recipe.run.name) == (2, 0.1, first["name"])
+
+
+def test_one_works_on_a_sweep_at_a_time(directory):
+    code = "import pathlib, sys; from launch.sweep_dir import SweepDir; SweepDir(pathlib.Path(sys.argv[1])).__enter__()"
+    with SweepDir(directory):
+        done = subprocess.run([sys.executable, "-c", code, directory], cwd=PROGRAM, capture_output=True, text=True)
+    assert "another `launch` works on" in done.stderr
 
 
 def test_a_dry_run_shows_a_thousand_trials(tmp_path):
