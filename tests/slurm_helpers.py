@@ -62,14 +62,14 @@ class Cluster:
         """State by job id."""
         return dict(line.split() for line in self.ask("squeue", "-h", "-o", "%i %T").stdout.splitlines())
 
-    def wait(self, what: str, ready: Callable[[], object], seconds: float = 90) -> None:
+    def wait(self, what: str, ready: Callable[[], object], seconds: float = 150) -> None:
         deadline = time.monotonic() + seconds
         while not ready():
             if time.monotonic() > deadline:
                 raise AssertionError(f"{what}: not within {seconds:g} s\n{self._why()}")
             time.sleep(0.2)
 
-    def wait_end(self, name: str, seconds: float = 90) -> dict:
+    def wait_end(self, name: str, seconds: float = 150) -> dict:
         """Until the run's job has left the queue; returns the run's status."""
         job = self.job(name)
         self.wait(f"{name} ends", lambda: job not in self.queue(), seconds)

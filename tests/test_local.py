@@ -169,7 +169,7 @@ def test_a_mistake_that_only_the_trainer_sees(tmp_path, mark, around):
     ("words", "message"),
     [
         (["lr=1"], "unknown key lr (command line): did you mean optimizer.lr?"),
-        (["--cpu-ranks", "3"], "batch_size 50 does not divide over 3 devices"),
+        (["--cpu-ranks", "5"], "batch_size 48 does not divide over 5 devices"),
         (["--cpu-ranks", "0"], "--cpu-ranks 0: give 1 or more"),
         (["--gpus", "5"], "--gpus 5, but 2 can be seen here"),
         (["--gpus", "2", "device=cpu"], "device=cpu trains without GPUs"),

@@ -7,8 +7,12 @@ import os
 import signal
 from itertools import pairwise
 
+import pytest
+
 from tests.helpers import column, metrics, newest, same, status, weights
 from tests.slurm_helpers import ON_CLUSTER, Cluster, train_here
+
+pytestmark = pytest.mark.timeout(600)
 
 
 def test_interrupted_in_every_way_it_ends_as_if_it_had_not_been(cluster: Cluster, tiny, tmp_path):

@@ -22,6 +22,8 @@ from recipes.sweep_file import sweep_json
 from tests.helpers import PROGRAM, TINY, column, status
 from tests.slurm_helpers import Cluster
 
+pytestmark = pytest.mark.timeout(600)
+
 SHORT = [word for word in TINY if not word.startswith("optimizer.lr")] + ["epochs=2"]
 KILLS_ITS_CALLER = """#!/bin/sh
 {sbatch} "$@"
@@ -66,13 +68,13 @@ def test_a_sweep_on_slurm_survives_everything_and_is_completed(cluster: Cluster,
     node = attempts(preempted)[-1]["nodes"][0]
     high = ["--partition=high", "--gres=gpu:2", f"--nodelist={node}", "--output=/dev/null"]
     cluster.ask("sbatch", *high, "--wrap", "sleep 1")
-    cluster.wait("all trials to end", lambda: not cluster.queue(), 240)
+    cluster.wait("all trials to end", lambda: not cluster.queue(), 400)
 
     counts = Counter(status(file.parent)["state"] for file in study.glob("*/status.json"))
     assert counts == {"finished": 8, "failed": 1}
     assert status(killed)["state"] == "failed"
     assert "study: 1 of 9 trials to run (8 finished)" in cluster.launch("sweep", *words).stdout
-    cluster.wait("the last trial to end", lambda: not cluster.queue(), 60)
+    cluster.wait("the last trial to end", lambda: not cluster.queue())
     trials = [file.parent for file in study.glob("*/status.json")]
     assert {status(trial)["state"] for trial in trials} == {"finished"}
     assert all([a.get("outcome") for a in attempts(trial)].count("finished") == 1 for trial in trials)
@@ -116,7 +118,7 @@ def test_a_search_on_slurm_asks_watches_and_tells(cluster: Cluster, shapes, tmp_
     file.write_text(BAYES)
     words = [file, *SHORT, f"data.train={shapes}", "epochs=3", "cluster=local-test", "slurm.gpus_per_node=1"]
     cluster.launch("sweep", *words, "--name", "search", "--max-parallel", "2")
-    cluster.wait("the search to end", lambda: not cluster.queue(), 200)
+    cluster.wait("the search to end", lambda: not cluster.queue(), 300)
     check_search(cluster.run_dir("search"))
 
 
@@ -179,7 +181,7 @@ def sweep(folder: Path, *words: object) -> subprocess.Popen[str]:
 
 
 def finished(process: subprocess.Popen[str], code: int = 0) -> str:
-    out, err = process.communicate(timeout=200)
+    out, err = process.communicate(timeout=400)
     assert process.returncode == code, out + err
     return out
 
@@ -219,7 +221,7 @@ def test_a_bayes_file_with_hyperband_runs_here(shapes, tmp_path):
     file.write_text(BAYES)
     words = [file, *SHORT, "epochs=3", f"data.train={shapes}", "--name", "study", "--jobs", "2"]
     process = sweep(tmp_path, *words)
-    out, err = process.communicate(timeout=250)
+    out, err = process.communicate(timeout=400)
     assert process.returncode in (0, 1), out + err
     check_search(tmp_path / "runs" / "study")
 
@@ -311,7 +313,7 @@ def test_one_works_on_a_sweep_at_a_time(directory):
 
 
 def test_a_dry_run_shows_a_thousand_trials(tmp_path):
-    words = ["recipe=resnet50_imagenet", "optimizer.lr=log(0.1,1,100)", "seed=range(0,10)", "--dry-run"]
+    words = ["recipe=cifar10_resnet18", "optimizer.lr=log(0.1,1,100)", "seed=range(0,10)", "--dry-run"]
     said = finished(sweep(tmp_path, *words))
     assert "# 1000 trials, grid" in said
     assert "... 960 more" in said
