@@ -64,8 +64,6 @@ class Metric:
 
     name: Literal["top1", "top5", "loss"]
     goal: Literal["minimize", "maximize"]
-    target: float | None = None
-    """No more trials are started once one has reached it; top1 and top5 in percent."""
 
 
 @dataclass(frozen=True)

@@ -320,13 +320,9 @@ def _metric(file: _File) -> Metric | None:
         file.notes.append(f"metric {name} is read as val/{ours}")
     if goal is None and right == "maximize":
         file.notes.append(f"metric {name} has no goal: it is maximized (W&B would minimize it)")
-    target = content.get("target")
-    if target is not None and (isinstance(target, bool) or not isinstance(target, (int, float))):
-        raise RecipeError(f"{at}: target {_text(target)} must be a number")
-    if target is not None and ours != "loss" and target <= 1:
-        file.notes.append(f"metric target {target} is read as {100 * target:g} %")
-        target = 100 * target
-    return Metric(ours, right, target)
+    if content.get("target") is not None:
+        file.notes.append("metric target is not used: all trials are run")
+    return Metric(ours, right)
 
 
 def _halving(file: _File) -> HalvingRule | None:
