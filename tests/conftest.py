@@ -7,7 +7,6 @@ from resnet.data.shapes import draw
 from tests.helpers import TINY
 from tests.slurm_helpers import Cluster, need_slurm, running_cluster
 
-
 LONGEST = ("test_slurm_ends.py", "test_sweep.py", "test_slurm.py", "test_local.py", "test_ends.py", "test_resume.py")
 """Files that take minutes, most of them in waiting."""
 
