@@ -94,11 +94,11 @@ def test_a_node_that_fails_costs_no_more_than_a_checkpoint_interval(cluster: Clu
     cluster.wait_step("moved", 12)
     [node] = cluster.attempts("moved")[0]["nodes"]
     cluster.ask("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
-    try:
-        ended = cluster.wait_end("moved")
-    finally:
-        # It may have come back by itself.
-        cluster.ask("scontrol", "update", f"NodeName={node}", "State=RESUME", code=None)
+    job = cluster.job("moved")
+    cluster.wait("the job to lose its node", lambda: cluster.queue().get(job) != "RUNNING")
+    # It may have come back by itself.
+    cluster.ask("scontrol", "update", f"NodeName={node}", "State=RESUME", code=None)
+    ended = cluster.wait_end("moved", 300)
     assert (ended["state"], ended["step"], ended["attempts"]) == ("finished", 200, 2)
     assert cluster.attempts("moved")[1]["step"] >= 10
 
