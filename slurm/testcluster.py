@@ -257,7 +257,7 @@ def _write_files(folder: Path) -> int:
     """Returns slurmdbd's port."""
     run = run_folder(folder)
     run.mkdir(mode=0o700)
-    for path in (folder, folder / "logs", folder / "mysql", run / "state", *(run / name for name in NODES)):
+    for path in (folder, folder / "logs", folder / "mysql", *(run / name for name in ("state", "tmp", *NODES))):
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     slurmctld_port, slurmdbd_port, *node_ports = _free_ports(2 + len(NODES))
     host = socket.gethostname().split(".")[0]
@@ -300,7 +300,8 @@ def _start(folder: Path, slurmdbd_port: int) -> None:
     munge = ["--force", f"--key-file={folder}/munge.key", f"--socket={run}/munge.sock", f"--pid-file={run}/munged.pid"]
     _spawn(folder, "munged", [*munge, "--foreground", f"--seed-file={run}/munged.seed"])
     database = ["--no-defaults", f"--datadir={run}/mysql", f"--user={_user()}", "--skip-networking"]
-    database += ["--innodb-log-file-size=4M", "--debug-no-sync"]
+    # A tmpdir of its own: a server that starts removes all temporary tables it finds there, another server's too.
+    database += [f"--tmpdir={run}/tmp", "--innodb-log-file-size=4M", "--debug-no-sync"]
     _checked(folder, [*INSTALL_DATABASE, *database])
     _spawn(folder, "mariadbd", [*database, f"--socket={run}/mysql.sock", f"--pid-file={run}/mysql.pid"])
     _wait(folder, "munged", (run / "munge.sock").exists)
