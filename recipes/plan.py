@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from recipes.schedule import Hyper, hyper_at
-from recipes.schema import Data, Ema, Recipe, ShapesData, SyntheticData
+from recipes.schema import Ema, Recipe
+from recipes.schema_data import Data, ShapesData, SyntheticData
 
 
 @dataclass(frozen=True)

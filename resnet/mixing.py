@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import RandomErasing
 
-from recipes.schema import Augment
+from recipes.schema_data import Augment
 
 _NOTHING = (0, 0, 0, 0)
 _STREAM = 1  # Keeps these numbers apart from others drawn with the same seed and step.

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from pydantic import TypeAdapter
 
-from recipes.schema import Data
+from recipes.schema_data import Data
 from resnet.data.decode import BrokenImage, decode
 from resnet.data.shapes import SHAPES, draw
 from resnet.data.source import carve, open_sources, spread

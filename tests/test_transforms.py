@@ -7,7 +7,7 @@ from PIL import Image
 from torchvision import transforms as reference
 from torchvision.transforms import v2
 
-from recipes.schema import Augment
+from recipes.schema_data import Augment
 from resnet.data.transforms import eval_transform, train_transform
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from filelock import FileLock
 
-from recipes.schema import CifarData
+from recipes.schema_data import CifarData
 from resnet.data.files import expanded
 
 

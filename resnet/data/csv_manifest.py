@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from recipes.schema import CsvData
+from recipes.schema_data import CsvData
 from resnet.data.files import Files, existing, listed
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from recipes.schema import HuggingFaceData
+from recipes.schema_data import HuggingFaceData
 from resnet.data.decode import BrokenImage
 from resnet.data.files import existing, expanded, listed
 

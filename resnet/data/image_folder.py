@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from recipes.schema import ImageFolderData
+from recipes.schema_data import ImageFolderData
 from resnet.data.files import Files, existing, listed
 
 _MISSING = """\

@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from recipes.plan import Plan
-from recipes.schema import Augment, SizeAt
+from recipes.schema_data import Augment, SizeAt
 from resnet.data.decode import BrokenImage, decode
 from resnet.data.order import Order, mix
 from resnet.data.source import Source

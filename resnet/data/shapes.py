@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
-from recipes.schema import ShapesData
+from recipes.schema_data import ShapesData
 from resnet.data.files import Files, expanded
 from resnet.data.image_folder import read_folder
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from recipes.schema import Data
+from recipes.schema_data import Data
 from resnet.data.cifar import open_cifar
 from resnet.data.csv_manifest import open_csv
 from resnet.data.huggingface import open_huggingface

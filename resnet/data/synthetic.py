@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from recipes.schema import SyntheticData
+from recipes.schema_data import SyntheticData
 
 
 class Synthetic:

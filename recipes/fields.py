@@ -1,0 +1,57 @@
+"""What the keys of a recipe are made of: a group's strictness, ranges of numbers, durations."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+def off_is_none(value: Any) -> Any:
+    return None if value is False or value in ("off", "no", "none") else value
+
+
+class Duration(NamedTuple):
+    """A span of training in the unit the user wrote it in."""
+
+    value: float
+    unit: Literal["steps", "epochs", "minutes"]
+
+    def __str__(self) -> str:
+        return f"{self.value:g} {self.unit}"
+
+
+def _parse_duration(value: Any) -> Duration:
+    if isinstance(value, Duration):
+        return value
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(step|epoch|minute)s?\s*", str(value))
+    if not found or float(found[1]) <= 0:
+        raise ValueError("must be a number and a unit, as in '500 steps', '1 epoch' or '30 minutes'")
+    duration = Duration(float(found[1]), f"{found[2]}s")  # pyright: ignore[reportArgumentType]
+    if duration.unit != "minutes" and duration.value != int(duration.value):
+        raise ValueError(f"must be a whole number of {duration.unit}")
+    return duration
+
+
+DurationField = Annotated[
+    Duration,
+    BeforeValidator(_parse_duration),
+    PlainSerializer(str, return_type=str),
+    WithJsonSchema({"type": "string", "pattern": r"^\d+(\.\d+)? (step|epoch|minute)s?$"}),
+]
+
+
+class Group(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        validate_default=True,
+        coerce_numbers_to_str=True,
+    )
