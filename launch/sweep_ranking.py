@@ -10,7 +10,8 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from launch.sweep_terms import METRICS, WAITING, Comparison, Setting, Share, Trial, figure, labels, shortened
+from launch.sweep_terms import METRICS, WAITING, Comparison, Setting, Share, Trial, figure, shortened
+from recipes.text import labels
 
 BINS, TRIALS_PER_BIN = 4, 3
 """Into how many groups a parameter's values are put where almost every trial has another, and of how many trials."""

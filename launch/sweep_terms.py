@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+
+from recipes.text import labels
 
 METRICS = {"top1": ("top-1", "%"), "top5": ("top-5", "%"), "loss": ("val loss", "")}
 """How a metric is called, and its unit."""
@@ -104,14 +105,6 @@ class Comparison:
 def goes_on(trials: Iterable[Trial]) -> bool:
     """Whether a trial is yet to end."""
     return any(trial.state in ("running", *WAITING) for trial in trials)
-
-
-def labels(keys: Iterable[str]) -> dict[str, str]:
-    """For each key its last part where that tells it from the others; a group's name and source are called by it."""
-    keys = list(keys)
-    short = {key: key.removesuffix(".name").removesuffix(".source").rpartition(".")[2] for key in keys}
-    taken = Counter(short.values())
-    return {key: short[key] if taken[short[key]] == 1 else key for key in keys}
 
 
 def shortened(text: str) -> str:

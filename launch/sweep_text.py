@@ -15,9 +15,9 @@ from typing import Any
 
 from launch.leaderboard import Board, read_sweep
 from launch.run_state import ROOT
-from launch.sweep_terms import METRICS, Setting, figure, goes_on, labels, plural, shortened
+from launch.sweep_terms import METRICS, Setting, figure, goes_on, plural, shortened
 from recipes.rundir import write_atomic
-from recipes.text import format_duration
+from recipes.text import format_duration, labels
 
 LAST = "done"
 """The last column of the table."""

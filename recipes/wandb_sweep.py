@@ -19,13 +19,12 @@ from recipes.sweep import (
     Metric,
     Sweep,
     Values,
-    number_text,
     parted,
     read_words,
     refuse_without_effect,
     search_bounds,
-    spaced,
 )
+from recipes.sweep_values import number_text, spaced
 from recipes.yaml12 import Dumper
 
 METHODS = ("grid", "random", "bayes")

@@ -17,18 +17,16 @@ from recipes.sweep import (
     HalvingRule,
     Metric,
     Values,
-    expand,
     from_words,
     grid,
-    number_text,
     sample,
     search_bounds,
     size,
-    split_commas,
     text_of,
     to_words,
     trials,
 )
+from recipes.sweep_values import expand, number_text, split_commas
 from recipes.wandb_sweep import DISTRIBUTIONS, from_file
 
 

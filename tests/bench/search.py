@@ -24,8 +24,9 @@ from torch.nn import functional
 
 from launch.search import ask, tell, trial_name
 from recipes.rundir import to_json, write_atomic
-from recipes.sweep import Distribution, Metric, Sweep, Values, expand, grid
+from recipes.sweep import Distribution, Metric, Sweep, Values, grid
 from recipes.sweep_file import sweep_json
+from recipes.sweep_values import expand
 from resnet.data.shapes import draw
 
 PIXELS = 16
