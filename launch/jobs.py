@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,27 @@ class Job:
     folder: str
     command: str
     submitted: float
+
+    @classmethod
+    def to_send(cls, name: str, cluster: str, profile: Profile, snapshot: Path, cwd: Path) -> Job:
+        """The record of a job that is about to be sent by this command, and has no id yet."""
+        return cls(
+            job_id="",
+            name=name,
+            cluster=cluster,
+            profile=profile.model_dump(mode="json"),
+            nodes=profile.nodes,
+            ranks=profile.ranks,
+            gpus_per_node=profile.gpus_per_node,
+            snapshot=str(snapshot),
+            folder=str(cwd),
+            command=shlex.join(["launch", *sys.argv[1:]]),
+            submitted=time.time(),
+        )
+
+    def to_json(self, job_id: str) -> str:
+        """The content of job.json once the job has its id."""
+        return json.dumps(asdict(replace(self, job_id=job_id)), indent=1)
 
 
 def read_job(run_dir: Path) -> Job | None:
@@ -110,20 +131,8 @@ def send(run_dir: Path, recipe: Recipe, cluster: str, profile: Profile, snapshot
             if cancelled:
                 end_file(run_dir, "cancelled").touch()
             raise
-        record = Job(
-            job_id=job_id,
-            name=run_dir.name,
-            cluster=cluster,
-            profile=profile.model_dump(mode="json"),
-            nodes=profile.nodes,
-            ranks=profile.ranks,
-            gpus_per_node=profile.gpus_per_node,
-            snapshot=str(snapshot),
-            folder=str(cwd),
-            command=shlex.join(["launch", *sys.argv[1:]]),
-            submitted=time.time(),
-        )
-        write_atomic(files / "job.json", json.dumps(record.__dict__, indent=1))
+        job = Job.to_send(run_dir.name, cluster, profile, snapshot, cwd)
+        write_atomic(files / "job.json", job.to_json(job_id))
     return job_id
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from launch.follows import follows
 from recipes.load import load
 from recipes.schema import Recipe
+from resnet.launchers import is_launchers
 from resnet.signals import SIGNALS, die_with_parent
 
 PROGRAM = Path(__file__).resolve().parent.parent / "train.py"
@@ -48,8 +49,6 @@ sys.exit(code if code >= 0 else 128 - code)
 """
 _CONFIG = "compute_environment: LOCAL_MACHINE\ndistributed_type: 'NO'\n"
 """In place of the user's file, which accelerate would read wherever there is one."""
-_LAUNCHERS_PREFIXES = ("ACCELERATE_", "TORCHELASTIC_")
-_LAUNCHERS_NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -130,11 +129,7 @@ def _accelerate(ranks: int, config: str) -> list[str]:
 
 def own_environment() -> dict[str, str]:
     """Without what a launcher around this one, or a batch script, says of its own processes."""
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(_LAUNCHERS_PREFIXES) and name not in _LAUNCHERS_NAMES
-    }
+    return {name: value for name, value in os.environ.items() if not is_launchers(name)}
 
 
 def _attend(process: subprocess.Popen[bytes], count: int, received: list[int]) -> int:

@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _retry_sweep(sweep_dir: Path, arguments: argparse.Namespace) -> int:
     """Send, or run here, the trials that failed."""
-    from launch.sweep_dir import Place, SweepDir
+    from launch.sweep_dir import Place, SweepDir, place_here
 
     with SweepDir(sweep_dir) as directory:
         todo, _ = directory.missing(failed_only=True)
@@ -44,7 +44,7 @@ def _retry_sweep(sweep_dir: Path, arguments: argparse.Namespace) -> int:
         if not jobs:
             from launch.sweep_here import train_here
 
-            return train_here(directory, todo, Place("local", None, Path(directory.content["folder"])))
+            return train_here(directory, todo, place_here(directory))
         from launch.sweep_slurm import send_trials
 
         check_slurm()
@@ -86,13 +86,13 @@ def _retry_run(run_dir: Path, arguments: argparse.Namespace) -> int:
 def _retry_trial_here(run_dir: Path) -> int:
     """Continue one trial of a sweep, also one that early stopping ended."""
     from launch.search import let_go_on
-    from launch.sweep_dir import Place, SweepDir
-    from launch.sweep_here import train_here
+    from launch.sweep_dir import SweepDir, place_here
+    from launch.sweep_here import await_orphans, train_here
 
     with SweepDir(run_dir.parent) as directory:
+        await_orphans(directory)
         let_go_on(run_dir.parent, run_dir.name)
-        trial = next(trial for trial in directory.trials if trial["name"] == run_dir.name)
-        return train_here(directory, [trial], Place("local", None, Path(directory.content["folder"])))
+        return train_here(directory, [directory.trial(run_dir.name)], place_here(directory))
 
 
 def _snapshot(job: Job) -> Path | None:

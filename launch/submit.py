@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> None:
     run_dir = place(loaded, profile)
     fresh = not run_dir.exists()
     if not fresh:
-        check_existing(run_dir, recipe, plan)
+        check_existing(run_dir, recipe)
     check_slurm()
     recipe = recipe.model_copy(
         update={
@@ -124,7 +124,7 @@ def place(loaded: Loaded, profile: Profile) -> Path:
     return run_dir
 
 
-def check_existing(run_dir: Path, recipe: Recipe, plan: Plan) -> None:
+def check_existing(run_dir: Path, recipe: Recipe) -> None:
     """Raise ValueError where a run of that name is there and cannot go on as asked."""
     if not (run_dir / "recipe.yaml").is_file():
         raise ValueError(f"{run_dir} is there and is no run: choose another run.name")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import shlex
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,19 +15,15 @@ from launch.jobs import shown
 from launch.local import visible_gpus
 from launch.submit import check_batch, check_paths
 from launch.sweep_dir import Place, SweepDir, comparable
+from launch.sweep_dry_run import dry_run
 from launch.words import split_words
-from recipes.load import load
 from recipes.plan import make_plan, samples_known
-from recipes.rundir import read_provenance, read_status
 from recipes.schema import Recipe
-from recipes.sweep import Metric, Sweep, Trial, Values, from_words, grid, sample, size, trials
+from recipes.sweep import Metric, Sweep, Trial, Values, from_words, grid, sample, trials
 from recipes.sweep_file import sweep_json
-from recipes.text import format_duration
 from slurm.profile import Profile, load_profile
-from slurm.sbatch import check_slurm, max_array_size
+from slurm.sbatch import check_slurm
 
-LISTED = 20
-"""Trials that a dry run lists at each end."""
 PROBES = 8
 """Points of a bayes search that are validated before it begins: which it will try is not known yet."""
 
@@ -71,27 +67,15 @@ def run(arguments: argparse.Namespace) -> int:
             raise ValueError(f"{error}\n(in trial {trial.name})") from error
     recipe = listed[0].recipe
     if sweep.metric is None:
-        sweep = replace(
-            sweep, metric=Metric(recipe.eval.metric, "minimize" if recipe.eval.metric == "loss" else "maximize")
-        )
+        goal = "minimize" if recipe.eval.metric == "loss" else "maximize"
+        sweep = replace(sweep, metric=Metric(recipe.eval.metric, goal))
     sweep_dir = _place(sweep, recipe, profile, arguments)
     place = Place(words.cluster or "local", profile, Path.cwd(), arguments.max_parallel, arguments.jobs or 1)
     count = sweep.run_cap if sweep.method == "bayes" else None
-    content = sweep_json(sweep) | {
-        "name": sweep_dir.name,
-        "seed": arguments.seed,
-        "storage": arguments.storage,
-        "cluster": place.cluster,
-        "folder": str(place.cwd),
-        "max_parallel": place.max_parallel,
-        "ranks": profile.ranks if profile else 1,
-        "gpus_per_trial": profile.nodes * profile.gpus_per_node if profile else min(1, visible_gpus()),
-        "command": " ".join(["launch", *sys.argv[1:]]),
-    }
     for note in (*sweep.notes, *notes):
         print(f"note: {note}", file=sys.stderr)
     if arguments.dry_run:
-        print("\n".join(_dry_run(sweep, listed, count, sweep_dir, place)))
+        print("\n".join(dry_run(sweep, listed, count, sweep_dir, place)))
         return 0
     if profile is not None:
         check_slurm()
@@ -101,24 +85,43 @@ def run(arguments: argparse.Namespace) -> int:
             )
     _ask(count or len(listed), arguments)
     with SweepDir(sweep_dir) as directory:
+        content = sweep_json(sweep) | _circumstances(place, arguments) | {"name": sweep_dir.name}
         directory.update(content, None if count else listed, count)
-        if profile is None:
-            from launch.sweep_here import await_orphans, train_here
-            from launch.sweep_status import look
+        return _train_here(directory, place) if profile is None else _send(directory, place)
 
-            await_orphans(directory)
-            todo, there = directory.missing()
-            _say(directory, len(todo), there)
-            code = train_here(directory, todo, place)
-            lines, _, _ = look(sweep_dir, None)
-            print("\n".join(["", *lines]))
-            return code
-        from launch.sweep_slurm import send_trials
 
-        todo, there = directory.missing()
-        _say(directory, len(todo), there)
-        send_trials(directory, todo, place)
-    name = shown(sweep_dir)
+def _circumstances(place: Place, arguments: argparse.Namespace) -> dict[str, Any]:
+    """What sweep.json says beside the sweep: where and how its trials run, by the newest command."""
+    profile = place.profile
+    return {
+        "seed": arguments.seed,
+        "storage": arguments.storage,
+        "cluster": place.cluster,
+        "folder": str(place.cwd),
+        "max_parallel": place.max_parallel,
+        "jobs": place.jobs,
+        "ranks": profile.ranks if profile else 1,
+        "gpus_per_trial": profile.nodes * profile.gpus_per_node if profile else min(1, visible_gpus()),
+        "command": shlex.join(["launch", *sys.argv[1:]]),
+    }
+
+
+def _train_here(directory: SweepDir, place: Place) -> int:
+    from launch.sweep_here import await_orphans, train_here
+    from launch.sweep_status import look
+
+    await_orphans(directory)
+    code = train_here(directory, _missing(directory), place)
+    lines, _, _ = look(directory.path, None)
+    print("\n".join(["", *lines]))
+    return code
+
+
+def _send(directory: SweepDir, place: Place) -> int:
+    from launch.sweep_slurm import send_trials
+
+    send_trials(directory, _missing(directory), place)
+    name = shown(directory.path)
     print(f"  follow   launch status {name}\n  again    the same command completes it; launch retry {name} what failed")
     return 0
 
@@ -206,60 +209,10 @@ def _ask(number: int, arguments: argparse.Namespace) -> None:
         raise ValueError("nothing was sent")
 
 
-def _say(directory: SweepDir, todo: int, there: dict[str, int]) -> None:
+def _missing(directory: SweepDir) -> list[dict[str, Any]]:
+    """The trials to run; says how many they are, and what of the others."""
+    todo, there = directory.missing()
     counted = ", ".join(f"{number} {state}" for state, number in sorted(there.items()))
-    print(
-        f"{directory.path.name}: {todo} of {len(directory.trials)} trials to run" + (f" ({counted})" if there else "")
-    )
-
-
-def _dry_run(sweep: Sweep, listed: list[Trial], count: int | None, sweep_dir: Path, place: Place) -> Iterator[str]:
-    if count is None:
-        for number, trial in enumerate(listed):
-            if number < LISTED or number >= len(listed) - LISTED:
-                yield f"{number:5}  {trial.name:40}  {' '.join(f'{key}={text}' for key, text in trial.point.items())}"
-            elif number == LISTED:
-                yield f"       ... {len(listed) - 2 * LISTED} more"
-    number = count or len(listed)
-    what = f"{number} trials, {sweep.method}"
-    if sweep.method == "grid" and sweep.run_cap and sweep.run_cap < size(replace(sweep, run_cap=None)):
-        what += " (cut by run_cap)"
-    yield f"# {what}; sweep directory {sweep_dir}"
-    if place.profile is not None:
-        parts = -(-number // max_array_size()) if _has_slurm() else 1
-        limit = f", {place.max_parallel} at once" if place.max_parallel else ""
-        arrays = f"{parts} array{'s' if parts > 1 else ''} on {place.cluster}{limit}"
-        yield f"# {arrays}; {place.profile.ranks} ranks a trial"
-    yield f"# {_hours(listed[0].recipe, sweep_dir.parent, number)}"
-    yield "# nothing was sent"
-
-
-def _has_slurm() -> bool:
-    try:
-        check_slurm()
-    except ValueError:
-        return False
-    return True
-
-
-def _hours(recipe: Recipe, root: Path, number: int) -> str:
-    """What so many trials would take, by the newest finished run of the recipe."""
-    best: tuple[float, Path] | None = None
-    for file in [*root.glob("*/status.json"), *root.glob("*/*/status.json")]:
-        try:
-            status: dict[str, Any] = read_status(file.parent)
-        except ValueError:
-            continue
-        if status.get("state") == "finished" and (best is None or status["updated"] > best[0]):
-            path = file.parent / "recipe.yaml"
-            if path.is_file() and load([f"recipe={path}"]).recipe.name == recipe.name:
-                best = status["updated"], file.parent
-    if best is None:
-        return "GPU-hours: unknown before a run of the recipe has finished"
-    attempts = read_provenance(best[1]).get("attempts", [])
-    seconds = sum((a["end"] - a["start"]) * a["world_size"] for a in attempts if a["end"])
-    epochs = read_status(best[1]).get("epoch") or recipe.epochs
-    each = seconds * recipe.epochs / epochs
-    return (
-        f"GPU-hours: about {each * number / 3600:.2g}, {format_duration(each)} of one a trial (as {best[1].name} took)"
-    )
+    others = f" ({counted})" if there else ""
+    print(f"{directory.path.name}: {len(todo)} of {len(directory.trials)} trials to run{others}")
+    return todo

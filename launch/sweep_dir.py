@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import json
 import os
-import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -23,6 +22,7 @@ from recipes.schema import NOT_TRAINING, Recipe
 from recipes.sweep import Trial
 from slurm.attempts import ENDS, end_file
 from slurm.profile import Profile
+from slurm.queue import ask as ask_slurm
 from slurm.queue import queued
 
 CANCEL_SECONDS = 60.0
@@ -77,6 +77,9 @@ class SweepDir:
     def is_search(self) -> bool:
         """Whether a trial's point is chosen when it starts."""
         return self.content["method"] == "bayes"
+
+    def trial(self, name: str) -> dict[str, Any]:
+        return next(trial for trial in self.trials if trial["name"] == name)
 
     def number_of(self, trial: Mapping[str, Any]) -> int:
         return [other["name"] for other in self.trials].index(trial["name"])
@@ -213,13 +216,13 @@ class SweepDir:
                 else:
                     _cancel(base)
             for trial, job_id in zip(array["trials"], job_ids, strict=False):
-                write_job(self.path / trial, Job(**{**array["job"], "job_id": job_id}))
+                write_job(self.path / trial, Job(**array["job"]), job_id)
             self.note_array(name=name, job_ids=job_ids)
 
 
 def _cancel(job_id: str) -> None:
     """Cancel a job and see it end: its runs are to be free for another."""
-    subprocess.run(["scancel", job_id], timeout=60)
+    ask_slurm(["scancel", job_id])
     deadline = time.monotonic() + CANCEL_SECONDS
     while time.monotonic() < deadline:
         if all(job.over for found, job in (queued() or {}).items() if found.partition("_")[0] == job_id):
@@ -228,13 +231,19 @@ def _cancel(job_id: str) -> None:
     raise ValueError(f"job {job_id}, of a command that was killed, does not end: scancel it, then try again")
 
 
+def place_here(directory: SweepDir) -> Place:
+    """This machine, as the newest command of the sweep used it."""
+    return Place("local", None, Path(directory.content["folder"]), jobs=directory.content["jobs"])
+
+
 def cancel_file(sweep_dir: Path) -> Path:
     """The file that tells who runs the trials here to start no more."""
     return sweep_dir / "slurm" / "cancel"
 
 
-def write_job(run_dir: Path, job: Job) -> None:
-    (run_dir / "slurm" / "job.json").write_text(json.dumps(job.__dict__, indent=1), encoding="utf-8")
+def write_job(run_dir: Path, job: Job, job_id: str) -> None:
+    """Note a trial's job; without waiting for the disk, which a thousand of them would."""
+    (run_dir / "slurm" / "job.json").write_text(job.to_json(job_id), encoding="utf-8")
 
 
 def ask_trial(directory: SweepDir, trial: Mapping[str, Any]) -> dict[str, Any]:

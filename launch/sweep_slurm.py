@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -45,23 +46,11 @@ def _send_array(
     runs = [directory.prepare(trial) for trial in part]
     # Not to be taken for an array of another sweep of the same name.
     name = f"{sweep_dir.name}.{len(directory.arrays()) + 1}-{secrets.token_hex(3)}"
-    job = Job(
-        job_id="",
-        name=name,
-        cluster=place.cluster,
-        profile=profile.model_dump(mode="json"),
-        nodes=profile.nodes,
-        ranks=profile.ranks,
-        gpus_per_node=profile.gpus_per_node,
-        snapshot=str(snapshot),
-        folder=str(place.cwd),
-        command=directory.content["command"],
-        submitted=time.time(),
-    )
+    job = Job.to_send(name, place.cluster, profile, snapshot, place.cwd)
     before = [read_status(run_dir) for run_dir in runs]
     for run_dir in runs:
         _note_queued(run_dir)
-    directory.note_array(name=name, trials=[run.name for run in runs], job=job.__dict__)
+    directory.note_array(name=name, trials=[run.name for run in runs], job=asdict(job))
     watched = directory.is_search or directory.content["early_stop"]
     submission = Submission(
         profile,
@@ -71,10 +60,10 @@ def _send_array(
         place.cwd,
         runs,
         [run / "slurm" / "recipe.yaml" for run in runs],
-        limit,
-        "launch.trial" if watched else "slurm.batch",
-        sweep_dir,
-        after,
+        parallel=limit,
+        supervisor="launch.trial" if watched else "slurm.batch",
+        sweep=sweep_dir,
+        after=after,
     )
     try:
         job_ids = submit(submission)
@@ -87,7 +76,7 @@ def _send_array(
                 (run_dir / "status.json").unlink()
         raise
     for run_dir, job_id in zip(runs, job_ids, strict=True):
-        write_job(run_dir, Job(**{**job.__dict__, "job_id": job_id}))
+        write_job(run_dir, job, job_id)
     directory.note_array(name=name, job_ids=job_ids)
     return job_ids
 

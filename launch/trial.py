@@ -9,8 +9,6 @@ search is told of its end.
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import sys
 import threading
 from collections.abc import Sequence
@@ -23,10 +21,9 @@ LOOK_SECONDS = 5.0
 
 
 def main(argv: Sequence[str]) -> int:
-    jobs = json.loads(Path(argv[0]).read_text())
-    run_dir = Path(jobs["runs"][int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))])
+    jobs, run_dir = batch.read_jobs(argv[0])
     directory = SweepDir(Path(jobs["sweep"]))
-    trial = next(trial for trial in directory.trials if trial["name"] == run_dir.name)
+    trial = directory.trial(run_dir.name)
     if directory.is_search and not (run_dir / "slurm" / "recipe.yaml").is_file():
         try:
             directory.write_recipe(ask_trial(directory, trial))

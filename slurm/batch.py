@@ -37,13 +37,18 @@ PORT_TRIES = 3
 
 
 def main(argv: Sequence[str]) -> int:
-    jobs = json.loads(Path(argv[0]).read_text(encoding="utf-8"))
+    jobs, run_dir = read_jobs(argv[0])
+    return Attempt(jobs, run_dir).run(argv[1:])
+
+
+def read_jobs(file: str) -> tuple[dict[str, Any], Path]:
+    """What `slurm.sbatch` wrote for the jobs that were sent together, and the run directory of this one."""
+    jobs = json.loads(Path(file).read_text(encoding="utf-8"))
     if len(jobs["runs"]) == 1:
         # Of the job in which this one was sent, if any.
         for name in [name for name in os.environ if name.startswith("SLURM_ARRAY_")]:
             del os.environ[name]
-    run_dir = Path(jobs["runs"][int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))])
-    return Attempt(jobs, run_dir).run(argv[1:])
+    return jobs, Path(jobs["runs"][int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))])
 
 
 class Attempt:

@@ -10,6 +10,7 @@ import sys
 import threading
 from pathlib import Path
 
+from resnet.launchers import RANK_VARIABLES
 from resnet.signals import Signals
 
 FAILED, STOPPED = 1, 85
@@ -44,7 +45,7 @@ def _join(ranks: int) -> None:
     if found != ranks:
         _fail(f"{ranks} ranks were asked for and Slurm started {found}")
     if ranks == 1:
-        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        for name in RANK_VARIABLES:
             os.environ.pop(name, None)
     else:
         first_node = os.environ["MASTER_ADDR"]

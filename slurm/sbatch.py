@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from recipes.rundir import write_atomic
+from resnet.launchers import is_launchers
 from slurm.job import train, words_of
 from slurm.profile import Profile, seconds
+from slurm.queue import ask
 
 
 class SlurmError(ValueError):
@@ -106,16 +108,12 @@ def expected_start(submission: Submission) -> str:
     return found[1].replace("T", " ") if found else said
 
 
-OTHERS = ("SBATCH_", "SLURM_", "ACCELERATE_", "TORCHELASTIC_")
-OTHERS_RANK = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-
-
 @contextlib.contextmanager
 def without_other_jobs() -> Iterator[None]:
     """Without the variables that another job, or a user's defaults for sbatch, would give to the one that is sent."""
     before = dict(os.environ)
     for name in before:
-        if (name.startswith(OTHERS) and name != "SLURM_CONF") or name in OTHERS_RANK:
+        if is_launchers(name) or (name.startswith(("SBATCH_", "SLURM_")) and name != "SLURM_CONF"):
             del os.environ[name]
     try:
         yield
@@ -190,8 +188,7 @@ def _executor(submission: Submission) -> Any:
         signal_delay_s=profile.signal_lead,
         array_parallelism=submission.parallel,
         setup=_setup(submission),
-        additional_parameters=_options(profile)
-        | ({"dependency": f"afterany:{submission.after}"} if submission.after else {}),
+        additional_parameters=_options(submission),
         stderr_to_stdout=True,
         use_srun=False,
         wckey=None,
@@ -199,8 +196,9 @@ def _executor(submission: Submission) -> Any:
     return executor
 
 
-def _options(profile: Profile) -> dict[str, Any]:
+def _options(submission: Submission) -> dict[str, Any]:
     """The options of sbatch, by their long names, that submitit has no word of its own for."""
+    profile = submission.profile
     options: dict[str, Any] = {
         name: getattr(profile, name)
         for name in ("partition", "account", "qos", "constraint", "reservation", "exclude", "mem")
@@ -210,6 +208,7 @@ def _options(profile: Profile) -> dict[str, Any]:
         options[profile.gpu_request] = f"gpu:{wanted}" if profile.gpu_request == "gres" else wanted
     options |= {"exclusive": profile.exclusive or None, "requeue": True}
     options |= {name: value for name, value in profile.sbatch.items() if value is not False}
+    options |= {"dependency": f"afterany:{submission.after}"} if submission.after else {}
     return {name: value for name, value in options.items() if value is not None}
 
 
@@ -235,7 +234,6 @@ def _unless(message: str) -> str:
 
 
 def max_array_size() -> int:
-    """How many jobs an array of this cluster may have."""
-    done = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, timeout=30)
-    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", done.stdout, re.MULTILINE)
+    """How many jobs an array of this cluster may have. Raises ValueError where Slurm does not answer."""
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", ask(["scontrol", "show", "config"]), re.MULTILINE)
     return int(found[1]) if found else 1000
