@@ -1,11 +1,15 @@
 """Train what a recipe says: accelerate launch train.py recipe=quickstart [key=value ...]"""
 
+import gc
 import sys
 
 
 def main() -> None:
+    # While modules are imported nothing is garbage, and looking for it takes a third of the time.
+    gc.disable()
     from resnet.run import main
 
+    gc.enable()
     sys.exit(main(sys.argv[1:]))
 
 

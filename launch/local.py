@@ -33,10 +33,12 @@ OWN_CODES = (0, 1, 2, STOPPED, INTERRUPTED)
 """Exit codes of train.py; any other is that of a process that was killed."""
 
 _ACCELERATE = """
-import logging, subprocess, sys
+import gc, logging, subprocess, sys
+gc.disable()  # as in train.py
 sys.path[:] = filter(None, sys.path)  # the working directory may hold a folder with the name of a package
 from accelerate.commands.launch import main
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+gc.enable()
 logging.disable()
 code = 0
 try:

@@ -25,6 +25,7 @@ from launch.sweep_dir import (
     prune,
 )
 from recipes.rundir import read_status, write_status
+from resnet.cores import CORES, usable
 from resnet.lease import holder_elsewhere
 from resnet.signals import SIGNALS, die_with_parent
 from slurm.job import words_of
@@ -100,7 +101,7 @@ class _Here:
         # Of an earlier time, when it was sent to Slurm.
         (run_dir / "slurm" / "job.json").unlink(missing_ok=True)
         slot = min(set(range(self.place.jobs)) - set(self.slots.values()))
-        environment = own_environment()
+        environment = own_environment() | {CORES: str(max(1, usable() // self.place.jobs))}
         if self.gpus:
             visible = os.environ.get("CUDA_VISIBLE_DEVICES")
             environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[slot] if visible else str(slot)

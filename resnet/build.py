@@ -17,6 +17,7 @@ from torch import nn
 
 from recipes.plan import Plan, effective_decay
 from recipes.schema import Recipe
+from resnet.cores import cores_of_rank
 from resnet.data.source import Source, open_sources
 from resnet.ema import Ema
 from resnet.metrics import Window
@@ -40,9 +41,8 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
     if recipe.device == "cuda" and not has_gpu:
         raise ValueError("device=cuda, but torch finds no GPU on this machine (nvidia-smi says what there is)")
     on_cpu = recipe.device == "cpu" or not has_gpu
-    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if on_cpu:
-        threads = max(1, len(_cores()) // local_ranks)
+        threads = cores_of_rank()
         # Accelerate sets another number where this is not set, and torchrun sets 1.
         os.environ["OMP_NUM_THREADS"] = str(threads)
         torch.set_num_threads(threads)
@@ -69,10 +69,6 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     return accelerator
-
-
-def _cores() -> set[int]:
-    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
 
 
 def choose_precision(recipe: Recipe, on_cpu: bool) -> str:

@@ -133,7 +133,7 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals) -> int:
             start.run_dir, plan, state, saver, signals, progress, metrics, tracker, train.classes, watchdog
         )
         trainer = Trainer(plan, accelerator, network, state, len(train.classes), len(train), len(val), hooks)
-        workers = workers_per_rank(recipe.data.num_workers, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        workers = workers_per_rank(recipe.data.num_workers)
         batches = MicroBatches(train, val, order, recipe.augment)
         check_shared_memory(plan, workers, recipe.data.prefetch)
         trainer.batches = iter(Loader(batches, trainer.keys(), accelerator.device, workers, recipe.data.prefetch))
@@ -201,7 +201,9 @@ def _saving_failed(hooks: RunHooks, ended: bool) -> Failure | None:
 
 
 def _continue_command(run_dir: Path) -> str:
-    """The command line of this process, with the run named."""
+    """The command line of this process, with the run named; in a job the command that sends it again."""
+    if "RESNET_ATTEMPT" in os.environ:
+        return shlex.join(["launch", "retry", str(run_dir)])
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     several = f" --multi_gpu --num_processes {ranks}" if ranks > 1 else ""
     launcher = f"accelerate launch{several}" if "ACCELERATE_MIXED_PRECISION" in os.environ else "python"

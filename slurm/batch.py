@@ -15,11 +15,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from recipes.rundir import read_status, to_json, write_atomic, write_status
+from resnet.cores import CORES
 from resnet.lease import holder_elsewhere
 from slurm.attempts import ENDS, newest_step, read_attempts, told_to_end
 from slurm.control import end_time, free_port, hostnames, job_id, job_state, was_preempted
@@ -116,9 +117,9 @@ class Attempt:
         """Bring the data to every node; None where all is well."""
         if not self.jobs["stage"]:
             return None
-        options = ["--ntasks-per-node=1", f"--ntasks={len(nodes)}", f"--cpus-per-task={self.jobs['node_cpus']}"]
+        options = ["--ntasks-per-node=1", f"--ntasks={len(nodes)}", f"--cpus-per-task={self.jobs['node_cores']}"]
         options.append(f"--output={self.logs}/stage-%t.log")
-        code = self._srun(options, ["bash", "-c", "\n".join(["set -e", *self.jobs["stage"]])])
+        code = self._srun(options, ["bash", "-c", "\n".join(["set -e", *self.jobs["stage"]])], {})
         if why := self.told or told_to_end(self.run_dir):
             return End("stopped", why)
         return end_of_staging(code, self.lines, nodes, self.logs) if code else None
@@ -131,9 +132,12 @@ class Attempt:
             code = self._srun(
                 [*self.jobs["srun"], f"--output={self.logs}/rank-%t.log"],
                 command,
-                MASTER_ADDR=self.jobs["master"] or nodes[0],
-                MASTER_PORT=str(free_port(self.job_id, number)),
-                RESNET_ATTEMPT=str(self.number),
+                {
+                    "MASTER_ADDR": self.jobs["master"] or nodes[0],
+                    "MASTER_PORT": str(free_port(self.job_id, number)),
+                    "RESNET_ATTEMPT": str(self.number),
+                    CORES: str(self.jobs["cores"]),
+                },
             )
             if code == 0 or number == PORT_TRIES - 1 or not port_was_taken(first_log, seen):
                 break
@@ -149,7 +153,7 @@ class Attempt:
         first: int = min(own, key=lambda r: r["time"])["rank"]
         return nodes[first * len(nodes) // int(os.environ["SLURM_NTASKS"])]
 
-    def _srun(self, options: Sequence[str], command: Sequence[str], **environment: str) -> int:
+    def _srun(self, options: Sequence[str], command: Sequence[str], environment: Mapping[str, str]) -> int:
         """Run a job step; its own messages are kept, and go to the batch script's log too."""
         ended = threading.Event()
         threading.Thread(target=self._attend, args=(ended,), daemon=True).start()

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from recipes.rundir import read_status, write_status
+from resnet.cores import CORES, cores_of_rank
 from resnet.lease import Lease
 from slurm import batch
 from slurm.attempts import end_file, newest_step, read_attempts
@@ -17,7 +18,8 @@ from slurm.control import free_port
 from slurm.ends import End, end_of_staging, end_of_training, slurms_word
 from tests.helpers import PROGRAM
 
-JOBS = {"runs": [], "srun": [], "stage": [], "master": None, "max_requeues": 10, "signal_lead": 30, "node_cpus": 1}
+JOBS = {"runs": [], "srun": [], "stage": [], "master": None, "max_requeues": 10, "signal_lead": 30}
+JOBS |= {"cores": 1, "node_cores": 1}
 
 
 @pytest.fixture
@@ -246,8 +248,8 @@ def test_a_port_that_another_program_was_quicker_to_take_is_tried_again(run_dir,
     monkeypatch.setattr(batch, "hostnames", lambda: ["n1"])
     log, ports = run_dir / "logs" / "attempt-1" / "rank-0.log", []
 
-    def srun(attempt, options, command, MASTER_PORT, **_):
-        ports.append(MASTER_PORT)
+    def srun(attempt, options, command, environment):
+        ports.append(environment["MASTER_PORT"])
         if len(ports) == 1:
             log.write_text("DistNetworkError: EADDRINUSE")
             attempt.lines.append("srun: error: n1: task 0: Exited with exit code 1")
@@ -258,6 +260,28 @@ def test_a_port_that_another_program_was_quicker_to_take_is_tried_again(run_dir,
     monkeypatch.setattr(Attempt, "_srun", srun)
     assert Attempt(JOBS, run_dir).run(["true"]) == 0
     assert len(set(ports)) == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "ranks", "cores"),
+    [
+        # Slurm has bound this rank to 8 cores: they are its own, not to be shared with the node's other ranks.
+        ("8", 8, 8),
+        # Slurm lets the node's ranks run everywhere.
+        ("2", 4, 2),
+        ("16", 1, 8),
+        (None, 2, 4),
+        (None, 1, 8),
+        (None, 16, 1),
+    ],
+)
+def test_the_cores_of_a_rank(monkeypatch, given, ranks, cores):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+    monkeypatch.delenv(CORES, raising=False)
+    if given:
+        monkeypatch.setenv(CORES, given)
+    assert cores_of_rank() == cores
 
 
 def test_a_taken_port_is_passed_over():

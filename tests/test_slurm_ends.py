@@ -80,6 +80,7 @@ def test_a_killed_rank_ends_the_job_and_is_named(cluster: Cluster, tiny):
     assert (ended["state"], ended["failure"]) == ("failed", "killed")
     assert ended["reason"].startswith("rank 1 on 127.0.0.2 was killed")
     assert len(cluster.attempts("killed")) == 1
+    assert f"again: launch retry '{run}'" in (run / "logs" / "attempt-1" / "rank-0.log").read_text()
     said = cluster.launch("retry", "killed", "--exclude-bad-nodes", "slurm.nodes=1", "slurm.gpus_per_node=2").stdout
     assert "not on 127.0.0.2" in said
     cluster.wait_step("killed", 4, attempt=2)

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from recipes.plan import Plan
 from recipes.schema_data import Augment, SizeAt
+from resnet.cores import cores_of_rank
 from resnet.data.decode import BrokenImage, decode
 from resnet.data.order import Order, mix
 from resnet.data.source import Source
@@ -125,12 +126,9 @@ def validation_keys(samples: int, batch_size: int, world_size: int, rank: int, s
         yield Key(None, start, min(start + batch_size, samples), size)
 
 
-def workers_per_rank(asked: int | None, ranks_on_node: int) -> int:
-    """Decoding processes: as asked, else the CPU cores this rank may use, at most 16 and none to spare on one core."""
-    if asked is not None:
-        return asked
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(16, max(1, cores // ranks_on_node))
+def workers_per_rank(asked: int | None) -> int:
+    """Decoding processes: as asked, else one for each CPU core that this rank may use, at most 16."""
+    return min(16, cores_of_rank()) if asked is None else asked
 
 
 def check_shared_memory(plan: Plan, workers: int, prefetch: int) -> None:

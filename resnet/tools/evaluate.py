@@ -89,7 +89,7 @@ def batches_of(source: Source, recipe: Recipe, batch_size: int, device: torch.de
     Those that cannot be read are left out and named on standard error.
     """
     keys = list(validation_keys(len(source), batch_size, 1, 0, recipe.augment.val_size))
-    workers = min(workers_per_rank(recipe.data.num_workers, 1), len(keys) - 1)
+    workers = min(workers_per_rank(recipe.data.num_workers), len(keys) - 1)
     order = Order(source.labels, recipe.seed, batch_size)
     loader = Loader(MicroBatches(source, source, order, recipe.augment), keys, device, workers, recipe.data.prefetch)
     try:
