@@ -47,6 +47,8 @@ class Board:
     elapsed_s: float
     eta_s: float | None
     """None where it cannot be told."""
+    wandb_url: str | None = None
+    """Page of the W&B sweep, where it was made one."""
 
     @property
     def best(self) -> Setting | None:
@@ -117,6 +119,7 @@ def results(sweep: Mapping[str, Any], run_rows: Iterable[Mapping[str, Any]], now
         gpu_hours=sum(trial.gpu_hours for trial in trials),
         elapsed_s=max(0.0, end - (sweep.get("created") or end)),
         eta_s=eta(trials),
+        wandb_url=(sweep.get("wandb_sweep") or {}).get("url"),
     )
 
 

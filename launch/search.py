@@ -270,7 +270,7 @@ def _storage(sweep_dir: Path, url: str | None) -> optuna.storages.BaseStorage:
         import sqlalchemy.exc
 
         try:
-            return optuna.storages.RDBStorage(url)
+            return optuna.storages.RDBStorage(os.path.expandvars(url))
         except (ImportError, optuna.exceptions.OptunaError, sqlalchemy.exc.SQLAlchemyError) as error:
             raise ValueError(f"the sweep's storage cannot be opened: {str(error).splitlines()[0]}") from error
     file = str((sweep_dir / "slurm" / "study.journal").absolute())

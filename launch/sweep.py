@@ -18,7 +18,7 @@ from launch.sweep_dir import Place, SweepDir, comparable
 from launch.sweep_dry_run import dry_run
 from launch.words import split_words
 from recipes.plan import make_plan, samples_known
-from recipes.schema import Recipe
+from recipes.schema import Recipe, Wandb
 from recipes.sweep import Metric, Sweep, Trial, Values, from_words, grid, sample, trials
 from recipes.sweep_file import sweep_json
 from slurm.profile import Profile, load_profile
@@ -45,7 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of a random or bayes search (0)")
     parser.add_argument("--max-parallel", type=int, metavar="N", help="most trials that Slurm runs at once")
     parser.add_argument("--jobs", type=int, metavar="N", help="trials that run here at once (1)")
-    parser.add_argument("--storage", metavar="URL", help="database of a bayes search (a file in the sweep's folder)")
+    parser.add_argument(
+        "--storage",
+        metavar="URL",
+        help="database of a bayes search, as in mysql://me:$SECRET@host/db, where $SECRET is of the environment",
+    )
+    parser.add_argument("--wandb-sweep", action="store_true", help="show the trials on the page of a W&B sweep, too")
     parser.add_argument("--dry-run", action="store_true", help="show the trials and what they would take")
     parser.add_argument("--yes-above", type=int, default=50, metavar="N", help="ask before more trials than that (50)")
     parser.add_argument("--yes", action="store_true", help="do not ask")
@@ -86,6 +91,8 @@ def run(arguments: argparse.Namespace) -> int:
     _ask(count or len(listed), arguments)
     with SweepDir(sweep_dir) as directory:
         content = sweep_json(sweep) | _circumstances(place, arguments) | {"name": sweep_dir.name}
+        if arguments.wandb_sweep:
+            content["wandb_sweep"] = _wandb_sweep(directory, replace(sweep, name=sweep_dir.name), recipe.wandb)
         directory.update(content, None if count else listed, count)
         return _train_here(directory, place) if profile is None else _send(directory, place)
 
@@ -104,6 +111,19 @@ def _circumstances(place: Place, arguments: argparse.Namespace) -> dict[str, Any
         "gpus_per_trial": profile.nodes * profile.gpus_per_node if profile else min(1, visible_gpus()),
         "command": shlex.join(["launch", *sys.argv[1:]]),
     }
+
+
+def _wandb_sweep(directory: SweepDir, sweep: Sweep, settings: Wandb) -> dict[str, str | None]:
+    """Id and address of the sweep at W&B, which the first command made or this one makes."""
+    if known := directory.content.get("wandb_sweep"):
+        return known
+    if directory.content:
+        raise ValueError(f"--wandb-sweep: {directory.path} has begun without it, choose another --name")
+    from launch.wandb_page import register
+
+    made = register(sweep, settings)
+    print(f"W&B: {made['url'] or made['id']}")
+    return made
 
 
 def _train_here(directory: SweepDir, place: Place) -> int:

@@ -146,9 +146,9 @@ class SweepDir:
     def recipe_of(self, trial: Mapping[str, Any]) -> Recipe:
         """The trial's recipe, of which the sweep is the folder and, in W&B, the group."""
         recipe = load(trial["words"], self.content.get("origins") or {}).recipe
-        wandb = recipe.wandb.model_copy(
-            update={"group": recipe.wandb.group or self.path.name, "tags": [*recipe.wandb.tags, self.path.name]}
-        )
+        group, tags = recipe.wandb.group or self.path.name, [*recipe.wandb.tags, self.path.name]
+        page = self.content.get("wandb_sweep") or {"id": recipe.wandb.sweep}
+        wandb = recipe.wandb.model_copy(update={"group": group, "tags": tags, "sweep": page["id"]})
         run = recipe.run.model_copy(update={"root": str(self.path), "name": trial["name"]})
         # That a trial is new is known; in a job, or continued, its directory is there.
         resume = "auto" if recipe.resume == "never" else recipe.resume

@@ -35,7 +35,8 @@ def lines(board: Board, width: int | None = None, top: int = 10) -> list[str]:
         format_duration(board.elapsed_s),
         f"about {format_duration(board.eta_s)} left" if board.eta_s is not None else "",
     ]
-    told = [f"{board.name}: {board.method}{over}; the {wins} {metric} wins", f"  {'; '.join(filter(None, facts))}", ""]
+    told = [f"{board.name}: {board.method}{over}; the {wins} {metric} wins", f"  {'; '.join(filter(None, facts))}"]
+    told += [f"  {board.wandb_url}", ""] if board.wandb_url else [""]
     ranked = [setting for setting in board.settings if setting.value is not None]
     told += _table(_columns(board, ranked[:top]), width) if ranked else ["no trial has been evaluated yet"]
     if len(ranked) > top:
@@ -136,7 +137,7 @@ def to_object(board: Board) -> dict[str, Any]:
     """For `--json`."""
     best, file = board.best, best_file(board.folder)
     return {
-        **{key: getattr(board, key) for key in ("name", "method", "metric", "goal", "counts")},
+        **{key: getattr(board, key) for key in ("name", "method", "metric", "goal", "counts", "wandb_url")},
         **{key: getattr(board, key) for key in ("gpu_hours", "elapsed_s", "eta_s")},
         "leaderboard": [asdict(setting) for setting in board.settings],
         "trials": [asdict(trial) for trial in board.trials],
@@ -187,7 +188,7 @@ def write_best(sweep_dir: Path, board: Board) -> Path | None:
         swept = " ".join(f"{key}={text}" for key, text in trial.point.items() if key != "recipe")
         note = f"This is evidence of the recipe before the sweep {board.name} changed it ({swept})."
         evidence = evidence.model_copy(update={"notes": f"{note} {evidence.notes}".strip()})
-    wandb = recipe.wandb.model_copy(update={"group": None, "tags": []})
+    wandb = recipe.wandb.model_copy(update={"group": None, "sweep": None, "tags": []})
     recipe = recipe.model_copy(update={"run": Run(), "wandb": wandb, "evidence": evidence})
     about = [f"Best of the sweep {board.name}: {board.best.label}", f"{_value_told(board)}; this is {trial.name}"]
     text = "".join(f"# {' '.join(line.split())}\n" for line in about) + dump(recipe)

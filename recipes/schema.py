@@ -284,6 +284,8 @@ class Wandb(Group):
     """User or team; null: the key's own."""
     group: str | None = None
     """Group of runs."""
+    sweep: str | None = None
+    """Id of the W&B sweep it is a run of, as `launch sweep --wandb-sweep` sets it."""
     tags: list[str] = []
     """Tags."""
     notes: str | None = None

@@ -243,7 +243,7 @@ def open_wandb(recipe: Recipe, run_dir: Path, provenance: Mapping[str, Any], run
             "argv": sys.argv,
             "pid": os.getpid(),
             "init_timeout": timeout,
-            **recipe.wandb.model_dump(include={"project", "entity", "group", "tags", "notes"}),
+            **recipe.wandb.model_dump(include={"project", "entity", "group", "sweep", "tags", "notes"}),
         }
         return WandbTracker(request, run_dir, start_timeout=timeout + 15)
     except OSError as error:

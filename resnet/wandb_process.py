@@ -99,6 +99,7 @@ def _init(request: dict[str, Any], mode: str) -> Any:
     settings = wandb.Settings(
         console="off",
         silent=True,
+        sweep_id=request["sweep"],
         init_timeout=request["init_timeout"],
         finish_timeout=FINISH_TIMEOUT,
         x_stats_pid=request["pid"],

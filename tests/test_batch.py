@@ -1,6 +1,7 @@
 """What the batch script decides: whether to try again, and whose fault an end was."""
 
 import json
+import os
 import socket
 import subprocess
 import sys

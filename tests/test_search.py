@@ -274,13 +274,16 @@ def test_a_damaged_journal_is_made_anew_from_the_runs(tmp_path: Path, damage: by
     assert (folder / "slurm" / "study.journal.damaged").read_bytes().endswith(damage)
 
 
-def test_a_database_takes_the_sweep_over(tmp_path: Path) -> None:
+def test_a_database_takes_the_sweep_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make(tmp_path / "s", a_sweep())
     for number in range(3):
         ask(folder, number)
         log(folder / trial_name(number), [1.0 + number], "finished")
     url = f"sqlite:///{tmp_path}/study.db"
-    write_atomic(folder / "sweep.json", to_json(json.loads((folder / "sweep.json").read_text()) | {"storage": url}))
+    # A password belongs into the environment, not into sweep.json.
+    monkeypatch.setenv("SECRET", tmp_path.name)
+    told = f"sqlite:///{tmp_path.parent}/$SECRET/study.db"
+    write_atomic(folder / "sweep.json", to_json(json.loads((folder / "sweep.json").read_text()) | {"storage": told}))
     ask(folder, 3)
     tell(folder, 3, "finished", 0.5)
     import optuna
