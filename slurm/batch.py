@@ -61,6 +61,8 @@ class Attempt:
         self.number = self.before[-1]["attempt"] + 1 if self.before else 1
         self.logs = run_dir / "logs" / f"attempt-{self.number}"
         self.job_id = job_id()
+        self.limit = end_time(self.job_id)
+        """Unix time of the time limit. Asked for now: of a job that is preempted Slurm says when its grace ends."""
         self.step = newest_step(run_dir)
         self.told: str | None = None
         """The signal that asked the batch script to end."""
@@ -174,13 +176,13 @@ class Attempt:
 
     def _attend(self, ended: threading.Event) -> None:
         """While a step runs: tell it to save and stop where it is to, and be quicker than the time limit."""
-        limit, reminded = end_time(self.job_id), 0.0
+        reminded = 0.0
         while not ended.wait(1):
             if told_to_end(self.run_dir) and time.monotonic() - reminded > REMIND_SECONDS:
                 # Again and again: a step that is just starting does not hear it.
                 subprocess.run(["scancel", "--signal=USR2", self.job_id], capture_output=True)
                 reminded = time.monotonic()
-            if limit and time.time() > limit - LAST_SECONDS:
+            if self.limit and time.time() > self.limit - LAST_SECONDS:
                 self._finish(End("killed", "the ranks had not saved in time (slurm.signal_lead)"))
                 return
 
@@ -215,8 +217,7 @@ class Attempt:
         word = self._slurms_word()
         if word == "":
             return "cancelled"
-        limit = end_time(self.job_id)
-        near = limit is not None and limit - time.time() <= self.jobs["signal_lead"] + EARLY_SECONDS
+        near = self.limit is not None and self.limit - time.time() <= self.jobs["signal_lead"] + EARLY_SECONDS
         return "walltime" if near or word == "TIME LIMIT" else "preempted"
 
     def _end_as_told(self, why: str) -> None:

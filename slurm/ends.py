@@ -54,7 +54,8 @@ def end_of_training(
     failed_node: node of the rank that failed first by its own record.
     """
     state, fate = status.get("state"), first_fate(lines)
-    if code == 0 and state in ("finished", "stopped"):
+    # A rank that has trained to its end may still be killed on its way out.
+    if state == "finished" or (code == 0 and state == "stopped"):
         return End(state, status.get("reason") or "")
     if state == "failed" and status.get("failure") not in ("peer", "killed"):
         return End("failed", status.get("reason") or "", status.get("failure"), failed_node)

@@ -6,13 +6,14 @@ import contextlib
 import gc
 import json
 import os
+import signal
 import socket
 import sys
 import threading
 from pathlib import Path
 
 from resnet.launchers import RANK_VARIABLES
-from resnet.signals import Signals
+from resnet.signals import SIGNALS, Signals
 
 FAILED, STOPPED = 1, 85
 RESOLVE_SECONDS = 30.0
@@ -39,6 +40,9 @@ def train(words: list[str], folder: str, ranks: int) -> None:
     # What provenance.json and W&B name as the command, in the place of submitit's.
     sys.argv = ["train.py", *words]
     code = main(words, signals)
+    # On its way out Python puts back the default, which is to die, and with one rank Slurm ends the others.
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     if code not in (0, STOPPED):
         sys.exit(code)
 

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -180,6 +181,7 @@ def test_a_signal_before_the_ranks_listen_is_a_stop(tmp_path, how):
         # Ranks that lost another one: srun knows which, and why.
         ({"state": "failed", "failure": "peer", "reason": "lost the others"}, None, "failed"),
         ({"state": "running"}, "signal SIGTERM", "killed"),
+        ({"state": "finished"}, "signal SIGUSR2", "finished"),
     ],
 )
 def test_the_runs_own_word_goes_first(tmp_path, status, told, outcome):
@@ -188,6 +190,26 @@ def test_the_runs_own_word_goes_first(tmp_path, status, told, outcome):
     assert end.outcome == outcome
     if status.get("failure") == "peer":
         assert end.reason == "rank 1 on n2 was killed"
+
+
+@pytest.mark.parametrize(("at_start", "cause"), [(7200, "preempted"), (80, "walltime"), (None, "preempted")])
+def test_the_grace_of_a_preemption_is_no_time_limit(run_dir, monkeypatch, at_start, cause):
+    """Slurm gives a job that it preempts a new end."""
+    end = at_start and time.time() + at_start
+    monkeypatch.setattr(batch, "end_time", lambda _: end)
+
+    def srun(*_):
+        nonlocal end
+        end = time.time() + 20
+        write_status(run_dir, state="stopped")
+        return 0
+
+    monkeypatch.setattr(Attempt, "_slurms_word", lambda _: None)
+    monkeypatch.setattr(Attempt, "_requeue", lambda *_: 0)
+    monkeypatch.setattr(batch, "hostnames", lambda: ["n1"])
+    monkeypatch.setattr(Attempt, "_srun", srun)
+    assert Attempt(JOBS, run_dir).run(["true"]) == 0
+    assert read_attempts(run_dir)[-1]["cause"] == cause
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import threading
+import time
 from itertools import pairwise
 
 import pytest
@@ -15,11 +18,30 @@ from tests.slurm_helpers import ON_CLUSTER, Cluster, train_here
 pytestmark = pytest.mark.timeout(600)
 
 
+def hold_until_the_limit(cluster: Cluster, name: str) -> None:
+    """Stop the processes of a run that trains until Slurm has announced its time limit of a minute.
+
+    On a fast machine it would be done before.
+    """
+    run = cluster.run_dir(name)
+    cluster.wait("the first attempt", lambda: cluster.attempts(name))
+    announced = cluster.attempts(name)[0]["start"] + 42
+    while (status(run).get("step") or 0) < 3 and time.time() < announced:
+        time.sleep(0.1)
+    ranks = [json.loads(file.read_text())["pid"] for file in run.glob("logs/rank-*.json")]
+    for number in (signal.SIGSTOP, signal.SIGCONT):
+        for rank in ranks:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(rank, number)
+        time.sleep(max(0, announced - time.time()))
+
+
 def test_interrupted_in_every_way_it_ends_as_if_it_had_not_been(cluster: Cluster, tiny, tmp_path):
-    words = [*tiny, "epochs=20", "eval.every=20", "checkpoint.every=20 steps", "wandb.mode=offline"]
-    for name in ("hit", "timed"):
-        limit = "slurm.time=1" if name == "timed" else "slurm.time=5"
-        cluster.launch("submit", *words, *ON_CLUSTER, limit, "slurm.signal_lead=10", f"run.name={name}")
+    words = [*tiny, "epochs=12", "eval.every=12", "checkpoint.every=20 steps", "wandb.mode=offline"]
+    cluster.launch("submit", *words, *ON_CLUSTER, "run.name=hit")
+    cluster.launch("submit", *words, *ON_CLUSTER, "slurm.time=1", "slurm.signal_lead=20", "run.name=timed")
+    holding = threading.Thread(target=hold_until_the_limit, args=(cluster, "timed"))
+    holding.start()
     # What it stages at the end of its time does not listen: the batch script has to be quicker than Slurm.
     deaf = """slurm.stage=["trap '' USR2; sleep 200"]"""
     no_gpu = ["slurm.gpus_per_node=0", "slurm.time=1", "slurm.signal_lead=10"]
@@ -42,15 +64,16 @@ def test_interrupted_in_every_way_it_ends_as_if_it_had_not_been(cluster: Cluster
     cluster.wait("the next attempt", lambda: len(cluster.attempts("hit")) == 4)
 
     reference = train_here([*words, "wandb.mode=disabled"], tmp_path / "reference", 2)
+    holding.join()
     for name in ("hit", "timed"):
         ended = cluster.wait_end(name, 240)
         run = cluster.run_dir(name)
-        assert (ended["state"], ended["reason"], ended["step"]) == ("finished", "finished", 200)
+        assert (ended["state"], ended["reason"], ended["step"]) == ("finished", "finished", 120)
         assert same(weights(run), weights(reference))
         assert same(
             weights(run / newest(run), "model.safetensors"), weights(reference / newest(reference), "model.safetensors")
         )
-        assert [row["step"] for row in metrics(run, "train/loss")] == list(range(1, 201))
+        assert [row["step"] for row in metrics(run, "train/loss")] == list(range(1, 121))
         assert column(run, "train/loss") == column(reference, "train/loss")
     stuck = cluster.attempts("stuck")[0]
     assert (stuck["outcome"], stuck["cause"], stuck["fruitless"]) == ("killed", "walltime", True)
@@ -60,6 +83,7 @@ def test_interrupted_in_every_way_it_ends_as_if_it_had_not_been(cluster: Cluster
     attempts = cluster.attempts("hit")
     assert [attempt["restart"] for attempt in attempts] == [0, 1, 2, 3]
     assert [attempt["outcome"] for attempt in attempts] == ["stopped"] * 3 + ["finished"]
+    assert [attempt["cause"] for attempt in attempts] == ["preempted"] * 3 + [None]
     assert status(cluster.run_dir("hit"))["attempts"] == 4
     # Nothing that a signal announced was lost.
     assert all(after["step"] == before["last_step"] > before["step"] for before, after in pairwise(attempts))
@@ -90,7 +114,7 @@ def test_a_killed_rank_ends_the_job_and_is_named(cluster: Cluster, tiny):
 
 
 def test_a_node_that_fails_costs_no_more_than_a_checkpoint_interval(cluster: Cluster, tiny):
-    words = [*tiny, "epochs=20", "eval.every=20", "checkpoint.every=5 steps"]
+    words = [*tiny, "epochs=12", "eval.every=12", "checkpoint.every=5 steps"]
     cluster.launch("submit", *words, *ON_CLUSTER, "slurm.gpus_per_node=1", "run.name=moved")
     cluster.wait_step("moved", 12)
     [node] = cluster.attempts("moved")[0]["nodes"]
@@ -100,7 +124,7 @@ def test_a_node_that_fails_costs_no_more_than_a_checkpoint_interval(cluster: Clu
     # It may have come back by itself.
     cluster.ask("scontrol", "update", f"NodeName={node}", "State=RESUME", code=None)
     ended = cluster.wait_end("moved", 300)
-    assert (ended["state"], ended["step"], ended["attempts"]) == ("finished", 200, 2)
+    assert (ended["state"], ended["step"], ended["attempts"]) == ("finished", 120, 2)
     assert cluster.attempts("moved")[1]["step"] >= 10
 
 
@@ -113,9 +137,9 @@ def test_a_name_that_does_not_resolve_ends_the_job(cluster: Cluster, tiny):
 
 
 def test_cancel_saves_and_retry_goes_on(cluster: Cluster, tiny):
-    cluster.launch("submit", *tiny, "epochs=40", "eval.every=40", *ON_CLUSTER, "run.name=paused")
+    cluster.launch("submit", *tiny, "epochs=20", "eval.every=20", *ON_CLUSTER, "run.name=paused")
     cluster.wait_step("paused", 3)
-    again = cluster.launch("submit", *tiny, "epochs=40", "eval.every=40", *ON_CLUSTER, "run.name=paused", code=2).stderr
+    again = cluster.launch("submit", *tiny, "epochs=20", "eval.every=20", *ON_CLUSTER, "run.name=paused", code=2).stderr
     assert "in the queue already" in again
     cluster.launch("cancel", "paused")
     ended = cluster.wait_end("paused")
@@ -125,11 +149,11 @@ def test_cancel_saves_and_retry_goes_on(cluster: Cluster, tiny):
     said = cluster.launch("retry", "paused").stdout
     assert f"goes on from step {saved}" in said
     ended = cluster.wait_end("paused", 120)
-    assert (ended["state"], ended["step"], ended["attempts"]) == ("finished", 400, 2)
+    assert (ended["state"], ended["step"], ended["attempts"]) == ("finished", 200, 2)
     assert cluster.attempts("paused")[1]["step"] == saved
     assert (
         "is finished"
-        in cluster.launch("submit", *tiny, "epochs=40", "eval.every=40", *ON_CLUSTER, "run.name=paused", code=2).stderr
+        in cluster.launch("submit", *tiny, "epochs=20", "eval.every=20", *ON_CLUSTER, "run.name=paused", code=2).stderr
     )
 
 
