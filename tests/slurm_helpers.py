@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -104,6 +105,13 @@ def running_cluster(folder: Path, work: Path) -> Iterator[Cluster]:
         yield Cluster(folder, work)
     finally:
         testcluster.down(folder)
+
+
+def tell_ranks(run: Path, number: signal.Signals) -> None:
+    """Send a signal to the processes that train a run; SIGSTOP makes a run last until SIGCONT on any machine."""
+    for file in run.glob("logs/rank-*.json"):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(json.loads(file.read_text())["pid"], number)
 
 
 def train_here(words: list, run: Path, ranks: int) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -13,7 +12,7 @@ from itertools import pairwise
 import pytest
 
 from tests.helpers import column, metrics, newest, same, status, weights
-from tests.slurm_helpers import ON_CLUSTER, Cluster, train_here
+from tests.slurm_helpers import ON_CLUSTER, Cluster, tell_ranks, train_here
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -28,12 +27,9 @@ def hold_until_the_limit(cluster: Cluster, name: str) -> None:
     announced = cluster.attempts(name)[0]["start"] + 42
     while (status(run).get("step") or 0) < 3 and time.time() < announced:
         time.sleep(0.1)
-    ranks = [json.loads(file.read_text())["pid"] for file in run.glob("logs/rank-*.json")]
-    for number in (signal.SIGSTOP, signal.SIGCONT):
-        for rank in ranks:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(rank, number)
-        time.sleep(max(0, announced - time.time()))
+    tell_ranks(run, signal.SIGSTOP)
+    time.sleep(max(0, announced - time.time()))
+    tell_ranks(run, signal.SIGCONT)
 
 
 def test_interrupted_in_every_way_it_ends_as_if_it_had_not_been(cluster: Cluster, tiny, tmp_path):

@@ -20,7 +20,7 @@ from recipes.load import load
 from recipes.sweep import from_words, grid, trials
 from recipes.sweep_file import sweep_json
 from tests.helpers import PROGRAM, TINY, column, status
-from tests.slurm_helpers import Cluster
+from tests.slurm_helpers import Cluster, tell_ranks
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -56,18 +56,30 @@ def test_a_sweep_on_slurm_survives_everything_and_is_completed(cluster: Cluster,
     said = cluster.launch("sweep", *words).stdout
     assert "study: 0 of 9 trials to run" in said
 
-    def running() -> list[Path]:
-        now = [file.parent for file in study.glob("*/status.json")]
-        return [run for run in now if status(run)["state"] == "running" and (status(run).get("step") or 0) > 0]
+    held: list[Path] = []
 
-    cluster.wait("a trial runs", running)
-    [killed, *_] = running()
-    os.kill(json.loads((killed / "logs" / "rank-0.json").read_text())["pid"], signal.SIGKILL)
-    cluster.wait("another runs", lambda: [run for run in running() if run != killed])
-    [preempted, *_] = [run for run in running() if run != killed]
+    def hold_another() -> bool:
+        """Stop a trial amid its training, which may take a second."""
+        for run in [file.parent for file in study.glob("*/status.json")]:
+            if run not in held and 0 < (status(run).get("step") or 0) < 20:
+                tell_ranks(run, signal.SIGSTOP)
+                if status(run)["state"] == "running" and status(run)["step"] < 20:
+                    held.append(run)
+                    return True
+                tell_ranks(run, signal.SIGCONT)
+        return False
+
+    cluster.wait("a trial runs", hold_another)
+    [killed] = held
+    tell_ranks(killed, signal.SIGKILL)
+    cluster.wait("another runs", hold_another)
+    preempted = held[-1]
     node = attempts(preempted)[-1]["nodes"][0]
     high = ["--partition=high", "--gres=gpu:2", f"--nodelist={node}", "--output=/dev/null"]
     cluster.ask("sbatch", *high, "--wrap", "sleep 1")
+    show = ["scontrol", "show", "job", attempts(preempted)[-1]["job_id"]]
+    cluster.wait("the preemption", lambda: "PreemptTime=None" not in cluster.ask(*show).stdout)
+    tell_ranks(preempted, signal.SIGCONT)
     cluster.wait("all trials to end", lambda: not cluster.queue(), 400)
 
     counts = Counter(status(file.parent)["state"] for file in study.glob("*/status.json"))
