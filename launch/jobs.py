@@ -122,6 +122,7 @@ def send(run_dir: Path, recipe: Recipe, cluster: str, profile: Profile, snapshot
         end_file(run_dir, "cancelled").unlink(missing_ok=True)
         # Before the job can start, which writes its own.
         write_status(run_dir, name=run_dir.name, state="queued", reason=None, failure=None, eta_s=None)
+        job = Job.to_send(run_dir.name, cluster, profile, snapshot, cwd)
         try:
             submission = Submission(profile, run_dir.name, files, snapshot, cwd, [run_dir], [resolved])
             job_id = submit(submission)[0]
@@ -131,7 +132,6 @@ def send(run_dir: Path, recipe: Recipe, cluster: str, profile: Profile, snapshot
             if cancelled:
                 end_file(run_dir, "cancelled").touch()
             raise
-        job = Job.to_send(run_dir.name, cluster, profile, snapshot, cwd)
         write_atomic(files / "job.json", job.to_json(job_id))
     return job_id
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,8 @@ def run(arguments: argparse.Namespace) -> int:
     with SweepDir(sweep_dir) as directory:
         content = sweep_json(sweep) | _circumstances(place, arguments) | {"name": sweep_dir.name}
         if arguments.wandb_sweep:
-            content["wandb_sweep"] = _wandb_sweep(directory, replace(sweep, name=sweep_dir.name), recipe.wandb)
+            settings = [trial.recipe.wandb for trial in listed]
+            content["wandb_sweep"] = _wandb_sweep(directory, replace(sweep, name=sweep_dir.name), settings)
         directory.update(content, None if count else listed, count)
         return _train_here(directory, place) if profile is None else _send(directory, place)
 
@@ -113,15 +115,17 @@ def _circumstances(place: Place, arguments: argparse.Namespace) -> dict[str, Any
     }
 
 
-def _wandb_sweep(directory: SweepDir, sweep: Sweep, settings: Wandb) -> dict[str, str | None]:
-    """Id and address of the sweep at W&B, which the first command made or this one makes."""
+def _wandb_sweep(directory: SweepDir, sweep: Sweep, settings: Sequence[Wandb]) -> dict[str, str | None]:
+    """Id and address of the sweep at W&B, which the first command made or this one makes; settings: of its trials."""
     if known := directory.content.get("wandb_sweep"):
         return known
     if directory.content:
         raise ValueError(f"--wandb-sweep: {directory.path} has begun without it, choose another --name")
+    if len({(one.project, one.entity) for one in settings}) > 1:
+        raise ValueError("--wandb-sweep: a W&B sweep is of one project, give wandb.project=NAME to all trials")
     from launch.wandb_page import register
 
-    made = register(sweep, settings)
+    made = register(sweep, settings[0])
     print(f"W&B: {made['url'] or made['id']}")
     return made
 

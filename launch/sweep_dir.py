@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from launch.jobs import Job
+from launch.local import visible_gpus
 from launch.run_state import rows
 from launch.search import ask, should_stop, tell
 from launch.search import trial_name as numbered
@@ -222,7 +223,8 @@ class SweepDir:
 
 def _cancel(job_id: str) -> None:
     """Cancel a job and see it end: its runs are to be free for another."""
-    ask_slurm(["scancel", job_id])
+    with contextlib.suppress(ValueError):
+        ask_slurm(["scancel", job_id])
     deadline = time.monotonic() + CANCEL_SECONDS
     while time.monotonic() < deadline:
         if all(job.over for found, job in (queued() or {}).items() if found.partition("_")[0] == job_id):
@@ -233,7 +235,8 @@ def _cancel(job_id: str) -> None:
 
 def place_here(directory: SweepDir) -> Place:
     """This machine, as the newest command of the sweep used it."""
-    return Place("local", None, Path(directory.content["folder"]), jobs=directory.content["jobs"])
+    jobs = directory.content.get("jobs", 1)
+    return Place("local", None, Path(directory.content["folder"]), jobs=min(jobs, visible_gpus() or jobs))
 
 
 def cancel_file(sweep_dir: Path) -> Path:

@@ -13,7 +13,7 @@ from recipes.rundir import read_provenance, read_status
 from recipes.schema import Recipe
 from recipes.sweep import Sweep, Trial, size
 from recipes.text import format_duration
-from slurm.sbatch import check_slurm, max_array_size
+from slurm.sbatch import max_array_size
 
 LISTED = 20
 """Trials that are listed at each end."""
@@ -33,7 +33,7 @@ def dry_run(sweep: Sweep, listed: list[Trial], count: int | None, sweep_dir: Pat
         what += " (cut by run_cap)"
     yield f"# {what}; sweep directory {sweep_dir}"
     if place.profile is not None:
-        parts = -(-number // max_array_size()) if _has_slurm() else 1
+        parts = _arrays(number)
         limit = f", {place.max_parallel} at once" if place.max_parallel else ""
         arrays = f"{parts} array{'s' if parts > 1 else ''} on {place.cluster}{limit}"
         yield f"# {arrays}; {place.profile.ranks} ranks a trial"
@@ -41,12 +41,12 @@ def dry_run(sweep: Sweep, listed: list[Trial], count: int | None, sweep_dir: Pat
     yield "# nothing was sent"
 
 
-def _has_slurm() -> bool:
+def _arrays(number: int) -> int:
+    """How many arrays so many trials are; one where no Slurm answers."""
     try:
-        check_slurm()
+        return -(-number // max_array_size())
     except ValueError:
-        return False
-    return True
+        return 1
 
 
 def _hours(recipe: Recipe, root: Path, number: int) -> str:

@@ -57,7 +57,8 @@ class _Here:
         self.received: list[int] = []
         self.passed_on = 0
         self.failed = self.stopped = 0
-        if self.gpus and place.jobs > self.gpus:
+        self.jobs = max(1, min(place.jobs, len(todo)))
+        if self.gpus and self.jobs > self.gpus:
             raise ValueError(f"--jobs {place.jobs}, but there are {self.gpus} GPUs here, one for each trial")
 
     def run(self) -> int:
@@ -69,7 +70,7 @@ class _Here:
         cancel_file(self.directory.path).unlink(missing_ok=True)
         try:
             while self.running or (self.todo and not self._is_over()):
-                while self.todo and len(self.running) < self.place.jobs and not self._is_over():
+                while self.todo and len(self.running) < self.jobs and not self._is_over():
                     self._start(self.todo.pop(0))
                 self._look()
                 time.sleep(LOOK_SECONDS)
@@ -100,8 +101,8 @@ class _Here:
             return
         # Of an earlier time, when it was sent to Slurm.
         (run_dir / "slurm" / "job.json").unlink(missing_ok=True)
-        slot = min(set(range(self.place.jobs)) - set(self.slots.values()))
-        environment = own_environment() | {CORES: str(max(1, usable() // self.place.jobs))}
+        slot = min(set(range(self.jobs)) - set(self.slots.values()))
+        environment = own_environment() | {CORES: str(max(1, usable() // self.jobs))}
         if self.gpus:
             visible = os.environ.get("CUDA_VISIBLE_DEVICES")
             environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[slot] if visible else str(slot)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -27,8 +28,8 @@ def register(sweep: Sweep, settings: Wandb) -> dict[str, str | None]:
     W&B's agents get nothing to do by it: what is tried, and when, stays with `launch`.
     Raises ValueError, with W&B's own words, where there is no key or the server does not answer.
     """
-    if settings.mode == "disabled":
-        raise ValueError("--wandb-sweep: not with wandb.mode=disabled")
+    if "disabled" in (settings.mode, os.environ.get("WANDB_MODE")):
+        raise ValueError("--wandb-sweep: W&B is disabled (wandb.mode, WANDB_MODE)")
     request = {"sweep": to_wandb(sweep), "project": settings.project, "entity": settings.entity}
     # A process of its own: it may print, ask for a key, or hang.
     try:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from recipes.load import parse_value
+from recipes.load import parse_value, takes_text
 from recipes.schema import NOT_TRAINING
 from recipes.sweep import Distribution, Sweep, Values
 
 
 def to_wandb(sweep: Sweep) -> dict[str, Any]:
-    """What `wandb.sweep` takes, and `wandb_sweep.from_file` reads as the same sweep.
+    """What `wandb.sweep` takes, and `wandb_sweep.from_file` reads as a sweep of the same trials.
 
     Left out: early stopping, of which only some rungs can be said in this format, and keys that train nothing.
     """
@@ -18,14 +18,14 @@ def to_wandb(sweep: Sweep) -> dict[str, Any]:
     told: dict[str, Any] = {"method": sweep.method, "name": sweep.name, "description": sweep.description}
     told |= {"metric": {"name": f"val/{sweep.metric.name}", "goal": sweep.metric.goal} if sweep.metric else None}
     told |= {"run_cap": sweep.run_cap, "program": "train.py"}
-    parameters = {key: _parameter(given[key]) for key in sweep.order if key.partition(".")[0] not in NOT_TRAINING}
+    parameters = {key: _parameter(key, given[key]) for key in sweep.order if key.partition(".")[0] not in NOT_TRAINING}
     return {key: value for key, value in told.items() if value is not None} | {"parameters": parameters}
 
 
-def _parameter(values: Values | Distribution) -> dict[str, Any]:
+def _parameter(key: str, values: Values | Distribution) -> dict[str, Any]:
     if isinstance(values, Distribution):
         return _distribution(values)
-    items = [parse_value(text) for text in values.texts]
+    items = [text if takes_text(key) else parse_value(text) for text in values.texts]
     if len(items) == 1:
         return {"value": items[0]}
     return {"values": items} | ({"probabilities": [*values.probabilities]} if values.probabilities else {})

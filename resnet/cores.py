@@ -19,5 +19,5 @@ def cores_of_rank() -> int:
     Only the launcher knows: Slurm binds each rank to cores of its own or lets all run everywhere, by its configuration.
     """
     if given := os.environ.get(CORES):
-        return min(int(given), usable())
+        return max(1, min(int(given), usable()))
     return max(1, usable() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

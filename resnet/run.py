@@ -49,6 +49,8 @@ from resnet.streams import forgive_output
 from resnet.tracker import MetricsLog, NullTracker, open_wandb
 from resnet.watchdog import RankLog, Watchdog
 
+IN_JOB = "RESNET_ATTEMPT"
+"""The environment variable by which the batch script of a job numbers the attempt."""
 DONE, FAILED, MISTAKE, STOPPED = 0, 1, 2, 85
 """Exit codes: finished; failed; the user's mistake, nothing begun; stopped with a checkpoint, to be continued."""
 
@@ -190,8 +192,9 @@ def _train(trainer: Trainer, hooks: RunHooks, log: RankLog) -> int:
             print(f"W&B: nothing was uploaded; to do so: {command}")
         if outcome == "stopped":
             at = "which could not be saved" if hooks.saver.failures else "with a checkpoint"
-            ended = f"stopped ({reason}) after step {step}, {at}"
-            print(f"{ended}; to continue: {_continue_command(hooks.run_dir)}", flush=True)
+            # In a job the batch script decides whether it goes on by itself.
+            then = "" if IN_JOB in os.environ else f"; to continue: {_continue_command(hooks.run_dir)}"
+            print(f"stopped ({reason}) after step {step}, {at}{then}", flush=True)
     return {"finished": DONE, "stopped": STOPPED, "failed": FAILED}[outcome]
 
 
@@ -202,7 +205,7 @@ def _saving_failed(hooks: RunHooks, ended: bool) -> Failure | None:
 
 def _continue_command(run_dir: Path) -> str:
     """The command line of this process, with the run named; in a job the command that sends it again."""
-    if "RESNET_ATTEMPT" in os.environ:
+    if IN_JOB in os.environ:
         return shlex.join(["launch", "retry", str(run_dir)])
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     several = f" --multi_gpu --num_processes {ranks}" if ranks > 1 else ""

@@ -33,6 +33,8 @@ LAST_SECONDS = 10.0
 EARLY_SECONDS = 60
 """By which Slurm may send its signal before it was asked to."""
 REMIND_SECONDS = 5.0
+ASK_SECONDS = 60.0
+"""From one question for the time limit to the next, where Slurm did not answer."""
 PORT_TRIES = 3
 """Ports that rank 0 may find taken, by a program that was quicker, before that is a failure."""
 
@@ -61,8 +63,8 @@ class Attempt:
         self.number = self.before[-1]["attempt"] + 1 if self.before else 1
         self.logs = run_dir / "logs" / f"attempt-{self.number}"
         self.job_id = job_id()
-        self.limit = end_time(self.job_id)
-        """Unix time of the time limit. Asked for now: of a job that is preempted Slurm says when its grace ends."""
+        self.limit: float | None = None
+        """Unix time of the time limit. Asked for early: of a job that is preempted Slurm tells when its grace ends."""
         self.step = newest_step(run_dir)
         self.told: str | None = None
         """The signal that asked the batch script to end."""
@@ -75,6 +77,7 @@ class Attempt:
     def run(self, command: Sequence[str]) -> int:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
             signal.signal(number, self._note)
+        self.limit = end_time(self.job_id)
         if why := told_to_end(self.run_dir):
             self._end_as_told(why)
             return 0
@@ -136,7 +139,7 @@ class Attempt:
                 command,
                 {
                     "MASTER_ADDR": self.jobs["master"] or nodes[0],
-                    "MASTER_PORT": str(free_port(self.job_id, number)),
+                    "MASTER_PORT": str(free_port(f"{self.job_id} {self.logs}", number)),
                     "RESNET_ATTEMPT": str(self.number),
                     CORES: str(self.jobs["cores"]),
                 },
@@ -176,8 +179,10 @@ class Attempt:
 
     def _attend(self, ended: threading.Event) -> None:
         """While a step runs: tell it to save and stop where it is to, and be quicker than the time limit."""
-        reminded = 0.0
+        reminded, asked = 0.0, time.monotonic()
         while not ended.wait(1):
+            if self.limit is None and not self.told and time.monotonic() - asked > ASK_SECONDS:
+                self.limit, asked = end_time(self.job_id), time.monotonic()
             if told_to_end(self.run_dir) and time.monotonic() - reminded > REMIND_SECONDS:
                 # Again and again: a step that is just starting does not hear it.
                 subprocess.run(["scancel", "--signal=USR2", self.job_id], capture_output=True)

@@ -10,6 +10,7 @@ import shutil
 import socket
 import subprocess
 import time
+import zlib
 
 PORTS = range(10_000, 32_000)
 """Below those that Linux hands out to outgoing connections."""
@@ -67,12 +68,13 @@ def _time(text: str) -> float | None:
     return None
 
 
-def free_port(job: str, number: int = 0) -> int:
-    """A port that nobody listens on here: first one that is the job's own, so that jobs that start together differ.
+def free_port(attempt: str, number: int = 0) -> int:
+    """A port that nobody listens on here: first one of the attempt's own, so that jobs that start together differ.
 
-    number: how many were tried in vain.
+    Two that both found the same one free would mix: a rank of one that joins the other's ranks leaves all to wait.
+    attempt: text that no other job has. number: how many ports were tried in vain.
     """
-    own = PORTS[sum(int(part) for part in job.split("_")) % len(PORTS)]
+    own = PORTS[zlib.crc32(attempt.encode()) % len(PORTS)]
     others = random.sample(PORTS, 50)
     for port in others if number else [own, *others]:
         with socket.socket() as listener, contextlib.suppress(OSError):

@@ -40,7 +40,7 @@ def train(words: list[str], folder: str, ranks: int) -> None:
     # What provenance.json and W&B name as the command, in the place of submitit's.
     sys.argv = ["train.py", *words]
     code = main(words, signals)
-    # On its way out Python puts back the default, which is to die, and with one rank Slurm ends the others.
+    # On its way out Python puts back the default, which is to die, and --kill-on-bad-exit would end the others with it.
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     if code not in (0, STOPPED):

@@ -67,7 +67,7 @@ class Profile(Group):
     gpu_type: Word | None = None
     """Type of the GPUs as Slurm names it, as in a100 for gpu:a100:8."""
     cpus_per_rank: Count = 8
-    """Cores of each rank: data workers run on them."""
+    """Cores of each rank: it has as many data workers, and threads where there is no GPU."""
     mem: Annotated[str, StringConstraints(pattern=r"^\d+[KMGT]?$")] | None = None
     """Memory of a node, as in 200G; 0: all of it; null: the cluster's default."""
     time: Time = "24:00:00"

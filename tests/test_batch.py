@@ -273,6 +273,7 @@ def test_a_port_that_another_program_was_quicker_to_take_is_tried_again(run_dir,
 
     def srun(attempt, options, command, environment):
         ports.append(environment["MASTER_PORT"])
+        assert environment[CORES] == "1"
         if len(ports) == 1:
             log.write_text("DistNetworkError: EADDRINUSE")
             attempt.lines.append("srun: error: n1: task 0: Exited with exit code 1")

@@ -16,10 +16,10 @@ from launch import run_state
 from launch.leaderboard import Board, folders, is_sweep, read_sweep, results
 from launch.sweep_plot import plot
 from launch.sweep_ranking import t_quantile
-from launch.sweep_terms import labels
 from launch.sweep_text import lines, to_csv, to_object, write_best
 from recipes.load import dump, load
 from recipes.rundir import to_json
+from recipes.text import labels
 
 NOW = 1_700_000_000.0
 

@@ -61,9 +61,9 @@ def test_a_sweep_on_slurm_survives_everything_and_is_completed(cluster: Cluster,
     def hold_another() -> bool:
         """Stop a trial amid its training, which may take a second."""
         for run in [file.parent for file in study.glob("*/status.json")]:
-            if run not in held and 0 < (status(run).get("step") or 0) < 20:
+            if run not in held and 0 < (status(run).get("step") or 0) < 10:
                 tell_ranks(run, signal.SIGSTOP)
-                if status(run)["state"] == "running" and status(run)["step"] < 20:
+                if status(run)["state"] == "running" and status(run)["step"] < 10:
                     held.append(run)
                     return True
                 tell_ranks(run, signal.SIGCONT)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
@@ -10,14 +13,18 @@ from typing import ClassVar
 import pytest
 import yaml
 
+from launch import wandb_page
+from launch.leaderboard import read_sweep, results
+from launch.sweep import _wandb_sweep as page_of
 from launch.sweep_dir import SweepDir
+from launch.sweep_text import lines
 from launch.wandb_page import register
-from recipes.load import load
 from recipes.schema import Wandb
 from recipes.sweep import from_words, grid, trials
 from recipes.sweep_file import sweep_json
 from recipes.wandb_export import to_wandb
 from recipes.wandb_sweep import from_file
+from tests.helpers import PROGRAM
 from tests.test_tracker import open_quickstart, wandb_home
 
 __all__ = ["wandb_home"]
@@ -105,21 +112,38 @@ def test_the_words_of_a_sweep_come_back_from_its_file(tmp_path):
     assert both[0] == both[1]
 
 
-def test_trials_are_runs_of_the_registered_sweep(tmp_path, wandb_home):
+def test_a_sweep_that_cannot_be_registered_leaves_nothing(wandb_home):
+    work = wandb_home.parent / "work"
+    work.mkdir()
+    command = [sys.executable, "-m", "launch", "sweep", "recipe=quickstart", "seed=0,1", "--wandb-sweep"]
+    environment = os.environ | {"PYTHONPATH": str(PROGRAM)}
+    done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True)
+    assert (done.returncode, "No API key configured" in done.stderr) == (2, True), done.stderr
+    assert [path for path in work.rglob("*") if path.is_file()] == []
+
+
+def test_the_page_is_made_once_and_its_trials_are_runs_of_it(tmp_path, monkeypatch):
+    made = {"id": "abcd1234", "url": "https://wandb.ai/me/resnet/sweeps/abcd1234"}
+    registered = []
+    monkeypatch.setattr(wandb_page, "register", lambda *arguments: registered.append(arguments) or made)
     sweep = from_words(["recipe=quickstart", "optimizer.lr=0.1,0.2"])
     listed, _ = trials(sweep, grid(sweep))
     content = sweep_json(sweep) | {"metric": "top1", "goal": "maximize", "seed": 0}
-    with SweepDir(tmp_path / "runs" / "study") as directory:
-        directory.update(content | {"wandb_sweep": {"id": "abcd1234", "url": None}}, listed, None)
+    with SweepDir(tmp_path / "study") as directory:
+        with pytest.raises(ValueError, match="is of one project"):
+            page_of(directory, sweep, [Wandb(project="a"), Wandb(project="b")])
+        for _ in range(2):
+            page = page_of(directory, sweep, [trial.recipe.wandb for trial in listed])
+            directory.update(content | {"wandb_sweep": page}, listed, None)
+        # What it is comes from the first command, and stays.
         directory.update(content, listed, None)
-        recipe = directory.recipe_of(directory.trials[0])
-    assert recipe.wandb.sweep == "abcd1234"
-    assert load(["recipe=quickstart"]).recipe.wandb.sweep is None
-    run = open_quickstart(wandb_home, "wandb.mode=offline", "wandb.sweep=abcd1234")
-    run.finish()
-    identity = (wandb_home / "wandb_id.txt").read_text().strip()
-    [file] = wandb_home.glob(f"wandb/offline-run-*/run-{identity}.wandb")
-    assert b"abcd1234" in file.read_bytes()
+        assert directory.recipe_of(directory.trials[0]).wandb.sweep == "abcd1234"
+    assert len(registered) == 1
+    assert made["url"] in "\n".join(lines(results(read_sweep(tmp_path / "study"), [])))
+    with SweepDir(tmp_path / "other") as directory:
+        directory.update(content, listed, None)
+        with pytest.raises(ValueError, match="has begun without it"):
+            page_of(directory, sweep, [Wandb()])
 
 
 def test_an_online_run_keeps_its_id_in_a_sweep(server, wandb_home):
