@@ -102,7 +102,9 @@ class _Here:
         # Of an earlier time, when it was sent to Slurm.
         (run_dir / "slurm" / "job.json").unlink(missing_ok=True)
         slot = min(set(range(self.jobs)) - set(self.slots.values()))
-        environment = own_environment() | {CORES: str(max(1, usable() // self.jobs))}
+        # By what was asked for, not by how many are left: other threads round otherwise, and a trial that is continued
+        # is to end as it would have.
+        environment = own_environment() | {CORES: str(max(1, usable() // self.place.jobs))}
         if self.gpus:
             visible = os.environ.get("CUDA_VISIBLE_DEVICES")
             environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[slot] if visible else str(slot)
