@@ -162,10 +162,13 @@ def test_a_users_scancel_is_not_requeued(cluster: Cluster, tiny):
 def test_a_signal_while_data_is_staged_is_a_stop(cluster: Cluster, tiny):
     cluster.launch("submit", *tiny, *ON_CLUSTER, 'slurm.stage=["sleep 100"]', "run.name=staging")
     cluster.wait("the first attempt", lambda: cluster.attempts("staging"))
-    step = f"{cluster.job('staging')}.0"
-    cluster.wait("its step", lambda: step in cluster.ask("squeue", "-s", "-h", "-o", "%i").stdout.split())
-    cluster.ask("scancel", "--signal=USR2", cluster.job("staging"))
-    cluster.wait("its end", lambda: "end" in cluster.attempts("staging")[0])
+
+    def told() -> bool:
+        # Again: Slurm loses one that comes between a step and its processes.
+        cluster.ask("scancel", "--signal=USR2", cluster.job("staging"), code=None)
+        return "end" in cluster.attempts("staging")[0]
+
+    cluster.wait("its end", told)
     assert cluster.attempts("staging")[0]["outcome"] == "stopped"
     assert status(cluster.run_dir("staging"))["state"] == "queued"
     assert "is cancelled" in cluster.launch("cancel", "staging", "--now").stdout
