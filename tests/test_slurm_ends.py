@@ -170,5 +170,5 @@ def test_a_signal_while_data_is_staged_is_a_stop(cluster: Cluster, tiny):
 
     cluster.wait("its end", told)
     assert cluster.attempts("staging")[0]["outcome"] == "stopped"
-    assert status(cluster.run_dir("staging"))["state"] == "queued"
+    cluster.wait("its turn", lambda: status(cluster.run_dir("staging"))["state"] == "queued")
     assert "is cancelled" in cluster.launch("cancel", "staging", "--now").stdout
