@@ -9,7 +9,8 @@ from typing import Any
 
 from recipes.load import COMMAND_LINE, Loaded
 from recipes.plan import Plan, effective_decay, make_plan, samples_known
-from recipes.schema import NOT_TRAINING, OneCycleSchedule, Recipe, StepSchedule, TriangularSchedule
+from recipes.schema import NOT_TRAINING, Recipe
+from recipes.schema_optimization import OneCycleSchedule, StepSchedule, TriangularSchedule
 
 MOST_DROPS = 8
 

@@ -6,7 +6,7 @@ import math
 from fractions import Fraction
 from typing import NamedTuple
 
-from recipes.schema import (
+from recipes.schema_optimization import (
     ConstantSchedule,
     CosineSchedule,
     OneCycleSchedule,

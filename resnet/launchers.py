@@ -4,6 +4,8 @@ from __future__ import annotations
 
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """What torch.distributed reads to find the other ranks."""
+ATTEMPT = "RESNET_ATTEMPT"
+"""The number of the attempt, which the batch script of a job tells its ranks, and nobody else has."""
 
 
 def is_launchers(name: str) -> bool:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.rundir import read_provenance, read_status, to_json, write_atomic
+from resnet.launchers import ATTEMPT
 
 PROGRAM = Path(__file__).parent.parent
 PACKAGES = (
@@ -109,7 +110,7 @@ def record_attempt(run_dir: Path, information: Mapping[str, Any], step: int = 0)
     attempts.append(attempt)
     write_atomic(run_dir / "provenance.json", to_json({**information, "attempts": attempts}, indent=1) + "\n")
     # Under Slurm attempts count that died before they came here.
-    return max(len(attempts), int(os.environ.get("RESNET_ATTEMPT", "0")))
+    return max(len(attempts), int(os.environ.get(ATTEMPT, "0")))
 
 
 def end_attempt(run_dir: Path, reason: str, step: int | None = None) -> None:

@@ -37,6 +37,7 @@ from resnet.data.source import Source
 from resnet.failure import Failure, explain, out_of_memory
 from resnet.finish import finish
 from resnet.hooks import RunHooks
+from resnet.launchers import ATTEMPT
 from resnet.loop import Trainer, fit
 from resnet.profiling import profile_steps
 from resnet.progress import Progress
@@ -49,8 +50,6 @@ from resnet.streams import forgive_output
 from resnet.tracker import MetricsLog, NullTracker, open_wandb
 from resnet.watchdog import RankLog, Watchdog
 
-IN_JOB = "RESNET_ATTEMPT"
-"""The environment variable by which the batch script of a job numbers the attempt."""
 DONE, FAILED, MISTAKE, STOPPED = 0, 1, 2, 85
 """Exit codes: finished; failed; the user's mistake, nothing begun; stopped with a checkpoint, to be continued."""
 
@@ -193,7 +192,7 @@ def _train(trainer: Trainer, hooks: RunHooks, log: RankLog) -> int:
         if outcome == "stopped":
             at = "which could not be saved" if hooks.saver.failures else "with a checkpoint"
             # In a job the batch script decides whether it goes on by itself.
-            then = "" if IN_JOB in os.environ else f"; to continue: {_continue_command(hooks.run_dir)}"
+            then = "" if ATTEMPT in os.environ else f"; to continue: {_continue_command(hooks.run_dir)}"
             print(f"stopped ({reason}) after step {step}, {at}{then}", flush=True)
     return {"finished": DONE, "stopped": STOPPED, "failed": FAILED}[outcome]
 
@@ -205,7 +204,7 @@ def _saving_failed(hooks: RunHooks, ended: bool) -> Failure | None:
 
 def _continue_command(run_dir: Path) -> str:
     """The command line of this process, with the run named; in a job the command that sends it again."""
-    if IN_JOB in os.environ:
+    if ATTEMPT in os.environ:
         return shlex.join(["launch", "retry", str(run_dir)])
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     several = f" --multi_gpu --num_processes {ranks}" if ranks > 1 else ""

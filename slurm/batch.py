@@ -21,6 +21,7 @@ from typing import Any
 
 from recipes.rundir import read_status, to_json, write_atomic, write_status
 from resnet.cores import CORES
+from resnet.launchers import ATTEMPT
 from resnet.lease import holder_elsewhere
 from slurm.attempts import ENDS, newest_step, read_attempts, told_to_end
 from slurm.control import end_time, free_port, hostnames, job_id, job_state, was_preempted
@@ -140,7 +141,7 @@ class Attempt:
                 {
                     "MASTER_ADDR": self.jobs["master"] or nodes[0],
                     "MASTER_PORT": str(free_port(f"{self.job_id} {self.logs}", number)),
-                    "RESNET_ATTEMPT": str(self.number),
+                    ATTEMPT: str(self.number),
                     CORES: str(self.jobs["cores"]),
                 },
             )

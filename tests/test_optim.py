@@ -7,7 +7,8 @@ from pydantic import TypeAdapter
 from torch import nn
 
 from recipes.schedule import Hyper
-from recipes.schema import Model, Optimizer
+from recipes.schema import Model
+from recipes.schema_optimization import Optimizer
 from resnet.model import build_model, freeze_backbone
 from resnet.optim import build_optimizer, set_hyper
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from recipes.schedule import Hyper, hyper_at
-from recipes.schema import Schedule
+from recipes.schema_optimization import Schedule
 
 SCHEDULE = TypeAdapter(Schedule)
 
