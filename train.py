@@ -7,6 +7,7 @@ import sys
 def main() -> None:
     # While modules are imported nothing is garbage, and looking for it takes a third of the time.
     gc.disable()
+    import resnet.process.signals  # noqa: F401  (notes which process started this one, before seconds have passed)
     from resnet.run import main
 
     gc.enable()

@@ -13,16 +13,19 @@ import traceback
 from collections.abc import Sequence
 
 COMMANDS = {
-    "recipes": ("launch.recipes_list", "list the recipes that come with the program"),
-    "show": ("launch.show", "show a recipe with all its values, and what follows from them"),
-    "local": ("launch.local", "train here, on the GPUs of this machine or on its CPU"),
-    "submit": ("launch.submit", "send a run to Slurm"),
-    "sweep": ("launch.sweep", "try many settings, on Slurm or here"),
-    "status": ("launch.status", "how runs go, here and under Slurm"),
-    "logs": ("launch.logs", "what the ranks of a run printed"),
-    "cancel": ("launch.cancel", "let a run save a checkpoint and stop"),
-    "retry": ("launch.retry", "send a run, or what failed of a sweep, again: it goes on from its newest checkpoint"),
-    "doctor": ("launch.doctor", "look at whether this machine can send runs to a cluster"),
+    "recipes": ("launch.commands.recipes", "list the recipes that come with the program"),
+    "show": ("launch.commands.show", "show a recipe with all its values, and what follows from them"),
+    "local": ("launch.commands.local", "train here, on the GPUs of this machine or on its CPU"),
+    "submit": ("launch.commands.submit", "send a run to Slurm"),
+    "sweep": ("launch.commands.sweep", "try many settings, on Slurm or here"),
+    "status": ("launch.commands.status", "how runs go, here and under Slurm"),
+    "logs": ("launch.commands.logs", "what the ranks of a run printed"),
+    "cancel": ("launch.commands.cancel", "let a run save a checkpoint and stop"),
+    "retry": (
+        "launch.commands.retry",
+        "send a run, or a sweep's failed trials, again: each continues from its newest checkpoint",
+    ),
+    "doctor": ("launch.commands.doctor", "look at whether this machine can send runs to a cluster"),
 }
 """By name: the module, and what the subcommand does. A module has two functions: `add_arguments(parser)`, and
 `run(arguments)`, which returns its exit code (None: 0) and raises ValueError for what the user got wrong and OSError

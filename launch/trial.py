@@ -14,7 +14,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.sweep_dir import SweepDir, ask_trial, finish_trial, note_mistake, prune
+from launch.sweep.directory import SweepDir, ask_trial, finish_trial, note_mistake, prune
 from slurm import batch
 
 LOOK_SECONDS = 5.0

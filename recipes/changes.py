@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from recipes.schema import Recipe
+from recipes.schema.recipe import Recipe
 
 FIXED = (
     "model",

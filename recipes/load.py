@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from recipes.schema import NOT_TRAINING, Recipe
+from recipes.schema.recipe import NOT_TRAINING, Recipe
 from recipes.yaml12 import UNREADABLE, Dumper, Loader
 
 FOLDER = Path(__file__).parent
@@ -31,9 +31,15 @@ class Loaded(NamedTuple):
     """Dotted key -> where its value was set (a file and line, or the command line); defaults are not listed."""
 
 
+@cache
+def _files() -> dict[str, Path]:
+    """The recipes that come with the program, by name; their folders only sort them."""
+    return {path.stem: path for path in FOLDER.rglob("*.yaml")}
+
+
 def names() -> list[str]:
     """Names of the recipes that come with the program."""
-    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    return sorted(_files())
 
 
 def load(argv: Iterable[str], given_in: Mapping[str, str] | None = None) -> Loaded:
@@ -101,12 +107,11 @@ def _find(name: str, relative_to: Path, origin: str = "") -> Path:
         if not path.is_file():
             raise RecipeError(f"no recipe file {path}{origin}")
         return path
-    path = FOLDER / f"{name}.yaml"
-    if not path.is_file():
+    if name not in _files():
         close = difflib.get_close_matches(name, names(), n=3)
         what = f"did you mean {' or '.join(close)}?" if close else f"there are: {', '.join(names())}"
         raise RecipeError(f"no recipe {name!r}{origin}: {what}")
-    return path
+    return _files()[name]
 
 
 Layer = tuple[dict[str, Any], dict[str, str]]

@@ -6,9 +6,9 @@ import itertools
 from dataclasses import dataclass
 from functools import partial
 
-from recipes.schedule import Hyper, hyper_at
-from recipes.schema import Ema, Recipe
-from recipes.schema_data import Data, ShapesData, SyntheticData
+from recipes.schedules import Hyper, hyper_at
+from recipes.schema.data import Data, ShapesData, SyntheticData
+from recipes.schema.recipe import Ema, Recipe
 
 
 @dataclass(frozen=True)

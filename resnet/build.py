@@ -16,14 +16,14 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 from torch import nn
 
 from recipes.plan import Plan, effective_decay
-from recipes.schema import Recipe
-from resnet.cores import cores_of_rank
-from resnet.data.source import Source, open_sources
+from recipes.schema.recipe import Recipe
+from resnet.agreement import STEP_TIMEOUT
+from resnet.data.sources.registry import Source, open_sources
 from resnet.ema import Ema
 from resnet.metrics import Window
-from resnet.model import build_model, freeze_backbone, load_pretrained
+from resnet.net import build_model, freeze_backbone, load_pretrained
 from resnet.optim import build_optimizer
-from resnet.preemption import STEP_TIMEOUT
+from resnet.process.environment import cores_of_rank
 from resnet.state import TrainState
 
 T = TypeVar("T")

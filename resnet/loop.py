@@ -16,12 +16,12 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from recipes.plan import Plan
-from recipes.schema import Recipe
+from recipes.schema.recipe import Recipe
 from resnet.data.loader import Batch, Key, training_keys, validation_keys
+from resnet.data.on_device import draw_mix, erase, mix, normalise, soft_targets
 from resnet.data.order import mix as mix_numbers
 from resnet.metrics import Tally
-from resnet.mixing import draw_mix, erase, mix, normalise, soft_targets
-from resnet.model import has_randomness
+from resnet.net import has_randomness
 from resnet.optim import set_hyper
 from resnet.state import TrainState, average_running_statistics, running_statistics
 

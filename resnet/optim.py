@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from recipes import schema_optimization as schema
-from recipes.schedule import Hyper
+from recipes.schedules import Hyper
+from recipes.schema import optimizer as schema
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 

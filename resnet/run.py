@@ -19,8 +19,7 @@ from accelerate import Accelerator
 
 from recipes.load import RecipeError, digest, dump, load
 from recipes.plan import Plan, make_plan
-from recipes.rundir import write_atomic, write_status
-from recipes.schema import Recipe
+from recipes.schema.recipe import Recipe
 from resnet.build import (
     build_accelerator,
     build_data,
@@ -30,25 +29,26 @@ from resnet.build import (
     together,
     wrap,
 )
-from resnet.checkpoint import clean
+from resnet.checkpoint.commit import clean
+from resnet.checkpoint.resume import Start, find_start
+from resnet.checkpoint.saver import Saver, check_space
+from resnet.checkpoint.snapshot import restore
 from resnet.data.loader import Loader, MicroBatches, check_shared_memory, end_workers, workers_per_rank
 from resnet.data.order import Order
-from resnet.data.source import Source
+from resnet.data.sources.registry import Source
 from resnet.failure import Failure, explain, out_of_memory
-from resnet.finish import finish
-from resnet.hooks import RunHooks
-from resnet.launchers import ATTEMPT
+from resnet.last_files import finish
 from resnet.loop import Trainer, fit
-from resnet.profiling import profile_steps
-from resnet.progress import Progress
-from resnet.provenance import end_attempt, provenance, record_attempt
-from resnet.resume import Start, find_start
-from resnet.saver import Saver, check_space
-from resnet.signals import Signals, die_with_launcher
-from resnet.snapshot import restore
-from resnet.streams import forgive_output
-from resnet.tracker import MetricsLog, NullTracker, open_wandb
-from resnet.watchdog import RankLog, Watchdog
+from resnet.process.environment import ATTEMPT
+from resnet.process.signals import Signals, die_with_launcher
+from resnet.process.streams import forgive_output
+from resnet.run_hooks import RunHooks
+from resnet.rundir.files import write_atomic, write_status
+from resnet.rundir.provenance import end_attempt, provenance, record_attempt
+from resnet.tracking.profiling import profile_steps
+from resnet.tracking.progress import Progress
+from resnet.tracking.wandb_client import MetricsLog, NullTracker, open_wandb
+from resnet.tracking.watchdog import RankLog, Watchdog
 
 DONE, FAILED, MISTAKE, STOPPED = 0, 1, 2, 85
 """Exit codes: finished; failed; the user's mistake, nothing begun; stopped with a checkpoint, to be continued."""

@@ -19,11 +19,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from recipes.rundir import read_status, to_json, write_atomic, write_status
-from resnet.cores import CORES
-from resnet.launchers import ATTEMPT
-from resnet.lease import holder_elsewhere
-from slurm.attempts import ENDS, newest_step, read_attempts, told_to_end
+from resnet.process.environment import ATTEMPT, CORES
+from resnet.rundir.attempts import ENDS, newest_step, read_attempts, told_to_end
+from resnet.rundir.files import read_status, to_json, write_atomic, write_status
+from resnet.rundir.lease import holder_elsewhere
 from slurm.control import end_time, free_port, hostnames, job_id, job_state, was_preempted
 from slurm.ends import End, end_of_staging, end_of_training, port_was_taken, slurms_word
 

@@ -12,8 +12,8 @@ import sys
 import threading
 from pathlib import Path
 
-from resnet.launchers import RANK_VARIABLES
-from resnet.signals import SIGNALS, Signals
+from resnet.process.environment import RANK_VARIABLES
+from resnet.process.signals import SIGNALS, Signals
 
 FAILED, STOPPED = 1, 85
 RESOLVE_SECONDS = 30.0

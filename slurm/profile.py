@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, StringConstraints, ValidationError, model_validator
 
-from recipes.fields import Count, Group
 from recipes.load import parse_value
+from recipes.schema.fields import Count, Group
 from recipes.yaml12 import UNREADABLE, Loader
 
 FOLDER = Path(__file__).parent / "clusters"

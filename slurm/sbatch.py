@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recipes.rundir import write_atomic
-from resnet.launchers import is_launchers
+from resnet.process.environment import is_launchers
+from resnet.rundir.files import write_atomic
 from slurm.job import train, words_of
 from slurm.profile import Profile, seconds
 from slurm.queue import ask

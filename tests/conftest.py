@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from resnet.data.shapes import draw
+from resnet.data.sources.shapes import draw
 from tests.helpers import TINY
 from tests.slurm_helpers import Cluster, need_slurm, running_cluster
 

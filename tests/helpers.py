@@ -16,8 +16,8 @@ import safetensors.torch
 import torch
 from accelerate.state import AcceleratorState
 
+from resnet.process.signals import SIGNALS
 from resnet.run import main
-from resnet.signals import SIGNALS
 
 PROGRAM = Path(__file__).parent.parent
 OFF = ["device=cpu", "wandb.mode=disabled"]
@@ -35,7 +35,7 @@ def train(*words: object, report: bool = False) -> int:
 
     report: draw the pictures and write report.html, which takes longer than the rest of a tiny run.
     """
-    drawn = contextlib.nullcontext() if report else mock.patch("resnet.tools.report.write_report")
+    drawn = contextlib.nullcontext() if report else mock.patch("resnet.tools.report.report.write_report")
     with unchanged_process(), cores(1), drawn:
         return main([str(word) for word in words])
 

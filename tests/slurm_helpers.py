@@ -88,7 +88,7 @@ class Cluster:
         self.wait(f"{name} at step {step}", there)
 
     def attempts(self, name: str) -> list[dict]:
-        from slurm.attempts import read_attempts
+        from resnet.rundir.attempts import read_attempts
 
         return read_attempts(self.run_dir(name))
 

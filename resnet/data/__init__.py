@@ -1,0 +1,1 @@
+"""From images on disk to batches on the device."""

@@ -18,14 +18,14 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from recipes.plan import Plan
-from recipes.schema_data import Augment, SizeAt
-from resnet.cores import cores_of_rank
+from recipes.schema.data import Augment, SizeAt
 from resnet.data.decode import BrokenImage, decode
+from resnet.data.on_device import draw_erasing
 from resnet.data.order import Order, mix
-from resnet.data.source import Source
+from resnet.data.sources.registry import Source
 from resnet.data.transforms import Transform, eval_transform, train_transform
-from resnet.mixing import draw_erasing
-from resnet.signals import SIGNALS, die_with_parent
+from resnet.process.environment import cores_of_rank
+from resnet.process.signals import SIGNALS, die_with_parent
 
 _AUGMENT = 1
 _MOST_BROKEN_IN_A_ROW = 100

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from recipes.rundir import find_run
+from resnet.rundir.files import find_run
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -66,7 +66,7 @@ def _verify_resume(arguments: argparse.Namespace) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    from resnet.tools.report import write_report
+    from resnet.tools.report.report import write_report
 
     print(write_report(find_run(arguments.run)))
 

@@ -9,9 +9,9 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from recipes.rundir import read_metrics
-from resnet.checkpoint import newest_first
-from resnet.snapshot import EMA, MODEL, read_rest
+from resnet.checkpoint.commit import newest_first
+from resnet.checkpoint.snapshot import EMA, MODEL, read_rest
+from resnet.rundir.files import read_metrics
 
 CLOCK = ("time", "images_per_second", "images_per_second_per_device", "data_wait", "memory_gb")
 """Keys of the log that two equal runs need not share."""

@@ -11,16 +11,16 @@ import torch
 from torch import nn
 
 from recipes.load import load
-from recipes.rundir import read_provenance, to_json
-from recipes.schema import Recipe
+from recipes.schema.recipe import Recipe
 from resnet.build import build_accelerator, build_data
+from resnet.checkpoint.snapshot import load_weights
 from resnet.data.loader import Batch, Loader, MicroBatches, end_workers, validation_keys, workers_per_rank
 from resnet.data.order import Order
-from resnet.data.source import Source
+from resnet.data.sources.registry import Source
 from resnet.loop import count_batch
 from resnet.metrics import Tally
-from resnet.model import build_model
-from resnet.snapshot import load_weights
+from resnet.net import build_model
+from resnet.rundir.files import read_provenance, to_json
 
 
 @torch.no_grad()

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 
 from recipes.load import load_file
-from recipes.rundir import write_atomic
-from recipes.schema import Recipe
+from recipes.schema.recipe import Recipe
 from resnet.build import choose_precision
-from resnet.data.files import Files
-from resnet.data.image_folder import EXTENSIONS, images_below
+from resnet.data.sources.files import Files
+from resnet.data.sources.image_folder import EXTENSIONS, images_below
 from resnet.loop import predict_logits
+from resnet.rundir.files import write_atomic
 from resnet.tools.evaluate import batches_of, class_names, final_weights, load_network
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}

@@ -21,12 +21,12 @@ import torch
 from accelerate import Accelerator
 
 from recipes.plan import make_plan
-from recipes.schema import Recipe
+from recipes.schema.recipe import Recipe
+from resnet.checkpoint.saver import Saver
 from resnet.ema import Ema
 from resnet.metrics import Window
-from resnet.model import build_model
+from resnet.net import build_model
 from resnet.optim import build_optimizer
-from resnet.saver import Saver
 from resnet.state import TrainState
 
 TARGET = 0.2

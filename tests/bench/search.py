@@ -22,12 +22,12 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional
 
-from launch.search import ask, tell, trial_name
-from recipes.rundir import to_json, write_atomic
-from recipes.sweep import Distribution, Metric, Sweep, Values, grid
-from recipes.sweep_file import sweep_json
-from recipes.sweep_values import expand
-from resnet.data.shapes import draw
+from launch.sweep.grammar import expand
+from launch.sweep.points import Distribution, Metric, Sweep, Values, grid
+from launch.sweep.study import ask, tell, trial_name
+from launch.sweep.sweep_json import sweep_json
+from resnet.data.sources.shapes import draw
+from resnet.rundir.files import to_json, write_atomic
 
 PIXELS = 16
 PER_CLASS = 160

@@ -1,0 +1,96 @@
+"""`launch cancel`: let a run save a checkpoint and stop, or stop it at once; of a sweep, all its trials."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+from launch.runs.send import active_job, read_job, shown
+from launch.runs.state import find, find_sweep, rows
+from launch.sweep.directory import cancel_file
+from resnet.rundir.attempts import end_file
+from resnet.rundir.files import read_status, write_status
+from resnet.rundir.lease import holder_elsewhere, read_lease
+from slurm.queue import ask
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="name under --root, or directory, of a run or a sweep")
+    parser.add_argument("--now", action="store_true", help="do not wait for a checkpoint: the newest on disk remains")
+    parser.add_argument("--root", default="runs", help="folder of the runs (runs)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    problems = 0
+    for text in arguments.runs:
+        try:
+            if sweep_dir := find_sweep(text, arguments.root):
+                _cancel_sweep(sweep_dir, arguments.now)
+            else:
+                print(cancel(find(text, arguments.root).absolute(), arguments.now))
+        except ValueError as error:
+            if len(arguments.runs) == 1:
+                raise
+            print(f"launch cancel: {error}", file=sys.stderr)
+            problems += 1
+    return 2 if problems else 0
+
+
+def cancel(run_dir: Path, now: bool = False) -> str:
+    """Ask a run to stop; says what follows. Raises ValueError where it does not run."""
+    if read_job(run_dir) is None:
+        return _cancel_here(run_dir, now)
+    active = active_job(run_dir)
+    if active is None:
+        raise ValueError(f"{run_dir.name} is not in the queue (it is {read_status(run_dir).get('state')})")
+    job_id = active[0]
+    # It tells the end from a preemption; the batch script sees it and tells the ranks, should they not listen yet.
+    end_file(run_dir, "cancelled").touch()
+    ask(["scancel", job_id] if now else ["scancel", "--state=PENDING", job_id])
+    if now or active_job(run_dir) is None:
+        write_status(run_dir, state="stopped", reason="cancelled", failure="user", eta_s=None)
+        return f"{run_dir.name}: job {job_id} is cancelled; launch retry {shown(run_dir)} would go on"
+    with contextlib.suppress(ValueError):
+        ask(["scancel", "--signal=USR2", job_id])
+    return f"{run_dir.name}: job {job_id} saves a checkpoint and ends; launch status {shown(run_dir)} says when"
+
+
+def _cancel_here(run_dir: Path, now: bool) -> str:
+    holder = holder_elsewhere(run_dir)
+    if holder is None:
+        raise ValueError(f"{run_dir.name} does not run (it is {read_status(run_dir).get('state')})")
+    lease = read_lease(run_dir / "lease.json")
+    if lease.get("host") != socket.gethostname():
+        raise ValueError(f"{holder}: cancel it there")
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(lease["pid"], signal.SIGKILL if now else signal.SIGTERM)
+    if now:
+        write_status(run_dir, state="stopped", reason="cancelled", failure="user", eta_s=None)
+    return f"{run_dir.name}: process {lease['pid']} " + ("is killed" if now else "saves a checkpoint and ends")
+
+
+def _cancel_sweep(sweep_dir: Path, now: bool) -> None:
+    """Cancel the trials that are under way: those that wait with one scancel for each array."""
+    cancel_file(sweep_dir).touch()
+    runs = [path.parent for path in sweep_dir.glob("*/status.json")]
+    under_way = [(run, row) for run, row in zip(runs, rows(runs), strict=True) if not row["over"]]
+    waiting = [(run, row) for run, row in under_way if row["state"] == "queued" and row["job_id"]]
+    for run, _ in waiting:
+        end_file(run, "cancelled").touch()
+    for array in sorted({row["job_id"].partition("_")[0] for _, row in waiting}):
+        ask(["scancel", "--state=PENDING", array])
+    for run, _ in waiting:
+        write_status(run, state="stopped", reason="cancelled", failure="user", eta_s=None)
+    told = 0
+    for run, row in under_way:
+        if row["state"] == "running":
+            # It may have ended by now.
+            with contextlib.suppress(ValueError):
+                print(cancel(run, now))
+                told += 1
+    print(f"{sweep_dir.name}: {len(waiting)} waiting and {told} running trials are cancelled; launch sweep would go on")

@@ -1,0 +1,115 @@
+"""`launch retry`: send a run, or the trials of a sweep that failed, again; each goes on from its newest checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+from launch.runs.send import SNAPSHOTS, Job, read_job, refuse_active, send, shown
+from launch.runs.state import find, find_sweep
+from recipes.load import load_file
+from resnet.rundir.attempts import end_file, newest_step, read_attempts
+from resnet.rundir.files import read_status
+from slurm.code_copy import take_snapshot
+from slurm.profile import Profile, change_profile
+from slurm.sbatch import check_slurm
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "launch retry RUN [slurm.KEY=VALUE ...] [--exclude-bad-nodes] [--new-code] [--root ROOT]"
+    parser.add_argument("run", metavar="RUN", help="a run's name under --root, or its directory")
+    parser.add_argument("words", nargs="*", metavar="slurm.KEY=VALUE", help="changes to the profile it was sent with")
+    parser.add_argument("--exclude-bad-nodes", action="store_true", help="stay away from nodes it failed on")
+    parser.add_argument("--new-code", action="store_true", help="run the program as it is now, not as it was sent")
+    parser.add_argument("--root", default="runs", help="folder of the runs (runs)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if sweep_dir := find_sweep(arguments.run, arguments.root):
+        return _retry_sweep(sweep_dir, arguments)
+    return _retry_run(find(arguments.run, arguments.root).absolute(), arguments)
+
+
+def _retry_sweep(sweep_dir: Path, arguments: argparse.Namespace) -> int:
+    """Send, or run here, the trials that failed."""
+    from launch.sweep.directory import Place, SweepDir, place_here
+
+    with SweepDir(sweep_dir) as directory:
+        todo, _ = directory.missing(failed_only=True)
+        if not todo:
+            print(f"{sweep_dir.name}: no trial has failed")
+            return 0
+        jobs = [job for trial in todo if (job := read_job(sweep_dir / trial["name"]))]
+        if not jobs:
+            from launch.sweep.here import train_here
+
+            return train_here(directory, todo, place_here(directory))
+        from launch.sweep.on_slurm import send_trials
+
+        check_slurm()
+        profile = change_profile(jobs[-1].profile, _slurm_words(arguments, sweep_dir.name), jobs[-1].cluster)
+        if arguments.exclude_bad_nodes:
+            for trial in todo:
+                profile = without_bad_nodes(profile, sweep_dir / trial["name"])
+        place = Place(jobs[-1].cluster, profile, Path(jobs[-1].folder), directory.content["max_parallel"])
+        send_trials(directory, todo, place, None if arguments.new_code else _snapshot(jobs[-1]))
+    return 0
+
+
+def _retry_run(run_dir: Path, arguments: argparse.Namespace) -> int:
+    job = read_job(run_dir)
+    if job is None and (run_dir.parent / "sweep.json").is_file():
+        return _retry_trial_here(run_dir)
+    if job is None:
+        raise ValueError(f"{run_dir.name} was never sent to Slurm: launch submit recipe={shown(run_dir)} cluster=NAME")
+    refuse_active(run_dir)
+    if read_status(run_dir).get("state") == "finished":
+        raise ValueError(f"{run_dir.name} is finished")
+    check_slurm()
+    profile = change_profile(job.profile, _slurm_words(arguments, run_dir.name), job.cluster)
+    if arguments.exclude_bad_nodes:
+        profile = without_bad_nodes(profile, run_dir)
+    snapshot = (None if arguments.new_code else _snapshot(job)) or take_snapshot(run_dir.parent / SNAPSHOTS)
+    recipe = load_file(run_dir / "slurm" / "recipe.yaml").recipe
+    if (pruned := end_file(run_dir, "pruned")).exists():
+        from launch.sweep.study import let_go_on
+
+        let_go_on(run_dir.parent, run_dir.name)
+        pruned.unlink()
+    job_id = send(run_dir, recipe, job.cluster, profile, snapshot, Path(job.folder))
+    excluded = f", not on {profile.exclude}" if profile.exclude else ""
+    print(f"{run_dir.name} is job {job_id} on {job.cluster}{excluded}; it goes on from step {newest_step(run_dir)}")
+    return 0
+
+
+def _retry_trial_here(run_dir: Path) -> int:
+    """Continue one trial of a sweep, also one that early stopping ended."""
+    from launch.sweep.directory import SweepDir, place_here
+    from launch.sweep.here import await_orphans, train_here
+    from launch.sweep.study import let_go_on
+
+    with SweepDir(run_dir.parent) as directory:
+        await_orphans(directory)
+        let_go_on(run_dir.parent, run_dir.name)
+        return train_here(directory, [directory.trial(run_dir.name)], place_here(directory))
+
+
+def _snapshot(job: Job) -> Path | None:
+    """The copy of the program that a job ran, if it is there still."""
+    return Path(job.snapshot) if Path(job.snapshot).is_dir() else None
+
+
+def _slurm_words(arguments: argparse.Namespace, name: str) -> list[str]:
+    others = [word for word in arguments.words if not word.startswith("slurm.")]
+    if others:
+        raise ValueError(f"{others[0]}: what is trained stays as it is; launch submit ... run.name={name} changes it")
+    return arguments.words
+
+
+def without_bad_nodes(profile: Profile, run_dir: Path) -> Profile:
+    """The profile without the nodes that attempts of the run failed on."""
+    bad = {attempt["node"] for attempt in read_attempts(run_dir) if attempt.get("node")}
+    known = set(re.findall(r"[^,\[]+(?:\[[^]]*\])?", profile.exclude or ""))
+    both = ",".join(sorted(known | bad))
+    return profile.model_copy(update={"exclude": both}) if both else profile

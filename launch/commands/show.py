@@ -1,0 +1,118 @@
+"""`launch show`: a recipe with all its values, where they come from, and what follows from them.
+
+The text is itself a recipe: all but the values stands in comments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import textwrap
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+
+from launch.derived import follows
+from recipes.load import dump, load
+from recipes.yaml12 import Loader
+
+WIDTH = 98
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "launch show recipe=NAME [KEY=VALUE ...] [--origin] [--gpus N] [--samples N] [--json] [--debug]"
+    parser.add_argument(
+        "words",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="recipe=NAME, recipe=FILE.yaml or recipe=RUN_DIR; changes to it",
+    )
+    parser.add_argument("--origin", action="store_true", help="say where each value comes from")
+    parser.add_argument("--gpus", type=_count, default=1, metavar="N", help="devices to train on, over all nodes (1)")
+    parser.add_argument("--samples", type=_count, metavar="N", help="training images drawn in an epoch")
+    parser.add_argument("--json", action="store_true", help="print an object with recipe, origins and follows")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    loaded = load(arguments.words)
+    facts = follows(loaded, arguments.gpus, arguments.samples)
+    if arguments.json:
+        recipe = loaded.recipe.model_dump(mode="json")
+        print(json.dumps({"recipe": recipe, "origins": loaded.origins, "follows": facts}, indent=1))
+        return
+    text = dump(loaded.recipe)
+    print(_with_origins(text, loaded.origins) if arguments.origin else text)
+    print("\n".join(f"# {line}".rstrip() for line in _lines(facts)))
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of 1 or more")
+    return int(text)
+
+
+def _with_origins(text: str, origins: dict[str, str]) -> str:
+    """A dumped recipe with the origin of each value as a comment in its line."""
+    lines = text.splitlines()
+    notes = dict(_notes(yaml.compose(text, Loader), origins, ""))
+    column = min(max(len(lines[number]) for number in notes), 50) + 2
+    for number, note in notes.items():
+        lines[number] = f"{lines[number]:{column - 2}}  # {note}"
+    return "\n".join(lines) + "\n"
+
+
+def _notes(node: yaml.Node | None, origins: dict[str, str], prefix: str) -> Iterator[tuple[int, str]]:
+    assert isinstance(node, yaml.MappingNode)
+    for key, value in node.value:
+        dotted = f"{prefix}{key.value}"
+        if isinstance(value, yaml.MappingNode) and value.value:
+            yield from _notes(value, origins, f"{dotted}.")
+        else:
+            # Within a text over several lines a comment would be part of it, or end it.
+            line = value.end_mark.line if isinstance(value, yaml.ScalarNode) else key.start_mark.line
+            yield line, origins.get(dotted, "name of the file" if dotted == "name" else "default")
+
+
+def _lines(facts: dict[str, Any]) -> Iterator[str]:
+    gpus, slots = facts["gpus"], facts["accumulation"]
+    yield f"What follows on {gpus} device{'s' if gpus > 1 else ''}"
+    samples = f"{facts['samples']} an epoch, " if facts["samples"] else ""
+    rows = [("training images", samples + facts["samples_from"])]
+    if facts["total_steps"]:
+        rows.append(("optimizer steps", f"{facts['steps_per_epoch']} an epoch, {facts['total_steps']} in all"))
+    micro = f"in {slots} micro-batches of {facts['micro_batch']}" if slots > 1 else "in one pass"
+    rows.append(("batch", f"{facts['batch_size']}, {facts['per_device_batch']} per device {micro}"))
+    backbone = f", backbone {facts['backbone_lr']:.6g}" if facts["backbone_lr"] else ""
+    rows.append(("peak lr", f"{facts['lr']:.6g}{backbone}"))
+    if len(facts["image_sizes"]) > 1:
+        sizes = ", ".join(f"{corner['size']} from epoch {corner['epoch']}" for corner in facts["image_sizes"])
+        rows.append(("image size", sizes))
+    if average := facts["ema"]:
+        rescaled = f" ({average['stated']:g} rescaled)" if average["decay"] != average["stated"] else ""
+        rows.append(("EMA", f"keeps {average['decay']:.6g}{rescaled} every {average['every']} steps"))
+    rows.append(("expected top-1", _expected(facts["expected"])))
+    for title, text in rows:
+        yield from textwrap.wrap(
+            text, WIDTH, initial_indent=f"  {title:15}  ", subsequent_indent=" " * 19, break_on_hyphens=False
+        )
+    if facts["milestones"]:
+        yield ""
+        yield from _milestones(facts["milestones"], facts["momentum_is"])
+
+
+def _expected(expected: dict[str, Any]) -> str:
+    if expected["top1"] is None:
+        return "unknown"
+    band = " ({:g} to {:g})".format(*expected["band"]) if expected["band"] else ""
+    changed = "; your changes may move it" if expected["changed"] else ""
+    by = f"; {expected['evaluation']}" if expected["evaluation"] else ""
+    return f"{expected['top1']:g}{band}, {expected['measured']}{changed}{by}"
+
+
+def _milestones(milestones: list[dict[str, Any]], momentum: str) -> Iterator[str]:
+    cycled = milestones[0]["momentum"] is not None
+    yield f"  {'step':>8}  {'epoch':>7}  {'lr':>10}" + (f"  {momentum:>8}" if cycled else "")
+    for at in milestones:
+        second = f"  {at['momentum']:8.4f}" if cycled else ""
+        yield f"  {at['step']:8}  {at['epoch']:7.2f}  {at['lr']:10.4g}{second}  {at['label']}"

@@ -1,0 +1,291 @@
+"""`launch status`: how runs go, as a table, one run in full, or JSON."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from launch.runs.logs import attempts, first_failure, log_file, log_files, tail
+from launch.runs.state import ROOT, find, find_sweep, folders, ordered, rows
+from recipes.text import format_duration
+from resnet.rundir.attempts import read_attempts
+from resnet.rundir.files import to_json
+
+REDRAW_SECONDS, REDRAW_SLURM_SECONDS = 2, 10
+NAME_LEAST, NOTE_LEAST, NOTE_MOST, TAIL_LINES = 20, 24, 160, 10
+DROPPED_FIRST = ("tries", "img/s", "loss", "saved", "ETA", "epoch", "top-1", "%")
+"""What is left out on a narrow terminal, in this order."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="a run's name or directory; one alone is told in full")
+    parser.add_argument("--root", default=ROOT, help="folder of the runs (default: %(default)s)")
+    shape = parser.add_mutually_exclusive_group()
+    shape.add_argument("--watch", action="store_true", help="redraw until all runs are over, or Ctrl-C")
+    shape.add_argument("--json", action="store_true", help="print a list of objects; of a sweep, one object")
+    shape.add_argument("--csv", action="store_true", help="of a sweep: print a row a trial")
+    shape.add_argument("--plot", action="store_true", help="of a sweep: draw the metric against each parameter")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    sweep_dir = find_sweep(arguments.runs[0], arguments.root) if len(arguments.runs) == 1 else None
+    if sweep_dir is None and (arguments.csv or arguments.plot):
+        raise ValueError(f"{'--csv' if arguments.csv else '--plot'} is of one sweep: launch status SWEEP")
+    if arguments.watch:
+        _watch(partial(_sweep_view, sweep_dir) if sweep_dir else partial(_view, arguments))
+    elif sweep_dir:
+        from launch.sweep.show import show
+
+        print(show(sweep_dir, arguments, _width()))
+    else:
+        found = _found(arguments)
+        print(to_json(found, indent=1) if arguments.json else "\n".join(_lines(found, arguments)))
+
+
+class View(NamedTuple):
+    """What one look shows."""
+
+    lines: list[str]
+    over: bool
+    asked_slurm: bool
+
+
+def _view(arguments: argparse.Namespace) -> View:
+    found = _found(arguments)
+    asked = any(row["job_id"] and not row["over"] for row in found)
+    return View(_lines(found, arguments), all(row["over"] for row in found), asked)
+
+
+def _sweep_view(sweep_dir: Path) -> View:
+    from launch.sweep.show import look
+
+    return View(*look(sweep_dir, _width()))
+
+
+def _watch(look: Callable[[], View]) -> None:
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            view = look()
+            lines = view.lines
+            if sys.stdout.isatty():
+                height = shutil.get_terminal_size().lines
+                if len(lines) >= height:
+                    lines = [*lines[: height - 2], f"... and {len(lines) - height + 2} more lines"]
+                print(end="\033[H\033[2J")
+            print("\n".join(lines), flush=True)
+            if view.over:
+                return
+            time.sleep(REDRAW_SLURM_SECONDS if view.asked_slurm else REDRAW_SECONDS)
+
+
+def _width() -> int | None:
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def _found(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    chosen = [find(text, arguments.root) for text in arguments.runs] or folders(arguments.root)
+    return ordered(rows(chosen))
+
+
+def _lines(found: Sequence[dict[str, Any]], arguments: argparse.Namespace) -> list[str]:
+    if len(arguments.runs) == 1:
+        return describe(found[0])
+    sweeps = [] if arguments.runs else sorted(file.parent for file in Path(arguments.root).glob("*/sweep.json"))
+    told = [f"sweep {path.name}: launch status {shlex.quote(path.name)}" for path in sweeps]
+    return [*(table(found, _width()) if found else []), *told] or [f"no runs in {arguments.root}"]
+
+
+def table(found: Sequence[dict[str, Any]], width: int | None = None) -> list[str]:
+    """A line for each run under a line of headings. width: columns of the terminal, to be kept within."""
+    columns = {
+        header: [cell(row) for row in found]
+        for header, cell in CELLS.items()
+        if header != "tries" or any((row["attempts"] or 0) > 1 for row in found)
+    }
+    columns = {header: cells for header, cells in columns.items() if any(cells)}
+    widths = {header: max(map(len, [header, *cells])) for header, cells in columns.items()}
+    if width:
+        _fit_widths(widths, width)
+    lines = [list(widths), *zip(*(columns[header] for header in widths), strict=True)]
+    return ["  ".join(map(_fit, line, widths.items())).rstrip() for line in lines]
+
+
+def _fit_widths(widths: dict[str, int], width: int) -> None:
+    """Leave columns out, and make names and notes narrower, until a line fits."""
+
+    def room() -> int:
+        """For the name and the note."""
+        taken = sum(widths[header] for header in widths if header not in ("name", ""))
+        # A character in the last column moves some terminals to the next line.
+        return width - 1 - taken - 2 * (len(widths) - 1)
+
+    name, note = min(widths["name"], NAME_LEAST), min(widths.get("", 0), NOTE_LEAST)
+    for header in DROPPED_FIRST:
+        if room() < name + note:
+            widths.pop(header, None)
+    widths["name"] = max(NAME_LEAST, min(widths["name"], room() - note))
+    if "" in widths:
+        widths[""] = max(NAME_LEAST, room() - widths["name"])
+
+
+def _fit(text: str, column: tuple[str, int]) -> str:
+    header, width = column
+    if len(text) > width:
+        # Names often differ at their ends only.
+        kept = width // 2 if header == "name" else width - 2
+        text = f"{text[:kept]}..{text[len(text) - (width - 2 - kept) :]}"
+    return text.ljust(width) if header in ("name", "state", "") else text.rjust(width)
+
+
+def _state(row: dict[str, Any]) -> str:
+    slurm = row["slurm_state"]
+    usual = row["over"] or (row["state"], slurm) in (("running", "RUNNING"), ("queued", "PENDING"))
+    return row["state"] if usual or not slurm else f"{row['state']} ({slurm.lower()})"
+
+
+def _note(row: dict[str, Any]) -> str:
+    reason = (row["reason"] or "").partition("\n")[0]
+    reason = reason if len(reason) <= NOTE_MOST else f"{reason[: NOTE_MOST - 2]}.."
+    return f"{row['failure']}: {reason}" if row["failure"] else reason
+
+
+def _epoch(row: dict[str, Any]) -> str:
+    if row["epoch"] is None:
+        return ""
+    return f"{row['epoch']:.4g}/{row['epochs']:g}" if row["epochs"] else f"{row['epoch']:.4g}"
+
+
+def _figure(key: str, form: str) -> Callable[[dict[str, Any]], str]:
+    return lambda row: "" if row[key] is None else format(row[key], form)
+
+
+def _time(key: str) -> Callable[[dict[str, Any]], str]:
+    return lambda row: "" if row[key] is None else format_duration(row[key])
+
+
+def _speed(row: dict[str, Any]) -> str:
+    shown = row["state"] in ("running", "finished") and row["images_per_second"] is not None
+    return f"{row['images_per_second']:.0f}" if shown else ""
+
+
+CELLS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "name": lambda row: row["name"],
+    "state": _state,
+    "epoch": _epoch,
+    "%": _figure("percent", ".0f"),
+    "loss": _figure("loss", ".4g"),
+    "top-1": _figure("top1", ".2f"),
+    "img/s": _speed,
+    "ETA": _time("eta_s"),
+    "saved": _time("last_checkpoint_age_s"),
+    "tries": _figure("attempts", ".0f"),
+    "": _note,
+}
+"""By heading; `saved` is the age of the last checkpoint, the last one a reason."""
+
+
+def describe(row: dict[str, Any]) -> list[str]:
+    """All that is known of a run, and what can be done with it, a line each."""
+    run_dir = Path(row["run_dir"])
+    shown = {
+        "": _note(row),
+        "progress": _progress(row),
+        "metrics": _join(
+            _labelled("loss", _figure("loss", ".4g")(row)),
+            _labelled("top-1", _figure("top1", ".2f")(row), "%"),
+            _labelled("best", _figure("best", ".4g")(row)),
+            _labelled("", _speed(row), " img/s"),
+        ),
+        "checkpoint": _join(_checkpoint(run_dir), _labelled("", _time("last_checkpoint_age_s")(row), " ago")),
+        "attempts": _attempts(row),
+        "job": _job(row),
+        "directory": str(run_dir),
+        "W&B": row["wandb_url"],
+    }
+    lines = [f"{row['name']}: {_state(row)}"]
+    lines += [f"  {label:10}  {text}" for label, text in shown.items() if text]
+    return [*lines, *_log(row), *(f"  {label:10}  {command}" for label, command in _commands(row).items())]
+
+
+def _join(*parts: str | None) -> str:
+    return ", ".join(filter(None, parts))
+
+
+def _labelled(label: str, text: str, unit: str = "") -> str:
+    return f"{label} {text}{unit}".strip() if text else ""
+
+
+def _progress(row: dict[str, Any]) -> str:
+    step = _figure("step", ".0f")(row)
+    of = f"/{row['total_steps']:.0f}" if row["total_steps"] else ""
+    percent = f" ({row['percent']:.0f}%)" if row["percent"] is not None else ""
+    return _join(
+        _labelled("epoch", _epoch(row)),
+        _labelled("step", step, of + percent),
+        _labelled("ETA", _time("eta_s")(row)),
+        _labelled("updated", format_duration(time.time() - row["updated"]), " ago") if row["updated"] else "",
+    )
+
+
+def _checkpoint(run_dir: Path) -> str:
+    with contextlib.suppress(OSError):
+        return (run_dir / "checkpoints" / "latest").read_text(encoding="utf-8", errors="replace").strip()
+    return ""
+
+
+def _attempts(row: dict[str, Any]) -> str:
+    count = _figure("attempts", ".0f")(row)
+    ended = [attempt for attempt in read_attempts(Path(row["run_dir"])) if attempt.get("outcome")]
+    if not ended:
+        return count
+    last = ended[-1]
+    cause = f" ({last['cause']})" if last.get("cause") else ""
+    return _join(count, f"number {last['attempt']} {last['outcome']}{cause} at step {last.get('last_step')}")
+
+
+def _job(row: dict[str, Any]) -> str:
+    if not row["job_id"]:
+        return ""
+    left = _labelled("time left", _time("time_left_s")(row))
+    state = f"{row['job_id']} {(row['slurm_state'] or '').lower()}".strip()
+    return _join(f"{state} on {row['nodes']}" if row["nodes"] else state, left)
+
+
+def _log(row: dict[str, Any]) -> list[str]:
+    """The path of the log, of the rank that failed first where one did, then with its last lines."""
+    run_dir = Path(row["run_dir"])
+    first = first_failure(run_dir) if row["state"] == "failed" else None
+    rank = first[0] if first else 0
+    file = log_file(run_dir, rank) or next(iter(log_files(run_dir).values()), None)
+    if file is None:
+        return []
+    lines = [f"  {'log':10}  {file}"]
+    if row["state"] == "failed":
+        lines += [f"    {line}" for line in tail(file, TAIL_LINES)]
+    return lines
+
+
+def _commands(row: dict[str, Any]) -> dict[str, str]:
+    """What to type next."""
+    run_dir = Path(row["run_dir"])
+    name = shlex.quote(row["name"] if run_dir.parent == Path(ROOT) else str(run_dir))
+    in_slurm = (run_dir / "slurm" / "job.json").exists()
+    commands = {}
+    if not row["over"]:
+        if in_slurm or attempts(run_dir):
+            commands["follow"] = f"launch logs {name} -f"
+        if in_slurm:
+            commands["cancel"] = f"launch cancel {name}"
+    elif row["state"] in ("failed", "stopped"):
+        folder = shlex.quote(f"recipe={run_dir}" if "/" in str(run_dir) else f"recipe=./{run_dir}")
+        root = "" if run_dir.parent == Path(ROOT) else " " + shlex.quote(f"run.root={run_dir.parent}")
+        commands["continue"] = f"launch retry {name}" if in_slurm else f"launch local {folder}{root}"
+    return commands

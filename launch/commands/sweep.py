@@ -1,0 +1,242 @@
+"""`launch sweep`: try many settings, in an array of Slurm jobs or here, and complete what an earlier command began."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from launch.arguments import split_words
+from launch.runs.checks import check_batch, check_paths
+from launch.runs.here import visible_gpus
+from launch.runs.send import shown
+from launch.sweep.directory import Place, SweepDir, comparable
+from launch.sweep.dry_run import dry_run
+from launch.sweep.points import Metric, Sweep, Trial, Values, from_words, grid, sample, trials
+from launch.sweep.sweep_json import sweep_json
+from recipes.plan import make_plan, samples_known
+from recipes.schema.recipe import Recipe, Wandb
+from slurm.profile import Profile, load_profile
+from slurm.sbatch import check_slurm
+
+PROBES = 8
+"""Points of a bayes search that are validated before it begins: which it will try is not known yet."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.usage = (
+        "launch sweep recipe=A[,B] KEY=V1,V2 ... [cluster=NAME] [slurm.KEY=VALUE ...] [options]\n"
+        "       launch sweep FILE.yaml [KEY=VALUE ...] [cluster=NAME] [options]"
+    )
+    parser.add_argument(
+        "words",
+        nargs="*",
+        metavar="KEY=VALUES",
+        help="keys of the recipe; several values by commas, range(a,b,step), log(a,b,n), linspace(a,b,n); or a sweep "
+        "file in W&B's format. cluster=local (the default) trains here",
+    )
+    parser.add_argument("--name", help="the sweep's name (made of the recipe and what is swept)")
+    parser.add_argument("--count", type=int, metavar="N", help="trials of a random or bayes search (run_cap in a file)")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of a random or bayes search (0)")
+    parser.add_argument("--max-parallel", type=int, metavar="N", help="most trials that Slurm runs at once")
+    parser.add_argument("--jobs", type=int, metavar="N", help="trials that run here at once (1)")
+    parser.add_argument(
+        "--storage",
+        metavar="URL",
+        help="database of a bayes search, as in mysql://me:$SECRET@host/db, where $SECRET is of the environment",
+    )
+    parser.add_argument("--wandb-sweep", action="store_true", help="show the trials on the page of a W&B sweep, too")
+    parser.add_argument("--dry-run", action="store_true", help="show the trials and what they would take")
+    parser.add_argument("--yes-above", type=int, default=50, metavar="N", help="ask before more trials than that (50)")
+    parser.add_argument("--yes", action="store_true", help="do not ask")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    files = [word for word in arguments.words if "=" not in word and word.endswith((".yaml", ".yml"))]
+    words = split_words([word for word in arguments.words if word not in files])
+    _check_options(arguments, words.cluster)
+    sweep = _with_absolute_recipes(_read(files, words.recipe, arguments))
+    profile = load_profile(words.cluster, words.slurm) if words.cluster not in (None, "local") else None
+    if profile is None and words.slurm:
+        raise ValueError(f"{words.slurm[0]}: cluster=local takes no slurm keys")
+    listed, notes = _trials(sweep, arguments.seed)
+    for trial in listed:
+        try:
+            _check(trial.recipe, profile)
+        except ValueError as error:
+            raise ValueError(f"{error}\n(in trial {trial.name})") from error
+    recipe = listed[0].recipe
+    if sweep.metric is None:
+        goal = "minimize" if recipe.eval.metric == "loss" else "maximize"
+        sweep = replace(sweep, metric=Metric(recipe.eval.metric, goal))
+    sweep_dir = _place(sweep, recipe, profile, arguments)
+    place = Place(words.cluster or "local", profile, Path.cwd(), arguments.max_parallel, arguments.jobs or 1)
+    count = sweep.run_cap if sweep.method == "bayes" else None
+    for note in (*sweep.notes, *notes):
+        print(f"note: {note}", file=sys.stderr)
+    if arguments.dry_run:
+        print("\n".join(dry_run(sweep, listed, count, sweep_dir, place)))
+        return 0
+    if profile is not None:
+        check_slurm()
+        if profile.container and (sweep.method == "bayes" or sweep.early_stop):
+            raise ValueError(
+                "bayes and early stopping run beside the job, in the host's Python: not with slurm.container"
+            )
+    _ask(count or len(listed), arguments)
+    with SweepDir(sweep_dir) as directory:
+        content = sweep_json(sweep) | _circumstances(place, arguments) | {"name": sweep_dir.name}
+        if arguments.wandb_sweep:
+            settings = [trial.recipe.wandb for trial in listed]
+            content["wandb_sweep"] = _wandb_sweep(directory, replace(sweep, name=sweep_dir.name), settings)
+        directory.update(content, None if count else listed, count)
+        return _train_here(directory, place) if profile is None else _send(directory, place)
+
+
+def _circumstances(place: Place, arguments: argparse.Namespace) -> dict[str, Any]:
+    """What sweep.json says beside the sweep: where and how its trials run, by the newest command."""
+    profile = place.profile
+    return {
+        "seed": arguments.seed,
+        "storage": arguments.storage,
+        "cluster": place.cluster,
+        "folder": str(place.cwd),
+        "max_parallel": place.max_parallel,
+        "jobs": place.jobs,
+        "ranks": profile.ranks if profile else 1,
+        "gpus_per_trial": profile.nodes * profile.gpus_per_node if profile else min(1, visible_gpus()),
+        "command": shlex.join(["launch", *sys.argv[1:]]),
+    }
+
+
+def _wandb_sweep(directory: SweepDir, sweep: Sweep, settings: Sequence[Wandb]) -> dict[str, str | None]:
+    """Id and address of the sweep at W&B, which the first command made or this one makes; settings: of its trials."""
+    if known := directory.content.get("wandb_sweep"):
+        return known
+    if directory.content:
+        raise ValueError(f"--wandb-sweep: {directory.path} has begun without it, choose another --name")
+    if len({(one.project, one.entity) for one in settings}) > 1:
+        raise ValueError("--wandb-sweep: a W&B sweep is of one project, give wandb.project=NAME to all trials")
+    from launch.sweep.wandb_register import register
+
+    made = register(sweep, settings[0])
+    print(f"W&B: {made['url'] or made['id']}")
+    return made
+
+
+def _train_here(directory: SweepDir, place: Place) -> int:
+    from launch.sweep.here import await_orphans, train_here
+    from launch.sweep.show import look
+
+    await_orphans(directory)
+    code = train_here(directory, _missing(directory), place)
+    lines, _, _ = look(directory.path, None)
+    print("\n".join(["", *lines]))
+    return code
+
+
+def _send(directory: SweepDir, place: Place) -> int:
+    from launch.sweep.on_slurm import send_trials
+
+    send_trials(directory, _missing(directory), place)
+    name = shown(directory.path)
+    print(f"  follow   launch status {name}\n  again    the same command completes it; launch retry {name} what failed")
+    return 0
+
+
+def _read(files: list[str], words: list[str], arguments: argparse.Namespace) -> Sweep:
+    if len(files) > 1:
+        raise ValueError(f"give one sweep file, not {' and '.join(files)}")
+    if files:
+        from launch.sweep.wandb_read import from_file
+
+        sweep = from_file(Path(files[0]), words)
+    else:
+        sweep = from_words(words)
+    if arguments.count is not None:
+        sweep = replace(sweep, run_cap=arguments.count)
+    if sweep.method != "grid" and sweep.run_cap is None:
+        raise ValueError(f"method: {sweep.method} goes on for ever: give --count N, or run_cap in the file")
+    return sweep
+
+
+def _trials(sweep: Sweep, seed: int) -> tuple[list[Trial], list[str]]:
+    """All trials; of a bayes search, some that it might try, so that its keys and values are known to be right."""
+    if sweep.method == "grid":
+        return trials(sweep, grid(sweep))
+    assert sweep.run_cap is not None
+    number = sweep.run_cap if sweep.method == "random" else min(PROBES, sweep.run_cap)
+    return trials(sweep, (sample(sweep, seed, index) for index in range(number)))
+
+
+def _check_options(arguments: argparse.Namespace, cluster: str | None) -> None:
+    for option in ("count", "jobs", "max_parallel"):
+        value = getattr(arguments, option)
+        if value is not None and value < 1:
+            raise ValueError(f"--{option.replace('_', '-')}: give 1 or more")
+    here = cluster in (None, "local")
+    if here and arguments.max_parallel:
+        raise ValueError("--max-parallel is of a cluster: here it is --jobs")
+    if not here and arguments.jobs:
+        raise ValueError("--jobs is of this machine: on a cluster it is --max-parallel")
+
+
+def _with_absolute_recipes(sweep: Sweep) -> Sweep:
+    """Recipes that are files by their whole paths: trials may be made of them from another folder."""
+
+    def absolute(text: str) -> str:
+        return str(Path(text).expanduser().absolute()) if "/" in text or text.endswith((".yaml", ".yml")) else text
+
+    if "recipe" in sweep.fixed:
+        return replace(sweep, fixed={**sweep.fixed, "recipe": absolute(sweep.fixed["recipe"])})
+    values = sweep.parameters["recipe"]
+    assert isinstance(values, Values)
+    whole = replace(values, texts=tuple(absolute(text) for text in values.texts))
+    return replace(sweep, parameters={**sweep.parameters, "recipe": whole})
+
+
+def _check(recipe: Recipe, profile: Profile | None) -> None:
+    if profile is None:
+        make_plan(recipe, samples_known(recipe.data) or recipe.batch_size, 1)
+    else:
+        check_batch(recipe, profile)
+    check_paths(recipe, profile.scratch if profile else None)
+    if recipe.run.name is not None:
+        raise ValueError(f"run.name={recipe.run.name}: trials are named by what is swept; --name is the sweep's")
+
+
+def _place(sweep: Sweep, recipe: Recipe, profile: Profile | None, arguments: argparse.Namespace) -> Path:
+    """The sweep's directory: the same for the same command, which is how it is found again."""
+    root = profile.run_root if profile and profile.run_root and "run.root" not in sweep.fixed else recipe.run.root
+    name = arguments.name or sweep.name
+    if name is None:
+        told = {**sweep_json(sweep), "seed": arguments.seed}
+        content = json.dumps(comparable(told) | {"parameters": told["parameters"]}, sort_keys=True)
+        name = f"sweep-{recipe.name}-{hashlib.sha256(content.encode()).hexdigest()[:6]}"
+    if not name or name.startswith((".", "-")) or set(name) & set("/\\%") or not name.isprintable():
+        raise ValueError(f"--name {name}: a name holds no / or % and does not start with . or -")
+    return Path(root).expanduser().absolute() / name
+
+
+def _ask(number: int, arguments: argparse.Namespace) -> None:
+    if number <= arguments.yes_above or arguments.yes:
+        return
+    if not sys.stdin.isatty():
+        raise ValueError(f"{number} trials: --dry-run shows them, --yes sends them")
+    if input(f"{number} trials. Go on? [y/N] ").strip().lower() not in ("y", "yes"):
+        raise ValueError("nothing was sent")
+
+
+def _missing(directory: SweepDir) -> list[dict[str, Any]]:
+    """The trials to run; says how many they are, and what of the others."""
+    todo, there = directory.missing()
+    counted = ", ".join(f"{number} {state}" for state, number in sorted(there.items()))
+    others = f" ({counted})" if there else ""
+    print(f"{directory.path.name}: {len(todo)} of {len(directory.trials)} trials to run{others}")
+    return todo

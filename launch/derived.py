@@ -1,0 +1,145 @@
+"""What follows from a recipe before its data is seen: steps, batches, image sizes, learning rates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import Any
+
+from recipes.load import COMMAND_LINE, Loaded
+from recipes.plan import Plan, effective_decay, make_plan, samples_known
+from recipes.schema.optimizer import OneCycleSchedule, StepSchedule, TriangularSchedule
+from recipes.schema.recipe import NOT_TRAINING, Recipe
+
+MOST_DROPS = 8
+
+
+def follows(loaded: Loaded, gpus: int, samples: int | None = None) -> dict[str, Any]:
+    """As plain values, for text and JSON; None and empty lists stand for what only the data will tell.
+
+    gpus: devices over all nodes. samples: training images drawn in an epoch, where the recipe does not state them.
+    Raises ValueError where the batch does not divide over the devices or is larger than an epoch.
+    """
+    recipe = loaded.recipe
+    source = "by --samples" if samples else _stated(recipe)
+    samples = samples or samples_known(recipe.data)
+    # One step an epoch: enough for what does not depend on the number of steps.
+    plan = make_plan(recipe, samples or recipe.batch_size, gpus)
+    backbone = recipe.optimizer.backbone_lr_scale
+    return {
+        "gpus": gpus,
+        "samples": samples,
+        "samples_from": source,
+        "steps_per_epoch": plan.steps_per_epoch if samples else None,
+        "total_steps": plan.total_steps if samples else None,
+        "batch_size": plan.batch_size,
+        "per_device_batch": plan.batch_size // gpus,
+        "micro_batch": plan.micro_batch,
+        "accumulation": plan.accumulation,
+        "lr": plan.lr,
+        "backbone_lr": plan.lr * backbone if backbone != 1 else None,
+        "momentum_is": "momentum" if hasattr(recipe.optimizer, "momentum") else "beta1",
+        "milestones": list(_milestones(plan)) if samples else [],
+        "image_sizes": list(_image_sizes(plan)),
+        "ema": _ema(recipe),
+        "expected": _expected(loaded),
+    }
+
+
+def _stated(recipe: Recipe) -> str:
+    if samples_known(recipe.data):
+        made = recipe.data.source in ("shapes", "synthetic")
+        return "made by data.source" if made else "stated by the recipe (data.train_samples)"
+    if recipe.data.balance != "none":
+        return "unknown until the classes are counted (data.balance): give --samples N"
+    if recipe.data.val_fraction is not None:
+        return "unknown until validation images are put aside (data.val_fraction): give --samples N"
+    return "unknown until the data is read: give --samples N"
+
+
+def _milestones(plan: Plan) -> Iterator[dict[str, Any]]:
+    """What the optimizer uses at the steps where a schedule turns, at the quarters and at both ends."""
+    labels: dict[int, list[str]] = {0: ["start"]}
+    for step, label in (*_turns(plan), *_quarters(plan)):
+        labels.setdefault(step, []).append(label)
+    for step in sorted(labels):
+        hyper = plan.hyper(step)
+        yield {
+            "step": step,
+            "epoch": plan.epoch(step),
+            "lr": hyper.lr,
+            "momentum": hyper.momentum,
+            "label": ", ".join(labels[step]),
+        }
+
+
+def _quarters(plan: Plan) -> Iterator[tuple[int, str]]:
+    for percent in (25, 50, 75):
+        yield plan.total_steps * percent // 100, f"{percent}%"
+    yield plan.total_steps - 1, "last step"
+
+
+def _turns(plan: Plan) -> Iterator[tuple[int, str]]:
+    schedule, last = plan.recipe.schedule, plan.total_steps - 1
+    if isinstance(schedule, OneCycleSchedule):
+        near = min(max(math.floor(schedule.pct_start * plan.total_steps - 1), 0), last)
+        yield max(near, min(near + 1, last), key=lambda step: plan.hyper(step).lr), "peak"
+        return
+    if isinstance(schedule, TriangularSchedule):
+        if 0 < (peak := math.ceil(schedule.peak_epoch * plan.steps_per_epoch)) <= last:
+            yield peak, "peak"
+        return
+    steps = plan.steps_per_epoch
+    by_epoch = schedule.update == "epoch"
+    warm = _step_at(Fraction(schedule.warmup_epochs), steps, by_epoch)
+    if 0 < warm <= last:
+        yield warm, "end of warm-up"
+    if isinstance(schedule, StepSchedule):
+        every = Fraction(str(schedule.every))
+        count = _epoch_at(last, steps, by_epoch) // every
+        step = warm
+        for _ in range(MOST_DROPS):
+            step = _step_at((_epoch_at(step, steps, by_epoch) // every + 1) * every, steps, by_epoch)
+            if step > last:
+                break
+            yield step, f"drop {_epoch_at(step, steps, by_epoch) // every} of {count}"
+
+
+def _epoch_at(step: int, steps_per_epoch: int, whole: bool) -> Fraction:
+    """The epoch that a schedule sees at a step; whole: it moves with the epochs only (`schedule.update`)."""
+    epoch = Fraction(step, steps_per_epoch)
+    return Fraction(math.floor(epoch)) if whole else epoch
+
+
+def _step_at(epoch: Fraction, steps_per_epoch: int, whole: bool) -> int:
+    """The first step at which a schedule sees an epoch or a later one."""
+    return math.ceil((math.ceil(epoch) if whole else epoch) * steps_per_epoch)
+
+
+def _image_sizes(plan: Plan) -> Iterator[dict[str, int]]:
+    """The epochs from which the training images have another size."""
+    before = None
+    for epoch in range(math.ceil(plan.total_steps / plan.steps_per_epoch)):
+        if (size := plan.image_size(epoch * plan.steps_per_epoch)) != before:
+            yield {"epoch": epoch, "size": size}
+        before = size
+
+
+def _ema(recipe: Recipe) -> dict[str, Any] | None:
+    if recipe.ema is None:
+        return None
+    decay = effective_decay(recipe.ema, recipe.batch_size, recipe.epochs)
+    return {"decay": decay, "stated": recipe.ema.decay, "every": recipe.ema.every}
+
+
+def _expected(loaded: Loaded) -> dict[str, Any]:
+    evidence = loaded.recipe.evidence
+    changed = [key for key, origin in loaded.origins.items() if origin == COMMAND_LINE]
+    return {
+        "top1": evidence.top1 if evidence else None,
+        "band": evidence.band if evidence else None,
+        "evaluation": evidence.evaluation if evidence else None,
+        "measured": evidence.measured if evidence else None,
+        "changed": any(key.split(".")[0] not in NOT_TRAINING for key in changed),
+    }

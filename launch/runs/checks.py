@@ -1,0 +1,65 @@
+"""What is wrong with a run before it is sent: checked where it is sent from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from launch.runs.send import refuse_active
+from recipes.changes import differences, refuse_fixed
+from recipes.load import load_file
+from recipes.plan import Plan, make_plan, samples_known
+from recipes.schema.recipe import Recipe
+from resnet.rundir.files import read_status
+from slurm.profile import Profile
+
+
+def check_batch(recipe: Recipe, profile: Profile) -> Plan:
+    """What follows from the recipe on so many ranks. Raises ValueError where the batch does not divide."""
+    if recipe.device == "cuda" and not profile.gpus_per_node:
+        raise ValueError("device=cuda, but slurm.gpus_per_node=0")
+    # Without the number of samples: one step an epoch, enough for all but the number of steps.
+    return make_plan(recipe, samples_known(recipe.data) or recipe.batch_size, profile.ranks)
+
+
+def check_paths(recipe: Recipe, scratch: str | None) -> None:
+    """Raise ValueError, naming them, where files that the recipe reads are not there.
+
+    scratch: a folder on the nodes' own disks, below which nothing is looked for.
+    """
+    data = recipe.data
+    named: dict[str, str | None] = {}
+    if data.source in ("image_folder", "csv"):
+        named = {"data.train": data.train, "data.val": data.val}
+    if data.source == "huggingface" and data.train.startswith(("/", ".", "~")):
+        named = {"data.train": data.train}
+    for key in ("val_labels", "images"):
+        named[f"data.{key}"] = getattr(data, key, None)
+    weights = recipe.model.pretrained
+    if weights and ("/" in weights or weights.endswith((".safetensors", ".pth"))):
+        named["model.pretrained"] = weights
+    if recipe.resume not in ("auto", "never"):
+        named["resume"] = recipe.resume
+    missing = [
+        f"  {key}={value}"
+        for key, value in named.items()
+        if value and not (scratch and Path(value).is_relative_to(scratch)) and not Path(value).expanduser().exists()
+    ]
+    if missing:
+        raise ValueError(
+            "\n".join(["not there:", *missing, "(paths on the nodes' own disks belong under slurm.scratch)"])
+        )
+
+
+def check_existing(run_dir: Path, recipe: Recipe) -> None:
+    """Raise ValueError where a run of that name is there and cannot go on as asked."""
+    if not (run_dir / "recipe.yaml").is_file():
+        raise ValueError(f"{run_dir} is there and is no run: choose another run.name")
+    if recipe.resume == "never":
+        raise ValueError(f"{run_dir} exists and resume=never: choose another run.name")
+    refuse_active(run_dir)
+    changed = differences(load_file(run_dir / "recipe.yaml").recipe, recipe)
+    if any((run_dir / "checkpoints").glob("step-*[0-9]")):
+        refuse_fixed(changed, run_dir)
+    status = read_status(run_dir)
+    if status.get("state") == "finished" and not changed:
+        raise ValueError(f"{run_dir} is finished: more epochs= would continue it, another run.name starts anew")

@@ -1,0 +1,86 @@
+"""The logs that the ranks of a run, and its batch scripts, leave."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from resnet.rundir.files import read_provenance, read_status
+
+TAIL_BYTES = 32_768
+
+
+def attempts(run_dir: Path) -> list[int]:
+    """Numbers of the attempts that have logs of their own (under Slurm), in order."""
+    found = (re.fullmatch(r"attempt-(\d+)", path.name) for path in (run_dir / "logs").glob("attempt-*"))
+    return sorted(int(match[1]) for match in found if match)
+
+
+def log_files(run_dir: Path, attempt: int | None = None) -> dict[int, Path]:
+    """The log of each rank in an attempt, by default the newest; without Slurm a rank has one for all attempts."""
+    known = attempts(run_dir)
+    folder = run_dir / "logs"
+    if known:
+        folder /= f"attempt-{known[-1] if attempt is None else attempt}"
+    # Where the ranks never began, the logs of what was to bring them their data.
+    for names in ("rank", "stage"):
+        found = ((re.fullmatch(rf"{names}-(\d+)\.log", path.name), path) for path in folder.glob(f"{names}-*.log"))
+        if logs := dict(sorted((int(match[1]), path) for match, path in found if match)):
+            return logs
+    return {}
+
+
+def log_file(run_dir: Path, rank: int, attempt: int | None = None) -> Path | None:
+    """The log of a rank, if there is one yet."""
+    return log_files(run_dir, attempt).get(rank)
+
+
+def newest_batch_files(run_dir: Path) -> list[Path]:
+    """Output of the newest batch script, and its errors if there are any."""
+    files = sorted((run_dir / "slurm").glob("*_log.out"), key=lambda file: file.stat().st_mtime)
+    if not files:
+        return []
+    errors = files[-1].with_suffix(".err")
+    return [files[-1], errors] if errors.is_file() and errors.stat().st_size else [files[-1]]
+
+
+def first_failure(run_dir: Path) -> tuple[int, str] | None:
+    """The rank of the newest attempt that failed first, and not because another was gone; and how, in a line."""
+    start = 0.0
+    with contextlib.suppress(ValueError, OSError, KeyError, IndexError, TypeError):
+        start = float(read_provenance(run_dir)["attempts"][-1]["start"])
+    records = []
+    for file in (run_dir / "logs").glob("failure-*.json"):
+        with contextlib.suppress(ValueError, OSError, KeyError, TypeError):
+            record = json.loads(file.read_bytes())
+            # A file of an attempt before is left where that had more ranks. Machines' clocks differ a little.
+            if record["time"] > start - 60:
+                how = f"rank {record['rank']} on {record['host']}, step {record['step']}: {record['reason']}"
+                records.append((record["own_fault"] is False, record["time"], record["rank"], how))
+    own = [record for record in records if not record[0]]
+    # Where all failed since one was gone, that one left no record, and the run's reason names it.
+    told = None if own else re.match(r"rank (\d+) on .*", str(_status(run_dir).get("reason")))
+    if told:
+        return int(told[1]), told[0]
+    return min(own or records)[2:] if records else None
+
+
+def tail(file: Path, count: int) -> list[str]:
+    """The last lines of a log."""
+    try:
+        with open(file, "rb") as log:
+            log.seek(max(0, log.seek(0, 2) - TAIL_BYTES))
+            text = log.read().decode(errors="replace")
+    except OSError:
+        return []
+    return [line.rpartition("\r")[2] for line in text.replace("\r\n", "\n").split("\n") if line.strip()][-count:]
+
+
+def _status(run_dir: Path) -> dict[str, Any]:
+    try:
+        return read_status(run_dir)
+    except (ValueError, OSError):
+        return {}

@@ -1,0 +1,154 @@
+"""What `submit`, `retry` and `cancel` share: a run's record of its job, and how a run is sent."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from recipes.load import dump
+from recipes.schema.recipe import Recipe
+from resnet.process.signals import SIGNALS
+from resnet.rundir.attempts import end_file
+from resnet.rundir.files import read_status, write_atomic, write_status
+from resnet.rundir.lease import holder_elsewhere
+from slurm.profile import Profile
+from slurm.queue import queued
+from slurm.sbatch import Submission, submit
+
+SNAPSHOTS = ".code"
+"""Folder beside the runs that holds the copies of the program that their jobs run."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is known of a run's job: the content of slurm/job.json."""
+
+    job_id: str
+    name: str
+    """In the queue."""
+    cluster: str
+    profile: dict[str, Any]
+    nodes: int
+    ranks: int
+    gpus_per_node: int
+    snapshot: str
+    folder: str
+    command: str
+    submitted: float
+
+    @classmethod
+    def to_send(cls, name: str, cluster: str, profile: Profile, snapshot: Path, cwd: Path) -> Job:
+        """The record of a job that is about to be sent by this command, and has no id yet."""
+        return cls(
+            job_id="",
+            name=name,
+            cluster=cluster,
+            profile=profile.model_dump(mode="json"),
+            nodes=profile.nodes,
+            ranks=profile.ranks,
+            gpus_per_node=profile.gpus_per_node,
+            snapshot=str(snapshot),
+            folder=str(cwd),
+            command=shlex.join(["launch", *sys.argv[1:]]),
+            submitted=time.time(),
+        )
+
+    def to_json(self, job_id: str) -> str:
+        """The content of job.json once the job has its id."""
+        return json.dumps(asdict(replace(self, job_id=job_id)), indent=1)
+
+
+def read_job(run_dir: Path) -> Job | None:
+    """The newest job of a run; None for a run that was never sent to Slurm."""
+    file = run_dir / "slurm" / "job.json"
+    try:
+        return Job(**json.loads(file.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{file} is damaged ({error})") from error
+
+
+def active_job(run_dir: Path) -> tuple[str, str] | None:
+    """Id and Slurm's state of a run's job that has not ended. Raises ValueError where Slurm does not answer."""
+    job = read_job(run_dir)
+    if job is None:
+        return None
+    found = (queued() or {}).get(job.job_id)
+    # Ids begin anew where a cluster is set up again, and repeat over clusters.
+    return (job.job_id, found.state) if found and not found.over and found.name == job.name else None
+
+
+def refuse_active(run_dir: Path) -> None:
+    """Raise ValueError where a run is in the queue, or is trained by somebody."""
+    if active := active_job(run_dir):
+        raise ValueError(f"{run_dir} is in the queue already: job {active[0]} ({active[1].lower()})")
+    if holder := holder_elsewhere(run_dir):
+        raise ValueError(f"{holder}: stop that one first (launch cancel), or choose another run.name")
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Let Ctrl-C wait: between a job that was sent and the note of its id, it would leave a job that nobody knows."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def send(run_dir: Path, recipe: Recipe, cluster: str, profile: Profile, snapshot: Path, cwd: Path) -> str:
+    """Send a run to Slurm; returns the id of its job.
+
+    Raises SlurmError where Slurm refuses it, and leaves the run as it was.
+    """
+    files = run_dir / "slurm"
+    with _being_sent(run_dir), uninterrupted():
+        refuse_active(run_dir)
+        before = read_status(run_dir)
+        resolved = files / "recipe.yaml"
+        write_atomic(resolved, dump(recipe))
+        cancelled = end_file(run_dir, "cancelled").exists()
+        end_file(run_dir, "cancelled").unlink(missing_ok=True)
+        # Before the job can start, which writes its own.
+        write_status(run_dir, name=run_dir.name, state="queued", reason=None, failure=None, eta_s=None)
+        job = Job.to_send(run_dir.name, cluster, profile, snapshot, cwd)
+        try:
+            submission = Submission(profile, run_dir.name, files, snapshot, cwd, [run_dir], [resolved])
+            job_id = submit(submission)[0]
+        except BaseException:
+            if before:
+                write_status(run_dir, **{key: before.get(key) for key in ("state", "reason", "failure")})
+            if cancelled:
+                end_file(run_dir, "cancelled").touch()
+            raise
+        write_atomic(files / "job.json", job.to_json(job_id))
+    return job_id
+
+
+@contextlib.contextmanager
+def _being_sent(run_dir: Path) -> Iterator[None]:
+    """One sender at a time."""
+    (run_dir / "slurm").mkdir(exist_ok=True)
+    with open(run_dir / "slurm" / "submit.lock", "w") as lock:
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{run_dir} is being sent by another `launch` at this moment") from None
+        yield
+
+
+def shown(run_dir: Path) -> str:
+    """A run as it is named on this command line: by name where it lies in ./runs, else by its path."""
+    default = Path.cwd() / "runs"
+    return shlex.quote(run_dir.name if run_dir.parent == default else os.path.relpath(run_dir))

@@ -1,0 +1,1 @@
+"""Sweeps: from values to trials, where they run, and what they found."""

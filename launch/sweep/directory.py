@@ -1,0 +1,313 @@
+"""A sweep's directory: what is to be tried, which trials are there as runs, and which are missing."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from launch.runs.here import visible_gpus
+from launch.runs.send import Job
+from launch.runs.state import rows
+from launch.sweep.points import Trial
+from launch.sweep.study import ask, should_stop, tell
+from launch.sweep.study import trial_name as numbered
+from recipes.load import load
+from recipes.schema.recipe import NOT_TRAINING, Recipe
+from resnet.rundir.attempts import ENDS, end_file
+from resnet.rundir.files import read_status, to_json, write_atomic, write_status
+from slurm.profile import Profile
+from slurm.queue import ask as ask_slurm
+from slurm.queue import queued
+
+CANCEL_SECONDS = 60.0
+
+
+class Place(NamedTuple):
+    """Where and how trials run."""
+
+    cluster: str
+    profile: Profile | None
+    """None: here."""
+    cwd: Path
+    """What relative paths in recipes start from."""
+    max_parallel: int | None = None
+    jobs: int = 1
+
+
+class SweepDir:
+    """A sweep's directory, in the hands of one `launch` at a time (a context manager)."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.content: dict[str, Any] = {}
+        if (path / "sweep.json").is_file():
+            self.content = json.loads((path / "sweep.json").read_text(encoding="utf-8"))
+
+    def __enter__(self) -> SweepDir:
+        if not self.content and self.path.exists() and {entry.name for entry in self.path.iterdir()} - {"slurm"}:
+            raise ValueError(f"{self.path} is there and is no sweep: choose another --name")
+        (self.path / "slurm").mkdir(parents=True, exist_ok=True)
+        self._lock = open(self.path / "slurm" / "sweep.lock", "w")
+        try:
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.close()
+            raise ValueError(f"another `launch` works on {self.path} at this moment") from None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.close()
+        if not self.content:
+            with contextlib.suppress(OSError):
+                (self.path / "slurm" / "sweep.lock").unlink()
+                (self.path / "slurm").rmdir()
+                self.path.rmdir()
+
+    @property
+    def trials(self) -> list[dict[str, Any]]:
+        return self.content["trials"]
+
+    @property
+    def is_search(self) -> bool:
+        """Whether a trial's point is chosen when it starts."""
+        return self.content["method"] == "bayes"
+
+    def trial(self, name: str) -> dict[str, Any]:
+        return next(trial for trial in self.trials if trial["name"] == name)
+
+    def number_of(self, trial: Mapping[str, Any]) -> int:
+        return [other["name"] for other in self.trials].index(trial["name"])
+
+    def update(self, content: Mapping[str, Any], listed: Iterable[Trial] | None, count: int | None) -> None:
+        """Note what is asked for: more values of what was swept make more trials, and those that are there stay.
+
+        Raises ValueError where it is another sweep: its results would not compare.
+        """
+        self._refuse_another(content)
+        there: list[dict[str, Any]] = self.content.get("trials", [])
+        if listed is not None:
+            by_point = {json.dumps(trial["point"], sort_keys=True): trial for trial in there}
+            for trial in listed:
+                known = by_point.get(json.dumps(trial.point, sort_keys=True))
+                if known is not None and known["digest"] != trial.digest:
+                    raise ValueError(f"{self.path}: {known['name']} was of another recipe: choose another --name")
+                if known is None:
+                    fields = {"name": trial.name, "digest": trial.digest, "point": trial.point}
+                    there = [*there, {**fields, "words": list(trial.words)}]
+        else:
+            assert count is not None
+            new = range(len(there), count)
+            there = [*there, *({"name": numbered(number), "digest": None, "point": None} for number in new)]
+        before = self.content.get("parameters", {})
+        both = {key: _joined(before.get(key), fields) for key, fields in content["parameters"].items()}
+        self.content = {"created": time.time(), **self.content, **content, "parameters": both, "trials": there}
+        self.write()
+
+    def _refuse_another(self, content: Mapping[str, Any]) -> None:
+        if not self.content:
+            return
+        now, before = (comparable(which) for which in (content, self.content))
+        if changed := [what for what, value in now.items() if before[what] != value]:
+            raise ValueError(
+                f"{self.path} is a sweep that differs in {', '.join(changed)}: put that back, or choose another --name "
+                "(more values of the same keys are welcome)"
+            )
+
+    def write(self) -> None:
+        write_atomic(self.path / "sweep.json", to_json(self.content, indent=1) + "\n")
+
+    def missing(self, failed_only: bool = False) -> tuple[list[dict[str, Any]], dict[str, int]]:
+        """Trials that are not done and not on their way, and how many others there are by state."""
+        self._settle_arrays()
+        there = [trial for trial in self.trials if (self.path / trial["name"] / "status.json").is_file()]
+        found = dict(zip((t["name"] for t in there), rows(self.path / t["name"] for t in there), strict=True))
+        todo, others = [], Counter()
+        for trial in self.trials:
+            row = found.get(trial["name"])
+            if row is None:
+                todo += [] if failed_only else [trial]
+            elif is_pruned(self.path / trial["name"], row["state"]):
+                others["pruned"] += 1
+            elif row["state"] == "finished" or not (row["over"] or self._was_never_sent(row)):
+                others[row["state"]] += 1
+            elif row["state"] == "failed" or not failed_only:
+                todo.append(trial)
+        return todo, dict(others)
+
+    def _was_never_sent(self, row: Mapping[str, Any]) -> bool:
+        return row["state"] == "queued" and row["job_id"] is None
+
+    def recipe_of(self, trial: Mapping[str, Any]) -> Recipe:
+        """The trial's recipe, of which the sweep is the folder and, in W&B, the group."""
+        recipe = load(trial["words"], self.content.get("origins") or {}).recipe
+        group, tags = recipe.wandb.group or self.path.name, [*recipe.wandb.tags, self.path.name]
+        page = self.content.get("wandb_sweep") or {"id": recipe.wandb.sweep}
+        wandb = recipe.wandb.model_copy(update={"group": group, "tags": tags, "sweep": page["id"]})
+        run = recipe.run.model_copy(update={"root": str(self.path), "name": trial["name"]})
+        # That a trial is new is known; in a job, or continued, its directory is there.
+        resume = "auto" if recipe.resume == "never" else recipe.resume
+        return recipe.model_copy(update={"wandb": wandb, "run": run, "resume": resume})
+
+    def prepare(self, trial: Mapping[str, Any]) -> Path:
+        """Make the trial's directory ready to be run (again); returns it. Raises ValueError for a wrong recipe."""
+        run_dir = self.path / trial["name"]
+        (run_dir / "slurm").mkdir(parents=True, exist_ok=True)
+        for why in ENDS:
+            end_file(run_dir, why).unlink(missing_ok=True)
+        if trial.get("words"):
+            self.write_recipe(trial)
+        return run_dir
+
+    def write_recipe(self, trial: Mapping[str, Any]) -> None:
+        """Write the trial's resolved recipe, once and for all: files that its words name may change."""
+        file = self.path / trial["name"] / "slurm" / "recipe.yaml"
+        if not file.exists():
+            # JSON is YAML; a thousand recipes are written in a fraction of the time.
+            file.write_text(json.dumps(self.recipe_of(trial).model_dump(mode="json"), indent=1), encoding="utf-8")
+
+    # The record of arrays: what was sent before its id is known, then the id.
+
+    @property
+    def _arrays(self) -> Path:
+        return self.path / "slurm" / "arrays.jsonl"
+
+    def note_array(self, **fields: Any) -> None:
+        with open(self._arrays, "a", encoding="utf-8") as file:
+            file.write(to_json(fields) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def arrays(self) -> dict[str, dict[str, Any]]:
+        """By name: the trials of each array, and its job's id unless the command that sent it died over it."""
+        found: dict[str, dict[str, Any]] = {}
+        for line in self._arrays.read_text(encoding="utf-8").splitlines() if self._arrays.is_file() else ():
+            with contextlib.suppress(ValueError):
+                fields = json.loads(line)
+                found.setdefault(fields["name"], {}).update(fields)
+        return found
+
+    def _settle_arrays(self) -> None:
+        """See to arrays that were sent by a command that died before it could note their ids.
+
+        Where submitit had not come to place what all tasks are to call, those would fail: the array is cancelled.
+        """
+        lost = {name: array for name, array in self.arrays().items() if "job_ids" not in array}
+        if not lost:
+            return
+        jobs = queued()
+        if jobs is None:
+            raise ValueError(f"{self.path}: a command was killed when it sent trials; go on where squeue is")
+        ids_by_name: dict[str, set[str]] = {}
+        for job_id, job in jobs.items():
+            ids_by_name.setdefault(job.name, set()).add(job_id.partition("_")[0])
+        for name, array in lost.items():
+            job_ids: list[str] = []
+            for base in ids_by_name.get(name, ()):
+                number = len(array["trials"])
+                found = [base] if number == 1 else [f"{base}_{index}" for index in range(number)]
+                if all((self.path / "slurm" / name / f"{job_id}_submitted.pkl").exists() for job_id in found):
+                    job_ids = found
+                else:
+                    _cancel(base)
+            for trial, job_id in zip(array["trials"], job_ids, strict=False):
+                write_job(self.path / trial, Job(**array["job"]), job_id)
+            self.note_array(name=name, job_ids=job_ids)
+
+
+def _cancel(job_id: str) -> None:
+    """Cancel a job and see it end: its runs are to be free for another."""
+    with contextlib.suppress(ValueError):
+        ask_slurm(["scancel", job_id])
+    deadline = time.monotonic() + CANCEL_SECONDS
+    while time.monotonic() < deadline:
+        if all(job.over for found, job in (queued() or {}).items() if found.partition("_")[0] == job_id):
+            return
+        time.sleep(0.5)
+    raise ValueError(f"job {job_id}, of a command that was killed, does not end: scancel it, then try again")
+
+
+def place_here(directory: SweepDir) -> Place:
+    """This machine, as the newest command of the sweep used it."""
+    jobs = directory.content.get("jobs", 1)
+    return Place("local", None, Path(directory.content["folder"]), jobs=min(jobs, visible_gpus() or jobs))
+
+
+def cancel_file(sweep_dir: Path) -> Path:
+    """The file that tells who runs the trials here to start no more."""
+    return sweep_dir / "slurm" / "cancel"
+
+
+def write_job(run_dir: Path, job: Job, job_id: str) -> None:
+    """Note a trial's job; without waiting for the disk, which a thousand of them would."""
+    (run_dir / "slurm" / "job.json").write_text(job.to_json(job_id), encoding="utf-8")
+
+
+def ask_trial(directory: SweepDir, trial: Mapping[str, Any]) -> dict[str, Any]:
+    """A trial of a search with the point it is to try, which stays its own for ever."""
+    ask(directory.path, directory.number_of(trial))
+    return {**trial, **json.loads((directory.path / trial["name"] / "slurm" / "point.json").read_text())}
+
+
+def is_pruned(run_dir: Path, state: str | None) -> bool:
+    """Whether early stopping ended a trial, and not something else."""
+    return state not in ("finished", "failed") and end_file(run_dir, "pruned").exists()
+
+
+def prune(sweep_dir: Path, trial: str) -> bool:
+    """Whether early stopping ends a trial now (and not before)."""
+    run_dir = sweep_dir / trial
+    file, status = end_file(run_dir, "pruned"), read_status(run_dir)
+    # One that has trained to its end has nothing left to save.
+    if file.exists() or (status.get("step") or 0) >= (status.get("total_steps") or 1):
+        return False
+    stop = should_stop(sweep_dir, trial)
+    if stop is not None:
+        write_atomic(file, to_json({"rung": stop[0], "value": stop[1], "time": time.time()}))
+    return stop is not None
+
+
+def finish_trial(directory: SweepDir, trial: Mapping[str, Any]) -> None:
+    """Tell the search, and early stopping, of a trial that has ended."""
+    run_dir = directory.path / trial["name"]
+    state = read_status(run_dir).get("state")
+    if directory.content["early_stop"] and state == "finished":
+        should_stop(directory.path, trial["name"])
+    end = "pruned" if is_pruned(run_dir, state) else state
+    if directory.is_search and (end == "pruned" or end == "finished" or end == "failed"):
+        tell(directory.path, directory.number_of(trial), end)
+
+
+def note_mistake(directory: SweepDir, trial: Mapping[str, Any], error: Exception) -> None:
+    """A trial whose point makes no recipe has failed; the others go on."""
+    run_dir = directory.path / trial["name"]
+    (run_dir / "slurm").mkdir(parents=True, exist_ok=True)
+    write_status(run_dir, name=run_dir.name, state="failed", reason=str(error), failure="mistake", eta_s=None)
+    finish_trial(directory, trial)
+
+
+def comparable(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What must be the same for trials to be of one sweep, of the content of sweep.json."""
+    fixed = {key: text for key, text in content["fixed"].items() if key.partition(".")[0] not in NOT_TRAINING}
+    drawn = content["method"] != "grid"
+    return {
+        "method": content["method"],
+        "fixed keys": fixed,
+        "swept keys": sorted(content["parameters"]),
+        "distributions": content["parameters"] if drawn else None,
+        "metric": (content["metric"], content["goal"]),
+        "early stopping": content["early_stop"],
+        "--seed": content["seed"] if drawn else None,
+    }
+
+
+def _joined(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> Mapping[str, Any]:
+    if before is None or "values" not in before or "values" not in now or now["probabilities"]:
+        return now
+    return {**now, "values": [*dict.fromkeys([*before["values"], *now["values"]])]}

@@ -1,0 +1,226 @@
+"""What a sweep has found, read from its directory: its trials, its settings ranked, and what it has cost."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import re
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple, TypeGuard
+
+from launch.sweep.ranking import compare, eta, importance, ranked
+from launch.sweep.result_types import METRICS, Comparison, Setting, Share, Trial, goes_on, plural
+from resnet.rundir.attempts import read_attempts
+from resnet.rundir.files import read_provenance
+
+STATES = ("finished", "running", "queued", "not sent", "pruned", "stopped", "failed", "damaged", "unknown")
+REQUIRED = ("name", "method", "metric", "goal", "parameters", "trials")
+
+
+@dataclass(frozen=True)
+class Board:
+    """A sweep's results."""
+
+    folder: str
+    name: str
+    method: str
+    metric: str
+    goal: str
+    keys: tuple[str, ...]
+    """What is swept."""
+    trials: tuple[Trial, ...]
+    """In the order of submission."""
+    settings: tuple[Setting, ...]
+    """Ranked: first those with a finished trial, then those with a value so far."""
+    counts: dict[str, int]
+    importance: tuple[Share, ...]
+    """The largest first, the seed last."""
+    comparison: Comparison | None
+    gpu_hours: float
+    elapsed_s: float
+    eta_s: float | None
+    """None where it cannot be told."""
+    wandb_url: str | None = None
+    """Page of the W&B sweep, where it was made one."""
+
+    @property
+    def best(self) -> Setting | None:
+        """The setting that leads; None before a trial has finished."""
+        return self.settings[0] if self.settings and self.settings[0].done else None
+
+
+def is_sweep(path: Path | str) -> bool:
+    return os.path.isfile(os.path.join(path, "sweep.json"))
+
+
+def read_sweep(sweep_dir: Path) -> dict[str, Any]:
+    """The content of sweep.json and its `folder`; points that a search has chosen since are filled in.
+
+    Raises ValueError where it is not there, or damaged.
+    """
+    file = sweep_dir / "sweep.json"
+    try:
+        sweep = json.loads(file.read_text(encoding="utf-8"))
+        missing = [key for key in REQUIRED if key not in sweep]
+        if missing or sweep["metric"] not in METRICS:
+            raise ValueError(f"no {', '.join(missing)}" if missing else f"metric {sweep['metric']!r}")
+        sweep |= {"folder": str(sweep_dir), "trials": [_asked(sweep_dir, trial) for trial in sweep["trials"]]}
+    except FileNotFoundError:
+        raise ValueError(f"{sweep_dir} is no sweep: it holds no sweep.json") from None
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{file} is damaged ({error})") from error
+    return sweep
+
+
+def _asked(sweep_dir: Path, trial: dict[str, Any]) -> dict[str, Any]:
+    if trial.get("point") is None:
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            return trial | json.loads((sweep_dir / trial["name"] / "slurm" / "point.json").read_bytes())
+    return trial
+
+
+def folders(sweep: Mapping[str, Any]) -> list[Path]:
+    """The run directories of the trials that have one, for `run_state.rows`."""
+    with os.scandir(sweep["folder"]) as entries:
+        there = {entry.name for entry in entries if entry.is_dir()}
+    return [Path(sweep["folder"]) / trial["name"] for trial in sweep["trials"] if trial["name"] in there]
+
+
+def results(sweep: Mapping[str, Any], run_rows: Iterable[Mapping[str, Any]], now: float | None = None) -> Board:
+    """A sweep's results so far.
+
+    sweep: of `read_sweep`. run_rows: `run_state.rows(folders(sweep))`. now: unix time.
+    """
+    now = time.time() if now is None else now
+    by_name = {Path(row["run_dir"]).name: row for row in run_rows}
+    trials = [_trial(sweep, listed, by_name.get(listed["name"]), now) for listed in sweep["trials"]]
+    settings = ranked(trials, sweep)
+    counted = Counter(trial.state for trial in trials)
+    end = now if goes_on(trials) else max((trial.updated or 0 for trial in trials), default=0)
+    return Board(
+        folder=sweep["folder"],
+        name=sweep["name"],
+        method=sweep["method"],
+        metric=sweep["metric"],
+        goal=sweep["goal"],
+        keys=tuple(sweep["parameters"]),
+        trials=tuple(trials),
+        settings=tuple(settings),
+        counts={state: counted[state] for state in STATES if counted[state]},
+        importance=tuple(importance(trials, tuple(sweep["parameters"]))),
+        comparison=compare(settings, sweep["metric"]),
+        gpu_hours=sum(trial.gpu_hours for trial in trials),
+        elapsed_s=max(0.0, end - (sweep.get("created") or end)),
+        eta_s=eta(trials),
+        wandb_url=(sweep.get("wandb_sweep") or {}).get("url"),
+    )
+
+
+def _trial(sweep: Mapping[str, Any], listed: Mapping[str, Any], row: Mapping[str, Any] | None, now: float) -> Trial:
+    trial = Trial(listed["name"], listed.get("point") or {}, "not sent")
+    if row is None:
+        return trial
+    run_dir = row["run_dir"]
+    best, last, problem = _evaluations(run_dir, sweep["metric"], sweep["goal"] == "maximize")
+    pruned = row["state"] == "stopped" and os.path.exists(f"{run_dir}/slurm/pruned")
+    seconds = _seconds(Path(run_dir), row, now)
+    devices = 0 if sweep.get("gpus_per_trial") == 0 else sweep.get("ranks") or 1
+    return replace(
+        trial,
+        state="pruned" if pruned else row["state"],
+        value=best.value if best else None,
+        last=last.value if last else None,
+        best_epoch=best.epoch if best else None,
+        epoch=row["epoch"] if row["epoch"] is not None or last is None else last.epoch,
+        epochs=row["epochs"],
+        seconds=seconds,
+        gpu_hours=seconds * devices / 3600,
+        eta_s=row["eta_s"],
+        failure=row["failure"],
+        reason=row["reason"],
+        problem=problem,
+        updated=row["updated"],
+        run_dir=run_dir,
+    )
+
+
+class Evaluation(NamedTuple):
+    value: float
+    epoch: float | None
+
+
+class Evaluations(NamedTuple):
+    """What metrics.jsonl says of a trial."""
+
+    best: Evaluation | None = None
+    last: Evaluation | None = None
+    problem: str | None = None
+
+
+def _evaluations(run_dir: str, metric: str, maximize: bool) -> Evaluations:
+    file = f"{run_dir}/metrics.jsonl"
+    try:
+        seen = os.stat(file)
+        return _read_evaluations(file, metric, maximize, seen.st_size, seen.st_mtime_ns)
+    except FileNotFoundError:
+        return Evaluations()
+    except OSError as error:
+        return Evaluations(problem=f"metrics.jsonl: {error.strerror}")
+
+
+@lru_cache(maxsize=20_000)
+def _read_evaluations(path: str, metric: str, maximize: bool, *_: int) -> Evaluations:
+    """Reads a file again only when it has changed (*_), and decodes few of its lines: a sweep may have a million."""
+    with open(path, "rb") as file:
+        data = file.read()
+    data = data[: data.rfind(b"\n") + 1]
+    key = re.escape(f'"val/{metric}"').encode()
+    matches = [*re.finditer(key + rb": *(?:null|(-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)) *(?:,[^\n]*)?\}\r?\n", data)]
+    found = [(float(match[1]), match.start()) for match in matches if match[1] and _finite(float(match[1]))]
+    sign = -1 if maximize else 1
+    # Stable: of equal values the first.
+    best = _first_whole(data, sorted(found, key=lambda one: sign * one[0]))
+    damaged = len(re.findall(key, data)) - len(matches)
+    problem = f"metrics.jsonl: {plural(damaged, 'damaged line')} left out" if damaged else None
+    return Evaluations(best, _first_whole(data, reversed(found)), problem)
+
+
+def _first_whole(data: bytes, found: Iterable[tuple[float, int]]) -> Evaluation | None:
+    """The first of the values, each with its position, whose line can be decoded; with the epoch in that line."""
+    for value, position in found:
+        with contextlib.suppress(ValueError, AttributeError):
+            line = data[data.rfind(b"\n", 0, position) + 1 : data.find(b"\n", position)]
+            epoch = json.loads(line).get("epoch")
+            return Evaluation(value, epoch if _finite(epoch) else None)
+    return None
+
+
+def _finite(value: Any) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _seconds(run_dir: Path, row: Mapping[str, Any], now: float) -> float:
+    """That a trial's attempts took."""
+    wrong = (OSError, ValueError, KeyError, TypeError, AttributeError)
+    attempts = []
+    with contextlib.suppress(*wrong):
+        attempts = read_attempts(run_dir)
+    # The trainer notes, when it starts again, when it was last seen alive.
+    if not attempts or any("end" not in attempt for attempt in attempts[:-1]):
+        with contextlib.suppress(*wrong):
+            attempts = read_provenance(run_dir).get("attempts") or attempts
+    total = 0.0
+    for number, attempt in enumerate(attempts, 1):
+        start, end = attempt.get("start"), attempt.get("end")
+        if end is None and number == len(attempts):
+            end = now if row["state"] == "running" else row["updated"]
+        if _finite(start) and _finite(end):
+            total += max(0.0, end - start)
+    return total

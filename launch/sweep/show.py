@@ -1,0 +1,42 @@
+"""`launch status SWEEP`: counts, the leaderboard, how sure it is, and the winner's recipe."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from launch.runs.state import rows
+from launch.sweep.results import Board, folders, read_sweep, results
+from launch.sweep.text import lines, to_csv, to_object, write_best
+from resnet.rundir.files import to_json
+
+
+def show(sweep_dir: Path, arguments: argparse.Namespace, width: int | None) -> str:
+    """The sweep as text, JSON or CSV, or the path of its picture."""
+    board, _ = _board(sweep_dir)
+    if arguments.json:
+        return to_json(to_object(board), indent=1)
+    if arguments.csv:
+        return to_csv(board).rstrip()
+    if arguments.plot:
+        from launch.sweep.plot import plot
+
+        file = sweep_dir / "sweep.png"
+        plot(board, file)
+        return str(file)
+    return "\n".join(lines(board, width))
+
+
+def look(sweep_dir: Path, width: int | None) -> tuple[list[str], bool, bool]:
+    """Its lines, whether all trials are over, and whether Slurm was asked."""
+    board, open_jobs = _board(sweep_dir)
+    waiting = sum(number for state, number in board.counts.items() if state in ("running", "queued"))
+    return lines(board, width), not waiting, open_jobs
+
+
+def _board(sweep_dir: Path) -> tuple[Board, bool]:
+    sweep = read_sweep(sweep_dir)
+    found = rows(folders(sweep))
+    board = results(sweep, found)
+    write_best(sweep_dir, board)
+    return board, any(row["job_id"] and not row["over"] for row in found)

@@ -1,0 +1,50 @@
+"""`launch sweep --wandb-sweep`: a sweep's page at W&B, on which its trials appear."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+from launch.sweep.points import Sweep
+from launch.sweep.wandb_write import to_wandb
+from recipes.schema.recipe import Wandb
+
+REGISTER_SECONDS = 60
+
+_REGISTER = """
+import json, sys
+sys.path[:] = filter(None, sys.path)  # the working directory may hold a folder with the name of a package
+import wandb
+print("id", wandb.sweep(**json.load(sys.stdin)))
+"""
+
+
+def register(sweep: Sweep, settings: Wandb) -> dict[str, str | None]:
+    """Make the sweep known to W&B; returns its id and the address of its page.
+
+    W&B's agents get nothing to do by it: what is tried, and when, stays with `launch`.
+    Raises ValueError, with W&B's own words, where there is no key or the server does not answer.
+    """
+    if "disabled" in (settings.mode, os.environ.get("WANDB_MODE")):
+        raise ValueError("--wandb-sweep: W&B is disabled (wandb.mode, WANDB_MODE)")
+    request = {"sweep": to_wandb(sweep), "project": settings.project, "entity": settings.entity}
+    # A process of its own: it may print, ask for a key, or hang.
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _REGISTER],
+            input=json.dumps(request),
+            capture_output=True,
+            text=True,
+            timeout=REGISTER_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        raise ValueError(f"--wandb-sweep: W&B did not answer within {REGISTER_SECONDS} s") from None
+    made = re.search(r"^id (\S+)$", done.stdout, re.MULTILINE)
+    if done.returncode or made is None:
+        said = [re.sub(r"^(\w+\.)+\w+: ", "", line) for line in done.stderr.splitlines() if line.strip()]
+        raise ValueError(f"--wandb-sweep: W&B made none: {said[-1] if said else f'exit code {done.returncode}'}")
+    page = re.search(r"^Sweep URL: (\S+)$", done.stdout, re.MULTILINE)
+    return {"id": made[1], "url": page[1] if page else None}

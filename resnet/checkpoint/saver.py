@@ -1,0 +1,182 @@
+"""When to save, and the thread that writes while training goes on."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from recipes.plan import Plan
+from resnet.checkpoint import commit as checkpoint
+from resnet.checkpoint.commit import commit, prune
+from resnet.checkpoint.snapshot import EMA, MODEL, Snapshot
+from resnet.rundir.files import write_atomic
+from resnet.rundir.lease import Lease
+from resnet.state import TrainState, networks
+
+
+class Saver:
+    """Saves the state of a run; every rank calls `save` at the same step, rank 0 writes."""
+
+    def __init__(self, run_dir: Path, plan: Plan, facts: dict[str, Any], lease: Lease | None, writes: bool) -> None:
+        self.folder, self.plan, self.facts, self.lease, self.writes = (
+            run_dir / "checkpoints",
+            plan,
+            facts,
+            lease,
+            writes,
+        )
+        self.settings = plan.recipe.checkpoint
+        self.saved_step = -1
+        self.committed_time: float | None = None
+        self.failures = 0
+        self.problem = ""
+        """Why the last save failed."""
+        self.stall = 0.0
+        """Seconds the last save held up training."""
+        self._snapshot = Snapshot()
+        self._thread: threading.Thread | None = None
+        self._job: tuple[int, int | None, Path | None] | None = None
+        self._last = time.monotonic()
+
+    def due(self, step: int) -> bool:
+        """Whether a save is due after a step by steps or epochs; the same on all ranks."""
+        if self._archive(step):
+            return True
+        every = self.settings.every
+        if every.unit == "minutes":
+            return False
+        length = every.value * (self.plan.steps_per_epoch if every.unit == "epochs" else 1)
+        return step % int(length) == 0
+
+    def due_by_time(self) -> bool:
+        """Whether a save is due by this rank's clock."""
+        every = self.settings.every
+        return every.unit == "minutes" and time.monotonic() - self._last >= 60 * every.value
+
+    def save(self, state: TrainState, log_length: int | None, wait: bool = False) -> None:
+        """Copy the state and write it in the background; `wait` until it is on disk, or has failed.
+
+        Called again for the same step with `wait`, where writing failed, it tries once more.
+        log_length: bytes of metrics.jsonl that are on disk; None where they are not all there, which fails the save.
+
+        Raises FloatingPointError where weights are not finite: such a state is never saved.
+        """
+        start = time.perf_counter()
+        if state.step != self.saved_step:
+            _assert_finite(state)
+            self.wait()
+            self._snapshot.take(state, {**self.facts, "log_length": log_length})
+            self.saved_step, self._last = state.step, time.monotonic()
+            self._job = (state.step, state.best_step, self._archive(state.step))
+            self._start()
+        elif wait:
+            self.wait()
+            if self.failures and self.writes:
+                self._snapshot.rest["log_length"] = log_length
+                self._start()
+        if wait:
+            self.wait()
+        self.stall = time.perf_counter() - start
+
+    def _start(self) -> None:
+        if self.writes and self._job:
+            self._thread = threading.Thread(target=self._write, args=self._job, name="checkpoint", daemon=True)
+            self._thread.start()
+
+    def wait(self) -> None:
+        """Until nothing is being written."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def mark_best(self, step: int) -> None:
+        """Let `best` name the checkpoint of a step, once it is there."""
+        self.wait()
+        if self.writes and (self.folder / checkpoint.name_of(step)).is_dir():
+            try:
+                write_atomic(self.folder / "best", checkpoint.name_of(step) + "\n")
+            except OSError as error:
+                print(f"could not write {self.folder / 'best'}: {error.strerror}", file=sys.stderr, flush=True)
+
+    def _archive(self, step: int) -> Path | None:
+        every = self.settings.weights_every
+        if not every or step % (every * self.plan.steps_per_epoch):
+            return None
+        return self.folder.parent / "weights" / f"epoch-{step // self.plan.steps_per_epoch:04d}.safetensors"
+
+    def _write(self, step: int, best_step: int | None, archive: Path | None) -> None:
+        files: dict[str, bytes] = {}
+        try:
+            if self.lease is not None and not self.lease.check():
+                raise OSError("another process has taken the run over")
+            if self._snapshot.rest["log_length"] is None:
+                raise OSError(self.problem)
+            files = self._snapshot.files()
+            if archive:
+                # Before the checkpoint: a run that goes on from that would not come by here again.
+                archive.parent.mkdir(parents=True, exist_ok=True)
+                write_atomic(archive, files.get(EMA, files[MODEL]))
+            commit(self.folder, step, files, {"epoch": self.plan.epoch(step), "recipe": self.facts["digest"]})
+            prune(self.folder, step, self.settings.keep, best_step)
+            self.failures, self.committed_time = 0, time.time()
+        except Exception as error:
+            # Of any kind: what ends this thread would otherwise let the run go on without checkpoints.
+            self.failures += 1
+            self.problem = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            needed = sum(map(len, files.values()))
+            told = _explain(self.problem, self.folder, needed, self.failures, self.settings.max_failures)
+            print(told, file=sys.stderr, flush=True)
+
+
+def _explain(problem: str, folder: Path, needed: int, failures: int, most: int) -> str:
+    try:
+        free = f"{shutil.disk_usage(existing(folder)).free / 1e6:.0f} MB free"
+    except OSError:
+        free = "free space unknown"
+    needs = f"it needs {needed / 1e6:.0f} MB, " if needed else ""
+    return (
+        f"COULD NOT SAVE a checkpoint to {folder}: {problem} ({needs}{free}). "
+        f"The one before is intact; the next is tried when due (failure {failures} of {most} in a row)."
+    )
+
+
+def existing(path: Path) -> Path:
+    """The path itself or the nearest folder above that exists."""
+    return next(p for p in (path, *path.absolute().parents) if p.exists())
+
+
+def check_space(run_dir: Path, state: TrainState, keep: int) -> None:
+    """Raise ValueError where the disk cannot hold what the recipe asks to keep, the optimizer's moments counted."""
+    weights = sum(t.numel() * t.element_size() for network in networks(state) for t in network.state_dict().values())
+    moments = {"SGD": 1, "Lars": 1}.get(type(state.optimizer).__name__, 2)
+    trained = sum(p.numel() * p.element_size() for group in state.optimizer.param_groups for p in group["params"])
+    needed = (weights + moments * trained) * (keep + 2)
+    place = existing(run_dir)
+    free = shutil.disk_usage(place).free
+    # What a run that goes on has there already is part of what it needs.
+    there = sum(file.stat().st_size for file in (run_dir / "checkpoints").glob("step-*/*"))
+    if free + there < needed:
+        more = " more" if there else ""
+        raise ValueError(
+            f"{place} has {free / 1e6:.0f} MB free, and {keep} checkpoints, the best and one being written need "
+            f"{(needed - there) / 1e6:.0f} MB{more}: choose another run.root or a smaller checkpoint.keep"
+        )
+    if not os.access(place, os.W_OK):
+        raise ValueError(f"cannot write to {place}: choose another run.root")
+
+
+def _assert_finite(state: TrainState) -> None:
+    tensors = [t for network in networks(state) for t in network.state_dict().values() if t.is_floating_point()]
+    broken = (~torch.isfinite(torch.stack(torch._foreach_norm(tensors)))).any().to(torch.int32)
+    if dist.is_initialized():
+        dist.all_reduce(broken, op=dist.ReduceOp.MAX)
+    if broken.item():
+        raise FloatingPointError(f"weights are not finite after step {state.step}: not saved")

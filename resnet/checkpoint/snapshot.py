@@ -1,0 +1,209 @@
+"""Between the training state and the files of a checkpoint."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError
+from torch import nn
+
+from resnet.checkpoint.commit import CheckpointError
+from resnet.metrics import WINDOW
+from resnet.state import TrainState, networks, running_statistics, scatter
+
+MODEL, EMA, REST = "model.safetensors", "ema.safetensors", "training_state.pt"
+COUNTERS = ("step", "evaluated", "best", "best_step")
+
+
+class Snapshot:
+    """Copies of the state on the host, in memory allocated once; with a GPU page-locked and filled without waiting."""
+
+    def __init__(self) -> None:
+        self._memory: dict[str, torch.Tensor] = {}
+        self._copied: torch.cuda.Event | None = None
+
+    def take(self, state: TrainState, facts: dict[str, Any]) -> None:
+        """Copy everything; called on all ranks (each contributes its statistics), the copy is of use on rank 0."""
+        per_rank = _per_rank(state)
+        if dist.is_initialized() and dist.get_rank() != 0:
+            return
+        self.rest = {
+            **facts,
+            "per_rank": self._copy("per_rank", per_rank),
+            "counters": {name: getattr(state, name) for name in COUNTERS},
+            "scaler": state.scaler.state_dict(),
+            "optimizer": self._copy_nested("optimizer", state.optimizer.state_dict()),
+            "optimizer_name": type(state.optimizer).__name__,
+            "ema_counter": state.ema.updates if state.ema else None,
+        }
+        self.model = self._copy_nested("model", state.model.state_dict())
+        self.ema = self._copy_nested("ema", state.ema.module.state_dict()) if state.ema else None
+        if per_rank.device.type == "cuda":
+            self._copied = torch.cuda.Event()
+            self._copied.record(torch.cuda.current_stream())
+
+    def files(self) -> dict[str, bytes]:
+        """The files' contents; waits for the copies, so best called by the writing thread."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        weights = [self.model, *([self.ema] if self.ema is not None else [])]
+        statistics = [t for one in weights for name, t in one.items() if name.endswith(("running_mean", "running_var"))]
+        scatter(self.rest["per_rank"][:, :-WINDOW].mean(0), statistics)
+        stream = io.BytesIO()
+        torch.save(self.rest, stream)
+        files = {MODEL: _safetensors(self.model), REST: stream.getvalue()}
+        if self.ema is not None:
+            files[EMA] = _safetensors(self.ema)
+        return files
+
+    def _copy_nested(self, name: str, value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return self._copy(name, value)
+        if isinstance(value, dict):
+            return {key: self._copy_nested(f"{name}/{key}", inner) for key, inner in value.items()}
+        if isinstance(value, (list, tuple)):
+            return type(value)(self._copy_nested(f"{name}/{i}", inner) for i, inner in enumerate(value))
+        return value
+
+    def _copy(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        memory = self._memory.get(name)
+        if memory is None or memory.shape != tensor.shape:
+            pin = tensor.device.type == "cuda"
+            # In the tensor's own memory format: to reorder it here would take longer than to copy it.
+            memory = torch.empty_like(tensor, device="cpu", pin_memory=pin, requires_grad=False)
+            self._memory[name] = memory
+        return memory.copy_(tensor, non_blocking=True)
+
+
+def _safetensors(tensors: dict[str, torch.Tensor]) -> bytes:
+    return safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
+
+
+def _per_rank(state: TrainState) -> torch.Tensor:
+    """(ranks, ...) float64: what differs from rank to rank, running statistics and the open logging window."""
+    parts = [b.flatten().double() for network in networks(state) for b in running_statistics(network)]
+    mine = torch.cat([*parts, state.window.sums])
+    if not dist.is_initialized():
+        return mine[None]
+    ranks = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    dist.all_gather(ranks, mine)
+    return torch.stack(ranks)
+
+
+def read_rest(checkpoint: Path) -> dict[str, Any]:
+    """The part of a checkpoint that is not weights. Only tensors and plain values are ever unpickled."""
+    try:
+        rest = torch.load(checkpoint / REST, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {checkpoint / REST}: {error.strerror}") from error
+    except Exception as error:
+        # What a stranger wrote can make the unpickler fail in any way.
+        raise CheckpointError(
+            f"{checkpoint / REST} holds something other than tensors and plain values and is not loaded"
+        ) from error
+    if not isinstance(rest, dict):
+        raise CheckpointError(f"{checkpoint / REST} is not of this program")
+    return rest
+
+
+def restore(state: TrainState, checkpoint: Path, rest: dict[str, Any], rank: int, world_size: int) -> None:
+    """Put a checkpoint into the state, in place. Raises CheckpointError where anything is missing or does not fit."""
+    wanted = {"per_rank", "counters", "scaler", "optimizer", "optimizer_name", "ema_counter"}
+    if missing := wanted - rest.keys():
+        raise CheckpointError(f"{checkpoint / REST} lacks {', '.join(sorted(missing))}")
+    try:
+        _restore(state, checkpoint, rest, rank, world_size)
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        problem = f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"{checkpoint / REST} is not of this program ({problem})") from error
+
+
+def _restore(state: TrainState, checkpoint: Path, rest: dict[str, Any], rank: int, world_size: int) -> None:
+    load_weights(state.model, checkpoint / MODEL)
+    if state.ema:
+        if rest["ema_counter"] is None:
+            raise CheckpointError(f"{checkpoint} has no average of the weights (ema), which the recipe asks for")
+        load_weights(state.ema.module, checkpoint / EMA)
+        state.ema.updates = rest["ema_counter"]
+    if rest["optimizer_name"] != (name := type(state.optimizer).__name__):
+        raise CheckpointError(
+            f"{checkpoint} is of {rest['optimizer_name']} and this recipe trains with {name}: to start from its "
+            f"weights alone, give model.pretrained={checkpoint / MODEL}"
+        )
+    _restore_optimizer(state.optimizer, rest["optimizer"], checkpoint)
+    # A run that was in another precision before starts with the initial loss scale.
+    if state.scaler.is_enabled() and rest.get("precision", "fp16") == "fp16":
+        if not rest["scaler"]:
+            raise CheckpointError(f"{checkpoint} has no loss scale, which precision=fp16 needs")
+        state.scaler.load_state_dict(rest["scaler"])
+    for name in COUNTERS:
+        setattr(state, name, rest["counters"][name])
+    per_rank, statistics = rest["per_rank"], sum(buffer.numel() for buffer in running_statistics(state.model))
+    if rest["ema_counter"] is not None and not state.ema:
+        per_rank = torch.cat([per_rank[:, :statistics], per_rank[:, -WINDOW:]], dim=1)
+    _restore_per_rank(state, per_rank, rank, world_size)
+
+
+@torch.no_grad()
+def load_weights(network: nn.Module, file: Path) -> None:
+    """Load a safetensors file into a network, all of it and nothing else."""
+    try:
+        tensors = safetensors.torch.load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot read the weights {file}: {error}") from error
+    own = network.state_dict()
+    wrong = sorted(own.keys() ^ tensors.keys()) or [k for k in own if own[k].shape != tensors[k].shape]
+    if wrong:
+        raise CheckpointError(f"{file} is of another network: {', '.join(wrong[:4])} {'...' if len(wrong) > 4 else ''}")
+    for name, tensor in own.items():
+        tensor.copy_(tensors[name])
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any], checkpoint: Path) -> None:
+    """Load the moments, in the parameters' memory format; options (lr, weight decay ...) stay those of the recipe."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    sizes = [len(group["params"]) for group in saved["param_groups"]]
+    if sizes != [len(group["params"]) for group in optimizer.param_groups]:
+        raise CheckpointError(f"{checkpoint} is of an optimizer with other groups of parameters")
+    for group, old in zip(optimizer.param_groups, saved["param_groups"], strict=True):
+        if "step" in group:
+            group["step"] = old["step"]
+    for index, moments in saved["state"].items():
+        parameter = parameters[index]
+        for name, value in moments.items():
+            wanted = torch.Size() if name == "step" else parameter.shape
+            if value is not None and value.shape != wanted:
+                raise CheckpointError(
+                    f"{checkpoint} has a {name} of shape {tuple(value.shape)} instead of {tuple(wanted)}"
+                )
+        on_device = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
+        optimizer.state[parameter] = {name: _like(value, parameter, on_device) for name, value in moments.items()}
+
+
+def _like(value: Any, parameter: torch.Tensor, counts_on_device: bool) -> Any:
+    if not isinstance(value, torch.Tensor):
+        return value
+    if value.dim():
+        return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+    return value.to(parameter.device if counts_on_device else "cpu", copy=True)
+
+
+@torch.no_grad()
+def _restore_per_rank(state: TrainState, per_rank: torch.Tensor, rank: int, world_size: int) -> None:
+    """With as many ranks as before each gets its own back; otherwise all get the mean, and rank 0 the sums."""
+    buffers = [buffer for network in networks(state) for buffer in running_statistics(network)]
+    if per_rank.dim() != 2 or per_rank.shape[1] != sum(buffer.numel() for buffer in buffers) + WINDOW:
+        raise CheckpointError("the checkpoint's running statistics are of another network")
+    if len(per_rank) == world_size:
+        statistics, sums = per_rank[rank, :-WINDOW], per_rank[rank, -WINDOW:]
+    else:
+        statistics, sums = per_rank[:, :-WINDOW].mean(0), per_rank[:, -WINDOW:].sum(0)
+        sums = torch.cat([sums[:4], per_rank[:, -2:].max(0).values])
+        sums = sums if rank == 0 else torch.zeros_like(sums)
+    scatter(statistics, buffers)
+    state.window.sums.copy_(sums)

@@ -1,0 +1,102 @@
+"""CSV manifests: a header, then an image's file name and its label a row."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from recipes.schema.data import CsvData
+from resnet.data.sources.files import Files, existing, listed
+
+
+class _Manifest(NamedTuple):
+    root: Path
+    names: list[str]
+    labels: list[str]
+
+
+def open_csv(data: CsvData) -> tuple[Files, Files | None]:
+    """Training and validation images; the second is None where `val` is null."""
+    train = _read(data, data.train, "data.train")
+    classes = sorted(set(train.labels), key=_natural)
+    val = None if data.val is None else _files(_read(data, data.val, "data.val"), classes, "data.val")
+    return _files(train, classes, "data.train"), val
+
+
+def _files(manifest: _Manifest, classes: list[str], key: str) -> Files:
+    index = {name: number for number, name in enumerate(classes)}
+    if strange := sorted(set(manifest.labels) - set(classes)):
+        raise ValueError(f"{key}: labels that the training images do not have: {listed(strange)}")
+    return Files(manifest.root, manifest.names, np.array([index[label] for label in manifest.labels]), classes)
+
+
+def _read(data: CsvData, path: str, key: str) -> _Manifest:
+    file = existing(path, key, "It should be a CSV file with a header and an image a row.")
+    if file.is_dir():
+        raise ValueError(f"{key}: {file} is a folder, not a CSV file (for folders: data.source=image_folder)")
+    root = file.parent if data.images is None else existing(data.images, "data.images")
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as lines:
+            header = lines.readline()
+            delimiter = max(",;\t", key=header.count)
+            columns = [column.strip() for column in next(csv.reader([header], delimiter=delimiter), [])]
+            file_at = _column(columns, data.file_column, 0, f"{key}: {file}", "data.file_column")
+            label_at = _column(columns, data.label_column, 1, f"{key}: {file}", "data.label_column")
+            names, labels = _rows(csv.reader(lines, delimiter=delimiter), file_at, label_at, f"{key}: {file}")
+    except UnicodeDecodeError:
+        raise ValueError(f"{key}: {file} is not a text file in UTF-8") from None
+    except csv.Error as error:
+        raise ValueError(f"{key}: {file} is not a CSV file: {error}") from None
+    if missing := _missing(root, names):
+        raise ValueError(
+            f"{key}: {len(missing)} of the {len(names)} images in {file} are not in {root}: {listed(missing)}"
+        )
+    return _Manifest(root, names, labels)
+
+
+def _column(columns: list[str], name: str | None, otherwise: int, where: str, key: str) -> int:
+    if name is None and otherwise < len(columns):
+        return otherwise
+    if name not in columns:
+        what = f"no column {name!r}" if name is not None else "no second column"
+        raise ValueError(f"{where} has {what} ({key}); its columns are {', '.join(columns)}")
+    return columns.index(name)
+
+
+def _rows(rows, file_at: int, label_at: int, where: str) -> tuple[list[str], list[str]]:
+    names, labels = [], []
+    for row in rows:
+        if not any(map(str.strip, row)):
+            continue
+        line = rows.line_num + 1  # the header was read before
+        for at, what in ((file_at, "file name"), (label_at, "label")):
+            if at >= len(row) or not row[at].strip():
+                raise ValueError(f"{where} line {line} has no {what}")
+        names.append(row[file_at].strip())
+        labels.append(row[label_at].strip())
+    if not names:
+        raise ValueError(f"{where} has no rows")
+    return names, labels
+
+
+def _missing(root: Path, names: list[str]) -> list[str]:
+    """The names of files that are not there; a folder is listed once, instead of looking for each file."""
+
+    @cache
+    def content(folder: str) -> frozenset[str]:
+        return frozenset(os.listdir(folder)) if os.path.isdir(folder) else frozenset()
+
+    paths = (os.path.split(os.path.join(root, name)) for name in names)
+    return [name for name, (folder, base) in zip(names, paths, strict=True) if base not in content(folder)]
+
+
+def _natural(text: str) -> list[tuple[bool, int, str]]:
+    """A sorting key that puts "class 2" before "class 10"."""
+    parts = re.split(r"([0-9]+)", text)
+    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]

@@ -1,0 +1,184 @@
+"""Hugging Face data sets: parquet files, a folder written by save_to_disk, or a name on the hub."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recipes.schema.data import HuggingFaceData
+from resnet.data.decode import BrokenImage
+from resnet.data.sources.files import existing, expanded, listed
+
+_SAME_SPLIT = {"val": "validation", "valid": "validation", "dev": "validation", "training": "train", "testing": "test"}
+
+
+class HuggingFace:
+    """A source (see `source.Source`) of the rows of one split; `images` holds the image column alone, undecoded."""
+
+    def __init__(self, images: Any, column: str, labels: np.ndarray, classes: list[str], where: str) -> None:
+        self._images, self._column, self._where = images, column, where
+        self.labels = labels
+        self.classes = classes
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, index: int) -> bytes:
+        image = self._images[index][self._column]
+        if image is None:
+            raise BrokenImage("the row has no image")
+        if image["bytes"] is not None:
+            return image["bytes"]
+        with open(image["path"], "rb") as file:
+            return file.read()
+
+    def describe(self, index: int) -> str:
+        return f"{self._where} row {index}"
+
+
+def open_huggingface(data: HuggingFaceData) -> tuple[HuggingFace, HuggingFace | None]:
+    """Training and validation images; the second is None where they are to be carved from the first."""
+    if data.val_fraction is not None and (data.val is not None or data.val_split is not None):
+        raise ValueError("data.val_fraction carves from the training split: it needs data.val=null data.val_split=null")
+    splits = _splits(data.train, "data.train", data.config)
+    rows = _pick(splits, data.train_split, data.train, "data.train_split")
+    train = _source(rows, data, None, f"{data.train} {data.train_split}")
+    if data.val is None and data.val_split is None:
+        if data.val_fraction is None:
+            raise ValueError("data.val_split=null needs data.val_fraction (the share of training images to carve)")
+        return train, None
+    where = data.train if data.val is None else data.val
+    if data.val is not None:
+        splits = _splits(data.val, "data.val", data.config)
+    asked = data.val_split
+    if data.val is not None and len(splits) == 1:
+        asked = next(iter(splits))  # a folder for validation alone needs no split named
+    if asked is None:
+        raise ValueError(f"data.val={data.val} has the splits {', '.join(splits)}: name one with data.val_split")
+    rows = _pick(splits, asked, where, "data.val_split")
+    return train, _source(rows, data, train.classes, f"{where} {asked}")
+
+
+def _splits(path: str, key: str, config: str | None) -> Mapping[Any, Any]:
+    """All splits by name."""
+    import datasets  # takes seconds
+
+    folder = expanded(path)
+    if not folder.exists():
+        if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path) or path.startswith("."):
+            existing(path, key, "It should be a folder of parquet files or of save_to_disk, or a name on the hub.")
+        return _from_hub(path, key, config)
+    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+        loaded = datasets.load_from_disk(str(folder))
+        return loaded if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
+    files = _parquet_files(folder)
+    if not files:
+        raise ValueError(f"{key}: {folder} holds no parquet files, nor what save_to_disk writes")
+    try:
+        return datasets.load_dataset("parquet", data_files=files)
+    except Exception as error:  # the builder wraps whatever pyarrow raises
+        raise ValueError(f"{key}: the parquet files of {folder} cannot be read: {_first_line(error)}") from None
+
+
+def _from_hub(name: str, key: str, config: str | None) -> Mapping[Any, Any]:
+    import datasets
+
+    try:
+        return datasets.load_dataset(name, config)
+    except Exception as error:  # hub, network, permission and configuration each have errors of their own
+        raise ValueError(
+            f"{key}={name}: there is no folder {expanded(name)}, and as a data set on the hub it could not be loaded: "
+            f"{_first_line(error)}. Check the name and the connection (a gated set needs accepted terms and "
+            "`hf auth login`), or download its parquet files and give their folder"
+        ) from None
+
+
+def _first_line(error: BaseException) -> str:
+    """The message of the innermost cause, which says more than the wrapper's."""
+    while error.__cause__ is not None and str(error.__cause__):
+        error = error.__cause__
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0].rstrip(".")[:300]
+
+
+def _parquet_files(folder: Path) -> dict[str, list[str]]:
+    """Files by split: from their names (train-00000-of-00002.parquet) or folders (train/0.parquet), else "train"."""
+    if folder.is_file():
+        return {"train": [str(folder)]}
+    files: dict[str, list[str]] = {}
+    for file in sorted(folder.rglob("*.parquet")):
+        parts = file.relative_to(folder).with_suffix("").parts
+        if not any(part.startswith(".") for part in parts):
+            files.setdefault(_split_of(parts), []).append(str(file))
+    return files
+
+
+def _split_of(parts: tuple[str, ...]) -> str:
+    for part in reversed(parts):
+        for word in re.split(r"[^a-z0-9]+", part.lower()):
+            if word in ("train", "test", "validation", *_SAME_SPLIT):
+                return _SAME_SPLIT.get(word, word)
+    named = re.fullmatch(r"(\w+)-\d+-of-\d+", parts[-1])
+    return named[1] if named else "train"
+
+
+def _pick(splits: Mapping[Any, Any], asked: str, where: str, key: str) -> Any:
+    alike = [name for name in splits if _SAME_SPLIT.get(name, name) == _SAME_SPLIT.get(asked, asked)]
+    if asked in splits or len(alike) == 1:
+        return splits[asked if asked in splits else alike[0]]
+    raise ValueError(f"{key}={asked}: {where} has no such split; it has {', '.join(splits)}")
+
+
+def _column(rows: Any, name: str | None, kind: type, key: str) -> str:
+    """The column of that name, else the only one of that feature type."""
+    columns = ", ".join(f"{column} ({type(feature).__name__})" for column, feature in rows.features.items())
+    if name is not None:
+        if name not in rows.features:
+            raise ValueError(f"{key}={name}: no such column; there are {columns}")
+        return name
+    found = [column for column, feature in rows.features.items() if isinstance(feature, kind)]
+    if len(found) != 1:
+        raise ValueError(f"{key} must name a column: {len(found)} of {columns} are of type {kind.__name__}")
+    return found[0]
+
+
+def _labels(rows: Any, name: str | None, where: str) -> tuple[list[str], np.ndarray, list[str]]:
+    """The distinct labels as text, each row's index into them (n,), and all classes in order."""
+    import datasets
+
+    column = _column(rows, name, datasets.ClassLabel, "data.label_column")
+    values = rows.select_columns([column]).with_format("arrow")[:][column]
+    if values.null_count:
+        raise ValueError(f"{where}: {values.null_count} rows have no {column}")
+    distinct, index = np.unique(values.to_numpy(), return_inverse=True)
+    feature = rows.features[column]
+    if isinstance(feature, datasets.ClassLabel) and feature.names:
+        if len(distinct) and distinct[0] < 0:
+            raise ValueError(f"{where}: {column} is {distinct[0]} in some rows: this split comes without labels")
+        return [feature.names[value] for value in distinct], index, list(feature.names)
+    if distinct.dtype.kind not in "iubO":
+        raise ValueError(f"{where}: column {column} holds {values.type}, neither integers nor text")
+    names = [str(value) for value in distinct]
+    return names, index, names
+
+
+def _source(rows: Any, data: HuggingFaceData, classes: list[str] | None, where: str) -> HuggingFace:
+    """A split as a source, with its own classes if none are given."""
+    import datasets
+
+    names, index, own = _labels(rows, data.label_column, where)
+    classes = own if classes is None else classes
+    number = {name: at for at, name in enumerate(classes)}
+    if strange := [name for name in names if name not in number]:
+        raise ValueError(f"{where} has labels that the training images do not have: {listed(strange)}")
+    column = _column(rows, data.image_column, datasets.Image, "data.image_column")
+    try:
+        images = rows.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+    except Exception as error:  # pyarrow's casts raise several kinds
+        raise ValueError(f"data.image_column: {column} holds no images: {_first_line(error)}") from None
+    labels = np.array([number[name] for name in names], dtype=np.int64)
+    return HuggingFace(images, column, labels[index], classes, where)

@@ -1,0 +1,146 @@
+"""Image folders: one folder a class, or ILSVRC's flat validation folder with a list of its labels."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from recipes.schema.data import ImageFolderData
+from resnet.data.sources.files import Files, existing, listed
+
+_MISSING = """\
+It should hold one folder a class, as in train/n01440764/x.JPEG. ImageNet: log in at image-net.org, download
+ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar and unpack them into such folders; or take it from the hub with
+data.source=huggingface data.train=ILSVRC/imagenet-1k (an account that accepted its terms, and `hf auth login`)."""
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
+
+_SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
+_THREADS = 16
+
+
+def open_image_folder(data: ImageFolderData) -> tuple[Files, Files | None]:
+    """Training and validation images; the second is None where `val` is null."""
+    train = read_folder(existing(data.train, "data.train", _MISSING), "data.train")
+    if data.val is None:
+        if data.val_labels is not None:
+            raise ValueError("data.val_labels has no effect without data.val")
+        return train, None
+    folder = existing(data.val, "data.val", _MISSING)
+    if data.val_labels is not None:
+        return train, _flat_folder(folder, existing(data.val_labels, "data.val_labels"), train.classes)
+    return train, read_folder(folder, "data.val", train.classes)
+
+
+def read_folder(root: Path, key: str, classes: list[str] | None = None) -> Files:
+    """The images below each class's folder, at any depth, in sorted order; hidden files and folders are passed over.
+
+    Without `classes` they are the sorted names of the folders, each of which has to hold an image; with them, other
+    folders of images are an error. Raises ValueError.
+    """
+    folders, loose = _class_folders(root, key)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        names = list(pool.map(lambda folder: sorted(images_below(root, folder)), folders))
+    if not folders:
+        what = f"{loose} images, but no folder for each class" if loose else "no folders of images"
+        flat = " (for a flat validation folder give data.val_labels)" if loose and key == "data.val" else ""
+        raise ValueError(f"{key}: {root} holds {what}{flat}")
+    known = set(classes or ())
+    if classes is None:
+        if empty := [folder for folder, found in zip(folders, names, strict=True) if not found]:
+            raise ValueError(f"{key}: no images in the class folder {listed(empty)} of {root}: fill or remove it")
+        classes = folders
+    elif strange := [folder for folder, found in zip(folders, names, strict=True) if found and folder not in known]:
+        raise ValueError(f"{key}: {root} holds classes that the training images do not have: {listed(strange)}")
+    index = {name: number for number, name in enumerate(classes)}
+    labels = [index.get(folder, -1) for folder in folders]
+    counts = [len(found) for found in names]
+    return Files(root, [name for found in names for name in found], np.repeat(labels, counts), classes)
+
+
+def images_in(folder: Path) -> list[str]:
+    """Sorted names of the images that lie directly in a folder."""
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if _is_image(entry.name) and not entry.is_dir())
+
+
+def _class_folders(root: Path, key: str) -> tuple[list[str], int]:
+    """Sorted names of the folders in `root`, and how many images lie beside them."""
+    if not root.is_dir():
+        raise ValueError(f"{key}: {root} is a file, not a folder of images")
+    with os.scandir(root) as entries:
+        visible = [entry for entry in entries if not entry.name.startswith(".")]
+    folders = sorted(entry.name for entry in visible if entry.is_dir())
+    if folders and all(folder.lower() in _SPLITS for folder in folders):
+        raise ValueError(
+            f"{key}: {root} holds splits, not classes: give {key}={root / folders[-1]}, or another of them"
+        )
+    return folders, sum(_is_image(entry.name) for entry in visible)
+
+
+def images_below(root: Path, folder: str) -> Iterator[str]:
+    """Names, from `root` on, of the images below one of its folders."""
+    with os.scandir(root / folder) as entries:
+        for entry in entries:
+            if _is_image(entry.name):
+                yield f"{folder}/{entry.name}"
+            elif not entry.name.startswith(".") and entry.is_dir():
+                yield from images_below(root, f"{folder}/{entry.name}")
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
+
+
+def _flat_folder(folder: Path, list_file: Path, classes: list[str]) -> Files:
+    names = images_in(folder)
+    if not names:
+        raise ValueError(f"data.val: no images directly in {folder}, which data.val_labels is for")
+    by_stem = {os.path.splitext(name)[0]: name for name in names} | {name: name for name in names}
+    lines = _label_lines(list_file)
+    if os.path.basename(lines[0][1]) not in by_stem:
+        del lines[0]  # a header
+    if unknown := [name for _, name, _ in lines if os.path.basename(name) not in by_stem]:
+        raise ValueError(f"data.val_labels: {list_file} names images that are not in {folder}: {listed(unknown)}")
+    numbers = _class_numbers(lines, list_file, classes)
+    label = {by_stem[os.path.basename(name)]: number for (_, name, _), number in zip(lines, numbers, strict=True)}
+    if missing := [name for name in names if name not in label]:
+        raise ValueError(f"data.val_labels: {list_file} has no line for {listed(missing)} of {folder}")
+    return Files(folder, names, np.array([label[name] for name in names]), classes)
+
+
+def _label_lines(path: Path) -> list[tuple[int, str, str]]:
+    """Line number, image and class of each line that is not blank."""
+    lines = []
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+        separator = next((mark for mark in ",;\t" if mark in line), None)
+        name, _, label = (part.strip() for part in line.strip().partition(separator or " "))
+        if name:
+            lines.append((number, name, label))
+    if not lines:
+        raise ValueError(f"data.val_labels: {path} is empty")
+    if all(name.isdecimal() and not label for _, name, label in lines):
+        raise ValueError(
+            f"data.val_labels: {path} holds numbers only. ILSVRC2012_validation_ground_truth.txt numbers the classes "
+            "in another order than their sorted folders: use Kaggle's LOC_val_solution.csv, or lines of 'file wnid'"
+        )
+    return lines
+
+
+def _class_numbers(lines: list[tuple[int, str, str]], path: Path, classes: list[str]) -> list[int]:
+    """The class of each line: by name, by the name its text starts with (in Kaggle's, boxes follow), or by index."""
+    index = {name: number for number, name in enumerate(classes)}
+    by_name = [index.get(label, index.get(label.split(" ")[0], -1)) for _, _, label in lines]
+    if -1 not in by_name:
+        return by_name
+    if all(label.isdecimal() and int(label) < len(classes) for _, _, label in lines):
+        return [int(label) for _, _, label in lines]
+    number, name, label = lines[by_name.index(-1)]
+    raise ValueError(
+        f"data.val_labels: {path} line {number}: {name} has the class {label!r}, which is neither a training class "
+        f"({listed(classes, 3)}) nor, like those of all lines, an index below {len(classes)}"
+    )

@@ -1,0 +1,106 @@
+"""Sources of labelled images: what they have in common, which there are, and the parts of them that a run uses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from recipes.schema.data import Data
+from resnet.data.sources.cifar import open_cifar
+from resnet.data.sources.csv_manifest import open_csv
+from resnet.data.sources.huggingface import open_huggingface
+from resnet.data.sources.image_folder import open_image_folder
+from resnet.data.sources.shapes import open_shapes
+from resnet.data.sources.synthetic import open_synthetic
+
+
+class Source(Protocol):
+    """Labelled images by index. Small to pickle or fork into a worker: what is per image lies in arrays."""
+
+    labels: np.ndarray
+    """Class indices (n,) int64."""
+    classes: list[str]
+    """Names of the classes."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> bytes | torch.Tensor:
+        """An image: the bytes of its file, or a uint8 tensor (3, H, W). Raises OSError or decode.BrokenImage."""
+        ...
+
+    def describe(self, index: int) -> str:
+        """The image's file or row, for messages."""
+        ...
+
+
+SOURCES: dict[str, Callable[[Any], tuple[Source, Source | None]]] = {
+    "image_folder": open_image_folder,
+    "huggingface": open_huggingface,
+    "csv": open_csv,
+    "cifar10": open_cifar,
+    "cifar100": open_cifar,
+    "shapes": open_shapes,
+    "synthetic": open_synthetic,
+}
+"""By `data.source`: a function from the recipe's data to training and validation images (None: none of their own)."""
+
+
+class Subset:
+    """The images of a source at `indices` (n,)."""
+
+    def __init__(self, source: Source, indices: np.ndarray) -> None:
+        self._source, self._indices = source, indices
+        self.labels = source.labels[indices]
+        self.classes = source.classes
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def read(self, index: int) -> bytes | torch.Tensor:
+        return self._source.read(int(self._indices[index]))
+
+    def describe(self, index: int) -> str:
+        return self._source.describe(int(self._indices[index]))
+
+
+def open_sources(data: Data) -> tuple[Source, Source]:
+    """Training and validation images of a recipe, with the same classes. Raises ValueError naming the key to change."""
+    if data.val is not None and data.val_fraction is not None:
+        raise ValueError("data has both val and val_fraction: give one, and null for the other")
+    train, val = SOURCES[data.source](data)
+    if data.val_fraction is not None:
+        kept, carved = carve(train.labels, data.val_fraction)
+        train, val = Subset(train, kept), Subset(train, carved)
+    assert val is not None
+    if not len(val):
+        why = "there is one a class" if data.val_fraction is not None else f"{data.val or data.train} holds none"
+        raise ValueError(f"no images to validate on: {why}")
+    return _at_most(train, data.max_train), _at_most(val, data.max_val)
+
+
+def carve(labels: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
+    """Sorted indices of the images to keep for training and of those put aside, `fraction` of each class.
+
+    A class of two or more images has at least one on either side. Depends on nothing but the labels' order.
+    """
+    shuffled = np.argsort(np.random.Philox(key=0).random_raw(len(labels)), kind="stable")
+    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    carved = []
+    for members in np.split(by_class, np.cumsum(np.unique(labels, return_counts=True)[1])[:-1]):
+        count = min(max(round(fraction * len(members)), 1), len(members) - 1)
+        carved.append(members[:count])
+    aside = np.sort(np.concatenate(carved)) if carved else np.empty(0, dtype=np.int64)
+    return np.setdiff1d(np.arange(len(labels)), aside), aside
+
+
+def _at_most(source: Source, count: int | None) -> Source:
+    return source if count is None or count >= len(source) else Subset(source, spread(source.labels, count))
+
+
+def spread(labels: np.ndarray, count: int) -> np.ndarray:
+    """Sorted indices of `count` images at even distances in the order of their classes: shares stay what they are."""
+    by_class = np.argsort(labels, kind="stable")
+    return np.sort(by_class[(2 * np.arange(count) + 1) * len(labels) // (2 * count)])

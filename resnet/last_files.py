@@ -1,0 +1,81 @@
+"""What a finished run leaves: the weights to use, pictures, a report, and a block of lines to read."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from recipes.text import format_duration
+from resnet.checkpoint.commit import name_of, newest_valid, step_of
+from resnet.checkpoint.snapshot import EMA, MODEL
+from resnet.rundir.files import write_atomic, write_status
+
+if TYPE_CHECKING:
+    from resnet.loop import Trainer
+    from resnet.run_hooks import RunHooks
+
+
+def finish(trainer: Trainer, hooks: RunHooks, begin: float, first_step: int) -> None:
+    """Write the final files on rank 0. Trouble with a picture or the report is told and does not fail the run."""
+    run_dir, state = hooks.run_dir, trainer.state
+    step = _write_final_weights(run_dir, state.best_step)
+    write_status(run_dir, top1=hooks.result["top1"], final_step=step)
+    report = run_dir / "report.html"
+    try:
+        from resnet.tools.report.report import write_report
+
+        report = write_report(run_dir)
+    except Exception as error:
+        print(f"the report could not be written: {type(error).__name__}: {error}", file=sys.stderr)
+    seconds = time.time() - begin
+    images = trainer.plan.samples_seen(state.step) - trainer.plan.samples_seen(first_step)
+    speeds = sorted(hooks.images_per_second)
+    speed = f"{images / max(seconds, 1e-9):.0f} images/s overall"
+    speed += f", {speeds[len(speeds) // 2]:.0f} in training" if speeds else ""
+    print(
+        f"\nfinished: {_result(trainer, hooks)}\n"
+        f"  time     {format_duration(seconds)} in this attempt; {speed}\n"
+        f"  weights  {run_dir / 'final.safetensors'} (epoch {trainer.plan.epoch(step):g})\n"
+        f"  metrics  {run_dir / 'metrics.jsonl'}\n"
+        f"  report   {report}",
+        flush=True,
+    )
+
+
+def _write_final_weights(run_dir: Path, best_step: int | None) -> int:
+    """Copy the best checkpoint's weights (its average where there is one), and return their step.
+
+    Where that checkpoint is not there (it could not be saved) the newest stands in, and it is said.
+    """
+    folder = run_dir / "checkpoints"
+    checkpoint = folder / name_of(best_step or 0)
+    if not checkpoint.is_dir():
+        newest = newest_valid(folder, lambda told: print(told, file=sys.stderr))
+        if newest is None:
+            raise OSError(f"{folder} holds no checkpoint to take the final weights from")
+        print(f"the best weights, of step {best_step}, were not saved: {newest.name}'s are taken", file=sys.stderr)
+        checkpoint = newest
+    file = checkpoint / EMA if (checkpoint / EMA).is_file() else checkpoint / MODEL
+    write_atomic(run_dir / "final.safetensors", file.read_bytes())
+    return step_of(checkpoint)
+
+
+def _result(trainer: Trainer, hooks: RunHooks) -> str:
+    """The best and the last evaluation in words, against the recipe's evidence."""
+    recipe, state = trainer.recipe, trainer.state
+    metric, unit = recipe.eval.metric, "" if recipe.eval.metric == "loss" else "%"
+    last = hooks.result[metric]
+    assert state.best is not None
+    assert state.best_step is not None
+    words = (
+        f"best {metric} {state.best:.4g}{unit} at epoch {trainer.plan.epoch(state.best_step):g}, last {last:.4g}{unit}"
+    )
+    evidence = recipe.evidence
+    if evidence is None or evidence.band is None or metric != "top1":
+        return words
+    low, high = evidence.band
+    value = state.best if evidence.weights == "best" else last
+    where = "within" if low <= value <= high else "below" if value < low else "above"
+    return f"{words} (the {evidence.weights} is {where} the recipe's {low:g}-{high:g}%)"

@@ -1,0 +1,305 @@
+"""torchvision's ResNet with the variations a recipe can ask for; parameter names and shapes stay torchvision's."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torchvision.models import resnet as reference
+from torchvision.ops import StochasticDepth
+
+from recipes.schema.recipe import Model
+
+
+class _Net(NamedTuple):
+    block: type[reference.BasicBlock] | type[reference.Bottleneck]
+    layers: list[int]
+    groups: int = 1
+    width_per_group: int = 64
+
+
+_NETS = {
+    "resnet18": _Net(reference.BasicBlock, [2, 2, 2, 2]),
+    "resnet34": _Net(reference.BasicBlock, [3, 4, 6, 3]),
+    "resnet50": _Net(reference.Bottleneck, [3, 4, 6, 3]),
+    "resnet101": _Net(reference.Bottleneck, [3, 4, 23, 3]),
+    "resnet152": _Net(reference.Bottleneck, [3, 8, 36, 3]),
+    "resnext50_32x4d": _Net(reference.Bottleneck, [3, 4, 6, 3], 32, 4),
+    "resnext101_32x8d": _Net(reference.Bottleneck, [3, 4, 23, 3], 32, 8),
+    "resnext101_64x4d": _Net(reference.Bottleneck, [3, 4, 23, 3], 64, 4),
+    "wide_resnet50_2": _Net(reference.Bottleneck, [3, 4, 6, 3], 1, 128),
+    "wide_resnet101_2": _Net(reference.Bottleneck, [3, 4, 23, 3], 1, 128),
+}
+_BLOCKS = {"basic": reference.BasicBlock, "bottleneck": reference.Bottleneck}
+
+
+class ResNet(reference.ResNet):
+    """torchvision's ResNet as `config` varies it. Input: float (N, 3, H, W); output: logits (N, num_classes)."""
+
+    def __init__(self, config: Model, num_classes: int) -> None:
+        net = _net(config)
+        block = _STOCHASTIC[net.block] if config.stochastic_depth else net.block
+        layers = [*net.layers, 0][:4]
+        super().__init__(block, layers, num_classes, config.zero_init_residual, net.groups, net.width_per_group)
+        self.architecture = config.name
+        self.backbone_frozen = False
+        if isinstance(self.layer4, nn.Identity):
+            self.fc = nn.Linear(self.inplanes, num_classes)
+        if config.stem == "cifar":
+            self.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
+            nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
+        if not (config.stem == "imagenet" if config.maxpool is None else config.maxpool):
+            self.maxpool = nn.Identity()
+        _replace_activations(self, config)
+        if config.blurpool:
+            _blur_strided_convolutions(self)
+        if config.stochastic_depth:
+            _spread_stochastic_depth(self, config.stochastic_depth)
+
+    def _make_layer(self, block, planes, blocks, stride=1, dilate=False):  # pyright: ignore[reportIncompatibleMethodOverride]
+        if blocks == 0:
+            return nn.Identity()
+        return super()._make_layer(block, planes, blocks, stride, dilate)
+
+    def train(self, mode: bool = True) -> ResNet:
+        """As for any module, but a frozen backbone stays in evaluation mode: its BatchNorm statistics do not move."""
+        super().train(mode)
+        if self.backbone_frozen:
+            for name, child in self.named_children():
+                child.train(mode and name == "fc")
+        return self
+
+
+def build_model(config: Model, num_classes: int) -> ResNet:
+    """Build the network with new weights (He initialisation, as torchvision's), on the CPU.
+
+    `config.pretrained`, `freeze_backbone` and `sync_batchnorm` are the caller's to apply, in this order.
+    Raises ValueError for an unknown activation or unfit arguments of it.
+    """
+    return ResNet(config, num_classes)
+
+
+def _net(config: Model) -> _Net:
+    if config.name is not None:
+        net = _NETS[config.name]
+    else:
+        assert config.block, "recipes.schema.recipe.Model asks for a name, or block and layers"
+        assert config.layers
+        net = _Net(_BLOCKS[config.block], config.layers)
+    return net._replace(
+        groups=config.groups or net.groups, width_per_group=config.width_per_group or net.width_per_group
+    )
+
+
+def _snake_case(name: str) -> str:
+    return re.sub(r"(?<=[a-z])(?=[A-Z][a-z])", "_", name).lower()
+
+
+_NOT_ELEMENTWISE = ("GLU", "MultiheadAttention", "Softmin", "Softmax", "Softmax2d", "LogSoftmax")
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    _snake_case(name): getattr(nn, name) for name in nn.modules.activation.__all__ if name not in _NOT_ELEMENTWISE
+}
+"""torch.nn's elementwise activations by their snake-case names."""
+
+
+def make_activation(name: str, arguments: Mapping[str, float | bool]) -> nn.Module:
+    """An activation of torch.nn, in place where it can be. Raises ValueError for an unknown name or unfit arguments."""
+    if name not in ACTIVATIONS:
+        close = difflib.get_close_matches(name.lower(), ACTIVATIONS, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(sorted(ACTIVATIONS))}"
+        raise ValueError(f"model.activation {name} is unknown: {hint}")
+    parameters = inspect.signature(ACTIVATIONS[name]).parameters
+    known = [key for key, parameter in parameters.items() if parameter.annotation in (float, "float")]
+    required = [key for key in known if parameters[key].default is inspect.Parameter.empty]
+    if unknown := sorted(set(arguments) - set(known)):
+        raise ValueError(f"model.activation_args: {name} has no {unknown[0]}, it takes {', '.join(known) or 'none'}")
+    if missing := sorted(set(required) - set(arguments)):
+        raise ValueError(f"model.activation_args: {name} needs {', '.join(missing)}")
+    inplace = {"inplace": True} if "inplace" in parameters else {}
+    try:
+        return ACTIVATIONS[name](**arguments, **inplace)
+    except (AssertionError, TypeError, ValueError) as error:
+        raise ValueError(f"model.activation_args do not fit {name}: {error}") from error
+
+
+def _replace_activations(model: ResNet, config: Model) -> None:
+    for module in model.modules():
+        if isinstance(module, (reference.ResNet, reference.BasicBlock, reference.Bottleneck)):
+            module.relu = make_activation(config.activation, config.activation_args)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class BlurredConv2d(nn.Conv2d):
+    """A convolution behind a 3x3 binomial low-pass filter of stride 1; its weight keeps its name.
+
+    Zhang 2019 (arXiv:1904.11486); the filter before the strided convolution is the order of FFCV's ImageNet code.
+    """
+
+    blur: Tensor
+
+    def __init__(self, convolution: nn.Conv2d) -> None:
+        channels = convolution.in_channels
+        super().__init__(
+            channels,
+            convolution.out_channels,
+            convolution.kernel_size,  # pyright: ignore[reportArgumentType]
+            convolution.stride,  # pyright: ignore[reportArgumentType]
+            convolution.padding,  # pyright: ignore[reportArgumentType]
+            groups=convolution.groups,
+            bias=False,
+            device="meta",
+        )
+        self.weight = convolution.weight
+        taps = torch.tensor([1.0, 2.0, 1.0]) / 4
+        blur = taps.outer(taps).repeat(channels, 1, 1, 1)
+        self.register_buffer("blur", blur, persistent=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(F.conv2d(input, self.blur, padding=1, groups=self.in_channels))
+
+
+def _blur_strided_convolutions(model: nn.Module) -> None:
+    """FFCV's rule: every strided convolution of 16 input channels or more, hence not the stem."""
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, nn.Conv2d) and max(child.stride) > 1 and child.in_channels >= 16:
+                setattr(parent, name, BlurredConv2d(child))
+
+
+class _StochasticBasicBlock(reference.BasicBlock):
+    stochastic_depth: nn.Module
+
+    def forward(self, x: Tensor) -> Tensor:
+        branch = self.relu(self.bn1(self.conv1(x)))
+        branch = self.stochastic_depth(self.bn2(self.conv2(branch)))
+        return self.relu(branch + (x if self.downsample is None else self.downsample(x)))
+
+
+class _StochasticBottleneck(reference.Bottleneck):
+    stochastic_depth: nn.Module
+
+    def forward(self, x: Tensor) -> Tensor:
+        branch = self.relu(self.bn1(self.conv1(x)))
+        branch = self.relu(self.bn2(self.conv2(branch)))
+        branch = self.stochastic_depth(self.bn3(self.conv3(branch)))
+        return self.relu(branch + (x if self.downsample is None else self.downsample(x)))
+
+
+_STOCHASTIC = {reference.BasicBlock: _StochasticBasicBlock, reference.Bottleneck: _StochasticBottleneck}
+
+
+def _spread_stochastic_depth(model: nn.Module, last: float) -> None:
+    blocks = [module for module in model.modules() if isinstance(module, tuple(_STOCHASTIC.values()))]
+    for index, block in enumerate(blocks):
+        block.stochastic_depth = StochasticDepth(last * index / (len(blocks) - 1), "row")
+
+
+def has_randomness(model: nn.Module) -> bool:
+    """Whether the network draws random numbers in training (stochastic depth, dropout, RReLU)."""
+    return any(
+        isinstance(module, nn.RReLU)
+        or (isinstance(module, (StochasticDepth, nn.modules.dropout._DropoutNd)) and module.p > 0)
+        for module in model.modules()
+    )
+
+
+def freeze_backbone(model: ResNet) -> None:
+    """Leave only the classifier to be trained, also of BatchNorm's statistics: see `ResNet.train`."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith("fc."))
+    model.backbone_frozen = True
+    model.train(model.training)
+
+
+def load_pretrained(model: ResNet, source: str) -> str:
+    """Load weights into the network and say in a sentence what was loaded.
+
+    source: a .safetensors or .pth file, a run directory (its final.safetensors), or a tag of torchvision's weights for
+    the named net. A classifier for another number of classes is left as it is; everything else must fit.
+    Raises ValueError, with the network unchanged, where it does not fit or cannot be read or fetched.
+    """
+    weights = _read_weights(model, source)
+    own = model.state_dict()
+    head = {name: weights[name] for name in ("fc.weight", "fc.bias") if name in weights}
+    new_head = "fc.weight" in head and head["fc.weight"].shape[0] != own["fc.weight"].shape[0]
+    same_width = new_head and head["fc.weight"].shape[1:] == own["fc.weight"].shape[1:]
+    expected = {name for name in own if not (same_width and name in head)}
+    given = {name: tensor for name, tensor in weights.items() if not (same_width and name in head)}
+
+    # Weights from before torch 0.4.1 have no count of batches; BatchNorm trains and predicts the same without.
+    missing = [name for name in own if name in expected - given.keys() and not name.endswith("num_batches_tracked")]
+    unexpected = [name for name in given if name not in expected]
+    misshaped = [
+        f"{name} is {list(given[name].shape)}, not {list(own[name].shape)}"
+        for name in own
+        if name in given and given[name].shape != own[name].shape
+    ]
+    problems = [
+        f"{what} {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+        for what, names in (("without", missing), ("with unknown", unexpected), ("in another shape:", misshaped))
+        if names
+    ]
+    if problems:
+        raise ValueError(f"model.pretrained {source} does not fit the model: {'; '.join(problems)}")
+    model.load_state_dict(given, strict=False)
+    if same_width:
+        classes = f"{head['fc.weight'].shape[0]} classes there, {own['fc.weight'].shape[0]} here"
+        return f"loaded {len(given)} tensors from {source}; the classifier is new ({classes})"
+    return f"loaded {len(given)} tensors from {source}"
+
+
+def _read_weights(model: ResNet, source: str) -> dict[str, Tensor]:
+    path = Path(source).expanduser()
+    if path.is_dir():
+        path = path / "final.safetensors"
+        if not path.is_file():
+            raise ValueError(f"model.pretrained {source} is a folder without final.safetensors (an unfinished run?)")
+    if path.is_file():
+        return _read_file(path)
+    if path.suffix in (".safetensors", ".pth", ".pt") or len(path.parts) > 1:
+        raise ValueError(f"model.pretrained {source}: there is no such file")
+    return _fetch_weights(model.architecture, source)
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = "it is damaged or holds more than tensors: save its state dict alone"
+        raise ValueError(f"model.pretrained {path} cannot be read: {reason}") from error
+    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
+        raise ValueError(f"model.pretrained {path} cannot be read: {error}") from error
+    for wrapper in ("model", "state_dict"):
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise ValueError(f"model.pretrained {path} holds no state dict (names and tensors)")
+    return {name.removeprefix("module."): tensor for name, tensor in content.items()}
+
+
+def _fetch_weights(architecture: str | None, tag: str) -> dict[str, Tensor]:
+    if architecture is None:
+        raise ValueError(f"model.pretrained {tag}: no such file, and torchvision has weights for named nets only")
+    known = torchvision.models.get_model_weights(architecture)
+    if tag not in known.__members__:
+        tags = ", ".join(known.__members__)
+        raise ValueError(f"model.pretrained {tag} is neither a file nor one of {architecture}'s weights: {tags}")
+    weights = known[tag]
+    try:
+        return dict(weights.get_state_dict(progress=False, check_hash=True, weights_only=True))
+    except (OSError, RuntimeError) as error:
+        raise ValueError(
+            f"model.pretrained {tag} could not be fetched ({error}): download {weights.url} and give the file's path"
+        ) from error

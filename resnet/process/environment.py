@@ -1,0 +1,37 @@
+"""What launchers tell the ranks they start, in variables of their environment."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+PROGRAM = Path(__file__).resolve().parents[2]
+"""Folder that holds train.py and the packages."""
+RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""What torch.distributed reads to find the other ranks."""
+ATTEMPT = "RESNET_ATTEMPT"
+"""The number of the attempt, which the batch script of a job tells its ranks, and nobody else has."""
+
+
+def is_launchers(name: str) -> bool:
+    """Whether a variable is one that a launcher (torchrun, accelerate) sets for its ranks, and for nobody else."""
+    return name in RANK_VARIABLES or name.startswith(("ACCELERATE_", "TORCHELASTIC_"))
+
+
+CORES = "RESNET_CORES"
+"""The environment variable by which a launcher tells each rank, or each of several runs on a machine, its share."""
+
+
+def usable() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cores_of_rank() -> int:
+    """Cores for the threads and data workers of this rank: what the launcher gave it, else an equal share of all.
+
+    Only the launcher knows: Slurm binds each rank to cores of its own or lets all run everywhere, by its configuration.
+    """
+    if given := os.environ.get(CORES):
+        return max(1, min(int(given), usable()))
+    return max(1, usable() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

@@ -1,0 +1,161 @@
+"""What happens around the steps of a run: the log, checkpoints, progress, status, and stopping when asked to."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from recipes.plan import Plan
+from resnet.agreement import NOTHING, SAVE, STOP, Agreement
+from resnet.checkpoint.saver import Saver
+from resnet.process.signals import Signals
+from resnet.rundir.evaluation import write_evaluation
+from resnet.rundir.files import write_status
+from resnet.state import TrainState
+from resnet.tracking.progress import Progress
+from resnet.tracking.wandb_client import MetricsLog, NullTracker
+from resnet.tracking.watchdog import Watchdog
+
+
+class RunHooks:
+    """`loop.Hooks` of a real run. `log` and `tracker` write on rank 0 only; the rest goes on everywhere."""
+
+    def __init__(
+        self,
+        run_dir: Path,
+        plan: Plan,
+        state: TrainState,
+        saver: Saver,
+        signals: Signals,
+        progress: Progress,
+        metrics: MetricsLog | None,
+        tracker: NullTracker,
+        classes: list[str],
+        watchdog: Watchdog | None = None,
+    ) -> None:
+        self.run_dir, self.plan, self.state, self.saver = run_dir, plan, state, saver
+        self.signals, self.progress, self.metrics, self.tracker = signals, progress, metrics, tracker
+        self.watchdog, self.classes = watchdog, classes
+        self.agreement = Agreement()
+        self.result: dict[str, Any] = {}
+        """Of the last evaluation."""
+        self.images_per_second: list[float] = []
+        self._since_evaluation: list[dict[str, Any]] = []
+
+    def log(self, row: dict[str, Any]) -> None:
+        row = row | {"time": time.time()}
+        if "train/loss" in row:
+            self._since_evaluation.append(row)
+            self.images_per_second.append(row["images_per_second"])
+            self.progress.update(
+                row["step"], row["train/loss"], row["images_per_second"], lr=row["lr"], data_wait=row["data_wait"]
+            )
+        if self.metrics is None or self.lost:
+            return
+        self.metrics.log(row)
+        self.tracker.log(row | {"images_per_second_per_device": row["images_per_second"] / self.plan.world_size}
+                         if "images_per_second" in row else row)  # fmt: skip
+        shown = {"images_per_second": "images_per_second", "train/loss": "loss", "val/top1": "top1"}
+        self._tell(
+            step=row["step"],
+            epoch=round(row["epoch"], 4),
+            eta_s=self.progress.eta_seconds,
+            last_checkpoint_time=self.saver.committed_time,
+            **{name: row[key] for key, name in shown.items() if key in row},
+        )
+
+    def after_step(self, loss: torch.Tensor) -> bool:
+        step = self.state.step
+        self.progress.update(step)
+        self._beat()
+        wish = STOP if self._must_stop() else SAVE if self.saver.due_by_time() else NOTHING
+        granted = self.agreement.reach(wish)
+        # A wish is granted a step late: what was wished again meanwhile has been fulfilled.
+        timely = granted == SAVE and step > self.saver.saved_step + 1
+        at_end = step % self.plan.steps_per_epoch == 0 or step == self.plan.end_step
+        if granted == STOP or timely or at_end or self.saver.due(step):
+            self.save(wait=granted == STOP)
+        return granted == STOP
+
+    def before_evaluation(self) -> None:
+        self.save()
+
+    def stop_now(self) -> bool:
+        self._beat()
+        if self.agreement.reach(STOP if self._must_stop() else NOTHING) == STOP:
+            self.saver.wait()
+            return True
+        return False
+
+    def after_evaluation(self, result: dict[str, Any], best: bool) -> None:
+        self.result = result
+        if best:
+            self.saver.mark_best(self.state.step)
+        self.progress.message(self._epoch_line(result, best))
+        self._since_evaluation.clear()
+        if self.metrics is not None and not self.lost:
+            metric = self.plan.recipe.eval.metric
+            self.tracker.summary({f"best/{metric}": self.state.best, "best/step": self.state.best_step})
+            self._tell(best=self.state.best)
+            if best:
+                with contextlib.suppress(OSError):
+                    write_evaluation(self.run_dir, result, self.classes, self.state.step)
+
+    def save(self, wait: bool = False) -> None:
+        length: int | None = 0
+        if self.metrics is not None:
+            try:
+                length = self.metrics.sync()
+            except OSError as error:
+                length, self.saver.problem = None, f"metrics.jsonl: {error.strerror}"
+        self.saver.save(self.state, length, wait)
+
+    def _tell(self, **fields: Any) -> None:
+        """Update status.json, a view that a full disk may leave behind."""
+        with contextlib.suppress(OSError):
+            write_status(self.run_dir, **fields)
+
+    @property
+    def lost(self) -> bool:
+        """Whether another process has taken the run over, so that nothing in its directory may be written."""
+        return self.saver.lease is not None and self.saver.lease.lost
+
+    def why_saving_failed(self, ended: bool = False) -> str | None:
+        """Where checkpoints could not be saved for too long, or must not be since another process has the run.
+
+        ended: whether the last save was that of the run's end, which must not fail at all.
+        """
+        if self.lost:
+            return f"another process has taken {self.run_dir} over; this one has stopped"
+        if self.saver.failures >= (1 if ended else self.plan.recipe.checkpoint.max_failures):
+            return f"checkpoints could not be saved: {self.saver.problem}"
+        return None
+
+    def close(self) -> None:
+        """End what runs beside training."""
+        self.progress.close()
+        if self.watchdog is not None:
+            self.watchdog.stop()
+
+    def _beat(self) -> None:
+        if self.watchdog is not None:
+            self.watchdog.beat(self.state.step)
+
+    def _must_stop(self) -> bool:
+        return self.signals.received is not None or self.why_saving_failed() is not None
+
+    def _epoch_line(self, result: dict[str, Any], best: bool) -> str:
+        rows, plan = self._since_evaluation, self.plan
+        train = ""
+        if rows:
+            loss, top1 = (sum(row[key] for row in rows) / len(rows) for key in ("train/loss", "train/top1"))
+            train = f"train loss {loss:.4f} top-1 {top1:.2f}%  "
+        return (
+            f"epoch {plan.epoch(self.state.step):g}/{plan.recipe.epochs:g}  {train}val loss {result['loss']:.4f} "
+            f"top-1 {result['top1']:.2f}% top-5 {result['top5']:.2f}%  lr {plan.hyper(self.state.step - 1).lr:.3g}"
+            f"{'  *best' if best else ''}"
+        )

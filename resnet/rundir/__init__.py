@@ -1,0 +1,1 @@
+"""The files of a run directory: their names, formats, readers and writers. Standard library only."""

@@ -1,0 +1,27 @@
+"""evaluation.json: what the best evaluation of a run found, class by class."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from resnet.rundir.files import write_atomic
+
+MOST_CLASSES_OF_A_MATRIX = 200
+
+
+def write_evaluation(run_dir: Path, result: dict[str, Any], classes: list[str], step: int | None) -> None:
+    """evaluation.json: totals, each class's share, and the confusion matrix where it is of a readable size.
+
+    result: of an evaluation, its confusion a (C, C) tensor of counts, [true, predicted]. classes: C names.
+    """
+    confusion: list[list[int]] = result["confusion"].tolist()
+    content = {name: result[name] for name in ("top1", "top5", "loss", "samples")} | {"step": step, "classes": classes}
+    content["per_class"] = [
+        {"class": name, "samples": sum(row), "correct": row[index]}
+        for index, (name, row) in enumerate(zip(classes, confusion, strict=True))
+    ]
+    if len(classes) <= MOST_CLASSES_OF_A_MATRIX:
+        content["confusion"] = confusion
+    write_atomic(run_dir / "evaluation.json", json.dumps(content))

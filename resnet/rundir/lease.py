@@ -1,0 +1,147 @@
+"""One writer for a run: a lease that only its holder renews, and that a dead holder loses.
+
+A POSIX lock on `lease.lock` tells whether the holder lives, wherever the file system carries locks between machines.
+Where it does not (and a lock of another machine is thus not seen), `lease.json`, renewed every few seconds, tells it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from resnet.rundir.files import to_json, write_atomic
+
+RENEW_SECONDS = 10.0
+STALE_SECONDS = 60.0
+"""A lease of another machine that is not renewed for so long is a dead holder's."""
+_NO_LOCKS_HERE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+class LeaseHeld(ValueError):
+    """Somebody else writes the run; the message says who."""
+
+
+class Lease:
+    """Held from `acquire` to `release`, by one process for one run directory."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._file, self._lock_file = run_dir / "lease.json", run_dir / "lease.lock"
+        self._token = uuid.uuid4().hex
+        self._count = 0
+        self._descriptor: int | None = None
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
+        self.lost = False
+        """Whether somebody else has taken the lease over."""
+
+    def acquire(self, say: Callable[[str], None] = print) -> None:
+        """Take the lease, waiting for a machine's that may be dead. Raises LeaseHeld where its holder lives."""
+        self._descriptor = os.open(self._lock_file, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS_HERE:
+                self._close()
+                raise LeaseHeld(self._held_by(read_lease(self._file))) from None
+        try:
+            self._wait_while_another_machine_may_live(say)
+        except LeaseHeld:
+            self._close()
+            raise
+        self._renew()
+        self._thread.start()
+
+    def check(self) -> bool:
+        """Whether the lease is still ours: asked before anything is written to the run."""
+        if read_lease(self._file).get("token") != self._token:
+            self.lost = True
+        return not self.lost
+
+    def release(self) -> None:
+        self._ended.set()
+        if self._thread.is_alive():
+            # It may be renewing: what it writes after we removed the file would look like a holder.
+            self._thread.join(RENEW_SECONDS)
+        if self._descriptor is not None and self.check():
+            with contextlib.suppress(OSError):
+                self._file.unlink()
+        self._close()
+
+    def _close(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def _wait_while_another_machine_may_live(self, say: Callable[[str], None]) -> None:
+        seen = read_lease(self._file)
+        if not seen or seen.get("host") == socket.gethostname() or _is_earlier_attempt_of_this_job(seen):
+            return
+        say(f"{self._held_by(seen)}; waiting up to {STALE_SECONDS:g} s to see whether it still lives")
+        deadline = time.monotonic() + STALE_SECONDS
+        while time.monotonic() < deadline:
+            time.sleep(1)
+            now = read_lease(self._file)
+            if not now:
+                return
+            if now != seen:
+                raise LeaseHeld(self._held_by(now))
+
+    def _held_by(self, holder: dict[str, Any]) -> str:
+        job = f", job {holder['job_id']}" if holder.get("job_id") else ""
+        who = f"process {holder['pid']} on {holder['host']}{job}" if holder else "another process"
+        return f"{self._file.parent} is being trained by {who}: stop that one first, or choose another run.name"
+
+    def _renew(self) -> None:
+        self._count += 1
+        holder = {"host": socket.gethostname(), "pid": os.getpid(), "job_id": os.environ.get("SLURM_JOB_ID")}
+        write_atomic(self._file, to_json({**holder, "token": self._token, "count": self._count, "time": time.time()}))
+
+    def _keep(self) -> None:
+        while not self._ended.wait(RENEW_SECONDS):
+            # A full disk must not end the run here; the checkpoint's failure tells of it.
+            with contextlib.suppress(OSError):
+                if not self.check():
+                    return
+                self._renew()
+
+
+def read_lease(file: Path) -> dict[str, Any]:
+    """The holder's host, pid, job and token; empty where nobody holds the run."""
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def holder_elsewhere(run_dir: Path, job_id: str | None = None) -> str | None:
+    """Who trains a run at this moment, in words; None where nobody does, or only an attempt of job `job_id`."""
+    seen = read_lease(run_dir / "lease.json")
+    if not seen or (job_id is not None and seen.get("job_id") == job_id):
+        return None
+    try:
+        with open(run_dir / "lease.lock", "r+b") as lock:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Nobody has it locked; on another machine the lock may not be seen, and the age of the lease tells.
+        alive = seen["host"] != socket.gethostname() and time.time() - seen["time"] < STALE_SECONDS
+    except FileNotFoundError:
+        alive = False
+    except OSError as error:
+        alive = error.errno not in _NO_LOCKS_HERE
+    job = f", job {seen['job_id']}" if seen.get("job_id") else ""
+    return f"{run_dir} is being trained by process {seen['pid']} on {seen['host']}{job}" if alive else None
+
+
+def _is_earlier_attempt_of_this_job(holder: dict[str, Any]) -> bool:
+    """Slurm has ended an earlier attempt of a job before it starts the next."""
+    job = os.environ.get("SLURM_JOB_ID")
+    return job is not None and holder.get("job_id") == job and os.environ.get("SLURM_RESTART_COUNT", "0") != "0"

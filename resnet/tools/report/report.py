@@ -1,0 +1,268 @@
+"""report.html: one file that explains a run to a person, made from nothing but the run directory."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterable, Iterator, Mapping
+from html import escape
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from recipes.load import load_file
+from recipes.schema.recipe import Evidence, Recipe
+from recipes.text import format_duration
+from resnet.rundir.files import read_metrics, read_provenance, read_status, write_atomic
+from resnet.tools.report.html import counted, mapping, moment, page, picture, section, show, table
+from resnet.tools.report.plots import draw_confusion, draw_curves
+
+SHOWN_CLASSES = 30
+"""Most classes listed with their accuracy."""
+NOT_SETTINGS = ("name", "description", "evidence", "wandb", "run", "resume", "progress")
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write report.html, with curves.png and confusion.png beside it, and return its path.
+
+    Reads recipe.yaml, status.json, provenance.json, metrics.jsonl and evaluation.json; all but the
+    first may be missing.
+    Raises ValueError where one of them is damaged.
+    """
+    recipe = load_file(run_dir / "recipe.yaml").recipe
+    status, information, rows = read_status(run_dir), read_provenance(run_dir), read_metrics(run_dir)
+    evaluation = _read_evaluation(run_dir)
+    name = str(status.get("name") or run_dir.resolve().name)
+    sections = [
+        _headline(name, recipe, status),
+        _facts(recipe, status, information, rows, evaluation),
+        section("Curves", _curves(run_dir, rows)),
+        section("Confusion", _confusion(run_dir, evaluation)),
+        section("Accuracy by class, worst first", _classes(evaluation)),
+        section("Settings that differ from the defaults", _settings(recipe)),
+        section("What followed from them", mapping(information.get("plan") or {})),
+        section("Evidence of the recipe", mapping(_evidence(recipe.evidence))),
+        section("Attempts", _attempts(information.get("attempts") or [])),
+        section("Made with", mapping(_made_with(information))),
+        section("Do it again", _commands(run_dir, information, status)),
+    ]
+    path = run_dir / "report.html"
+    write_atomic(path, page(name, sections))
+    return path
+
+
+def _read_evaluation(run_dir: Path) -> dict[str, Any]:
+    path = run_dir / "evaluation.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): remove it and write the report without it") from error
+
+
+def _headline(name: str, recipe: Recipe, status: Mapping[str, Any]) -> str:
+    state = str(status.get("state") or "unknown")
+    known = state if state in ("finished", "failed") else ""
+    updated = status.get("updated")
+    lines = [f'<h1>{escape(name)} <span class="state {known}">{escape(state)}</span></h1>']
+    parts = [f"recipe {recipe.name}", recipe.description, f"as of {moment(updated)}" if updated else ""]
+    lines.append(f"<p class='soft'>{escape(' · '.join(part for part in parts if part))}</p>")
+    if state in ("failed", "stopped") and (reason := status.get("reason")):
+        lines.append(f"<p class='bad'>{escape(str(reason))}</p>")
+    url = str(status.get("wandb_url") or "")
+    if url.startswith(("https://", "http://")):
+        lines.append(f'<p><a href="{escape(url)}">{escape(url)}</a></p>')
+    return "".join(lines)
+
+
+def _best(rows: list[dict[str, Any]], metric: str) -> dict[str, Any] | None:
+    key = f"val/{metric}"
+    measured = [row for row in rows if row.get(key) is not None]
+    return (min if metric == "loss" else max)(measured, key=lambda row: row[key]) if measured else None
+
+
+def compare(top1: float, evidence: Evidence | None) -> tuple[str, str]:
+    """What to say of a top-1 (percent) beside what the recipe is known to reach, and its mark: good, bad or none."""
+    if evidence is None or (evidence.band is None and evidence.top1 is None):
+        return "no expected value known", ""
+    if evidence.band is None:
+        return f"expected: {evidence.top1:g}%", ""
+    low, high = evidence.band
+    expected = f"the expected {low:g} to {high:g}%"
+    if top1 < low:
+        return f"below {expected}", "bad"
+    return (f"above {expected}", "good") if top1 > high else (f"within {expected}", "good")
+
+
+def _facts(
+    recipe: Recipe,
+    status: Mapping[str, Any],
+    information: Mapping[str, Any],
+    rows: list[dict[str, Any]],
+    evaluation: Mapping[str, Any],
+) -> str:
+    facts: list[tuple[str, str, str]] = []
+    best = _best(rows, recipe.eval.metric)
+    if best is not None and best.get("val/top1") is not None:
+        text, mark = compare(best["val/top1"], recipe.evidence)
+        facts.append((f"{best['val/top1']:.2f}%", f"best top-1 (epoch {best['epoch']:g}); {text}", mark))
+    if evaluation.get("top1") is not None:
+        what = f"top-1 of the weights kept, {evaluation.get('samples', 0):,} images"
+        if evaluation.get("top5") is not None and len(evaluation.get("classes", ())) > 5:
+            what += f"; top-5 {evaluation['top5']:.2f}%"
+        facts.append((f"{evaluation['top1']:.2f}%", what, ""))
+    if status.get("step") is not None:
+        epoch, epochs = status.get("epoch"), status.get("epochs")
+        where = f"; epoch {epoch:g} of {epochs:g}" if epoch is not None and epochs is not None else ""
+        facts.append((f"{status['step']:,}", f"steps of {status.get('total_steps') or 0:,}{where}", ""))
+    attempts = information.get("attempts") or []
+    if seconds := sum(
+        (attempt.get("end") or status.get("updated") or attempt["start"]) - attempt["start"] for attempt in attempts
+    ):
+        facts.append(
+            (format_duration(seconds), "time" if len(attempts) == 1 else f"time, {len(attempts)} attempts", "")
+        )
+    if speeds := _values(rows, "images_per_second"):
+        devices = max(1, int(information.get("world_size") or 1))
+        what = "images/s (median)" + (f"; {median(speeds) / devices:,.0f} on each of {devices}" if devices > 1 else "")
+        waits = _values(rows, "data_wait")
+        what += f"; {100 * median(waits):.0f}% of the time waiting for data" if waits else ""
+        facts.append((f"{median(speeds):,.0f}", what, ""))
+    if memory := _values(rows, "memory_gb"):
+        facts.append((f"{max(memory):.1f} GB", "most memory of a device", ""))
+    cells = "".join(
+        f"<div class='fact'><b class='{mark}'>{escape(value)}</b><span>{escape(what)}</span></div>"
+        for value, what, mark in facts
+    )
+    return f"<div class='facts'>{cells}</div>" if cells else ""
+
+
+def _values(rows: Iterable[Mapping[str, Any]], key: str) -> list[float]:
+    return [row[key] for row in rows if row.get(key) is not None]
+
+
+def _curves(run_dir: Path, rows: list[dict[str, Any]]) -> str:
+    if not rows:
+        return ""
+    draw_curves(rows, run_dir / "curves.png")
+    return picture(run_dir / "curves.png", "Loss, accuracy, learning rate and throughput by epoch")
+
+
+def _confusion(run_dir: Path, evaluation: Mapping[str, Any]) -> str:
+    if not evaluation.get("confusion"):
+        return ""
+    draw_confusion(np.array(evaluation["confusion"]), evaluation["classes"], run_dir / "confusion.png")
+    return picture(run_dir / "confusion.png", "Share of each true class taken for each class", "square")
+
+
+def _classes(evaluation: Mapping[str, Any]) -> str:
+    with_images = [row for row in evaluation.get("per_class") or [] if row["samples"]]
+    with_images.sort(key=lambda row: row["correct"] / row["samples"])
+    lines = []
+    for row in with_images[:SHOWN_CLASSES]:
+        share = 100 * row["correct"] / row["samples"]
+        bar = f'<i class="bar" style="width: {share:.1f}%"></i>'
+        lines.append([escape(str(row["class"])), f"{share:.1f}%", f"{row['correct']:,} of {row['samples']:,}", bar])
+    left_out = len(with_images) - len(lines)
+    note = f"<p class='soft'>and {left_out} classes that do better</p>" if left_out else ""
+    header = ["class", "top-1", "right", '<div class="wide"></div>']
+    return table(header, lines, numbers=(1, 2)) + note
+
+
+def differing(group: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Dotted key, value and default (None: there is none) of each setting that is not at its default."""
+    for name, field in type(group).model_fields.items():
+        value, default = getattr(group, name), field.get_default(call_default_factory=True)
+        if not prefix and name in NOT_SETTINGS:
+            continue
+        if not isinstance(value, BaseModel):
+            if field.is_required() or value != default:
+                yield f"{prefix}{name}", value, None if field.is_required() else default
+            continue
+        if _is_optional(field):
+            yield f"{prefix}{name}", "on", "off"
+        yield from differing(value, f"{prefix}{name}.")
+
+
+def _is_optional(field: FieldInfo) -> bool:
+    return not field.is_required() and field.get_default(call_default_factory=True) is None
+
+
+def _settings(recipe: Recipe) -> str:
+    rows = [
+        [f"<code>{escape(key)}</code>", escape(show(value)), f"<span class='soft'>{escape(_default(default))}</span>"]
+        for key, value, default in differing(recipe)
+    ]
+    return table(["setting", "value", "default"], rows)
+
+
+def _default(value: Any) -> str:
+    return "" if value is None else show(value)
+
+
+def _evidence(evidence: Evidence | None) -> dict[str, Any]:
+    if evidence is None:
+        return {}
+    values = evidence.model_dump()
+    values["top1"] = None if evidence.top1 is None else f"{evidence.top1:g}%"
+    values["band"] = None if evidence.band is None else f"{evidence.band[0]:g} to {evidence.band[1]:g}%"
+    return {key.replace("top1", "expected top-1"): value for key, value in values.items()}
+
+
+def _attempts(attempts: list[dict[str, Any]]) -> str:
+    rows = []
+    for number, attempt in enumerate(attempts, 1):
+        end = attempt.get("end")
+        code = (attempt.get("git_sha") or "")[:10] + (" + changes" if attempt.get("git_changed") else "")
+        cells = (
+            str(number),
+            moment(attempt["start"]),
+            format_duration(end - attempt["start"]) if end else "",
+            f"{attempt['first_step']:,} to {attempt['step']:,}" if end else f"{attempt['first_step']:,} on",
+            attempt.get("reason") or "",
+            " ".join(filter(None, [attempt.get("host"), attempt.get("job_id") and f"job {attempt['job_id']}"])),
+            counted(attempt.get("devices") or []),
+            code,
+        )
+        rows.append([escape(cell) for cell in cells])
+    return table(["", "start", "time", "steps", "end", "host", "devices", "commit"], rows, numbers=(2,))
+
+
+def _made_with(information: Mapping[str, Any]) -> dict[str, Any]:
+    git = information.get("git") or {}
+    commit = git.get("sha", "")
+    if git.get("changed"):
+        commit += f", and {len(git['diff'].splitlines())} lines of uncommitted changes (in provenance.json)"
+    return {
+        "command": information.get("command"),
+        "folder": information.get("folder"),
+        "commit": commit,
+        "devices": counted(information.get("devices") or []),
+        "host": information.get("host"),
+        "platform": information.get("platform"),
+        "python": information.get("python"),
+        "packages": ", ".join(f"{name} {version}" for name, version in (information.get("packages") or {}).items()),
+    }
+
+
+def _commands(run_dir: Path, information: Mapping[str, Any], status: Mapping[str, Any]) -> str:
+    run = str(run_dir) if "/" in str(run_dir) else f"./{run_dir}"
+    recipe = shlex.quote(f"recipe={run}/recipe.yaml")
+    place = [f"run.root={run_dir.resolve().parent}", f"run.name={run_dir.resolve().name}"]
+    here = " ".join(shlex.quote(argument) for argument in place)
+    again = shlex.quote(f"run.name={run_dir.resolve().name}-again")
+    ranks = int(information.get("world_size") or 1)
+    start = f"accelerate launch --multi_gpu --num_processes {ranks}" if ranks > 1 else "accelerate launch"
+    commands = [("the same training once more", f"{start} train.py {recipe} {again}")]
+    if status.get("state") != "finished":
+        commands.insert(0, ("go on with this run", f"{start} train.py {recipe} {here}"))
+    quoted = shlex.quote(run)
+    commands.append(("evaluate its weights", f"resnet eval {quoted}"))
+    commands.append(("classify a folder of images", f"resnet predict {quoted} FOLDER --csv predictions.csv"))
+    sha = (information.get("git") or {}).get("sha")
+    if sha:
+        commands.insert(0, ("get the same code", f"git checkout {sha}"))
+    return "".join(f"<p class='soft'>{escape(what)}</p><pre>{escape(command)}</pre>" for what, command in commands)

@@ -1,0 +1,332 @@
+"""Whole sweeps, with real trainings: on a real Slurm and on this machine, killed and completed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from launch.sweep.directory import SweepDir
+from launch.sweep.points import from_words, grid, trials
+from launch.sweep.sweep_json import sweep_json
+from recipes.load import load
+from tests.helpers import PROGRAM, TINY, column, status
+from tests.slurm_helpers import Cluster, tell_ranks
+
+pytestmark = pytest.mark.timeout(600)
+
+SHORT = [word for word in TINY if not word.startswith("optimizer.lr")] + ["epochs=2"]
+KILLS_ITS_CALLER = """#!/bin/sh
+{sbatch} "$@"
+kill -9 $PPID
+"""
+
+
+def attempts(trial: Path) -> list[dict]:
+    from resnet.rundir.attempts import read_attempts
+
+    return read_attempts(trial)
+
+
+def test_a_sweep_on_slurm_survives_everything_and_is_completed(cluster: Cluster, shapes, tmp_path):
+    words = [*SHORT, f"data.train={shapes}", "optimizer.lr=0.005,0.01,0.02", "seed=range(0,3)", "cluster=local-test"]
+    words += ["slurm.gpus_per_node=1", "slurm.time=5", "--max-parallel", "2", "--name", "study"]
+    study = cluster.run_dir("study")
+
+    # The command is killed when Slurm has the array and nobody has noted its id.
+    fake = tmp_path / "sbatch"
+    fake.write_text(KILLS_ITS_CALLER.format(sbatch=shutil.which("sbatch")))
+    fake.chmod(0o755)
+    path = cluster.environment["PATH"]
+    cluster.environment["PATH"] = f"{tmp_path}:{path}"
+    cluster.launch("sweep", *words, code=-signal.SIGKILL)
+    cluster.environment["PATH"] = path
+    assert cluster.queue() != {}
+    said = cluster.launch("sweep", *words).stdout
+    assert "study: 9 of 9 trials to run" in said
+    said = cluster.launch("sweep", *words).stdout
+    assert "study: 0 of 9 trials to run" in said
+
+    held: list[Path] = []
+
+    def hold_another() -> bool:
+        """Stop a trial amid its training, which may take a second."""
+        for run in [file.parent for file in study.glob("*/status.json")]:
+            if run not in held and 0 < (status(run).get("step") or 0) < 10:
+                tell_ranks(run, signal.SIGSTOP)
+                if status(run)["state"] == "running" and status(run)["step"] < 10:
+                    held.append(run)
+                    return True
+                tell_ranks(run, signal.SIGCONT)
+        return False
+
+    cluster.wait("a trial runs", hold_another)
+    [killed] = held
+    tell_ranks(killed, signal.SIGKILL)
+    cluster.wait("another runs", hold_another)
+    preempted = held[-1]
+    node = attempts(preempted)[-1]["nodes"][0]
+    high = ["--partition=high", "--gres=gpu:2", f"--nodelist={node}", "--output=/dev/null"]
+    cluster.ask("sbatch", *high, "--wrap", "sleep 1")
+    show = ["scontrol", "show", "job", attempts(preempted)[-1]["job_id"]]
+    cluster.wait("the preemption", lambda: "PreemptTime=None" not in cluster.ask(*show).stdout)
+    tell_ranks(preempted, signal.SIGCONT)
+    cluster.wait("all trials to end", lambda: not cluster.queue(), 400)
+
+    counts = Counter(status(file.parent)["state"] for file in study.glob("*/status.json"))
+    assert counts == {"finished": 8, "failed": 1}
+    assert status(killed)["state"] == "failed"
+    assert "study: 1 of 9 trials to run (8 finished)" in cluster.launch("sweep", *words).stdout
+    cluster.wait("the last trial to end", lambda: not cluster.queue())
+    trials = [file.parent for file in study.glob("*/status.json")]
+    assert {status(trial)["state"] for trial in trials} == {"finished"}
+    assert all([a.get("outcome") for a in attempts(trial)].count("finished") == 1 for trial in trials)
+    assert len(attempts(preempted)) > 1
+
+    board = json.loads(cluster.launch("status", "study", "--json").stdout)
+    assert board["counts"] == {"finished": 9}
+    first = board["leaderboard"][0]
+    values = [max(column(run, "val/top1")) for run in trials if f"lr={first['point']['optimizer.lr']}," in run.name]
+    assert len(values) == 3
+    assert first["value"] == pytest.approx(statistics.fmean(values))
+    assert first["spread"] == pytest.approx(statistics.stdev(values))
+    shown = cluster.launch("show", f"recipe={study / 'best.yaml'}", "--json").stdout
+    assert json.loads(shown)["recipe"]["optimizer"]["lr"] == float(first["point"]["optimizer.lr"])
+    assert cluster.launch("status", "study", "--csv").stdout.count("\n") == 10
+    picture = Path(cluster.launch("status", "study", "--plot").stdout.strip())
+    assert (cluster.work / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_more_trials_than_an_array_may_have(cluster: Cluster, shapes):
+    """1,101 trials where MaxArraySize is 1,001: two arrays, and no trial twice."""
+    words = [*SHORT, f"data.train={shapes}", "optimizer.lr=log(0.001,0.1,367)", "seed=0,1,2", "cluster=local-test"]
+    words += ["slurm.gpus_per_node=1", "slurm.sbatch.hold=true", "--max-parallel", "20", "--name", "many"]
+    assert "1101 trials" in cluster.launch("sweep", *words, code=2).stderr
+    begin = time.monotonic()
+    said = cluster.launch("sweep", *words, "--yes").stdout
+    print(f"1,101 trials sent in {time.monotonic() - begin:.1f} s")
+    assert "1001 trials are job" in said
+    assert "100 trials are job" in said
+    sent = cluster.ask("squeue", "-h", "-r", "-o", "%i").stdout.split()
+    assert len(sent) == 1101
+    study = cluster.run_dir("many")
+    jobs = [json.loads(file.read_text())["job_id"] for file in study.glob("*/slurm/job.json")]
+    assert sorted(jobs) == sorted(sent)
+    assert "1101 waiting and 0 running trials are cancelled" in cluster.launch("cancel", "many").stdout
+    cluster.wait("an empty queue", lambda: not cluster.queue())
+
+
+def test_a_search_on_slurm_asks_watches_and_tells(cluster: Cluster, shapes, tmp_path):
+    file = tmp_path / "bayes.yaml"
+    file.write_text(BAYES)
+    words = [file, *SHORT, f"data.train={shapes}", "epochs=3", "cluster=local-test", "slurm.gpus_per_node=1"]
+    cluster.launch("sweep", *words, "--name", "search", "--max-parallel", "2")
+    cluster.wait("the search to end", lambda: not cluster.queue(), 300)
+    check_search(cluster.run_dir("search"))
+
+
+# On this machine
+
+
+BAYES = """
+method: bayes
+metric: {name: val_loss, goal: minimize}
+run_cap: 5
+early_terminate: {type: hyperband, min_iter: 1, eta: 2}
+parameters:
+  optimizer.lr: {distribution: log_uniform_values, min: 0.0001, max: 1.0}
+  optimizer.weight_decay: {values: [0, 1e-4, 1e-3]}
+"""
+RANDOM = """
+program: train.py
+method: random
+run_cap: 2
+parameters:
+  lr: {min: 0.001, max: 0.05}
+  batch_size: {values: [8, 16]}
+"""
+GRID = """
+program: train.py
+method: grid
+metric: {name: val/top1, goal: maximize}
+parameters:
+  optimizer.lr: {values: [0.005, 0.02]}
+  epochs: {value: 1}
+"""
+
+
+def check_search(study: Path) -> None:
+    """All five trials are over by a rule, each with a point of its own, and those that were pruned have saved."""
+    states = {}
+    for number in range(5):
+        trial = study / f"trial-{number:04d}"
+        states[trial] = status(trial)["state"]
+        if states[trial] == "stopped" and (trial / "slurm" / "pruned").exists():
+            states[trial] = "pruned"
+        assert load([f"recipe={trial / 'slurm' / 'recipe.yaml'}"]).recipe.optimizer.lr <= 1.0
+        if states[trial] == "pruned":
+            assert any((trial / "checkpoints").glob("step-*"))
+    assert set(states.values()) <= {"finished", "pruned", "failed"}
+    assert "finished" in states.values()
+    points = [json.loads(file.read_text())["point"]["optimizer.lr"] for file in study.glob("trial-*/slurm/point.json")]
+    assert len(set(points)) == 5
+
+
+def sweep(folder: Path, *words: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "launch", "sweep", *map(str, words)],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(PROGRAM)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finished(process: subprocess.Popen[str], code: int = 0) -> str:
+    out, err = process.communicate(timeout=400)
+    assert process.returncode == code, out + err
+    return out
+
+
+def test_a_sweep_here_goes_on_after_its_death(shapes, tmp_path):
+    words = [*SHORT, f"data.train={shapes}", "optimizer.lr=0.01,99", "seed=0,1", "--jobs", "2", "--name", "study"]
+    first = sweep(tmp_path, *words)
+    study = tmp_path / "runs" / "study"
+    deadline = time.monotonic() + 100
+    while not list(study.glob("*/checkpoints/step-*/manifest.json")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    first.kill()
+    first.communicate()
+    said = finished(sweep(tmp_path, *words), code=1)
+    assert "of 4 trials to run" in said
+    states = Counter(status(file.parent)["state"] for file in study.glob("*/status.json"))
+    assert states == {"finished": 2, "failed": 2}
+    assert "weights are not finite" in said or "loss is not finite" in said or "not finite" in said
+    again = finished(sweep(tmp_path, *words), code=1)
+    assert "2 of 4 trials to run (2 finished)" in again
+
+
+@pytest.mark.parametrize(("text", "number"), [(GRID, 2), (RANDOM, 2)])
+def test_sweep_files_of_wandb_run_without_it(shapes, tmp_path, text, number):
+    file = tmp_path / "sweep.yaml"
+    file.write_text(text)
+    said = finished(sweep(tmp_path, file, *SHORT, "epochs=1", f"data.train={shapes}", "--name", "study", "--jobs", "2"))
+    assert f"{number} of {number} trials to run" in said
+    study = tmp_path / "runs" / "study"
+    assert [status(file.parent)["state"] for file in study.glob("*/status.json")] == ["finished"] * number
+    recipe = load([f"recipe={next(study.glob('*/recipe.yaml'))}"]).recipe
+    assert (recipe.wandb.group, recipe.wandb.tags) == ("study", ["study"])
+
+
+def test_a_bayes_file_with_hyperband_runs_here(shapes, tmp_path):
+    file = tmp_path / "sweep.yaml"
+    file.write_text(BAYES)
+    words = [file, *SHORT, "epochs=3", f"data.train={shapes}", "--name", "study", "--jobs", "2"]
+    process = sweep(tmp_path, *words)
+    out, err = process.communicate(timeout=400)
+    assert process.returncode in (0, 1), out + err
+    check_search(tmp_path / "runs" / "study")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["recipe=quickstart", "optimizer.lrr=1,2"], "did you mean optimizer.lr?"),
+        (["recipe=quickstart", "optimizer.lr=0.1,-1"], "in 1 of 2 trials"),
+        (["recipe=quickstart", "seed=0,1", "run.name=x"], "--name is the sweep's"),
+        (["recipe=quickstart", "seed=0,1", "--jobs", "0"], "--jobs: give 1 or more"),
+        (["recipe=quickstart", "seed=0,1", "--max-parallel", "2"], "--max-parallel is of a cluster"),
+        (["recipe=quickstart", "seed=0,1", "model.pretrained=/no/such.pth"], "model.pretrained=/no/such.pth"),
+        (["recipe=quickstart", "seed=range(0,100)"], "100 trials: --dry-run shows them, --yes sends them"),
+        (["recipe=quickstart", "seed=0,1", "slurm.nodes=2"], "give cluster=NAME too"),
+        (["recipe=quickstart", "seed=0,1", "--name", "a/b"], "holds no / or %"),
+        (["none.yaml"], "none.yaml"),
+    ],
+)
+def test_mistakes_begin_nothing(tmp_path, words, message):
+    process = sweep(tmp_path, *words)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 2, out + err
+    assert message in err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def directory(tmp_path):
+    """Of a sweep over two learning rates that was planned, and not begun."""
+    (tmp_path / "mine.yaml").write_text("base: quickstart\nepochs: 2\n")
+    plan(tmp_path, "optimizer.lr=0.1,0.2")
+    return tmp_path / "runs" / "study"
+
+
+def plan(folder: Path, *words: str) -> list[dict]:
+    """Note a sweep as `launch sweep` does before it starts anything; returns its trials."""
+    recipe = folder / "mine.yaml"
+    sweep = from_words([f"recipe={recipe}", *words])
+    listed, _ = trials(sweep, grid(sweep))
+    content = sweep_json(sweep) | {"metric": "top1", "goal": "maximize", "seed": 0, "command": "launch sweep"}
+    with SweepDir(folder / "runs" / "study") as planned:
+        planned.update(content, listed, None)
+        return planned.trials
+
+
+def test_more_values_of_the_same_keys_extend_a_sweep(directory, tmp_path):
+    extended = plan(tmp_path, "optimizer.lr=0.4,0.1")
+    assert [trial["point"]["optimizer.lr"] for trial in extended] == ["0.1", "0.2", "0.4"]
+    content = json.loads((directory / "sweep.json").read_text())
+    assert content["parameters"]["optimizer.lr"]["values"] == ["0.1", "0.2", "0.4"]
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (["optimizer.lr=0.1,0.2", "epochs=9"], "fixed keys"),
+        (["optimizer.lr=0.1,0.2", "seed=0,1"], "swept keys"),
+    ],
+)
+def test_another_sweep_of_the_name_is_refused(directory, tmp_path, words, what):
+    before = (directory / "sweep.json").read_bytes()
+    with pytest.raises(ValueError, match=f"differs in .*{what}"):
+        plan(tmp_path, *words)
+    assert (directory / "sweep.json").read_bytes() == before
+
+
+def test_a_recipe_that_was_edited_meanwhile_makes_another_sweep(directory, tmp_path):
+    (tmp_path / "mine.yaml").write_text("base: quickstart\nepochs: 5\n")
+    with pytest.raises(ValueError, match="was of another recipe"):
+        plan(tmp_path, "optimizer.lr=0.1,0.2")
+
+
+def test_a_trial_keeps_the_recipe_it_was_planned_with(directory, tmp_path):
+    with SweepDir(directory) as planned:
+        [first, _] = planned.trials
+        run_dir = planned.prepare(first)
+        (tmp_path / "mine.yaml").write_text("base: quickstart\nepochs: 5\n")
+        planned.prepare(first)
+    recipe = load([f"recipe={run_dir / 'slurm' / 'recipe.yaml'}"]).recipe
+    assert (recipe.epochs, recipe.optimizer.lr, recipe.run.name) == (2, 0.1, first["name"])
+
+
+def test_one_works_on_a_sweep_at_a_time(directory):
+    code = "import pathlib, sys, launch.sweep.directory as d; d.SweepDir(pathlib.Path(sys.argv[1])).__enter__()"
+    with SweepDir(directory):
+        done = subprocess.run([sys.executable, "-c", code, directory], cwd=PROGRAM, capture_output=True, text=True)
+    assert "another `launch` works on" in done.stderr
+
+
+def test_a_dry_run_shows_a_thousand_trials(tmp_path):
+    words = ["recipe=cifar10_resnet18", "optimizer.lr=log(0.1,1,100)", "seed=range(0,10)", "--dry-run"]
+    said = finished(sweep(tmp_path, *words))
+    assert "# 1000 trials, grid" in said
+    assert "... 960 more" in said
+    assert list(tmp_path.iterdir()) == []

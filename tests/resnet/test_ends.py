@@ -1,0 +1,426 @@
+"""How a run ends when it is not let alone: signals, deaths, hangs, and a second process that wants the same run."""
+
+import contextlib
+import errno
+import json
+import os
+import pty
+import select
+import shlex
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import resnet.loop
+import resnet.rundir.lease
+import resnet.tools.report.report
+from resnet.checkpoint.commit import name_of, newest_first, newest_valid
+from resnet.rundir.files import read_metrics, read_provenance, read_status, write_atomic
+from resnet.rundir.lease import Lease, LeaseHeld, read_lease
+from resnet.tools.compare import compare_runs
+from tests.bench import kill
+from tests.helpers import PROGRAM, finish, start
+from tests.processes import start_ranks, wait_ranks
+
+pytestmark = [
+    pytest.mark.timeout(150),
+    pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc"),
+]
+
+SHORT = [
+    *(word for word in kill.RECIPE if not word.startswith("data.")),
+    *("data={source: synthetic, samples: 80, classes: 10, size: 24}", "data.num_workers=1", "device=cpu"),
+    *("checkpoint.every=4 steps", "checkpoint.keep=2", "log_every=1", "epochs=2"),
+]
+"""10 steps, an evaluation after 5."""
+LONG = [*SHORT, "epochs=2000", "eval.every=1000"]
+"""Runs until it is stopped."""
+
+
+@pytest.fixture(autouse=True)
+def no_report(monkeypatch):
+    """Ranks are forked from here, with what is patched here. The report would take most of such a short run."""
+    monkeypatch.setattr(resnet.tools.report.report, "write_report", lambda run: run / "report.html")
+
+
+@pytest.fixture
+def in_step(monkeypatch) -> Callable[..., None]:
+    """Have one rank call something at the beginning of a step."""
+    forward = resnet.loop._forward
+
+    def install(step: int, rank: int, what: Callable[[], object]) -> None:
+        def patched(trainer, batch, turn):
+            if (trainer.state.step, trainer.rank, turn) == (step, rank, 0):
+                what()
+            return forward(trainer, batch, turn)
+
+        monkeypatch.setattr(resnet.loop, "_forward", patched)
+
+    return install
+
+
+def begin(folder: Path, recipe: list[str], *words: str, ranks: int = 1, name: str = "r") -> list[int]:
+    return start_ranks([*recipe, f"run.root={folder}", f"run.name={name}", *words], ranks, folder / f"{name}.txt")
+
+
+def wait_for(what: Callable[[], object], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def reaches(run: Path, step: int) -> Callable[[], bool]:
+    return lambda: read_status(run).get("step", -1) >= step
+
+
+def processes_of(sessions: list[int]) -> list[int]:
+    """Processes of these sessions (each forked rank begins one, which its workers share) that are not zombies."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = stat.read_text().rpartition(")")[2].split()
+            if int(fields[3]) in sessions and fields[0] != "Z":
+                found.append(int(stat.parent.name))
+    return found
+
+
+def processes_with(mark: str) -> list[int]:
+    """Processes whose environment has a word."""
+    found = []
+    for environment in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if mark.encode() in environment.read_bytes():
+                found.append(int(environment.parent.name))
+    return found
+
+
+def newest_step(run: Path) -> int:
+    """Of the newest checkpoint; none may be damaged."""
+    damaged: list[str] = []
+    newest = newest_valid(run / "checkpoints", damaged.append)
+    assert damaged == []
+    assert newest is not None
+    return int(newest.name.removeprefix("step-"))
+
+
+# Signals
+
+
+@pytest.mark.parametrize(
+    ("number", "to_workers_too", "victims"),
+    [(signal.SIGINT, True, [0, 1]), (signal.SIGTERM, False, [1]), (signal.SIGUSR2, True, [0])],
+)
+def test_a_signal_to_any_rank_stops_all_with_a_checkpoint(tmp_path, number, to_workers_too, victims):
+    ranks = begin(tmp_path, LONG, ranks=2)
+    run = tmp_path / "r"
+    wait_for(reaches(run, 2))
+    assert len(processes_of(ranks)) == 4, "each rank has a worker"
+    for victim in victims:
+        # A terminal signals a whole group at once, and a launcher passes the same on once more.
+        for _ in range(2):
+            os.killpg(ranks[victim], number) if to_workers_too else os.kill(ranks[victim], number)
+    assert wait_ranks(ranks, 60) == [85, 85]
+    assert processes_of(ranks) == []
+    found = read_status(run)
+    assert (found["state"], found["reason"]) == ("stopped", f"signal {number.name}")
+    step = newest_step(run)
+    assert read_provenance(run)["attempts"][-1]["step"] == step == found["step"]
+    text = (tmp_path / "r.txt").read_text()
+    assert text.count("to continue: ") == 1
+    assert f"stopped (signal {number.name}) after step {step}, with a checkpoint; to continue: python train.py" in text
+    assert "Traceback" not in text
+    words = shlex.split(text.rpartition("to continue: python train.py ")[2])
+    assert wait_ranks(start_ranks([*words, f"max_steps={step + 1}"], 2, tmp_path / "r.txt"), 60) == [0, 0]
+    assert [row["step"] for row in read_metrics(run) if "lr" in row] == [*range(1, step + 2)]
+
+
+def test_an_evaluation_that_is_stopped_is_done_again(tmp_path, monkeypatch):
+    words = ["data.samples=160", "epochs=1", "eval.batch_size=2"]
+    assert wait_ranks(begin(tmp_path, SHORT, *words, ranks=2, name="straight"), 60) == [0, 0]
+    count = resnet.loop.count_batch
+    counted = []
+
+    def signalled(*arguments):
+        counted.append(1)
+        if len(counted) == 3 and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGTERM)
+        count(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(resnet.loop, "count_batch", signalled)
+        assert wait_ranks(begin(tmp_path, SHORT, *words, ranks=2), 60) == [85, 85]
+    run = tmp_path / "r"
+    assert newest_step(run) == 10
+    assert not [row for row in read_metrics(run) if "val/loss" in row]
+    assert wait_ranks(begin(tmp_path, SHORT, *words, ranks=2), 60) == [0, 0]
+    assert compare_runs(tmp_path / "straight", run) == []
+
+
+def test_a_second_interrupt_leaves_at_once(tmp_path, in_step):
+    in_step(6, 0, lambda: time.sleep(100))
+    ranks = begin(tmp_path, LONG)
+    run = tmp_path / "r"
+    wait_for(lambda: reaches(run, 6)() and (run / "checkpoints" / name_of(4)).is_dir())
+    time.sleep(2)  # past what follows step 6, which would still heed the first one, and into the next step
+    os.kill(ranks[0], signal.SIGINT)
+    time.sleep(2.3)
+    assert os.waitpid(ranks[0], os.WNOHANG) == (0, 0)
+    os.kill(ranks[0], signal.SIGINT)
+    assert wait_ranks(ranks, 5) == [130]
+    wait_for(lambda: not processes_of(ranks), 10)
+    assert newest_step(run) in (4, 5), "whole, whether or not that of the epoch's end was done"
+    assert "stopped at once" in (tmp_path / "r.txt").read_text()
+
+
+def test_the_last_save_counts(tmp_path, in_step):
+    """A run whose last checkpoint is not on the disk has not finished."""
+    run = tmp_path / "r"
+
+    def fill_the_disk():
+        def rename(*_):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        os.rename = rename
+
+    in_step(9, 0, fill_the_disk)
+    assert wait_ranks(begin(tmp_path, SHORT), 60) == [1]
+    found = read_status(run)
+    assert (found["state"], found["failure"]) == ("failed", "disk")
+    assert "No space left on device" in found["reason"]
+    assert not (run / "final.safetensors").exists()
+    in_step(-1, 0, lambda: None)
+    assert wait_ranks(begin(tmp_path, SHORT), 60) == [0]
+    assert newest_step(run) == 10
+
+
+# Launchers
+
+
+def launch(folder: Path, ranks: int, mark: str):
+    several = ["--multi_gpu"] if ranks > 1 else []
+    command = ["-m", "accelerate.commands.launch", *several, "--num_processes", ranks, "train.py", *LONG]
+    return start(*command, f"run.root={folder}", "run.name=r", on_cores=2, TEST_MARK=mark, CUDA_VISIBLE_DEVICES="")
+
+
+def test_the_death_of_the_launcher_stops_the_run(tmp_path):
+    mark = f"launched-{os.getpid()}-{tmp_path.name}"
+    launcher = launch(tmp_path, 1, mark)
+    run = tmp_path / "r"
+    try:
+        wait_for(reaches(run, 2), 100)
+        assert len(processes_with(mark)) >= 3, "launcher, trainer and worker"
+        launcher.kill()
+        launcher.wait()
+        wait_for(lambda: read_status(run)["state"] != "running", 30)
+        wait_for(lambda: not processes_with(mark), 10)
+    finally:
+        for process in processes_with(mark):
+            os.kill(process, signal.SIGKILL)
+        finish(launcher, 10)
+    assert (read_status(run)["state"], read_status(run)["reason"]) == ("stopped", "signal SIGTERM")
+    assert newest_step(run) == read_provenance(run)["attempts"][-1]["step"]
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_the_death_of_a_rank_ends_the_job(tmp_path, victim):
+    mark = f"launched-{os.getpid()}-{tmp_path.name}"
+    launcher = launch(tmp_path, 2, mark)
+    run = tmp_path / "r"
+    try:
+        wait_for(lambda: reaches(run, 6)() and newest_first(run / "checkpoints"), 100)
+        os.kill(json.loads((run / "logs" / f"rank-{victim}.json").read_text())["pid"], signal.SIGKILL)
+        done = finish(launcher, 60)
+        wait_for(lambda: not processes_with(mark), 10)
+    finally:
+        for process in processes_with(mark):
+            os.kill(process, signal.SIGKILL)
+    assert done.returncode not in (0, None)
+    found = read_status(run)
+    assert (found["state"], found["failure"]) == ("failed", "killed")
+    assert found["reason"].startswith(f"rank {victim} on {socket.gethostname()}, step ")
+    assert f"training failed: rank {victim} on" in done.stderr
+    assert "to continue from it: accelerate launch --multi_gpu --num_processes 2 " in done.stderr
+
+
+# Failures of one rank of several
+
+
+@pytest.mark.parametrize(("ranks", "victim"), [(2, 0), (4, 2)])
+def test_the_rank_that_was_killed_is_named(tmp_path, in_step, ranks, victim):
+    in_step(5, victim, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    children = begin(tmp_path, LONG, ranks=ranks)
+    codes = wait_ranks(children, 60)
+    assert codes == [-9 if rank == victim else 1 for rank in range(ranks)]
+    wait_for(lambda: not processes_of(children), 10)
+    words = f"rank {victim} on {socket.gethostname()}, step 5: the process was killed"
+    assert read_status(tmp_path / "r")["reason"] == words
+    assert (tmp_path / "r.txt").read_text().count(f"training failed: {words}") == 1
+
+
+def test_the_rank_that_failed_first_is_named(tmp_path, in_step):
+    def fail():
+        raise RuntimeError("the disk of this rank is gone")
+
+    in_step(5, 1, fail)
+    assert wait_ranks(begin(tmp_path, LONG, ranks=2), 60) == [1, 1]
+    run = tmp_path / "r"
+    found = read_status(run)
+    words = f"rank 1 on {socket.gethostname()}, step 5: RuntimeError: the disk of this rank is gone"
+    assert (found["state"], found["failure"], found["reason"]) == ("failed", "crash", words)
+    assert "in fail\n" in (run / "logs" / "rank-1.log").read_text(), "a traceback"
+    text = (tmp_path / "r.txt").read_text()
+    assert f"training failed: {words}\nthe newest checkpoint is step-" in text
+    assert f"; to continue from it: python train.py {LONG[0]} " in text
+
+
+def test_a_hang_ends_with_the_stacks(tmp_path, in_step):
+    def hang():
+        time.sleep(1000)
+
+    in_step(3, 1, hang)
+    ranks = begin(tmp_path, LONG, "watchdog=0.1", ranks=2)
+    assert wait_ranks(ranks, 60) == [1, 1]
+    wait_for(lambda: not processes_of(ranks), 10)
+    run = tmp_path / "r"
+    found = read_status(run)
+    assert (found["state"], found["failure"]) == ("failed", "hang")
+    assert "step 3: no step for 0.1 minutes (a hang)" in found["reason"]
+    assert "in hang\n" in (run / "logs" / "rank-1.log").read_text()
+
+
+# One writer
+
+
+def test_a_run_has_one_writer(tmp_path):
+    first = begin(tmp_path, LONG)
+    run = tmp_path / "r"
+    wait_for(reaches(run, 2))
+    begun = (run / "provenance.json").read_bytes()
+    assert wait_ranks(start_ranks([*LONG, f"run.root={tmp_path}", "run.name=r"], 1, tmp_path / "second.txt"), 60) == [2]
+    who = f"{run} is being trained by process {first[0]} on {socket.gethostname()}"
+    assert who in (tmp_path / "second.txt").read_text()
+    assert (run / "provenance.json").read_bytes() == begun
+    step = read_status(run)["step"]
+    wait_for(reaches(run, step + 2))
+
+    os.kill(first[0], signal.SIGKILL)
+    assert wait_ranks(first, 10) == [-9]
+    assert read_lease(run / "lease.json")["pid"] == first[0]
+    third = begin(tmp_path, LONG, "max_steps=1000")
+    wait_for(lambda: read_status(run)["pid"] == third[0] and read_status(run)["step"] > 2)
+    os.kill(third[0], signal.SIGTERM)
+    assert wait_ranks(third, 60) == [85]
+    assert "waiting up to" not in (tmp_path / "r.txt").read_text()
+    assert not (run / "lease.json").exists()
+
+
+def test_a_run_that_was_taken_over_stops_and_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(resnet.rundir.lease, "RENEW_SECONDS", 0.2)
+    ranks = begin(tmp_path, LONG, "checkpoint.every=10000 steps", ranks=2)
+    run = tmp_path / "r"
+    wait_for(reaches(run, 2))
+    other = {"host": "elsewhere", "pid": 7, "job_id": None, "token": "another", "count": 1, "time": 0}
+    while any(pid in processes_of(ranks) for pid in ranks) and read_lease(run / "lease.json") != other:
+        write_atomic(run / "lease.json", json.dumps(other))
+        time.sleep(0.3)
+    assert wait_ranks(ranks, 60) == [1, 1]
+    assert read_lease(run / "lease.json") == other
+    assert read_status(run)["state"] == "running"
+    assert read_provenance(run)["attempts"][-1]["end"] is None
+    assert newest_first(run / "checkpoints") == []
+    assert list(run.glob("logs/failure-*")) == []
+    assert f"another process has taken {run} over" in (tmp_path / "r.txt").read_text()
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch) -> Callable[[int], None]:
+    """Writes the lease of another machine that holds the run in tmp_path, renewed so often."""
+    monkeypatch.setattr(resnet.rundir.lease, "STALE_SECONDS", 3.0)
+
+    def renew(count: int) -> None:
+        holder = {"host": "elsewhere", "pid": 7, "job_id": "12", "token": "another", "count": count, "time": 0}
+        write_atomic(tmp_path / "lease.json", json.dumps(holder))
+
+    return renew
+
+
+def test_a_dead_lease_of_another_machine_is_taken_over(tmp_path, elsewhere):
+    elsewhere(1)
+    told: list[str] = []
+    lease = Lease(tmp_path)
+    lease.acquire(told.append)
+    assert "process 7 on elsewhere, job 12" in told[0]
+    assert read_lease(tmp_path / "lease.json")["pid"] == os.getpid()
+    assert lease.check()
+    lease.release()
+    assert not (tmp_path / "lease.json").exists()
+
+
+def test_a_living_lease_of_another_machine_is_respected(tmp_path, elsewhere):
+    elsewhere(1)
+    renewal = threading.Timer(0.5, elsewhere, [2])
+    renewal.start()
+    with pytest.raises(LeaseHeld, match="process 7 on elsewhere, job 12: stop that one first"):
+        Lease(tmp_path).acquire(lambda _: None)
+    renewal.join()
+    assert read_lease(tmp_path / "lease.json")["count"] == 2
+
+
+def test_a_lease_given_back_is_free_at_once(tmp_path, elsewhere, monkeypatch):
+    monkeypatch.setattr(resnet.rundir.lease, "STALE_SECONDS", 100.0)
+    elsewhere(1)
+    threading.Timer(0.5, (tmp_path / "lease.json").unlink).start()
+    lease = Lease(tmp_path)
+    lease.acquire(lambda _: None)
+    lease.release()
+
+
+# Weights & Biases
+
+
+def test_offline_wandb_over_two_restarts(tmp_path, in_step, monkeypatch):
+    for name in ("WANDB_DIR", "WANDB_RUN_ID", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    words = ["wandb.mode=offline"]
+    in_step(3, 0, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert wait_ranks(begin(tmp_path, SHORT, *words), 60) == [85]
+    run = tmp_path / "r"
+    identity = (run / "wandb_id.txt").read_text()
+    in_step(6, 0, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    assert wait_ranks(begin(tmp_path, SHORT, *words), 60) == [-9]
+    in_step(-1, 0, lambda: None)
+    assert wait_ranks(begin(tmp_path, SHORT, *words), 60) == [0]
+    assert (run / "wandb_id.txt").read_text() == identity
+
+    rows = read_metrics(run)
+    assert [row["step"] for row in rows if "lr" in row] == list(range(1, 11))
+    assert [row["step"] for row in rows] == sorted(row["step"] for row in rows)
+    line = (tmp_path / "r.txt").read_text().rpartition("to do so: ")[2].splitlines()[0]
+    program, sync, flag, given, pattern = line.split()
+    assert (program, sync, flag, given) == ("wandb", "sync", "--id", identity.strip())
+    assert len(list(tmp_path.glob(str(Path(pattern).relative_to(tmp_path))))) == 3
+
+
+def test_a_closed_terminal_stops_the_run_with_a_checkpoint(tmp_path):
+    run = tmp_path / "run"
+    child, terminal = pty.fork()
+    if child == 0:
+        os.chdir(PROGRAM)
+        words = [*LONG, f"run.root={tmp_path}", "run.name=run"]
+        os.execv(sys.executable, [sys.executable, "train.py", *words])
+    deadline = time.monotonic() + 100
+    while (read_status(run).get("step") or 0) < 3 and time.monotonic() < deadline:
+        if select.select([terminal], [], [], 0.2)[0]:
+            os.read(terminal, 10_000)
+    os.close(terminal)
+    assert wait_ranks([child], 30) == [85]
+    status = read_status(run)
+    assert (status["state"], status["reason"]) == ("stopped", "signal SIGHUP")
+    assert newest_valid(run / "checkpoints", print) is not None

@@ -1,0 +1,157 @@
+import json
+import math
+import random
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from recipes.load import dump, load
+from recipes.schema.recipe import Evidence
+from resnet.rundir.files import to_json, write_status
+from resnet.rundir.provenance import end_attempt, provenance, record_attempt
+from resnet.tools.cli import main
+from resnet.tools.report.plots import draw_confusion, draw_curves, most_confused
+from resnet.tools.report.report import compare, differing, write_report
+
+CLASSES = ["circle", "square", "<b>star</b>", "stripes"]
+
+
+def make_run(folder: Path, classes: list[str] = CLASSES, epochs: int = 6, confusion: bool = True) -> Path:
+    """A run directory as a finished training leaves it, with numbers made up."""
+    rng = random.Random(0)
+    run = folder / "runs" / "first try"
+    run.mkdir(parents=True)
+    recipe = load(["recipe=quickstart", f"epochs={epochs}", "optimizer.lr=0.2", "ema.decay=0.99"]).recipe
+    (run / "recipe.yaml").write_text(dump(recipe))
+    plan = {"steps_per_epoch": 40, "total_steps": 40 * epochs, "micro_batch": 25}
+    record_attempt(run, provenance(["train.py", "recipe=quickstart"], ["CPU", "CPU"], 2, plan))
+    end_attempt(run, "signal SIGTERM", 80)
+    record_attempt(run, provenance(["train.py", "recipe=quickstart"], ["CPU", "CPU"], 2, plan), step=80)
+    rows = []
+    for step in range(5, 40 * epochs + 1, 5):
+        loss = 2.3 * math.exp(-step / 60) + 0.2 * rng.random()
+        row = {
+            "step": step,
+            "epoch": step / 40,
+            "samples": step * 50,
+            "time": 1.7e9 + step,
+            "lr": 0.2 * (1 - step / 40 / epochs),
+        }
+        row |= {"train/loss": loss, "train/top1": 100 - 40 * loss, "images_per_second": 140 + 9 * rng.random()}
+        rows.append(row | {"data_wait": 0.04, "memory_gb": 1.5})
+        if step % 40 == 0:
+            row = {"step": step, "epoch": step / 40, "time": 1.7e9 + step, "val/samples": 500}
+            rows.append(row | {"val/loss": loss + 0.1, "val/top1": 95 - 30 * loss, "val/top5": 99.0})
+    (run / "metrics.jsonl").write_text("".join(to_json(row) + "\n" for row in rows))
+    end_attempt(run, "finished", 40 * epochs)
+    steps = 40 * epochs
+    write_status(run, name="first <try>", state="finished", step=steps, total_steps=steps, epoch=epochs, epochs=epochs)
+    matrix = np.eye(len(classes), dtype=int) * 90
+    for index in range(len(classes)):
+        matrix[index, (index * 7 + 1) % len(classes)] += 3 + index % 9
+    per_class = [
+        {"class": name, "samples": int(matrix[i].sum()), "correct": int(matrix[i, i])} for i, name in enumerate(classes)
+    ]
+    evaluation = {"top1": 93.5, "top5": 99.0, "loss": 0.3, "samples": int(matrix.sum()), "classes": classes}
+    evaluation |= {"confusion": matrix.tolist()} if confusion else {}
+    (run / "evaluation.json").write_text(json.dumps(evaluation | {"per_class": per_class}))
+    return run
+
+
+def test_report_holds_the_run_and_nothing_from_outside(tmp_path):
+    run = make_run(tmp_path)
+    page = write_report(run).read_text()
+    assert "first &lt;try&gt;" in page
+    assert "<try>" not in page
+    assert "<b>star" not in page
+    assert "&lt;b&gt;star&lt;/b&gt;" in page
+    assert page.count("data:image/png;base64,") == 2
+    assert not re.findall(r"(?:src|href)=.(?!data:)", page)
+    assert "<script" not in page
+    for text in (
+        "below the expected",
+        "optimizer.lr",
+        "signal SIGTERM",
+        "80 to 240",
+        "steps per epoch",
+        "resnet predict",
+    ):
+        assert text in page, text
+    assert (run / "curves.png").stat().st_size > 10_000
+    worst = page.split("Accuracy by class")[1].split("</table>")[0]
+    shares = [float(cell.split("%")[0]) for cell in worst.split('<td class="number">')[1::2]]
+    assert shares == sorted(shares)
+    assert len(shares) == len(CLASSES)
+
+
+def test_report_of_a_run_that_has_only_begun(tmp_path):
+    run = tmp_path / "begun"
+    run.mkdir()
+    (run / "recipe.yaml").write_text(dump(load(["recipe=quickstart"]).recipe))
+    page = write_report(run).read_text()
+    assert "begun" in page
+    assert "data:image" not in page
+    assert "go on with this run" in page
+
+
+def test_report_names_a_damaged_file(tmp_path):
+    run = make_run(tmp_path)
+    (run / "evaluation.json").write_text('{"top1": 9')
+    with pytest.raises(ValueError, match=r"evaluation\.json is damaged"):
+        write_report(run)
+
+
+def test_settings_that_differ():
+    recipe = load(["recipe=quickstart", "ema.decay=0.5", "batch_size=100", "model.zero_init_residual=true"]).recipe
+    found = {key: (value, default) for key, value, default in differing(recipe)}
+    assert found["ema"] == ("on", "off")
+    assert found["ema.decay"][0] == 0.5
+    assert found["model.zero_init_residual"] == (True, False)
+    assert found["batch_size"] == (100, None)
+    assert "seed" not in found
+    assert not any(key.startswith(("evidence", "wandb", "run")) for key in found)
+
+
+def test_compare_with_the_band():
+    evidence = Evidence(source="paper", top1=76.1, band=(75.9, 76.4))
+    assert compare(76.0, evidence) == ("within the expected 75.9 to 76.4%", "good")
+    assert compare(70.0, evidence)[1] == "bad"
+    assert compare(80.0, evidence)[0].startswith("above")
+    assert compare(80.0, None)[1] == ""
+
+
+@pytest.mark.parametrize("count", [2, 30, 45])
+def test_confusion_of_any_number_of_classes(tmp_path, count):
+    matrix = np.eye(count, dtype=int) * 5
+    matrix[0, 1] = 2
+    matrix[1] = 0
+    draw_confusion(matrix, [f"${name}" for name in range(count)], tmp_path / "confusion.png")
+    assert (tmp_path / "confusion.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_most_confused_classes_are_chosen_by_mistakes():
+    matrix = np.diag([50, 50, 50, 50])
+    matrix[3, 1] = 9
+    assert most_confused(matrix, 2).tolist() == [1, 3]
+
+
+def test_curves_of_rows_with_gaps(tmp_path):
+    rows = [{"step": 1, "epoch": 0.5, "train/loss": None, "lr": 0.1}, {"step": 2, "epoch": 1.0, "val/loss": 1.0}]
+    for chosen in (rows, rows[:1], []):
+        draw_curves(chosen, tmp_path / "curves.svg")
+        assert (tmp_path / "curves.svg").read_text().count("axes_") >= 4
+
+
+def test_command_line(tmp_path, monkeypatch, capsys):
+    make_run(tmp_path, confusion=False)
+    monkeypatch.chdir(tmp_path)
+    main(["report", "first try"])
+    assert Path(capsys.readouterr().out.strip()).is_file()
+    with pytest.raises(SystemExit) as left:
+        main(["report", "first tri"])
+    assert left.value.code == 2
+    assert capsys.readouterr().err == "resnet report: no run 'first tri' in runs: did you mean first try?\n"
+    with pytest.raises(ValueError, match="did you mean"):
+        main(["report", "first tri", "--debug"])

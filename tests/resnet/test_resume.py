@@ -1,0 +1,346 @@
+"""A run that was interrupted, however often and on however many ranks, ends as one that was not."""
+
+import json
+import os
+import re
+import signal
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+import resnet.loop
+import resnet.run
+import resnet.tools.report.report
+from recipes.load import load_file
+from resnet.checkpoint.commit import commit, name_of, newest_first, read_manifest
+from resnet.checkpoint.snapshot import REST, load_weights, read_rest
+from resnet.data.order import Order
+from resnet.data.sources.synthetic import Synthetic
+from resnet.rundir.files import read_metrics, read_provenance, read_status
+from resnet.tools.compare import CLOCK, compare_runs
+from tests.bench import kill
+from tests.processes import start_ranks, wait_ranks
+
+pytestmark = pytest.mark.timeout(120)
+
+IMAGES = 80
+NUMBERED = [
+    *(word for word in kill.RECIPE if not word.startswith(("data.", "checkpoint.", "progress"))),
+    f"data={{source: synthetic, samples: {IMAGES}, classes: {IMAGES}, size: 24}}",
+    *(
+        "data.num_workers=1",
+        "data.prefetch=2",
+        "device=cpu",
+        "checkpoint.every=2 steps",
+        "checkpoint.keep=1",
+        "progress=lines",
+    ),
+]
+"""A class for each training image: its label tells which it is. 5 steps of 4 micro-batches of 4 images an epoch."""
+
+
+@pytest.fixture(autouse=True)
+def no_report(monkeypatch):
+    """Ranks are forked from here, with what is patched here. The report would take most of such a short run."""
+    monkeypatch.setattr(resnet.tools.report.report, "write_report", lambda run: run / "report.html")
+
+
+@pytest.fixture
+def interrupt(monkeypatch, tmp_path) -> dict[str, object]:
+    """Makes ranks log the images they train on, and send themselves `signal` in the step `step` (on rank `rank`)."""
+    plan: dict[str, object] = {"step": None, "rank": 0, "signal": signal.SIGKILL}
+    forward = resnet.loop._forward
+
+    def noted(trainer, batch, turn):
+        step = trainer.state.step
+        if step == plan["step"] and trainer.rank == plan["rank"] and turn == 0:
+            os.kill(os.getpid(), plan["signal"])  # pyright: ignore[reportArgumentType]
+        row = [os.getppid(), step, batch.key.epoch, batch.key.start, batch.labels.tolist()]
+        with open(trainer.hooks.run_dir / f"images-{trainer.rank}.jsonl", "a") as file:
+            file.write(json.dumps(row) + "\n")
+        return forward(trainer, batch, turn)
+
+    monkeypatch.setattr(resnet.loop, "_forward", noted)
+    return plan
+
+
+def attempt(folder: Path, name: str, *words: str, ranks: int = 1, recipe: Sequence[str] = NUMBERED) -> list[int]:
+    argv = [*recipe, f"run.root={folder}", f"run.name={name}", *words]
+    return wait_ranks(start_ranks(argv, ranks, folder / f"{name}.txt"), 60)
+
+
+def images_of_steps(run: Path) -> dict[int, list[tuple[int, int, list[int]]]]:
+    """By step: (epoch, first position, images) of its micro-batches, in the order of their positions.
+
+    A step that was done again after an interruption must have been of the same images.
+    """
+    found: dict[int, dict[tuple[int, int], list[int]]] = defaultdict(dict)
+    for file in run.glob("images-*.jsonl"):
+        for line in file.read_text().splitlines():
+            _, step, epoch, start, images = json.loads(line)
+            assert found[step].setdefault((epoch, start), images) == images
+    return {step: [(*key, images) for key, images in sorted(found[step].items())] for step in sorted(found)}
+
+
+def log_of(run: Path) -> list[dict]:
+    return [{key: value for key, value in row.items() if key not in CLOCK} for row in read_metrics(run)]
+
+
+def output(folder: Path, name: str) -> str:
+    return (folder / f"{name}.txt").read_text()
+
+
+# Kills
+
+
+@pytest.mark.parametrize(("ranks", "trials"), [(1, 2), (2, 2), (4, 1)])
+def test_kills_at_random_moments_change_nothing(tmp_path, ranks, trials):
+    reference, seconds = kill.straight(tmp_path, ranks, ["device=cpu", "epochs=2"])
+    for number in range(trials):
+        name, seed = f"killed-{number}", 10 * ranks + number
+        outcome = kill.trial(tmp_path, name, [ranks], reference, seconds, seed, ["device=cpu", "epochs=2"])
+        assert outcome.differences == []
+        assert outcome.kills > 0
+
+
+def test_a_kill_between_the_last_step_and_the_end_loses_nothing(tmp_path, monkeypatch):
+    reference, _ = kill.straight(tmp_path, 1, ["device=cpu", "epochs=1"])
+    words = ["device=cpu", "epochs=1", f"data.train={tmp_path}/shapes"]
+
+    def killed(run):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(resnet.tools.report.report, "write_report", killed)
+        assert attempt(tmp_path, "r", *words, recipe=kill.RECIPE) == [-9]
+    run = tmp_path / "r"
+    assert (run / "final.safetensors").is_file()
+    assert read_status(run)["state"] == "running"
+    assert attempt(tmp_path, "r", *words, recipe=kill.RECIPE) == [0]
+    assert read_status(run)["state"] == "finished"
+    assert compare_runs(reference, run) == []
+    assert len(read_metrics(run)) == len(read_metrics(reference))
+
+
+# Samples
+
+
+def test_each_epoch_draws_each_position_once_over_any_number_of_restarts(tmp_path, interrupt):
+    for step, number in [(1, signal.SIGTERM), (3, signal.SIGTERM), (7, signal.SIGKILL), (8, signal.SIGKILL)]:
+        interrupt |= {"step": step, "signal": number}
+        assert attempt(tmp_path, "r", "epochs=3") == [85 if number == signal.SIGTERM else -9]
+    interrupt["step"] = None
+    assert attempt(tmp_path, "r", "epochs=3") == [0]
+
+    run = tmp_path / "r"
+    firsts = [entry["first_step"] for entry in read_provenance(run)["attempts"]]
+    assert firsts == [0, 2, 4, 6, 6] or firsts == [0, 2, 4, 6, 8], "a kill may come before the save of the step before"
+    order = Order(Synthetic(IMAGES, IMAGES, 24).labels, 0, 16, 1, False)
+    drawn: dict[int, list[int]] = defaultdict(list)
+    for step, batches in images_of_steps(run).items():
+        assert [start for _, start, _ in batches] == [step % 5 * 16 + 4 * slot for slot in range(4)]
+        for epoch, _, images in batches:
+            drawn[epoch] += images
+    assert drawn == {epoch: order.epoch(epoch).tolist() for epoch in range(3)}
+    assert all(sorted(images) == list(range(IMAGES)) for images in drawn.values())
+
+
+# Other numbers of ranks
+
+
+def test_one_two_and_one_ranks_train_as_one_does(tmp_path, interrupt):
+    assert attempt(tmp_path, "one") == [0]
+    for ranks, step, codes in [(1, 3, [85]), (2, 9, [85, 85]), (1, None, [0])]:
+        interrupt |= {"step": step, "rank": ranks - 1, "signal": signal.SIGTERM}
+        assert attempt(tmp_path, "changing", ranks=ranks) == codes
+    one, changing = tmp_path / "one", tmp_path / "changing"
+    attempts = read_provenance(changing)["attempts"]
+    assert [entry["world_size"] for entry in attempts] == [1, 2, 1]
+    assert 0 < attempts[1]["first_step"] < attempts[2]["first_step"] < 20
+    assert images_of_steps(one) == images_of_steps(changing)
+    assert len(images_of_steps(one)) == 20
+
+    # Two ranks add up the gradients of micro-batches (a + b) + (c + d) and one ((a + b) + c) + d: the same but for
+    # rounding, of which these steps make less than 1e-5 of the weights.
+    rows = list(zip(log_of(one), log_of(changing), strict=True))
+    for straight, other in rows:
+        assert straight.keys() == other.keys()
+        assert straight.get("lr") == other.get("lr"), "of the very same schedule"
+        for key in straight:
+            assert other[key] == pytest.approx(straight[key], rel=2e-4), (straight["step"], key)
+    weights = [newest_first(run / "checkpoints")[0] for run in (one, changing)]
+    for name in ("model", "ema"):
+        pair = [safetensors.torch.load_file(checkpoint / f"{name}.safetensors") for checkpoint in weights]
+        for key, tensor in pair[0].items():
+            torch.testing.assert_close(pair[1][key], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_a_micro_batch_that_does_not_fit_the_ranks_is_refused(tmp_path, interrupt):
+    interrupt |= {"step": 3, "signal": signal.SIGTERM}
+    assert attempt(tmp_path, "r", "max_batch_per_device=16") == [85]
+    assert attempt(tmp_path, "r", "max_batch_per_device=16", ranks=2) == [2, 2]
+    assert "batch_size 16 does not divide over 2 devices in micro-batches of 16" in output(tmp_path, "r")
+
+
+# Changed recipes
+
+
+@pytest.fixture
+def stopped(tmp_path, interrupt) -> Path:
+    """A run stopped after step 4 of 20, which is within its first epoch."""
+    interrupt |= {"step": 3, "signal": signal.SIGTERM}
+    assert attempt(tmp_path, "r") == [85]
+    interrupt["step"] = None
+    assert read_status(tmp_path / "r")["step"] == 4
+    return tmp_path / "r"
+
+
+def test_keys_that_cannot_change_are_refused_all_at_once(stopped, tmp_path):
+    before = {file: file.read_bytes() for file in stopped.iterdir() if file.is_file()}
+    assert attempt(tmp_path, "r", "batch_size=32", "seed=1", "model.stem=cifar", "optimizer.lr=0.02") == [2]
+    error = output(tmp_path, "r").rpartition("train.py: ")[2]
+    for line in ("batch_size: 16 -> 32", "seed: 0 -> 1", "model.stem: imagenet -> cifar"):
+        assert f"\n  {line}\n" in error
+    assert "optimizer.lr" not in error
+    assert f"resume={stopped} run.name=" in error
+    assert {file: file.read_bytes() for file in stopped.iterdir() if file.is_file()} == before
+
+
+def test_other_keys_are_applied_told_and_recorded(stopped, tmp_path):
+    assert attempt(tmp_path, "r", "optimizer.lr=0.02", "label_smoothing=0.1") == [0]
+    assert "changed: optimizer.lr 0.01 -> 0.02\n" in output(tmp_path, "r")
+    assert attempt(tmp_path, "r", "optimizer.lr=0.02", "label_smoothing=0.1", "epochs=5") == [0]
+    attempts = read_provenance(stopped)["attempts"]
+    changed = {"optimizer.lr": [0.01, 0.02], "label_smoothing": [0.0, 0.1]}
+    assert [entry["changed"] for entry in attempts] == [{}, changed, {"epochs": [4.0, 5.0]}]
+    assert load_file(stopped / "recipe.yaml").recipe.optimizer.lr == 0.02
+    rates = {row["step"]: row["lr"] for row in read_metrics(stopped) if "lr" in row}
+    assert max(rates[step] for step in rates if step > 4) > 0.0101 > rates[4]
+
+
+def test_a_new_run_starts_from_another_ones_checkpoint(stopped, tmp_path, interrupt):
+    words = [f"resume={stopped}", "batch_size=8", "seed=5"]
+    # Killed before its first checkpoint, it starts from there once more, also where it is not said again.
+    interrupt |= {"step": 9, "signal": signal.SIGKILL}
+    assert attempt(tmp_path, "new", *words) == [-9]
+    new = tmp_path / "new"
+    assert newest_first(new / "checkpoints") == []
+    interrupt |= {"step": 13, "signal": signal.SIGTERM}
+    assert attempt(tmp_path, "new", "batch_size=8", "seed=5", "checkpoint.every=20 steps") == [85]
+    interrupt["step"] = None
+    assert attempt(tmp_path, "new", *words) == [0]
+    attempts = read_provenance(new)["attempts"]
+    assert [entry["first_step"] for entry in attempts] == [8, 8, 14], "4 of 5 steps of 16 are 8 of 10 of 8"
+    assert min(images_of_steps(new)) == 8
+    text = output(tmp_path, "new")
+    assert text.count(f"continues from {stopped}/checkpoints/{name_of(4)} (step 8)") == 2
+    assert attempt(tmp_path, "new", f"resume={tmp_path / 'other'}", "batch_size=8", "seed=5") == [2]
+    assert f"{new} exists: resume={tmp_path / 'other'} starts a new run" in output(tmp_path, "new")
+
+
+def test_the_weights_of_a_new_run_are_those_it_starts_from(stopped, tmp_path, monkeypatch):
+    def compared(trainer):
+        checkpoint = newest_first(stopped / "checkpoints")[0]
+        before = {name: tensor.clone() for name, tensor in trainer.state.model.state_dict().items()}
+        load_weights(trainer.state.model, checkpoint / "model.safetensors")
+        assert all(torch.equal(before[name], t) for name, t in trainer.state.model.state_dict().items())
+        os._exit(55)
+
+    monkeypatch.setattr(resnet.run, "fit", compared)
+    assert attempt(tmp_path, "new", f"resume={stopped}") == [55]
+
+
+def test_never_resume(stopped, tmp_path):
+    assert attempt(tmp_path, "r", "resume=never") == [2]
+    assert f"{stopped} exists and resume=never: choose another run.name" in output(tmp_path, "r")
+
+
+def test_other_data_is_refused(stopped, tmp_path):
+    other = f"data={{source: synthetic, samples: {IMAGES}, classes: 40, size: 24}}"
+    assert attempt(tmp_path, "r", other) == [2]
+    assert f"is not the data {stopped} was trained on so far" in output(tmp_path, "r")
+    assert not (stopped / "lease.json").exists()
+
+
+# Damage
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(stopped, tmp_path, interrupt):
+    interrupt |= {"step": 7, "signal": signal.SIGTERM}
+    assert attempt(tmp_path, "r", "checkpoint.keep=2") == [85]
+    interrupt["step"] = None
+    newest, before, *_ = newest_first(stopped / "checkpoints")
+    file = newest / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 4
+    file.write_bytes(content)
+    assert attempt(tmp_path, "r") == [0]
+    text = output(tmp_path, "r")
+    assert f"checkpoint {newest} is damaged and not used: model.safetensors has changed since it was written" in text
+    assert f"continues from {before}" in text
+    assert attempt(tmp_path, "straight") == [0]
+    assert compare_runs(tmp_path / "straight", stopped) == []
+
+
+def test_nothing_but_damage_is_an_error(stopped, tmp_path):
+    for checkpoint in newest_first(stopped / "checkpoints"):
+        (checkpoint / REST).write_bytes(b"")
+    assert attempt(tmp_path, "r") == [2]
+    assert f"no checkpoint of {stopped} can be used: choose another run.name" in output(tmp_path, "r")
+
+
+# Where a run continues in an epoch
+
+
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.99])
+def test_the_first_batch_comes_without_reading_those_before(tmp_path, monkeypatch, interrupt, share):
+    words = [f"data={{source: synthetic, samples: {100 * 16 * 40}, classes: 10, size: 24, num_workers: 0}}"]
+    words += ["data.max_val=4", "checkpoint.every=1 epoch", "epochs=1"]
+    interrupt |= {"step": 0, "signal": signal.SIGTERM}
+    assert attempt(tmp_path, "r", *words) == [85]
+    run, step = tmp_path / "r", round(4000 * share)
+    checkpoint = newest_first(run / "checkpoints")[0]
+    files = {name: (checkpoint / name).read_bytes() for name in read_manifest(checkpoint)["files"]}
+    rest = read_rest(checkpoint)
+    rest["counters"]["step"] = step
+    torch.save(rest, tmp_path / "rest")
+    commit(run / "checkpoints", step, files | {REST: (tmp_path / "rest").read_bytes()}, {})
+    read = Synthetic.read
+
+    def counted(self, index):
+        with open(run / "reads", "a") as file:
+            file.write(".")
+        return read(self, index)
+
+    monkeypatch.setattr(Synthetic, "read", counted)
+    interrupt |= {"step": step, "signal": signal.SIGKILL}
+    assert attempt(tmp_path, "r", *words) == [-9]
+    assert len((run / "reads").read_text()) == 4, "the images of one micro-batch"
+
+
+# When checkpoints are taken
+
+
+def test_checkpoints_by_the_clock(tmp_path):
+    words = ["checkpoint.keep=100", "epochs=2"]
+    assert attempt(tmp_path, "r", "checkpoint.every=0.001 minutes", *words, ranks=2) == [0, 0]
+    steps = [int(path.name.removeprefix("step-")) for path in newest_first(tmp_path / "r" / "checkpoints")]
+    assert {5, 10} < set(steps)
+    assert attempt(tmp_path, "rare", "checkpoint.every=10 minutes", *words) == [0]
+    names = [path.name for path in newest_first(tmp_path / "rare" / "checkpoints")]
+    assert names == [name_of(10), name_of(5)], "always before an evaluation"
+
+
+def test_a_finished_run_is_finished(tmp_path):
+    assert attempt(tmp_path, "r", "epochs=1") == [0]
+    files = {file: file.read_bytes() for file in (tmp_path / "r").rglob("*") if file.is_file()}
+    assert attempt(tmp_path, "r", "epochs=1", ranks=2) == [0, 0]
+    assert re.findall(r".*nothing to do.*", output(tmp_path, "r")) == [
+        f"{tmp_path / 'r'} is finished: nothing to do (more epochs= would continue it)"
+    ]
+    files.pop(tmp_path / "r" / "lease.lock", None)
+    assert {file: file.read_bytes() for file in files} == files

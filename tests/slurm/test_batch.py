@@ -1,0 +1,331 @@
+"""What the batch script decides: whether to try again, and whose fault an end was."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from resnet.process.environment import CORES, cores_of_rank
+from resnet.rundir.attempts import end_file, newest_step, read_attempts
+from resnet.rundir.files import read_status, write_status
+from resnet.rundir.lease import Lease
+from slurm import batch
+from slurm.batch import Attempt
+from slurm.control import free_port
+from slurm.ends import End, end_of_staging, end_of_training, slurms_word
+from tests.helpers import PROGRAM
+
+JOBS = {"runs": [], "srun": [], "stage": [], "master": None, "max_requeues": 10, "signal_lead": 30}
+JOBS |= {"cores": 1, "node_cores": 1}
+
+
+@pytest.fixture
+def run_dir(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.delenv("SLURM_ARRAY_JOB_ID", raising=False)
+    (tmp_path / "slurm").mkdir()
+    (tmp_path / "logs" / "attempt-1").mkdir(parents=True)
+    return tmp_path
+
+
+def record(run_dir: Path, *attempts: dict) -> None:
+    """attempts: fields of start and end together; without `outcome` the attempt has no end."""
+    with open(run_dir / "slurm" / "attempts.jsonl", "a") as file:
+        for number, fields in enumerate(attempts, 1):
+            begin = {"attempt": number, "job_id": fields.get("job_id", "7"), "start": 0, "step": fields["step"]}
+            file.write(json.dumps(begin) + "\n")
+            if "outcome" in fields:
+                end = {"attempt": number, "end": 1, "outcome": fields["outcome"], "step": fields.get("last", 0)}
+                file.write(json.dumps(end | {"fruitless": fields.get("fruitless", False)}) + "\n")
+
+
+def commit(run_dir: Path, step: int) -> None:
+    folder = run_dir / "checkpoints" / f"step-{step:08d}"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "manifest.json").write_text("{}")
+
+
+def why_not(run_dir: Path, step: int = 0, **jobs) -> str | None:
+    if step:
+        commit(run_dir, step)
+    return Attempt(JOBS | jobs, run_dir)._why_not()
+
+
+LOST = {"step": 40}
+FRUITLESS = {"step": 40, "outcome": "stopped", "last": 40, "fruitless": True}
+PREEMPTED = {"step": 40, "outcome": "stopped", "last": 40}
+
+
+@pytest.mark.parametrize(
+    ("before", "refused"),
+    [
+        ([], False),
+        ([LOST, LOST], False),
+        ([LOST, LOST, LOST], True),
+        ([LOST, FRUITLESS, LOST], True),
+        ([LOST, LOST, {"step": 30}], False),
+        # Preempted before it could save: nobody's fault, as often as it happens.
+        ([PREEMPTED] * 9, False),
+        # Those of an earlier job: the user has sent the run again.
+        ([LOST | {"job_id": "6"}] * 3, False),
+    ],
+)
+def test_two_restarts_without_a_checkpoint_are_the_last(run_dir, before, refused):
+    record(run_dir, *before)
+    reason = why_not(run_dir, step=40)
+    assert (reason is not None) == refused
+    assert reason is None or "3 attempts in a row ended without a checkpoint after step 40" in reason
+
+
+def test_progress_starts_the_count_anew(run_dir):
+    record(run_dir, LOST, LOST, LOST)
+    assert why_not(run_dir, step=60) is None
+
+
+def test_there_is_a_cap_on_everything(run_dir):
+    record(run_dir, *({"step": 10 * n, "outcome": "stopped"} for n in range(4)))
+    assert why_not(run_dir, 50, max_requeues=4) is None
+    assert "started 4 times" in (why_not(run_dir, 50, max_requeues=3) or "")
+
+
+def test_a_run_that_is_not_tried_again_says_so(run_dir, capfd):
+    record(run_dir, *({"step": 0},) * 3)
+    assert Attempt(JOBS, run_dir).run(["true"]) == 1
+    status = read_status(run_dir)
+    assert (status["state"], status["failure"]) == ("failed", "budget")
+    assert len(read_attempts(run_dir)) == 3
+
+
+def test_a_cancelled_run_does_not_begin(run_dir):
+    end_file(run_dir, "cancelled").touch()
+    assert Attempt(JOBS, run_dir).run(["false"]) == 0
+    assert read_status(run_dir)["reason"] == "cancelled"
+
+
+def test_progress_is_what_was_committed(run_dir):
+    assert newest_step(run_dir) == 0
+    commit(run_dir, 5)
+    commit(run_dir, 20)
+    (run_dir / "checkpoints" / "step-00000030").mkdir()
+    (run_dir / "checkpoints" / "step-00000040.tmp").mkdir()
+    assert newest_step(run_dir) == 20
+
+
+@pytest.mark.parametrize(
+    ("said", "log", "expected"),
+    [
+        (
+            ["srun: error: n2: task 3: Killed"],
+            "Epoch 1\n",
+            End("failed", "rank 3 on n2 was killed\n  Epoch 1", "killed", "n2"),
+        ),
+        (
+            ["srun: error: n2: task 3: Out Of Memory"],
+            "",
+            End("failed", "rank 3 on n2 was killed for want of memory (slurm.mem, data.num_workers)", "oom"),
+        ),
+        (
+            ["slurmstepd: error: Detected 1 oom_kill event in StepId=7.0.", "srun: error: n2: task 3: Killed"],
+            "",
+            End("failed", "rank 3 on n2 was killed for want of memory (slurm.mem, data.num_workers)", "oom"),
+        ),
+        (
+            ["srun: error: n1: tasks 3,5-7: Exited with exit code 2"],
+            "train.py: unknown key a\n  b\nmore\n",
+            End("failed", "rank 3 on n1: unknown key a\n  b", "mistake"),
+        ),
+        (
+            ["srun: error: n1: task 3: Exited with exit code 1"],
+            "Traceback\nImportError: no torch\n",
+            End("failed", "rank 3 on n1: exited with exit code 1\n  Traceback\n  ImportError: no torch", "crash", "n1"),
+        ),
+        (
+            ["srun: error: n1: task 3: User defined signal 2"],
+            "",
+            End("stopped", "signal SIGUSR2, before the ranks could listen"),
+        ),
+        (
+            ["srun: error: Node failure on n2", "srun: error: n2: task 3: Killed"],
+            "",
+            End("killed", "node n2 failed", "node", "n2"),
+        ),
+        (
+            ["srun: error: Unable to create step"],
+            "",
+            End("failed", "srun ended with code 1\n  srun: error: Unable to create step", "crash"),
+        ),
+    ],
+)
+def test_an_end_that_the_trainer_did_not_tell_is_explained(run_dir, said, log, expected):
+    (run_dir / "rank-3.log").write_text(log)
+    assert end_of_training(1, said, {"state": "running"}, None, run_dir, None) == expected
+
+
+@pytest.mark.parametrize("how", ["User defined signal 2", "Terminated"])
+def test_a_signal_before_the_ranks_listen_is_a_stop(tmp_path, how):
+    said = [f"srun: error: n1: tasks 0-3: {how}"]
+    assert end_of_training(1, said, {"state": "running"}, None, tmp_path, None).outcome == "stopped"
+    assert end_of_staging(1, said, ["n1"], tmp_path).outcome == "stopped"
+
+
+@pytest.mark.parametrize(
+    ("status", "told", "outcome"),
+    [
+        ({"state": "stopped", "reason": "signal SIGUSR2"}, None, "stopped"),
+        ({"state": "failed", "failure": "nan", "reason": "not finite"}, None, "failed"),
+        # Ranks that lost another one: srun knows which, and why.
+        ({"state": "failed", "failure": "peer", "reason": "lost the others"}, None, "failed"),
+        ({"state": "running"}, "signal SIGTERM", "killed"),
+        ({"state": "finished"}, "signal SIGUSR2", "finished"),
+    ],
+)
+def test_the_runs_own_word_goes_first(tmp_path, status, told, outcome):
+    said = ["srun: error: n2: task 1: Killed"]
+    end = end_of_training(1, said, status, told, tmp_path, "n2")
+    assert end.outcome == outcome
+    if status.get("failure") == "peer":
+        assert end.reason == "rank 1 on n2 was killed"
+
+
+@pytest.mark.parametrize(("at_start", "cause"), [(7200, "preempted"), (80, "walltime"), (None, "preempted")])
+def test_the_grace_of_a_preemption_is_no_time_limit(run_dir, monkeypatch, at_start, cause):
+    """Slurm gives a job that it preempts a new end."""
+    end = at_start and time.time() + at_start
+    monkeypatch.setattr(batch, "end_time", lambda _: end)
+
+    def srun(*_):
+        nonlocal end
+        end = time.time() + 20
+        write_status(run_dir, state="stopped")
+        return 0
+
+    monkeypatch.setattr(Attempt, "_slurms_word", lambda _: None)
+    monkeypatch.setattr(Attempt, "_requeue", lambda *_: 0)
+    monkeypatch.setattr(batch, "hostnames", lambda: ["n1"])
+    monkeypatch.setattr(Attempt, "_srun", srun)
+    assert Attempt(JOBS, run_dir).run(["true"]) == 0
+    assert read_attempts(run_dir)[-1]["cause"] == cause
+
+
+@pytest.mark.parametrize(
+    ("log", "word"),
+    [
+        ("", None),
+        ("slurmstepd: error: *** JOB 8 ON n1 CANCELLED AT 2026-11-22T21:42:13 ***\n", ""),
+        ("slurmstepd: error: *** JOB 8 ON n1 CANCELLED AT 2026-11-22T21:42:13 DUE TO TIME LIMIT ***\n", "TIME LIMIT"),
+        ("slurmstepd: error: *** JOB 8 ON n1 CANCELLED AT 2026-11-22T21:42:13 DUE TO PREEMPTION ***\n", "PREEMPTION"),
+        ("slurmstepd: error: *** JOB 8 ON n1 CANCELLED AT 2026-11-22T21:42:13 DUE TO JOB REQUEUE ***\n", "JOB REQUEUE"),
+    ],
+)
+def test_slurms_word_on_an_end(log, word):
+    assert slurms_word(f"something\n{log}more\n") == word
+
+
+def test_a_damaged_status_does_not_keep_a_job_from_ending_well(run_dir, monkeypatch):
+    (run_dir / "status.json").write_text("{")
+    monkeypatch.setattr(batch, "hostnames", lambda: ["n1"])
+    monkeypatch.setattr(Attempt, "_srun", lambda *_, **__: 1)
+    assert Attempt(JOBS, run_dir).run(["true"]) == 1
+    assert read_status(run_dir)["state"] == "failed"
+
+
+def test_what_another_trains_is_left_alone(run_dir, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "6")
+    lease = Lease(run_dir)
+    lease.acquire()
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    write_status(run_dir, state="running", step=7)
+    jobs = run_dir / "jobs.json"
+    jobs.write_text(json.dumps(JOBS | {"runs": [str(run_dir)]}))
+    try:
+        command = [sys.executable, "-m", "slurm.batch", str(jobs), "true"]
+        done = subprocess.run(command, cwd=PROGRAM, capture_output=True, text=True)
+    finally:
+        lease.release()
+    assert done.returncode == 1
+    assert "is being trained by process" in done.stderr
+    assert (read_status(run_dir)["state"], read_status(run_dir)["step"]) == ("running", 7)
+
+
+def test_jobs_on_a_node_take_different_ports():
+    taken = []
+    try:
+        for job in range(100, 120):
+            port = free_port(str(job))
+            listener = socket.socket()
+            listener.bind(("", port))
+            listener.listen()
+            taken.append(listener)
+    finally:
+        for listener in taken:
+            listener.close()
+    assert len(taken) == 20
+
+
+def test_a_port_that_another_program_was_quicker_to_take_is_tried_again(run_dir, monkeypatch):
+    monkeypatch.setattr(batch, "hostnames", lambda: ["n1"])
+    log, ports = run_dir / "logs" / "attempt-1" / "rank-0.log", []
+
+    def srun(attempt, options, command, environment):
+        ports.append(environment["MASTER_PORT"])
+        assert environment[CORES] == "1"
+        if len(ports) == 1:
+            log.write_text("DistNetworkError: EADDRINUSE")
+            attempt.lines.append("srun: error: n1: task 0: Exited with exit code 1")
+            return 1
+        write_status(run_dir, state="finished")
+        return 0
+
+    monkeypatch.setattr(Attempt, "_srun", srun)
+    assert Attempt(JOBS, run_dir).run(["true"]) == 0
+    assert len(set(ports)) == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "ranks", "cores"),
+    [
+        # Slurm has bound this rank to 8 cores: they are its own, not to be shared with the node's other ranks.
+        ("8", 8, 8),
+        # Slurm lets the node's ranks run everywhere.
+        ("2", 4, 2),
+        ("16", 1, 8),
+        (None, 2, 4),
+        (None, 1, 8),
+        (None, 16, 1),
+    ],
+)
+def test_the_cores_of_a_rank(monkeypatch, given, ranks, cores):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+    monkeypatch.delenv(CORES, raising=False)
+    if given:
+        monkeypatch.setenv(CORES, given)
+    assert cores_of_rank() == cores
+
+
+def test_a_taken_port_is_passed_over():
+    with socket.socket() as listener:
+        listener.bind(("", free_port("31")))
+        listener.listen()
+        assert free_port("31") != listener.getsockname()[1]
+
+
+def test_the_batch_script_needs_no_package():
+    """With a container it runs on the host's Python."""
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", "import slurm.batch"], cwd=PROGRAM, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_status_that_is_finished_stays_so(run_dir, monkeypatch):
+    write_status(run_dir, state="finished")
+    monkeypatch.setattr(batch, "hostnames", lambda: ["n1"])
+    monkeypatch.setattr(Attempt, "_srun", lambda *_, **__: 0)
+    assert Attempt(JOBS, run_dir).run(["true"]) == 0
+    assert read_status(run_dir)["state"] == "finished"
