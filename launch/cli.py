@@ -12,6 +12,8 @@ import sys
 import traceback
 from collections.abc import Sequence
 
+from resnet.process.exit_codes import BROKEN_PIPE, FAILED, FINISHED, INTERRUPTED, MISTAKE
+
 COMMANDS = {
     "recipes": ("launch.commands.recipes", "list the recipes that come with the program"),
     "show": ("launch.commands.show", "show a recipe with all its values, and what follows from them"),
@@ -31,8 +33,6 @@ COMMANDS = {
 `run(arguments)`, which returns its exit code (None: 0) and raises ValueError for what the user got wrong and OSError
 for what the system refused."""
 
-DONE, FAILED, MISTAKE, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 130, 141
-
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a subcommand and leave with its exit code: a mistake ends in one message, and a traceback with --debug."""
@@ -40,11 +40,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _main(argv: list[str]) -> int:
-    command, code = argv[0] if argv else "", DONE
+    command, code = argv[0] if argv else "", FINISHED
     try:
         if command in COMMANDS:
             module, arguments = _parse(command, argv[1:])
-            code = module.run(arguments) or DONE
+            code = module.run(arguments) or FINISHED
         elif command in ("-h", "--help"):
             print(_help())
         elif not command:

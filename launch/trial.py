@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch.sweep.directory import SweepDir, ask_trial, finish_trial, note_mistake, prune
+from resnet.process.exit_codes import FAILED
 from slurm import batch
 
 LOOK_SECONDS = 5.0
@@ -30,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
         except ValueError as error:
             note_mistake(directory, trial, error)
             print(error, file=sys.stderr)
-            return 1
+            return FAILED
     ended = threading.Event()
     if directory.content["early_stop"]:
         threading.Thread(target=_watch, args=(directory.path, trial["name"], ended), daemon=True).start()

@@ -40,6 +40,7 @@ from resnet.failure import Failure, explain, out_of_memory
 from resnet.last_files import finish
 from resnet.loop import Trainer, fit
 from resnet.process.environment import ATTEMPT
+from resnet.process.exit_codes import FAILED, FINISHED, MISTAKE, STOPPED
 from resnet.process.signals import Signals, die_with_launcher
 from resnet.process.streams import forgive_output
 from resnet.run_hooks import RunHooks
@@ -49,9 +50,6 @@ from resnet.tracking.profiling import profile_steps
 from resnet.tracking.progress import Progress
 from resnet.tracking.wandb_client import MetricsLog, NullTracker, open_wandb
 from resnet.tracking.watchdog import RankLog, Watchdog
-
-DONE, FAILED, MISTAKE, STOPPED = 0, 1, 2, 85
-"""Exit codes: finished; failed; the user's mistake, nothing begun; stopped with a checkpoint, to be continued."""
 
 
 def main(argv: Sequence[str], signals: Signals | None = None) -> int:
@@ -103,7 +101,7 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals) -> int:
         if start.is_finished(plan):
             if rank == 0:
                 print(f"{start.run_dir} is finished: nothing to do (more epochs= would continue it)")
-            return DONE
+            return FINISHED
         model, note = together(lambda: build_model_for(recipe, len(train.classes)), local_rank, first_alone=True)
         state = build_state(recipe, plan, model, accelerator)
         together(lambda: check_space(start.run_dir, state, recipe.checkpoint.keep))
@@ -194,7 +192,7 @@ def _train(trainer: Trainer, hooks: RunHooks, log: RankLog) -> int:
             # In a job the batch script decides whether it goes on by itself.
             then = "" if ATTEMPT in os.environ else f"; to continue: {_continue_command(hooks.run_dir)}"
             print(f"stopped ({reason}) after step {step}, {at}{then}", flush=True)
-    return {"finished": DONE, "stopped": STOPPED, "failed": FAILED}[outcome]
+    return {"finished": FINISHED, "stopped": STOPPED, "failed": FAILED}[outcome]
 
 
 def _saving_failed(hooks: RunHooks, ended: bool) -> Failure | None:

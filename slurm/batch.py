@@ -19,11 +19,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from resnet.process.environment import ATTEMPT, CORES
+from resnet.process.environment import ATTEMPT, CORES, job_id
+from resnet.process.exit_codes import FAILED, FINISHED
 from resnet.rundir.attempts import ENDS, newest_step, read_attempts, told_to_end
 from resnet.rundir.files import read_status, to_json, write_atomic, write_status
 from resnet.rundir.lease import holder_elsewhere
-from slurm.control import end_time, free_port, hostnames, job_id, job_state, was_preempted
+from slurm.control import end_time, free_port, hostnames, job_state, was_preempted
 from slurm.ends import End, end_of_staging, end_of_training, port_was_taken, slurms_word
 
 WITHOUT_PROGRESS = 2
@@ -62,7 +63,9 @@ class Attempt:
         self.before = read_attempts(run_dir)
         self.number = self.before[-1]["attempt"] + 1 if self.before else 1
         self.logs = run_dir / "logs" / f"attempt-{self.number}"
-        self.job_id = job_id()
+        this_job = job_id()
+        assert this_job, "a batch script runs in a job"
+        self.job_id = this_job
         self.limit: float | None = None
         """Unix time of the time limit. Asked for early: of a job that is preempted Slurm tells when its grace ends."""
         self.step = newest_step(run_dir)
@@ -80,14 +83,16 @@ class Attempt:
         self.limit = end_time(self.job_id)
         if why := told_to_end(self.run_dir):
             self._end_as_told(why)
-            return 0
-        if holder := holder_elsewhere(self.run_dir, self.job_id):
+            return FINISHED
+        if holder := holder_elsewhere(self.run_dir):
             print(holder, file=sys.stderr)
-            return 1
+            if self._status().get("state") == "queued":
+                self._tell(state="failed", reason=holder, failure="lease", eta_s=None)
+            return FAILED
         if why := self._why_not():
             self._tell(state="failed", reason=why, failure="budget", eta_s=None)
             print(why, file=sys.stderr)
-            return 1
+            return FAILED
         self.logs.mkdir(parents=True, exist_ok=True)
         nodes = hostnames()
         restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
@@ -207,13 +212,13 @@ class Attempt:
         fields = {"outcome": end.outcome, "cause": cause, "step": last, "reason": end.reason, "node": end.node}
         self._record(end=time.time(), fruitless=fruitless, **fields)
         if end.outcome == "finished":
-            return 0
+            return FINISHED
         if end.outcome == "failed":
             self._tell(state="failed", reason=end.reason, failure=end.failure, eta_s=None)
-            return 1
+            return FAILED
         if cause in ENDS:
             self._end_as_told(cause)
-            return 0
+            return FINISHED
         return self._requeue(f"{cause}: {end.reason}", end)
 
     def _cause(self) -> str:
@@ -235,11 +240,11 @@ class Attempt:
         time.sleep(2)
         by_slurm = self._slurms_word() not in (None, "", "TIME LIMIT")
         if done.returncode == 0 or by_slurm or job_state(self.job_id) in ("PENDING", "REQUEUED", "REQUEUE_HOLD"):
-            return 0
+            return FINISHED
         problem = " ".join(done.stderr.split())
         print(f"the job could not be requeued: {problem}", file=sys.stderr)
         self._tell(state="stopped", reason=f"{reason}; not requeued: {problem}", failure=end.failure)
-        return 0 if end.outcome == "stopped" else 1
+        return FINISHED if end.outcome == "stopped" else FAILED
 
     def _slurms_word(self) -> str | None:
         try:

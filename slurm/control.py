@@ -17,12 +17,6 @@ PORTS = range(10_000, 32_000)
 TIMEOUT_SECONDS = 60
 
 
-def job_id() -> str:
-    """This job as squeue and scontrol name it."""
-    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    return f"{array}_{task}" if array and task else os.environ["SLURM_JOB_ID"]
-
-
 def hostnames() -> list[str]:
     """The job's nodes, rank 0's first."""
     return said("scontrol", "show", "hostnames", os.environ.get("SLURM_JOB_NODELIST", "")).split() or [

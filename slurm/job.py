@@ -13,9 +13,9 @@ import threading
 from pathlib import Path
 
 from resnet.process.environment import RANK_VARIABLES
+from resnet.process.exit_codes import FAILED, FINISHED, STOPPED
 from resnet.process.signals import SIGNALS, Signals
 
-FAILED, STOPPED = 1, 85
 RESOLVE_SECONDS = 30.0
 
 
@@ -43,7 +43,7 @@ def train(words: list[str], folder: str, ranks: int) -> None:
     # On its way out Python puts back the default, which is to die, and --kill-on-bad-exit would end the others with it.
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    if code not in (0, STOPPED):
+    if code not in (FINISHED, STOPPED):
         sys.exit(code)
 
 

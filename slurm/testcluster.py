@@ -26,9 +26,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from resnet.process.exit_codes import FAILED, FINISHED, MISTAKE
+
 DEFAULT_FOLDER = Path("~/.cache/resnet-launch/testcluster")
 NODES = ("127.0.0.1", "127.0.0.2")
-DONE, FAILED, MISTAKE = 0, 1, 2
 KILL_WAIT_SECONDS = 15
 START_SECONDS = 60
 MARK = "RESNET_TESTCLUSTER"
@@ -232,7 +233,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 print(f"{name:10} {'pid ' + ' '.join(map(str, pids)) if pids else 'not running'}")
             for name, state in found.nodes.items():
                 print(f"{name:10} {state}")
-            sys.exit(DONE if found.running else FAILED)
+            sys.exit(FINISHED if found.running else FAILED)
     except (ValueError, RuntimeError, OSError) as error:
         print(f"testcluster {arguments.action}: {error}", file=sys.stderr)
         sys.exit(MISTAKE if isinstance(error, ValueError) else FAILED)

@@ -12,6 +12,8 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+from resnet.process.exit_codes import FINISHED, STOPPED
+
 GRACE_SECONDS = 10
 
 
@@ -77,7 +79,7 @@ def wait_ranks(children: Sequence[int], seconds: float) -> list[int]:
             ended, status = os.waitpid(child, os.WNOHANG)
             if ended:
                 codes[child] = os.waitstatus_to_exitcode(status)
-                if codes[child] not in (0, 85):
+                if codes[child] not in (FINISHED, STOPPED):
                     deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
         if time.monotonic() > deadline:
             for child in children:

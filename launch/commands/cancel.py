@@ -64,7 +64,7 @@ def _cancel_here(run_dir: Path, now: bool) -> str:
     holder = holder_elsewhere(run_dir)
     if holder is None:
         raise ValueError(f"{run_dir.name} does not run (it is {read_status(run_dir).get('state')})")
-    lease = read_lease(run_dir / "lease.json")
+    lease = read_lease(run_dir)
     if lease.get("host") != socket.gethostname():
         raise ValueError(f"{holder}: cancel it there")
     with contextlib.suppress(ProcessLookupError):

@@ -16,18 +16,14 @@ import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 from launch.derived import follows
 from launch.runs.here import TRAIN, own_environment, visible_gpus
 from recipes.load import load
 from recipes.schema.recipe import Recipe
+from resnet.process import exit_codes
+from resnet.process.processes import catches, children
 from resnet.process.signals import SIGNALS, die_with_parent
-
-FAILED, STOPPED, INTERRUPTED = 1, 85, 130
-PROC = Path("/proc")
-OWN_CODES = (0, 1, 2, STOPPED, INTERRUPTED)
-"""Exit codes of train.py; any other is that of a process that was killed."""
 
 _ACCELERATE = """
 import gc, logging, subprocess, sys
@@ -124,53 +120,29 @@ def _attend(process: subprocess.Popen[bytes], count: int, received: list[int]) -
                 _kill(process)
                 state = "at once" if begun else "before the training began, nothing was written"
                 print(f"launch local: stopped {state}", file=sys.stderr)
-                return INTERRUPTED if number == signal.SIGINT else STOPPED
+                return exit_codes.INTERRUPTED if number == signal.SIGINT else exit_codes.STOPPED
             for rank in _ranks(process.pid):
                 _send(os.kill, rank, number)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(0.2)
     code = process.returncode
-    if code in OWN_CODES:
+    if code in exit_codes.OWN:
         return code
     who, number = ("a process of the training", code - 128) if code > 128 else ("accelerate", -code)
     with contextlib.suppress(ValueError):
         print(f"launch local: {who} was killed ({signal.Signals(number).name})", file=sys.stderr)
-    return FAILED
+    return exit_codes.FAILED
 
 
 def _ranks(launcher: int) -> list[int]:
     """Children of a launcher that heed the signals: until torch is imported, one would just kill them."""
-    return [child for child in _children(launcher) if _catches(child, signal.SIGUSR2)]
-
-
-def _children(parent: int) -> list[int]:
-    if not PROC.is_dir():
-        listing = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True).stdout
-        pairs = (line.split() for line in listing.splitlines())
-        return [int(process) for process, its_parent in pairs if int(its_parent) == parent]
-    found = []
-    for stat in PROC.glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            if int(stat.read_text().rpartition(")")[2].split()[1]) == parent:
-                found.append(int(stat.parent.name))
-    return found
-
-
-def _catches(process: int, number: signal.Signals) -> bool:
-    """Whether a process has a handler for a signal; taken to be so where the system does not tell."""
-    if not PROC.is_dir():
-        return True
-    with contextlib.suppress(OSError):
-        for line in (PROC / str(process) / "status").read_text().splitlines():
-            if line.startswith("SigCgt:"):
-                return bool(int(line.split()[1], 16) >> (number - 1) & 1)
-    return False
+    return [child for child in children(launcher) if catches(child, signal.SIGUSR2)]
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
     """With all ranks: torch's launcher gives each one a session of its own."""
     process.send_signal(signal.SIGSTOP)  # it starts no more of them
-    for leader in (*_children(process.pid), process.pid):
+    for leader in (*children(process.pid), process.pid):
         _send(os.killpg, leader, signal.SIGKILL)
     process.wait()
 

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from recipes.text import format_duration
+from resnet.process.processes import is_alive
 from resnet.rundir.files import find_run, read_status
+from resnet.rundir.lease import read_lease
 from slurm.queue import STARTED, WAITING, Job, accounted, queued
 
 ROOT = "runs"
@@ -190,22 +192,9 @@ def _signs_of_life(run: Run, now: float) -> tuple[bool | None, float]:
         return None, 0.0
     alive = None
     if not run.sent and status.get("host") == socket.gethostname() and isinstance(status.get("pid"), int):
-        alive = _lives(status["pid"])
-    try:
-        lease = json.loads((run.folder / "lease.json").read_bytes()).get("time")
-    except (OSError, ValueError, AttributeError):
-        lease = None
-    return alive, now - max(_number(lease) or 0, _number(status.get("updated")) or 0)
-
-
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):
-        return True
+        alive = is_alive(status["pid"])
+    renewed = _number(read_lease(run.folder).get("time"))
+    return alive, now - max(renewed or 0, _number(status.get("updated")) or 0)
 
 
 def effective(

@@ -25,6 +25,7 @@ from launch.sweep.directory import (
     prune,
 )
 from resnet.process.environment import CORES, usable
+from resnet.process.exit_codes import FAILED, FINISHED, INTERRUPTED, STOPPED
 from resnet.process.signals import SIGNALS, die_with_parent
 from resnet.rundir.files import read_status, write_status
 from resnet.rundir.lease import holder_elsewhere
@@ -32,7 +33,6 @@ from slurm.job import words_of
 
 LOOK_SECONDS = 1.0
 ORPHAN_SECONDS = 60.0
-DONE, FAILED, STOPPED, INTERRUPTED = 0, 1, 85, 130
 
 
 def train_here(directory: SweepDir, todo: Sequence[dict[str, Any]], place: Place) -> int:
@@ -84,7 +84,7 @@ class _Here:
         if self.received:
             print("stopped; the same command goes on", file=sys.stderr)
             return INTERRUPTED if self.received[0] == signal.SIGINT else STOPPED
-        return FAILED if self.failed else STOPPED if self.stopped else DONE
+        return FAILED if self.failed else STOPPED if self.stopped else FINISHED
 
     def _is_over(self) -> bool:
         return bool(self.received) or cancel_file(self.directory.path).exists()
@@ -149,7 +149,7 @@ class _Here:
         status = read_status(run_dir)
         code, pruned = process.returncode, is_pruned(run_dir, status.get("state"))
         self.stopped += code == STOPPED and not pruned
-        if code not in (DONE, STOPPED):
+        if code not in (FINISHED, STOPPED):
             self.failed += 1
             if status.get("state") not in ("failed", "finished"):
                 log = max(run_dir.glob("logs/attempt-*/rank-0.log"), key=lambda file: file.stat().st_mtime)

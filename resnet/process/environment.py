@@ -13,6 +13,17 @@ ATTEMPT = "RESNET_ATTEMPT"
 """The number of the attempt, which the batch script of a job tells its ranks, and nobody else has."""
 
 
+def job_id() -> str | None:
+    """This job's id as squeue and scontrol name it ("12", or "12_3" in an array); None outside of Slurm."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
+
+
+def is_this_job(other: str | None) -> bool:
+    """Whether an id, as `job_id` gave it, is this job's; version 0.1.0 noted an array task by its own plain number."""
+    return other is not None and other in (job_id(), os.environ.get("SLURM_JOB_ID"))
+
+
 def is_launchers(name: str) -> bool:
     """Whether a variable is one that a launcher (torchrun, accelerate) sets for its ranks, and for nobody else."""
     return name in RANK_VARIABLES or name.startswith(("ACCELERATE_", "TORCHELASTIC_"))

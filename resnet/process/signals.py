@@ -9,6 +9,8 @@ import sys
 import time
 from types import FrameType
 
+from resnet.process.exit_codes import INTERRUPTED, STOPPED
+
 PARENT = os.getppid()
 """Process that started this one, seen before the imports that take seconds: it may be gone after them."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
@@ -34,7 +36,7 @@ class Signals:
         if number == signal.SIGINT and self.received == "SIGINT" and time.monotonic() - self._time > _SAME_SECONDS:
             sys.stderr.write("\nstopped at once; the newest checkpoint on disk is the one to continue from\n")
             sys.stderr.flush()
-            os._exit(130)
+            os._exit(INTERRUPTED)
         if self.received is None:
             self._time = time.monotonic()
         self.received = self.received or signal.Signals(number).name
@@ -45,7 +47,7 @@ def die_with_launcher() -> None:
     if "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:
         if os.getppid() != PARENT:
             # Nothing has begun, and the ranks' meeting point has gone with it.
-            os._exit(85)
+            os._exit(STOPPED)
         die_with_parent(signal.SIGTERM, PARENT)
 
 

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from resnet.process.environment import is_this_job, job_id
 from resnet.rundir.files import to_json, write_atomic
 
 RENEW_SECONDS = 10.0
@@ -35,7 +36,7 @@ class Lease:
     """Held from `acquire` to `release`, by one process for one run directory."""
 
     def __init__(self, run_dir: Path) -> None:
-        self._file, self._lock_file = run_dir / "lease.json", run_dir / "lease.lock"
+        self._run_dir, self._file, self._lock_file = run_dir, run_dir / "lease.json", run_dir / "lease.lock"
         self._token = uuid.uuid4().hex
         self._count = 0
         self._descriptor: int | None = None
@@ -52,7 +53,7 @@ class Lease:
         except OSError as error:
             if error.errno not in _NO_LOCKS_HERE:
                 self._close()
-                raise LeaseHeld(self._held_by(read_lease(self._file))) from None
+                raise LeaseHeld(self._held_by(read_lease(self._run_dir))) from None
         try:
             self._wait_while_another_machine_may_live(say)
         except LeaseHeld:
@@ -63,7 +64,7 @@ class Lease:
 
     def check(self) -> bool:
         """Whether the lease is still ours: asked before anything is written to the run."""
-        if read_lease(self._file).get("token") != self._token:
+        if read_lease(self._run_dir).get("token") != self._token:
             self.lost = True
         return not self.lost
 
@@ -83,14 +84,14 @@ class Lease:
             self._descriptor = None
 
     def _wait_while_another_machine_may_live(self, say: Callable[[str], None]) -> None:
-        seen = read_lease(self._file)
+        seen = read_lease(self._run_dir)
         if not seen or seen.get("host") == socket.gethostname() or _is_earlier_attempt_of_this_job(seen):
             return
         say(f"{self._held_by(seen)}; waiting up to {STALE_SECONDS:g} s to see whether it still lives")
         deadline = time.monotonic() + STALE_SECONDS
         while time.monotonic() < deadline:
             time.sleep(1)
-            now = read_lease(self._file)
+            now = read_lease(self._run_dir)
             if not now:
                 return
             if now != seen:
@@ -99,11 +100,11 @@ class Lease:
     def _held_by(self, holder: dict[str, Any]) -> str:
         job = f", job {holder['job_id']}" if holder.get("job_id") else ""
         who = f"process {holder['pid']} on {holder['host']}{job}" if holder else "another process"
-        return f"{self._file.parent} is being trained by {who}: stop that one first, or choose another run.name"
+        return f"{self._run_dir} is being trained by {who}: stop that one first, or choose another run.name"
 
     def _renew(self) -> None:
         self._count += 1
-        holder = {"host": socket.gethostname(), "pid": os.getpid(), "job_id": os.environ.get("SLURM_JOB_ID")}
+        holder = {"host": socket.gethostname(), "pid": os.getpid(), "job_id": job_id()}
         write_atomic(self._file, to_json({**holder, "token": self._token, "count": self._count, "time": time.time()}))
 
     def _keep(self) -> None:
@@ -115,18 +116,19 @@ class Lease:
                 self._renew()
 
 
-def read_lease(file: Path) -> dict[str, Any]:
+def read_lease(run_dir: Path) -> dict[str, Any]:
     """The holder's host, pid, job and token; empty where nobody holds the run."""
     try:
-        return json.loads(file.read_text())
+        holder = json.loads((run_dir / "lease.json").read_text())
     except (OSError, ValueError):
         return {}
+    return holder if isinstance(holder, dict) else {}
 
 
-def holder_elsewhere(run_dir: Path, job_id: str | None = None) -> str | None:
-    """Who trains a run at this moment, in words; None where nobody does, or only an attempt of job `job_id`."""
-    seen = read_lease(run_dir / "lease.json")
-    if not seen or (job_id is not None and seen.get("job_id") == job_id):
+def holder_elsewhere(run_dir: Path) -> str | None:
+    """Who trains a run at this moment, in words; None where nobody does, or only an earlier attempt of this job."""
+    seen = read_lease(run_dir)
+    if not seen or is_this_job(seen.get("job_id")):
         return None
     try:
         with open(run_dir / "lease.lock", "r+b") as lock:
@@ -143,5 +145,4 @@ def holder_elsewhere(run_dir: Path, job_id: str | None = None) -> str | None:
 
 def _is_earlier_attempt_of_this_job(holder: dict[str, Any]) -> bool:
     """Slurm has ended an earlier attempt of a job before it starts the next."""
-    job = os.environ.get("SLURM_JOB_ID")
-    return job is not None and holder.get("job_id") == job and os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+    return is_this_job(holder.get("job_id")) and os.environ.get("SLURM_RESTART_COUNT", "0") != "0"

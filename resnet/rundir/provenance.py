@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from resnet.process.environment import ATTEMPT, PROGRAM
+from resnet.process.environment import ATTEMPT, PROGRAM, job_id
 from resnet.rundir.files import read_provenance, read_status, to_json, write_atomic
 
 PACKAGES = (
@@ -49,7 +49,7 @@ def provenance(
         "executable": sys.executable,
         "platform": platform.platform(),
         "host": socket.gethostname(),
-        "job_id": _job_id(),
+        "job_id": job_id(),
         "world_size": world_size,
         "devices": list(devices),
         "plan": dict(plan or {}),
@@ -62,12 +62,6 @@ def _packages() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found
-
-
-def _job_id() -> str | None:
-    """Slurm's id of this job, as `squeue` writes it."""
-    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
 
 
 def _git(folder: Path) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from resnet.process.exit_codes import FAILED, INTERRUPTED, MISTAKE
 from resnet.rundir.files import find_run
 
 
@@ -19,9 +20,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         if arguments.debug:
             raise
         print(f"resnet {arguments.command}: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, ValueError) else 1)
+        sys.exit(MISTAKE if isinstance(error, ValueError) else FAILED)
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -62,7 +63,7 @@ def _verify_resume(arguments: argparse.Namespace) -> None:
     from resnet.tools.verify_resume import verify_resume
 
     if not verify_resume(arguments.overrides, arguments.steps, arguments.ranks, arguments.keep):
-        sys.exit(1)
+        sys.exit(FAILED)
 
 
 def _report(arguments: argparse.Namespace) -> None:

@@ -13,6 +13,8 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
+from resnet.process.exit_codes import FAILED
+from resnet.process.processes import is_alive
 from resnet.rundir.files import to_json, write_atomic, write_status
 
 _GRACE_SECONDS = 2.0
@@ -69,7 +71,7 @@ class RankLog:
         # Those with a record of their own have left since another was gone: they are not the one that was killed.
         for rank in sorted(set(range(world_size)) - {record["rank"] for record in records}):
             place = _read(self._records / f"rank-{rank}.json")
-            if place.get("host") == socket.gethostname() and _is_dead(place["pid"]):
+            if place.get("host") == socket.gethostname() and not is_alive(place["pid"]):
                 step = records[0]["step"] if records else 0
                 self.speaker = int(rank == 0)
                 return {**place, "rank": rank, "step": step, "reason": "the process was killed", "failure": "killed"}
@@ -84,14 +86,6 @@ def _read(file: Path) -> dict[str, Any]:
         return json.loads(file.read_text())
     except (OSError, ValueError):
         return {}
-
-
-def _is_dead(pid: int) -> bool:
-    """Also where its parent has not taken note of it yet."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
-    except FileNotFoundError:
-        return True
 
 
 def _remove(file: Path) -> None:
@@ -128,4 +122,4 @@ class Watchdog:
                 faulthandler.dump_traceback(self._log.file, all_threads=True)
                 self._log.fail(1, self._step, reason, "hang", own_fault=True)
                 print(f"train.py: rank {self._log.rank}: {reason}", file=sys.stderr, flush=True)
-                os._exit(1)
+                os._exit(FAILED)

@@ -106,6 +106,28 @@ def test_a_sweep_on_slurm_survives_everything_and_is_completed(cluster: Cluster,
     assert (cluster.work / picture).read_bytes().startswith(b"\x89PNG")
 
 
+LEAVES_A_LEASE = """
+import pathlib, socket, sys
+socket.gethostname = lambda: "another-node"
+from resnet.rundir.lease import Lease
+Lease(pathlib.Path(sys.argv[1]))._renew()
+"""
+
+
+def test_a_trial_knows_its_own_lease_again_on_another_node(cluster: Cluster, shapes, tmp_path):
+    """The first attempt of each task of an array dies with its node, and leaves its lease behind."""
+    script = tmp_path / "lease.py"
+    script.write_text(LEAVES_A_LEASE)
+    trial = f"\"$(ls -d '{cluster.run_dir('leased')}'/seed=$SLURM_ARRAY_TASK_ID-*)\""
+    first = f"{sys.executable} {script} {trial}; scontrol requeue $SLURM_JOB_ID; sleep 60"
+    stage = json.dumps(['[ "${SLURM_RESTART_COUNT:-0}" != 0 ] || { ' + first + "; }"])
+    words = [*SHORT, f"data.train={shapes}", "epochs=1", "seed=0,1", "cluster=local-test", "slurm.time=5"]
+    cluster.launch("sweep", *words, "slurm.gpus_per_node=1", f"slurm.stage={stage}", "--name", "leased")
+    cluster.wait("both trials to end", lambda: not cluster.queue())
+    runs = [file.parent for file in cluster.run_dir("leased").glob("*/status.json")]
+    assert [(status(run)["state"], len(attempts(run))) for run in runs] == [("finished", 2)] * 2
+
+
 def test_more_trials_than_an_array_may_have(cluster: Cluster, shapes):
     """1,101 trials where MaxArraySize is 1,001: two arrays, and no trial twice."""
     words = [*SHORT, f"data.train={shapes}", "optimizer.lr=log(0.001,0.1,367)", "seed=0,1,2", "cluster=local-test"]

@@ -312,7 +312,7 @@ def test_a_run_has_one_writer(tmp_path):
 
     os.kill(first[0], signal.SIGKILL)
     assert wait_ranks(first, 10) == [-9]
-    assert read_lease(run / "lease.json")["pid"] == first[0]
+    assert read_lease(run)["pid"] == first[0]
     third = begin(tmp_path, LONG, "max_steps=1000")
     wait_for(lambda: read_status(run)["pid"] == third[0] and read_status(run)["step"] > 2)
     os.kill(third[0], signal.SIGTERM)
@@ -327,11 +327,11 @@ def test_a_run_that_was_taken_over_stops_and_writes_nothing(tmp_path, monkeypatc
     run = tmp_path / "r"
     wait_for(reaches(run, 2))
     other = {"host": "elsewhere", "pid": 7, "job_id": None, "token": "another", "count": 1, "time": 0}
-    while any(pid in processes_of(ranks) for pid in ranks) and read_lease(run / "lease.json") != other:
+    while any(pid in processes_of(ranks) for pid in ranks) and read_lease(run) != other:
         write_atomic(run / "lease.json", json.dumps(other))
         time.sleep(0.3)
     assert wait_ranks(ranks, 60) == [1, 1]
-    assert read_lease(run / "lease.json") == other
+    assert read_lease(run) == other
     assert read_status(run)["state"] == "running"
     assert read_provenance(run)["attempts"][-1]["end"] is None
     assert newest_first(run / "checkpoints") == []
@@ -357,7 +357,7 @@ def test_a_dead_lease_of_another_machine_is_taken_over(tmp_path, elsewhere):
     lease = Lease(tmp_path)
     lease.acquire(told.append)
     assert "process 7 on elsewhere, job 12" in told[0]
-    assert read_lease(tmp_path / "lease.json")["pid"] == os.getpid()
+    assert read_lease(tmp_path)["pid"] == os.getpid()
     assert lease.check()
     lease.release()
     assert not (tmp_path / "lease.json").exists()
@@ -370,7 +370,7 @@ def test_a_living_lease_of_another_machine_is_respected(tmp_path, elsewhere):
     with pytest.raises(LeaseHeld, match="process 7 on elsewhere, job 12: stop that one first"):
         Lease(tmp_path).acquire(lambda _: None)
     renewal.join()
-    assert read_lease(tmp_path / "lease.json")["count"] == 2
+    assert read_lease(tmp_path)["count"] == 2
 
 
 def test_a_lease_given_back_is_free_at_once(tmp_path, elsewhere, monkeypatch):

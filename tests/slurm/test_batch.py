@@ -13,7 +13,7 @@ import pytest
 from resnet.process.environment import CORES, cores_of_rank
 from resnet.rundir.attempts import end_file, newest_step, read_attempts
 from resnet.rundir.files import read_status, write_status
-from resnet.rundir.lease import Lease
+from resnet.rundir.lease import Lease, holder_elsewhere, read_lease
 from slurm import batch
 from slurm.batch import Attempt
 from slurm.control import free_port
@@ -250,6 +250,31 @@ def test_what_another_trains_is_left_alone(run_dir, monkeypatch):
     assert done.returncode == 1
     assert "is being trained by process" in done.stderr
     assert (read_status(run_dir)["state"], read_status(run_dir)["step"]) == ("running", 7)
+
+
+@pytest.mark.parametrize("noted", ["100_2", "102"])
+def test_the_lease_of_an_earlier_attempt_in_an_array_is_its_own(run_dir, monkeypatch, noted):
+    """noted: by this version, and by 0.1.0, which noted a task's plain number."""
+    for name, value in {"JOB_ID": 102, "ARRAY_JOB_ID": 100, "ARRAY_TASK_ID": 2, "RESTART_COUNT": 1}.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    holder = {"host": "elsewhere", "pid": 7, "job_id": noted, "token": "another", "count": 1, "time": time.time()}
+    (run_dir / "lease.json").write_text(json.dumps(holder))
+    assert holder_elsewhere(run_dir) is None
+    lease = Lease(run_dir)
+    lease.acquire()
+    assert read_lease(run_dir)["job_id"] == "100_2"
+    lease.release()
+
+
+def test_a_run_that_is_trained_elsewhere_does_not_stay_queued(run_dir, monkeypatch):
+    holder = {"host": "elsewhere", "pid": 7, "job_id": "6", "token": "another", "count": 1, "time": time.time()}
+    (run_dir / "lease.json").write_text(json.dumps(holder))
+    (run_dir / "lease.lock").touch()
+    write_status(run_dir, state="queued")
+    assert Attempt(JOBS, run_dir).run(["true"]) == 1
+    ended = read_status(run_dir)
+    assert (ended["state"], ended["failure"]) == ("failed", "lease")
+    assert "is being trained by process 7 on elsewhere, job 6" in ended["reason"]
 
 
 def test_jobs_on_a_node_take_different_ports():

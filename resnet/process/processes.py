@@ -1,0 +1,60 @@
+"""Other processes of this machine: whether they live, their children, the signals they catch."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+from pathlib import Path
+
+PROC = Path("/proc")
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process of this machine runs; one that has ended and awaits its parent's notice does not."""
+    try:
+        os.kill(pid, 0)
+        return not _is_zombie(pid)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        # Another user's, or a number that no process of ours can have had: not for us to call dead.
+        return True
+
+
+def _is_zombie(pid: int) -> bool:
+    if not PROC.is_dir():
+        return False
+    try:
+        return _fields(PROC / str(pid) / "stat")[0] in "ZX"
+    except FileNotFoundError:
+        return True
+
+
+def _fields(stat: Path) -> list[str]:
+    """State, parent and what follows; the name before them may hold spaces and parentheses."""
+    return stat.read_text().rpartition(")")[2].split()
+
+
+def children(parent: int) -> list[int]:
+    if not PROC.is_dir():
+        listing = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True).stdout
+        pairs = (line.split() for line in listing.splitlines())
+        return [int(process) for process, its_parent in pairs if int(its_parent) == parent]
+    found = []
+    for stat in PROC.glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            if int(_fields(stat)[1]) == parent:
+                found.append(int(stat.parent.name))
+    return found
+
+
+def catches(process: int, number: int) -> bool:
+    """Whether a process has a handler for a signal; taken to be so where the system does not tell."""
+    if not PROC.is_dir():
+        return True
+    with contextlib.suppress(OSError):
+        for line in (PROC / str(process) / "status").read_text().splitlines():
+            if line.startswith("SigCgt:"):
+                return bool(int(line.split()[1], 16) >> (number - 1) & 1)
+    return False
