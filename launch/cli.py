@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import importlib
 import os
 import re
@@ -12,6 +11,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
+from recipes.text import did_you_mean, near, suggestion
 from resnet.process.exit_codes import BROKEN_PIPE, FAILED, FINISHED, INTERRUPTED, MISTAKE
 
 COMMANDS = {
@@ -51,8 +51,7 @@ def _main(argv: list[str]) -> int:
             print(_help(), file=sys.stderr)
             return MISTAKE
         else:
-            close = difflib.get_close_matches(command, COMMANDS, n=1)
-            hint = f"did you mean launch {close[0]}?" if close else f"there are: {', '.join(COMMANDS)}"
+            hint = suggestion(command, COMMANDS, count=1).replace("mean ", "mean launch ")
             print(f"launch: no command {command!r}: {hint}", file=sys.stderr)
             return MISTAKE
         print(end="", flush=True)
@@ -93,8 +92,8 @@ def _parse(command: str, argv: list[str]):
 def _unknown(words: list[str], help_text: str) -> str:
     word = next((word for word in words if word.startswith("-")), words[0])
     option, equals, value = word.partition("=")
-    if close := difflib.get_close_matches(option, re.findall(r"--[a-z-]+", help_text), n=1):
-        hint = f"did you mean {close[0]}?"
+    if close := near(option, re.findall(r"--[a-z-]+", help_text), 1):
+        hint = did_you_mean(close)
     elif "KEY=VALUE" in help_text and option.startswith("-"):
         hint = f"keys of the recipe stand without dashes, as in {option.lstrip('-')}={value if equals else '...'}"
     else:

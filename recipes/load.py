@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import re
@@ -15,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from recipes.schema.recipe import NOT_TRAINING, Recipe
+from recipes.text import did_you_mean, near, suggestion
 from recipes.yaml12 import UNREADABLE, Dumper, Loader
 
 FOLDER = Path(__file__).parent
@@ -108,9 +108,7 @@ def _find(name: str, relative_to: Path, origin: str = "") -> Path:
             raise RecipeError(f"no recipe file {path}{origin}")
         return path
     if name not in _files():
-        close = difflib.get_close_matches(name, names(), n=3)
-        what = f"did you mean {' or '.join(close)}?" if close else f"there are: {', '.join(names())}"
-        raise RecipeError(f"no recipe {name!r}{origin}: {what}")
+        raise RecipeError(f"no recipe {name!r}{origin}: {suggestion(name, names())}")
     return _files()[name]
 
 
@@ -342,11 +340,11 @@ def _did_you_mean(key: str, values: dict[str, Any]) -> str:
         return f": {group}.{tag}={_show(values[group][tag])} has no such key ({', '.join(having)} would)"
     parent, _, leaf = key.rpartition(".")
     same_group = {k.rpartition(".")[2]: k for k in everywhere if k.rpartition(".")[0] == parent}
-    close = [same_group[name] for name in difflib.get_close_matches(leaf, same_group, n=1, cutoff=0.6)]
+    close = [same_group[name] for name in near(leaf, same_group, 1)]
     close += [k for k in everywhere if k.rpartition(".")[2] == leaf and k not in close]
-    close = close or difflib.get_close_matches(key, everywhere, n=2, cutoff=0.7)
+    close = close or near(key, everywhere, 2, cutoff=0.7)
     if close:
-        return f": did you mean {' or '.join(close[:3])}?"
+        return f": {did_you_mean(close[:3])}"
     if parent and same_group:
         return f": {parent} has {', '.join(sorted(same_group))}"
     return ""

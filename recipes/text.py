@@ -1,9 +1,10 @@
-"""How durations and keys are told to people."""
+"""How things are told to people: durations, keys, what a mistyped word may have meant. Standard library only."""
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 def format_duration(seconds: float) -> str:
@@ -28,3 +29,21 @@ def labels(keys: Iterable[str]) -> dict[str, str]:
             label = key.split(".")
         found[key] = ".".join(label)
     return found
+
+
+def near(word: str, names: Iterable[str], count: int = 3, cutoff: float = 0.6) -> list[str]:
+    """The names that a mistyped word may have meant, the likeliest first; case does not matter, nor - for _."""
+    plain = {name.lower().replace("-", "_"): name for name in names}
+    found = difflib.get_close_matches(word.lower().replace("-", "_"), plain, n=count, cutoff=cutoff)
+    return [plain[name] for name in found]
+
+
+def did_you_mean(close: Sequence[str]) -> str:
+    return f"did you mean {' or '.join(close)}?"
+
+
+def suggestion(word: str, names: Iterable[str], otherwise: str = "there are:", count: int = 3) -> str:
+    """What to say of a word that is none of the names: those it may have meant, or else all of them."""
+    names = list(names)
+    close = near(word, names, count)
+    return did_you_mean(close) if close else f"{otherwise} {', '.join(names)}"

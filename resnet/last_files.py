@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from recipes.text import format_duration
 from resnet.checkpoint.commit import name_of, newest_valid, step_of
 from resnet.checkpoint.snapshot import EMA, MODEL
-from resnet.rundir.files import write_atomic, write_status
+from resnet.rundir.files import write_atomic
+from resnet.rundir.status import write_status
 
 if TYPE_CHECKING:
     from resnet.loop import Trainer

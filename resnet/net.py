@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import pickle
 import re
@@ -20,6 +19,7 @@ from torchvision.models import resnet as reference
 from torchvision.ops import StochasticDepth
 
 from recipes.schema.recipe import Model
+from recipes.text import suggestion
 
 
 class _Net(NamedTuple):
@@ -116,9 +116,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 def make_activation(name: str, arguments: Mapping[str, float | bool]) -> nn.Module:
     """An activation of torch.nn, in place where it can be. Raises ValueError for an unknown name or unfit arguments."""
     if name not in ACTIVATIONS:
-        close = difflib.get_close_matches(name.lower(), ACTIVATIONS, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(sorted(ACTIVATIONS))}"
-        raise ValueError(f"model.activation {name} is unknown: {hint}")
+        raise ValueError(f"model.activation {name} is unknown: {suggestion(name, sorted(ACTIVATIONS))}")
     parameters = inspect.signature(ACTIVATIONS[name]).parameters
     known = [key for key, parameter in parameters.items() if parameter.annotation in (float, "float")]
     required = [key for key in known if parameters[key].default is inspect.Parameter.empty]

@@ -44,11 +44,13 @@ from resnet.process.exit_codes import FAILED, FINISHED, MISTAKE, STOPPED
 from resnet.process.signals import Signals, die_with_launcher
 from resnet.process.streams import forgive_output
 from resnet.run_hooks import RunHooks
-from resnet.rundir.files import write_atomic, write_status
+from resnet.rundir.files import write_atomic
+from resnet.rundir.metrics_log import MetricsLog
 from resnet.rundir.provenance import end_attempt, provenance, record_attempt
+from resnet.rundir.status import write_status
 from resnet.tracking.profiling import profile_steps
 from resnet.tracking.progress import Progress
-from resnet.tracking.wandb_client import MetricsLog, NullTracker, open_wandb
+from resnet.tracking.wandb_client import NullTracker, open_wandb
 from resnet.tracking.watchdog import RankLog, Watchdog
 
 

@@ -14,10 +14,11 @@ from resnet.agreement import NOTHING, SAVE, STOP, Agreement
 from resnet.checkpoint.saver import Saver
 from resnet.process.signals import Signals
 from resnet.rundir.evaluation import write_evaluation
-from resnet.rundir.files import write_status
+from resnet.rundir.metrics_log import MetricsLog
+from resnet.rundir.status import write_status
 from resnet.state import TrainState
 from resnet.tracking.progress import Progress
-from resnet.tracking.wandb_client import MetricsLog, NullTracker
+from resnet.tracking.wandb_client import NullTracker
 from resnet.tracking.watchdog import Watchdog
 
 

@@ -22,8 +22,9 @@ from typing import Any
 from resnet.process.environment import ATTEMPT, CORES, job_id
 from resnet.process.exit_codes import FAILED, FINISHED
 from resnet.rundir.attempts import ENDS, newest_step, read_attempts, told_to_end
-from resnet.rundir.files import read_status, to_json, write_atomic, write_status
+from resnet.rundir.files import append_line, write_atomic
 from resnet.rundir.lease import holder_elsewhere
+from resnet.rundir.status import status_or_nothing, status_text, write_status
 from slurm.control import end_time, free_port, hostnames, job_state, was_preempted
 from slurm.ends import End, end_of_staging, end_of_training, port_was_taken, slurms_word
 
@@ -86,7 +87,7 @@ class Attempt:
             return FINISHED
         if holder := holder_elsewhere(self.run_dir):
             print(holder, file=sys.stderr)
-            if self._status().get("state") == "queued":
+            if status_or_nothing(self.run_dir).get("state") == "queued":
                 self._tell(state="failed", reason=holder, failure="lease", eta_s=None)
             return FAILED
         if why := self._why_not():
@@ -97,7 +98,7 @@ class Attempt:
         nodes = hostnames()
         restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
         self._record(job_id=self.job_id, restart=restart, start=time.time(), nodes=nodes, step=self.step)
-        if self._status().get("state") != "finished":
+        if status_or_nothing(self.run_dir).get("state") != "finished":
             fields = {"attempts": self.number, "job_id": self.job_id, "host": nodes[0], "failure": None, "eta_s": None}
             self._tell(state="running", reason="starting", **fields)
         return self._finish(self._stage(nodes) or self._train(command, nodes))
@@ -152,7 +153,9 @@ class Attempt:
             if code == 0 or number == PORT_TRIES - 1 or not port_was_taken(first_log, seen):
                 break
             self.lines.clear()
-        return end_of_training(code, self.lines, self._status(), self.told, self.logs, self._node_of_failure(nodes))
+        return end_of_training(
+            code, self.lines, status_or_nothing(self.run_dir), self.told, self.logs, self._node_of_failure(nodes)
+        )
 
     def _node_of_failure(self, nodes: Sequence[str]) -> str | None:
         """The node of the rank that failed first by its own record, unless any node would have done the same."""
@@ -257,25 +260,16 @@ class Attempt:
     def _record(self, **fields: Any) -> None:
         """Add to attempts.jsonl. A disk that is full must not keep the job from going on."""
         try:
-            with open(self.run_dir / "slurm" / "attempts.jsonl", "a", encoding="utf-8") as file:
-                file.write(to_json({"attempt": self.number, **fields}) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
+            append_line(self.run_dir / "slurm" / "attempts.jsonl", {"attempt": self.number, **fields})
         except OSError as error:
             print(f"attempts.jsonl could not be written: {error}", file=sys.stderr)
-
-    def _status(self) -> dict[str, Any]:
-        try:
-            return read_status(self.run_dir)
-        except (ValueError, OSError):
-            return {}
 
     def _tell(self, **fields: Any) -> None:
         """Update status.json, a damaged one by a new one."""
         try:
             write_status(self.run_dir, **fields)
         except ValueError:
-            write_atomic(self.run_dir / "status.json", to_json({"name": self.run_dir.name, **fields}, indent=1))
+            write_atomic(self.run_dir / "status.json", status_text({"name": self.run_dir.name, **fields}))
         except OSError as error:
             print(f"status.json could not be written: {error}", file=sys.stderr)
 

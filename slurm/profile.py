@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import re
@@ -14,6 +13,7 @@ from pydantic import AfterValidator, Field, StringConstraints, ValidationError, 
 
 from recipes.load import parse_value
 from recipes.schema.fields import Count, Group
+from recipes.text import suggestion
 from recipes.yaml12 import UNREADABLE, Loader
 
 FOLDER = Path(__file__).parent / "clusters"
@@ -198,8 +198,7 @@ def _find(name: str) -> Path:
     for folder in (user_folder(), FOLDER):
         if (path := folder / f"{name}.yaml").is_file():
             return path
-    close = difflib.get_close_matches(name, profile_names(), n=3)
-    what = f"did you mean {' or '.join(close)}?" if close else f"there are: {', '.join(profile_names())}"
+    what = suggestion(name, profile_names())
     raise ProfileError(f"no cluster profile {name!r}: {what} Your own belong in {user_folder()}")
 
 
@@ -210,9 +209,7 @@ def _describe(problem: dict[str, Any], values: dict[str, Any], origins: dict[str
     key = where[0]
     origin = origins.get(key, origin)
     if problem["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(key, Profile.model_fields, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(Profile.model_fields)}"
-        return f"unknown key slurm.{key} ({origin}): {hint}"
+        return f"unknown key slurm.{key} ({origin}): {suggestion(key, Profile.model_fields, count=1)}"
     value = values[key] if isinstance(values[key], str) else json.dumps(values[key], default=str)
     message = str(problem["ctx"]["error"]) if problem["type"] == "value_error" else problem["msg"]
     return f"slurm.{key}={value} ({origin}): {message[0].lower()}{message[1:]}"

@@ -14,8 +14,8 @@ from launch.runs.send import active_job, read_job, shown
 from launch.runs.state import find, find_sweep, rows
 from launch.sweep.directory import cancel_file
 from resnet.rundir.attempts import end_file
-from resnet.rundir.files import read_status, write_status
 from resnet.rundir.lease import holder_elsewhere, read_lease
+from resnet.rundir.status import read_status, write_status
 from slurm.queue import ask
 
 

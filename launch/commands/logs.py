@@ -12,8 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from launch.runs.logs import _status, attempts, first_failure, log_file, log_files, newest_batch_files
+from launch.runs.logs import attempts, first_failure, log_file, log_files, newest_batch_files
 from launch.runs.state import ROOT, find, rows
+from resnet.rundir.status import status_or_nothing
 
 POLL_SECONDS = 0.5
 ASK_SECONDS, ASK_SECONDS_MOST = 5, 60
@@ -60,7 +61,7 @@ def run(arguments: argparse.Namespace) -> None:
 def _rank_to_show(run_dir: Path, attempt: int | None) -> int:
     """The first rank that failed where it is its attempt that is asked for, else 0."""
     newest = attempt is None or attempt == max(attempts(run_dir), default=None)
-    if newest and _status(run_dir).get("state") == "failed" and (first := first_failure(run_dir)):
+    if newest and status_or_nothing(run_dir).get("state") == "failed" and (first := first_failure(run_dir)):
         print(f"failed first: {first[1].partition(chr(10))[0]}", file=sys.stderr, flush=True)
         return first[0]
     return 0
@@ -113,7 +114,7 @@ def _follow(run_dir: Path, newest: Callable[[], Path | None]) -> None:
     try:
         while True:
             # Before the last read, which then misses nothing.
-            state = _status(run_dir).get("state")
+            state = status_or_nothing(run_dir).get("state")
             if state != seen or time.monotonic() >= next_look:
                 row = rows([run_dir])[0]
                 pause = pause if state == seen else ASK_SECONDS

@@ -10,7 +10,7 @@ from launch.runs.send import SNAPSHOTS, Job, read_job, refuse_active, send, show
 from launch.runs.state import find, find_sweep
 from recipes.load import load_file
 from resnet.rundir.attempts import end_file, newest_step, read_attempts
-from resnet.rundir.files import read_status
+from resnet.rundir.status import read_status
 from slurm.code_copy import take_snapshot
 from slurm.profile import Profile, change_profile
 from slurm.sbatch import check_slurm

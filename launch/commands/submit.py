@@ -13,7 +13,8 @@ from recipes.load import Loaded, dump, load
 from recipes.plan import Plan, samples_known
 from recipes.schema.recipe import Recipe
 from resnet.rundir.attempts import read_attempts
-from resnet.rundir.files import new_run_dir, write_atomic
+from resnet.rundir.files import write_atomic
+from resnet.rundir.find import new_run_dir
 from slurm.code_copy import snapshot_path, take_snapshot
 from slurm.profile import Profile, load_profile
 from slurm.sbatch import Submission, check_slurm, expected_start, script

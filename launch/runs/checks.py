@@ -9,7 +9,7 @@ from recipes.changes import differences, refuse_fixed
 from recipes.load import load_file
 from recipes.plan import Plan, make_plan, samples_known
 from recipes.schema.recipe import Recipe
-from resnet.rundir.files import read_status
+from resnet.rundir.status import read_status
 from slurm.profile import Profile
 
 

@@ -6,9 +6,9 @@ import contextlib
 import json
 import re
 from pathlib import Path
-from typing import Any
 
-from resnet.rundir.files import read_provenance, read_status
+from resnet.rundir.provenance import read_provenance
+from resnet.rundir.status import status_or_nothing
 
 TAIL_BYTES = 32_768
 
@@ -62,7 +62,7 @@ def first_failure(run_dir: Path) -> tuple[int, str] | None:
                 records.append((record["own_fault"] is False, record["time"], record["rank"], how))
     own = [record for record in records if not record[0]]
     # Where all failed since one was gone, that one left no record, and the run's reason names it.
-    told = None if own else re.match(r"rank (\d+) on .*", str(_status(run_dir).get("reason")))
+    told = None if own else re.match(r"rank (\d+) on .*", str(status_or_nothing(run_dir).get("reason")))
     if told:
         return int(told[1]), told[0]
     return min(own or records)[2:] if records else None
@@ -77,10 +77,3 @@ def tail(file: Path, count: int) -> list[str]:
     except OSError:
         return []
     return [line.rpartition("\r")[2] for line in text.replace("\r\n", "\n").split("\n") if line.strip()][-count:]
-
-
-def _status(run_dir: Path) -> dict[str, Any]:
-    try:
-        return read_status(run_dir)
-    except (ValueError, OSError):
-        return {}

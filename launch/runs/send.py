@@ -19,8 +19,9 @@ from recipes.load import dump
 from recipes.schema.recipe import Recipe
 from resnet.process.signals import SIGNALS
 from resnet.rundir.attempts import end_file
-from resnet.rundir.files import read_status, write_atomic, write_status
+from resnet.rundir.files import write_atomic
 from resnet.rundir.lease import holder_elsewhere
+from resnet.rundir.status import read_status, write_status
 from slurm.profile import Profile
 from slurm.queue import queued
 from slurm.sbatch import Submission, submit

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 
 from recipes.text import format_duration
 from resnet.process.processes import is_alive
-from resnet.rundir.files import find_run, read_status
+from resnet.rundir.find import find_run
 from resnet.rundir.lease import read_lease
+from resnet.rundir.status import read_status
 from slurm.queue import STARTED, WAITING, Job, accounted, queued
 
 ROOT = "runs"
@@ -103,8 +104,6 @@ def _read(folder: Path) -> Run:
     status, sent, problem = {}, {}, None
     try:
         status = read_status(folder)
-        if not isinstance(status, dict):
-            status, problem = {}, "status.json is damaged: it holds no fields"
     except (ValueError, OSError) as error:
         problem = str(error)
     if not status and not folder.is_dir():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -21,7 +20,8 @@ from launch.sweep.study import trial_name as numbered
 from recipes.load import load
 from recipes.schema.recipe import NOT_TRAINING, Recipe
 from resnet.rundir.attempts import ENDS, end_file
-from resnet.rundir.files import read_status, to_json, write_atomic, write_status
+from resnet.rundir.files import append_line, read_lines, to_json, write_atomic
+from resnet.rundir.status import read_status, write_status
 from slurm.profile import Profile
 from slurm.queue import ask as ask_slurm
 from slurm.queue import queued
@@ -179,18 +179,13 @@ class SweepDir:
         return self.path / "slurm" / "arrays.jsonl"
 
     def note_array(self, **fields: Any) -> None:
-        with open(self._arrays, "a", encoding="utf-8") as file:
-            file.write(to_json(fields) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append_line(self._arrays, fields)
 
     def arrays(self) -> dict[str, dict[str, Any]]:
         """By name: the trials of each array, and its job's id unless the command that sent it died over it."""
         found: dict[str, dict[str, Any]] = {}
-        for line in self._arrays.read_text(encoding="utf-8").splitlines() if self._arrays.is_file() else ():
-            with contextlib.suppress(ValueError):
-                fields = json.loads(line)
-                found.setdefault(fields["name"], {}).update(fields)
+        for fields in read_lines(self._arrays):
+            found.setdefault(fields["name"], {}).update(fields)
         return found
 
     def _settle_arrays(self) -> None:

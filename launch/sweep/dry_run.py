@@ -12,7 +12,8 @@ from launch.sweep.points import Sweep, Trial, size
 from recipes.load import load
 from recipes.schema.recipe import Recipe
 from recipes.text import format_duration
-from resnet.rundir.files import read_provenance, read_status
+from resnet.rundir.provenance import read_provenance
+from resnet.rundir.status import read_status
 from slurm.sbatch import max_array_size
 
 LISTED = 20

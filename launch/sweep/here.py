@@ -27,8 +27,8 @@ from launch.sweep.directory import (
 from resnet.process.environment import CORES, usable
 from resnet.process.exit_codes import FAILED, FINISHED, INTERRUPTED, STOPPED
 from resnet.process.signals import SIGNALS, die_with_parent
-from resnet.rundir.files import read_status, write_status
 from resnet.rundir.lease import holder_elsewhere
+from resnet.rundir.status import read_status, write_status
 from slurm.job import words_of
 
 LOOK_SECONDS = 1.0

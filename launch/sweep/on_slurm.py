@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import Any
 
 from launch.runs.send import SNAPSHOTS, Job, uninterrupted
 from launch.sweep.directory import Place, SweepDir, write_job
-from resnet.rundir.files import read_status, to_json, write_atomic, write_status
+from resnet.rundir.files import to_json, write_atomic
+from resnet.rundir.status import read_status, status_text, write_status
 from slurm.code_copy import take_snapshot
 from slurm.sbatch import Submission, max_array_size, submit
 
@@ -86,5 +86,5 @@ def _note_queued(run_dir: Path) -> None:
     if (run_dir / "status.json").exists():
         write_status(run_dir, state="queued", reason=None, failure=None, eta_s=None)
     else:
-        fields = {"name": run_dir.name, "state": "queued", "updated": time.time()}
-        (run_dir / "status.json").write_text(to_json(fields, indent=1) + "\n", encoding="utf-8")
+        text = status_text({"name": run_dir.name, "state": "queued"})
+        (run_dir / "status.json").write_text(text, encoding="utf-8")

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeGuard
 from launch.sweep.ranking import compare, eta, importance, ranked
 from launch.sweep.result_types import METRICS, Comparison, Setting, Share, Trial, goes_on, plural
 from resnet.rundir.attempts import read_attempts
-from resnet.rundir.files import read_provenance
+from resnet.rundir.provenance import read_provenance
 
 STATES = ("finished", "running", "queued", "not sent", "pruned", "stopped", "failed", "damaged", "unknown")
 REQUIRED = ("name", "method", "metric", "goal", "parameters", "trials")

@@ -29,7 +29,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from launch.sweep.points import Distribution, Sweep, Values, sample, search_bounds, text_of, to_words
 from launch.sweep.sweep_json import read_sweep, sweep_of
 from resnet.rundir.attempts import told_to_end
-from resnet.rundir.files import read_metrics, read_status, to_json, write_atomic
+from resnet.rundir.files import append_line, read_lines, to_json, write_atomic
+from resnet.rundir.metrics_log import read_metrics
+from resnet.rundir.status import read_status
 
 if TYPE_CHECKING:
     import optuna
@@ -372,16 +374,12 @@ def _judgements(sweep_dir: Path) -> dict[tuple[int, str], tuple[float, bool]]:
     """(rung, trial) -> value, whether it was stopped. A line that cannot be read is left out."""
     file = sweep_dir / "slurm" / "rungs.jsonl"
     found = {}
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else ():
-        with contextlib.suppress(ValueError):
-            row = json.loads(line)
-            found[row["rung"], row["trial"]] = math.nan if row["value"] is None else row["value"], row["stop"]
+    for row in read_lines(file):
+        found[row["rung"], row["trial"]] = math.nan if row["value"] is None else row["value"], row["stop"]
     return found
 
 
 def _record(sweep_dir: Path, trial: str, rung: int, value: float, stop: bool) -> None:
     """Append a judgement; under the lock, since two nodes that append at once overwrite each other on NFS."""
-    with open(sweep_dir / "slurm" / "rungs.jsonl", "a", encoding="utf-8") as file:
-        file.write(to_json({"trial": trial, "rung": rung, "value": value, "stop": stop}) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    row = {"trial": trial, "rung": rung, "value": value, "stop": stop}
+    append_line(sweep_dir / "slurm" / "rungs.jsonl", row)

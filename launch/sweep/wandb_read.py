@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Iterable, Iterator
@@ -25,6 +24,7 @@ from launch.sweep.points import (
     search_bounds,
 )
 from recipes.load import RecipeError, read_file
+from recipes.text import suggestion
 from recipes.yaml12 import Dumper
 
 METHODS = ("grid", "random", "bayes")
@@ -372,5 +372,4 @@ def _text(value: Any) -> str:
 
 
 def _near(name: str, names: Iterable[str], otherwise: str) -> str:
-    close = difflib.get_close_matches(name, [*names], n=2)
-    return f": did you mean {' or '.join(close)}?" if close else f": {otherwise} {', '.join(names)}"
+    return f": {suggestion(name, names, otherwise, count=2)}"

@@ -17,8 +17,9 @@ from recipes.schema.recipe import Recipe
 from resnet.checkpoint.commit import CheckpointError, digest_of, newest_valid, read_manifest
 from resnet.checkpoint.snapshot import read_rest
 from resnet.data.sources.registry import Source
-from resnet.rundir.files import new_run_dir, read_status
+from resnet.rundir.find import new_run_dir
 from resnet.rundir.lease import Lease
+from resnet.rundir.status import read_status
 from resnet.state import TrainState
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from pathlib import Path
 from typing import Any
+
+from resnet.rundir.files import read_lines
 
 ENDS = {"cancelled": "cancel", "pruned": "pruned"}
 """Why a run is told to save and not to go on (by a user, by a sweep's early stopping), with the file that says so."""
@@ -24,9 +25,8 @@ def read_attempts(run_dir: Path) -> list[dict[str, Any]]:
     """The attempts of a run that Slurm started, in order: what is known of the start of each, and of its end."""
     file = run_dir / "slurm" / "attempts.jsonl"
     merged: dict[int, dict[str, Any]] = {}
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else ():
-        with contextlib.suppress(ValueError, TypeError, KeyError):
-            record = json.loads(line)
+    for record in read_lines(file):
+        with contextlib.suppress(TypeError, KeyError):
             if "end" in record:
                 # `step` stays that of the start: what an attempt is compared by.
                 record["last_step"] = record.pop("step")

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from resnet.process.environment import ATTEMPT, PROGRAM, job_id
-from resnet.rundir.files import read_provenance, read_status, to_json, write_atomic
+from resnet.rundir.files import read_json, to_json, write_atomic
+from resnet.rundir.status import read_status
 
 PACKAGES = (
     *("torch", "torchvision", "accelerate", "datasets", "numpy", "pillow", "pydantic", "pyyaml", "safetensors"),
@@ -24,6 +25,11 @@ PACKAGES = (
 )
 DIFF_LIMIT = 1_000_000
 """Characters of `git diff` that are kept."""
+
+
+def read_provenance(run_dir: Path) -> dict[str, Any]:
+    """The content of provenance.json; empty where there is none. Raises ValueError where it is damaged."""
+    return read_json(run_dir / "provenance.json")
 
 
 def provenance(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from resnet.process.exit_codes import FAILED, INTERRUPTED, MISTAKE
-from resnet.rundir.files import find_run
+from resnet.rundir.find import find_run
 
 
 def main(argv: Sequence[str] | None = None) -> None:

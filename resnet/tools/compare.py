@@ -11,7 +11,7 @@ import torch
 
 from resnet.checkpoint.commit import newest_first
 from resnet.checkpoint.snapshot import EMA, MODEL, read_rest
-from resnet.rundir.files import read_metrics
+from resnet.rundir.metrics_log import read_metrics
 
 CLOCK = ("time", "images_per_second", "images_per_second_per_device", "data_wait", "memory_gb")
 """Keys of the log that two equal runs need not share."""

@@ -20,7 +20,8 @@ from resnet.data.sources.registry import Source
 from resnet.loop import count_batch
 from resnet.metrics import Tally
 from resnet.net import build_model
-from resnet.rundir.files import read_provenance, to_json
+from resnet.rundir.files import to_json
+from resnet.rundir.provenance import read_provenance
 
 
 @torch.no_grad()

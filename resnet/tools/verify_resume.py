@@ -15,7 +15,7 @@ from pathlib import Path
 from recipes.load import load
 from resnet.checkpoint.commit import newest_first, step_of
 from resnet.process.environment import PROGRAM
-from resnet.rundir.files import read_status
+from resnet.rundir.status import read_status
 from resnet.tools.compare import compare_runs
 
 START_SECONDS = 1800.0

@@ -6,7 +6,6 @@ server, crash, hang), training neither waits for it nor ends with it.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import queue
@@ -21,9 +20,8 @@ from typing import Any
 
 from recipes.schema.recipe import Recipe
 from resnet.process.environment import PROGRAM
-from resnet.rundir.files import to_json, write_atomic
-
-Value = float | int | str | bool | None
+from resnet.rundir.files import write_atomic
+from resnet.rundir.metrics_log import Value
 
 ONLINE_TIMEOUT = 30.0
 """Seconds that W&B may take to start where the recipe insists on it."""
@@ -31,64 +29,6 @@ AUTO_TIMEOUT = 8.0
 """Seconds that W&B may take to start where it answered the probe."""
 QUEUE_ROWS = 10_000
 """Rows that may wait for W&B before it counts as hung."""
-
-
-class MetricsLog:
-    """metrics.jsonl: one flat JSON object a line, only ever appended to, except that a resume cuts it.
-
-    Unlike W&B's offline files, which reach the disk in blocks of 32 KiB, each row is with the kernel when `log`
-    returns, and on the disk after `sync`: where the two differ, this one is right.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._file = open(path, "a+b", buffering=0)  # noqa: SIM115
-        self._unwritten = b""
-        self._cut(self._length())
-
-    def log(self, row: Mapping[str, Value]) -> None:
-        """Append a row. NaN and infinities become null, so that every reader of JSON takes the line.
-
-        What a full disk does not take is kept for the next call, or for `sync`, which tells of it.
-        """
-        assert all(value is None or isinstance(value, (int, float, str)) for value in row.values()), row
-        self._unwritten += to_json(row).encode() + b"\n"
-        with contextlib.suppress(OSError):
-            self._write()
-
-    def sync(self) -> int:
-        """Wait until all rows are on the disk; returns the file's length in bytes, for `truncate`. Raises OSError."""
-        self._write()
-        os.fsync(self._file.fileno())
-        return self._length()
-
-    def _write(self) -> None:
-        while self._unwritten:
-            self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
-
-    def truncate(self, length: int) -> None:
-        """Drop the rows after the first `length` bytes: those that a resumed run is about to write again."""
-        self._cut(min(length, self._length()))
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError):
-            self.sync()
-        self._file.close()
-
-    def _length(self) -> int:
-        return os.fstat(self._file.fileno()).st_size
-
-    def _cut(self, length: int) -> None:
-        """Shorten to the last whole line within `length` bytes."""
-        end = length
-        while end > 0:
-            start = max(0, end - 65536)
-            self._file.seek(start)
-            newline = self._file.read(end - start).rfind(b"\n")
-            if newline >= 0:
-                end = start + newline + 1
-                break
-            end = start
-        self._file.truncate(end)
 
 
 class NullTracker:

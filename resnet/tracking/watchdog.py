@@ -15,7 +15,8 @@ from typing import Any, TextIO
 
 from resnet.process.exit_codes import FAILED
 from resnet.process.processes import is_alive
-from resnet.rundir.files import to_json, write_atomic, write_status
+from resnet.rundir.files import to_json, write_atomic
+from resnet.rundir.status import write_status
 
 _GRACE_SECONDS = 2.0
 """How long a failing rank waits for the others' records, to tell which was the first."""

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import resnet.run  # noqa: F401  (imported before the fork, so that ranks start at once)
-from resnet.rundir.files import read_status
+from resnet.rundir.status import read_status
 from resnet.tools.compare import compare_runs
 from tests.processes import start_ranks, wait_ranks
 

@@ -17,7 +17,7 @@ import pytest
 
 from launch import cli
 from launch.commands import local
-from resnet.rundir.files import read_status
+from resnet.rundir.status import read_status
 from tests.helpers import OFF, PROGRAM, TINY, finish, start, status
 from tests.resnet.test_ends import newest_step, processes_with, reaches, wait_for
 

@@ -15,7 +15,7 @@ import pytest
 from launch import cli
 from launch.commands import logs
 from launch.runs import state as run_state
-from resnet.rundir.files import write_status
+from resnet.rundir.status import write_status
 from slurm.queue import Job
 
 ROOT = Path(__file__).parents[2]

@@ -110,7 +110,9 @@ LEAVES_A_LEASE = """
 import pathlib, socket, sys
 socket.gethostname = lambda: "another-node"
 from resnet.rundir.lease import Lease
-Lease(pathlib.Path(sys.argv[1]))._renew()
+run_dir = pathlib.Path(sys.argv[1])
+(run_dir / "lease.lock").touch()
+Lease(run_dir)._renew()
 """
 
 

@@ -21,8 +21,11 @@ import resnet.loop
 import resnet.rundir.lease
 import resnet.tools.report.report
 from resnet.checkpoint.commit import name_of, newest_first, newest_valid
-from resnet.rundir.files import read_metrics, read_provenance, read_status, write_atomic
+from resnet.rundir.files import write_atomic
 from resnet.rundir.lease import Lease, LeaseHeld, read_lease
+from resnet.rundir.metrics_log import read_metrics
+from resnet.rundir.provenance import read_provenance
+from resnet.rundir.status import read_status
 from resnet.tools.compare import compare_runs
 from tests.bench import kill
 from tests.helpers import PROGRAM, finish, start

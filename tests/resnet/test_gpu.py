@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from resnet.rundir.files import read_status
+from resnet.rundir.status import read_status
 from resnet.tools.compare import compare_runs
 from resnet.tools.verify_resume import verify_resume
 from tests.helpers import train

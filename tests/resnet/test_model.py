@@ -119,7 +119,7 @@ def test_activation_arguments_arrive():
     [
         ("leaky_rellu", {}, "did you mean leaky_relu"),
         ("LeakyReLU", {}, "did you mean leaky_relu"),
-        ("wxyz", {}, "there are .*relu.*silu"),
+        ("wxyz", {}, "there are: .*relu.*silu"),
         ("leaky_relu", {"slope": 0.1}, "leaky_relu has no slope, it takes negative_slope"),
         ("relu", {"inplace": True}, "relu has no inplace, it takes none"),
         ("threshold", {"value": 0.1}, "threshold needs threshold"),

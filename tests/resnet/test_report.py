@@ -9,8 +9,9 @@ import pytest
 
 from recipes.load import dump, load
 from recipes.schema.recipe import Evidence
-from resnet.rundir.files import to_json, write_status
+from resnet.rundir.files import to_json
 from resnet.rundir.provenance import end_attempt, provenance, record_attempt
+from resnet.rundir.status import write_status
 from resnet.tools.cli import main
 from resnet.tools.report.plots import draw_confusion, draw_curves, most_confused
 from resnet.tools.report.report import compare, differing, write_report

@@ -20,7 +20,9 @@ from resnet.checkpoint.commit import commit, name_of, newest_first, read_manifes
 from resnet.checkpoint.snapshot import REST, load_weights, read_rest
 from resnet.data.order import Order
 from resnet.data.sources.synthetic import Synthetic
-from resnet.rundir.files import read_metrics, read_provenance, read_status
+from resnet.rundir.metrics_log import read_metrics
+from resnet.rundir.provenance import read_provenance
+from resnet.rundir.status import read_status
 from resnet.tools.compare import CLOCK, compare_runs
 from tests.bench import kill
 from tests.processes import start_ranks, wait_ranks

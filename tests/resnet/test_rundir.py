@@ -8,6 +8,9 @@ import pytest
 
 from resnet.rundir import files as rundir
 from resnet.rundir import provenance
+from resnet.rundir.find import find_run
+from resnet.rundir.metrics_log import read_metrics
+from resnet.rundir.status import read_status, write_status
 
 
 def test_write_atomic_replaces_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -27,10 +30,10 @@ def test_write_atomic_replaces_whole_or_not_at_all(tmp_path, monkeypatch):
 
 
 def test_status_keeps_what_is_not_written_and_is_plain_json(tmp_path):
-    assert rundir.read_status(tmp_path) == {}
-    rundir.write_status(tmp_path, state="running", step=25, total_steps=200, loss=float("nan"))
-    rundir.write_status(tmp_path, step=50)
-    status = rundir.read_status(tmp_path)
+    assert read_status(tmp_path) == {}
+    write_status(tmp_path, state="running", step=25, total_steps=200, loss=float("nan"))
+    write_status(tmp_path, step=50)
+    status = read_status(tmp_path)
     assert (status["state"], status["step"], status["percent"], status["loss"]) == ("running", 50, 25.0, None)
     assert status["updated"] > 1.7e9
     assert "NaN" not in (tmp_path / "status.json").read_text()
@@ -39,7 +42,7 @@ def test_status_keeps_what_is_not_written_and_is_plain_json(tmp_path):
 def test_damaged_status_is_named(tmp_path):
     (tmp_path / "status.json").write_text("{")
     with pytest.raises(ValueError, match=r"status\.json is damaged"):
-        rundir.read_status(tmp_path)
+        read_status(tmp_path)
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -83,10 +86,10 @@ def test_provenance_holds_no_environment(tmp_path, monkeypatch):
 def test_attempts(tmp_path):
     assert provenance.record_attempt(tmp_path, {"command": "first", "git": {"sha": "a"}}) == 1
     provenance.end_attempt(tmp_path, "signal SIGTERM", step=30)
-    rundir.write_status(tmp_path, step=60)
+    write_status(tmp_path, step=60)
     assert provenance.record_attempt(tmp_path, {"command": "second", "git": None}, step=30) == 2
     assert provenance.record_attempt(tmp_path, {"command": "third"}, step=40) == 3
-    content = rundir.read_provenance(tmp_path)
+    content = provenance.read_provenance(tmp_path)
     assert content["command"] == "third"
     first, second, third = content["attempts"]
     assert (first["reason"], first["step"], first["git_sha"]) == ("signal SIGTERM", 30, "a")
@@ -97,27 +100,27 @@ def test_attempts(tmp_path):
 
 
 def test_read_metrics_leaves_out_a_torn_line(tmp_path):
-    assert rundir.read_metrics(tmp_path) == []
+    assert read_metrics(tmp_path) == []
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"st')
-    assert rundir.read_metrics(tmp_path) == [{"step": 1}, {"step": 2}]
+    assert read_metrics(tmp_path) == [{"step": 1}, {"step": 2}]
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"st\n{"step": 2}\n')
     with pytest.raises(ValueError, match="damaged"):
-        rundir.read_metrics(tmp_path)
+        read_metrics(tmp_path)
 
 
 def test_find_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="there are: none"):
-        rundir.find_run("a")
+        find_run("a")
     run = tmp_path / "runs" / "cifar-7"
     run.mkdir(parents=True)
     (run / "recipe.yaml").write_text("")
-    assert rundir.find_run("cifar-7").resolve() == run
-    assert rundir.find_run(str(run)) == run
+    assert find_run("cifar-7").resolve() == run
+    assert find_run(str(run)) == run
     with pytest.raises(ValueError, match=r"did you mean cifar-7\?"):
-        rundir.find_run("cifar7")
+        find_run("cifar7")
     with pytest.raises(ValueError, match=r"holds no recipe\.yaml"):
-        rundir.find_run("runs")
+        find_run("runs")
 
 
 def test_imports_no_torch():

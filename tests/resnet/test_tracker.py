@@ -12,8 +12,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from recipes.load import load
+from resnet.rundir.metrics_log import MetricsLog
 from resnet.tracking import wandb_client as tracker
-from resnet.tracking.wandb_client import MetricsLog, NullTracker, WandbTracker, open_wandb
+from resnet.tracking.wandb_client import NullTracker, WandbTracker, open_wandb
 
 
 def rows(path):

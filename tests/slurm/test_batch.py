@@ -12,8 +12,8 @@ import pytest
 
 from resnet.process.environment import CORES, cores_of_rank
 from resnet.rundir.attempts import end_file, newest_step, read_attempts
-from resnet.rundir.files import read_status, write_status
 from resnet.rundir.lease import Lease, holder_elsewhere, read_lease
+from resnet.rundir.status import read_status, write_status
 from slurm import batch
 from slurm.batch import Attempt
 from slurm.control import free_port

@@ -17,7 +17,10 @@ from pydantic.fields import FieldInfo
 from recipes.load import load_file
 from recipes.schema.recipe import Evidence, Recipe
 from recipes.text import format_duration
-from resnet.rundir.files import read_metrics, read_provenance, read_status, write_atomic
+from resnet.rundir.files import write_atomic
+from resnet.rundir.metrics_log import read_metrics
+from resnet.rundir.provenance import read_provenance
+from resnet.rundir.status import read_status
 from resnet.tools.report.html import counted, mapping, moment, page, picture, section, show, table
 from resnet.tools.report.plots import draw_confusion, draw_curves
 

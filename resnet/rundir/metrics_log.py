@@ -1,0 +1,86 @@
+"""metrics.jsonl: what a run measured."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Union
+
+from resnet.rundir.files import to_json
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl, in order; a last line that was never finished is left out."""
+    path = run_dir / "metrics.jsonl"
+    if not path.is_file():
+        return []
+    lines = path.read_bytes().split(b"\n")[:-1]
+    try:
+        return [json.loads(line) for line in lines if line.strip()]
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error})") from error
+
+
+Value = Union[float, int, str, bool, None]  # noqa: UP007  (evaluated, which Python 3.9 could not)
+"""What a key of a row may hold."""
+
+
+class MetricsLog:
+    """metrics.jsonl: one flat JSON object a line, only ever appended to, except that a resume cuts it.
+
+    Unlike W&B's offline files, which reach the disk in blocks of 32 KiB, each row is with the kernel when `log`
+    returns, and on the disk after `sync`: where the two differ, this one is right.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = open(path, "a+b", buffering=0)  # noqa: SIM115
+        self._unwritten = b""
+        self._cut(self._length())
+
+    def log(self, row: Mapping[str, Value]) -> None:
+        """Append a row. NaN and infinities become null, so that every reader of JSON takes the line.
+
+        What a full disk does not take is kept for the next call, or for `sync`, which tells of it.
+        """
+        assert all(value is None or isinstance(value, (int, float, str)) for value in row.values()), row
+        self._unwritten += to_json(row).encode() + b"\n"
+        with contextlib.suppress(OSError):
+            self._write()
+
+    def sync(self) -> int:
+        """Wait until all rows are on the disk; returns the file's length in bytes, for `truncate`. Raises OSError."""
+        self._write()
+        os.fsync(self._file.fileno())
+        return self._length()
+
+    def _write(self) -> None:
+        while self._unwritten:
+            self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
+
+    def truncate(self, length: int) -> None:
+        """Drop the rows after the first `length` bytes: those that a resumed run is about to write again."""
+        self._cut(min(length, self._length()))
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self.sync()
+        self._file.close()
+
+    def _length(self) -> int:
+        return os.fstat(self._file.fileno()).st_size
+
+    def _cut(self, length: int) -> None:
+        """Shorten to the last whole line within `length` bytes."""
+        end = length
+        while end > 0:
+            start = max(0, end - 65536)
+            self._file.seek(start)
+            newline = self._file.read(end - start).rfind(b"\n")
+            if newline >= 0:
+                end = start + newline + 1
+                break
+            end = start
+        self._file.truncate(end)
