@@ -45,6 +45,11 @@ class Plan:
         """Step at which the run ends: that of the schedule, or `max_steps`."""
         return min(self.total_steps, self.recipe.max_steps or self.total_steps)
 
+    @property
+    def end_epoch(self) -> float:
+        """Epochs completed when the run ends."""
+        return self.recipe.epochs if self.end_step == self.total_steps else self.epoch(self.end_step)
+
     def slot(self, step: int, slot: int) -> tuple[int, int]:
         """First and last-plus-one position, within its epoch, of a micro-batch of a (global) step."""
         start = step % self.steps_per_epoch * self.batch_size

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy as copying
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,13 +53,6 @@ class Ema:
         self._floats = [ours for ours, _ in floats], [theirs for _, theirs in floats]
         self._integers = [ours for ours, _ in integers], [theirs for _, theirs in integers]
         self._source = model
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"module": self.module.state_dict(), "updates": self.updates}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.module.load_state_dict(state["module"])
-        self.updates = state["updates"]
 
 
 def _tensors(model: nn.Module) -> list[Tensor]:

@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from recipes.plan import Plan
 from resnet.data.decode import BrokenImage
-from resnet.loop import TrainingError
+from resnet.trainer import TrainingError
 
 
 class Failure(NamedTuple):

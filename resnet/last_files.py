@@ -1,4 +1,4 @@
-"""What a finished run leaves: the weights to use, pictures, a report, and a block of lines to read."""
+"""What a finished run leaves: the weights to use, and a block of lines to read."""
 
 from __future__ import annotations
 
@@ -7,45 +7,38 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from recipes.evidence import judge
+from recipes.metric import METRICS
 from recipes.text import format_duration
 from resnet.checkpoint.commit import name_of, newest_valid, step_of
 from resnet.checkpoint.snapshot import EMA, MODEL
 from resnet.rundir.files import write_atomic
-from resnet.rundir.status import write_status
+from resnet.rundir.status import read_status
 
 if TYPE_CHECKING:
-    from resnet.loop import Trainer
     from resnet.run_hooks import RunHooks
+    from resnet.trainer import Trainer
 
 
-def finish(trainer: Trainer, hooks: RunHooks, begin: float, first_step: int) -> None:
-    """Write the final files on rank 0. Trouble with a picture or the report is told and does not fail the run."""
+def summary(trainer: Trainer, hooks: RunHooks, begin: float, first_step: int) -> str:
+    """The block of lines that ends a finished run. begin: unix time of the attempt's start, after `first_step`."""
     run_dir, state = hooks.run_dir, trainer.state
-    step = _write_final_weights(run_dir, state.best_step)
-    write_status(run_dir, top1=hooks.result["top1"], final_step=step)
-    report = run_dir / "report.html"
-    try:
-        from resnet.tools.report.report import write_report
-
-        report = write_report(run_dir)
-    except Exception as error:
-        print(f"the report could not be written: {type(error).__name__}: {error}", file=sys.stderr)
     seconds = time.time() - begin
     images = trainer.plan.samples_seen(state.step) - trainer.plan.samples_seen(first_step)
     speeds = sorted(hooks.images_per_second)
     speed = f"{images / max(seconds, 1e-9):.0f} images/s overall"
     speed += f", {speeds[len(speeds) // 2]:.0f} in training" if speeds else ""
-    print(
+    epoch = trainer.plan.epoch(read_status(run_dir)["final_step"])
+    return (
         f"\nfinished: {_result(trainer, hooks)}\n"
         f"  time     {format_duration(seconds)} in this attempt; {speed}\n"
-        f"  weights  {run_dir / 'final.safetensors'} (epoch {trainer.plan.epoch(step):g})\n"
+        f"  weights  {run_dir / 'final.safetensors'} (epoch {epoch:g})\n"
         f"  metrics  {run_dir / 'metrics.jsonl'}\n"
-        f"  report   {report}",
-        flush=True,
+        f"  report   {run_dir / 'report.html'}"
     )
 
 
-def _write_final_weights(run_dir: Path, best_step: int | None) -> int:
+def write_final_weights(run_dir: Path, best_step: int | None) -> int:
     """Copy the best checkpoint's weights (its average where there is one), and return their step.
 
     Where that checkpoint is not there (it could not be saved) the newest stands in, and it is said.
@@ -66,7 +59,8 @@ def _write_final_weights(run_dir: Path, best_step: int | None) -> int:
 def _result(trainer: Trainer, hooks: RunHooks) -> str:
     """The best and the last evaluation in words, against the recipe's evidence."""
     recipe, state = trainer.recipe, trainer.state
-    metric, unit = recipe.eval.metric, "" if recipe.eval.metric == "loss" else "%"
+    metric = recipe.eval.metric
+    unit = METRICS[metric].unit
     last = hooks.result[metric]
     assert state.best is not None
     assert state.best_step is not None
@@ -76,7 +70,5 @@ def _result(trainer: Trainer, hooks: RunHooks) -> str:
     evidence = recipe.evidence
     if evidence is None or evidence.band is None or metric != "top1":
         return words
-    low, high = evidence.band
-    value = state.best if evidence.weights == "best" else last
-    where = "within" if low <= value <= high else "below" if value < low else "above"
-    return f"{words} (the {evidence.weights} is {where} the recipe's {low:g}-{high:g}%)"
+    judged = judge(recipe, state.best if evidence.weights == "best" else last, hooks.training_images)
+    return f"{words} (the {evidence.weights} is {judged.text})"

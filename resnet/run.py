@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
-import shlex
 import sys
-import time
 import traceback
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 
-from recipes.load import RecipeError, digest, dump, load
+from recipes.load import RecipeError, digest, load
 from recipes.plan import Plan, make_plan
 from recipes.schema.recipe import Recipe
 from resnet.build import (
@@ -25,33 +21,29 @@ from resnet.build import (
     build_data,
     build_model_for,
     build_state,
-    first_of_ranks,
     together,
     wrap,
 )
-from resnet.checkpoint.commit import clean
 from resnet.checkpoint.resume import Start, find_start
 from resnet.checkpoint.saver import Saver, check_space
 from resnet.checkpoint.snapshot import restore
-from resnet.data.loader import Loader, MicroBatches, check_shared_memory, end_workers, workers_per_rank
+from resnet.data.loader import Loader, MicroBatches, check_shared_memory, workers_per_rank
 from resnet.data.order import Order
 from resnet.data.sources.registry import Source
-from resnet.failure import Failure, explain, out_of_memory
-from resnet.last_files import finish
-from resnet.loop import Trainer, fit
-from resnet.process.environment import ATTEMPT
-from resnet.process.exit_codes import FAILED, FINISHED, MISTAKE, STOPPED
+from resnet.ending import train_to_an_end
+from resnet.failure import out_of_memory
+from resnet.opening import first_lines, open_run_dir
+from resnet.process.exit_codes import FAILED, FINISHED, MISTAKE
 from resnet.process.signals import Signals, die_with_launcher
 from resnet.process.streams import forgive_output
 from resnet.run_hooks import RunHooks
-from resnet.rundir.files import write_atomic
 from resnet.rundir.metrics_log import MetricsLog
-from resnet.rundir.provenance import end_attempt, provenance, record_attempt
 from resnet.rundir.status import write_status
-from resnet.tracking.profiling import profile_steps
 from resnet.tracking.progress import Progress
+from resnet.tracking.rank_log import RankLog
 from resnet.tracking.wandb_client import NullTracker, open_wandb
-from resnet.tracking.watchdog import RankLog, Watchdog
+from resnet.tracking.watchdog import Watchdog
+from resnet.trainer import Trainer
 
 
 def main(argv: Sequence[str], signals: Signals | None = None) -> int:
@@ -102,7 +94,7 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals) -> int:
         plan = together(lambda: make_plan(recipe, len(order), accelerator.num_processes, start.micro_batch))
         if start.is_finished(plan):
             if rank == 0:
-                print(f"{start.run_dir} is finished: nothing to do (more epochs= would continue it)")
+                print(f"{start.run_dir} is finished: nothing to do (larger epochs= continues it)")
             return FINISHED
         model, note = together(lambda: build_model_for(recipe, len(train.classes)), local_rank, first_alone=True)
         state = build_state(recipe, plan, model, accelerator)
@@ -115,7 +107,9 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals) -> int:
             together(lambda: _restore(state, start, plan, accelerator))
         state.model.train()
 
-        information = together(lambda: _open_run_dir(recipe, start, plan, state.step, accelerator) if rank == 0 else {})
+        information = together(
+            lambda: open_run_dir(recipe, start, plan, len(train), state.step, accelerator) if rank == 0 else {}
+        )
         log = lifetime.enter_context(contextlib.closing(RankLog(start.run_dir, rank)))
         saver = Saver(
             start.run_dir, plan, _facts(recipe, plan, start, accelerator.mixed_precision), start.lease, writes=rank == 0
@@ -131,94 +125,21 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals) -> int:
                 print(message, file=sys.stderr)
         watchdog = Watchdog(recipe.watchdog, log, state.step) if recipe.watchdog else None
         hooks = RunHooks(
-            start.run_dir, plan, state, saver, signals, progress, metrics, tracker, train.classes, watchdog
+            start.run_dir, plan, state, saver, signals, progress, metrics, tracker, train.classes, len(train), watchdog
         )
-        trainer = Trainer(plan, accelerator, network, state, len(train.classes), len(train), len(val), hooks)
+        trainer = Trainer(plan, accelerator, network, state, len(train.classes), len(val), hooks)
         workers = workers_per_rank(recipe.data.num_workers)
-        batches = MicroBatches(train, val, order, recipe.augment)
         check_shared_memory(plan, workers, recipe.data.prefetch)
-        trainer.batches = iter(Loader(batches, trainer.keys(), accelerator.device, workers, recipe.data.prefetch))
-        for line in _opening(recipe, plan, start, state.step, train, val, accelerator, workers, note, tracker):
+        batches = MicroBatches(train, val, order, recipe.augment)
+        loader = Loader(batches, trainer.keys(), accelerator.device, workers, recipe.data.prefetch)
+        trainer.batches = iter(loader)
+        lines = first_lines(recipe, plan, start, train, val, accelerator, workers)
+        lines += [text for text in (note, tracker.note) if text]
+        if start.checkpoint is not None:
+            lines.append(f"continues from {start.checkpoint} (step {state.step})")
+        for line in lines:
             progress.message(line)
-        return _train(trainer, hooks, log)
-
-
-def _train(trainer: Trainer, hooks: RunHooks, log: RankLog) -> int:
-    """Fit, and leave the run directory in a state that says how it ended."""
-    begin, first_step = time.time(), trainer.state.step
-    outcome, failure, signal = "failed", None, None
-    gc.collect()
-    gc.freeze()
-    try:
-        with profile_steps(trainer):
-            outcome = fit(trainer)
-        hooks.saver.wait()
-        if failure := first_of_ranks(_saving_failed(hooks, ended=outcome == "finished")):
-            outcome = "failed"
-    except Exception as error:
-        failure = explain(error, trainer.plan)
-        if failure.unexpected:
-            traceback.print_exc(file=log.file)
-            traceback.print_exc()
-        # Its frames hold the loader, whose workers would otherwise be waited for.
-        traceback.clear_frames(error.__traceback__)
-    else:
-        signal = first_of_ranks(hooks.signals.received)
-    finally:
-        gc.unfreeze()
-        hooks.close()
-        trainer.batches = iter(())
-        end_workers()
-    step = trainer.state.step
-    if failure is not None and (failure.kind == "lease" or hooks.lost):
-        print(f"train.py: {failure.reason}", file=sys.stderr)
-        hooks.tracker.finish(exit_code=1, timeout=15)
-        return FAILED
-    if failure is not None:
-        first = log.fail(trainer.plan.world_size, step, failure.reason, failure.kind, failure.own_fault)
-        if trainer.rank == log.speaker:
-            print(f"train.py: training failed: {first}\n{_after_failure(hooks)}", file=sys.stderr)
-    if hooks.metrics is not None:
-        reason = failure.reason if failure else "finished" if outcome == "finished" else f"signal {signal}"
-        with contextlib.suppress(OSError) if failure else contextlib.nullcontext():
-            end_attempt(hooks.run_dir, reason, step)
-        if outcome == "finished":
-            finish(trainer, hooks, begin, first_step)
-        if failure is None:
-            write_status(hooks.run_dir, state=outcome, reason=reason, failure=None, eta_s=None)
-        hooks.tracker.finish(exit_code=int(outcome == "failed"), timeout=30 if outcome == "finished" else 15)
-        if command := hooks.tracker.sync_command():
-            print(f"W&B: nothing was uploaded; to do so: {command}")
-        if outcome == "stopped":
-            at = "which could not be saved" if hooks.saver.failures else "with a checkpoint"
-            # In a job the batch script decides whether it goes on by itself.
-            then = "" if ATTEMPT in os.environ else f"; to continue: {_continue_command(hooks.run_dir)}"
-            print(f"stopped ({reason}) after step {step}, {at}{then}", flush=True)
-    return {"finished": FINISHED, "stopped": STOPPED, "failed": FAILED}[outcome]
-
-
-def _saving_failed(hooks: RunHooks, ended: bool) -> Failure | None:
-    reason = hooks.why_saving_failed(ended)
-    return Failure("lease" if hooks.lost else "disk", reason) if reason else None
-
-
-def _continue_command(run_dir: Path) -> str:
-    """The command line of this process, with the run named; in a job the command that sends it again."""
-    if ATTEMPT in os.environ:
-        return shlex.join(["launch", "retry", str(run_dir)])
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    several = f" --multi_gpu --num_processes {ranks}" if ranks > 1 else ""
-    launcher = f"accelerate launch{several}" if "ACCELERATE_MIXED_PRECISION" in os.environ else "python"
-    if launcher == "python" and "TORCHELASTIC_RUN_ID" in os.environ:
-        launcher = f"torchrun --nproc-per-node {os.environ['LOCAL_WORLD_SIZE']}"
-    given = [a for a in sys.argv[1:] if a.partition("=")[0] not in ("run.name", "run.root", "resume")]
-    return f"{launcher} {shlex.join([sys.argv[0], *given, f'run.root={run_dir.parent}', f'run.name={run_dir.name}'])}"
-
-
-def _after_failure(hooks: RunHooks) -> str:
-    newest = max((hooks.run_dir / "checkpoints").glob("step-*[0-9]"), default=None)
-    kept = f"the newest checkpoint is {newest.name}; to continue from it: " if newest else "no checkpoint yet; again: "
-    return f"{kept}{_continue_command(hooks.run_dir)}\nlogs: {hooks.run_dir / 'logs'}"
+        return train_to_an_end(trainer, hooks, log, loader.end)
 
 
 def _order(recipe: Recipe, train: Source) -> Order:
@@ -253,67 +174,3 @@ def _facts(recipe: Recipe, plan: Plan, start: Start, precision: str) -> dict[str
         "steps_per_epoch": plan.steps_per_epoch,
         "data": start.data_digest,
     }
-
-
-def _open_run_dir(recipe: Recipe, start: Start, plan: Plan, step: int, accelerator: Accelerator) -> dict[str, Any]:
-    run_dir = start.run_dir
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"cannot make {run_dir} ({error.strerror}): choose another run.root") from error
-    start.acquire()
-    clean(run_dir / "checkpoints")
-    saved = recipe.model_copy(
-        update={"run": recipe.run.model_copy(update={"name": run_dir.name}), "resume": start.origin or recipe.resume}
-    )
-    write_atomic(run_dir / "recipe.yaml", dump(saved))
-    device = accelerator.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    derived = {
-        "steps_per_epoch": plan.steps_per_epoch,
-        "total_steps": plan.total_steps,
-        "batch_size": plan.batch_size,
-        "micro_batch": plan.micro_batch,
-        "accumulation": plan.accumulation,
-        "lr": plan.lr,
-        "precision": accelerator.mixed_precision,
-    }
-    information = provenance(sys.argv, [name] * plan.world_size, plan.world_size, derived)
-    attempt = record_attempt(run_dir, {**information, "changed": start.changed}, step)
-    write_status(
-        run_dir,
-        name=run_dir.name,
-        state="running",
-        step=step,
-        total_steps=plan.end_step,
-        epoch=plan.epoch(step),
-        epochs=recipe.epochs,
-        attempts=attempt,
-        failure=None,
-        reason=None,
-        pid=os.getpid(),
-        host=information["host"],
-        job_id=information["job_id"],
-    )
-    return information
-
-
-def _opening(recipe, plan: Plan, start: Start, step: int, train, val, accelerator, workers, note, tracker) -> list[str]:
-    device = accelerator.device
-    what = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    ranks = f"{plan.world_size} x {what}" if plan.world_size > 1 else what
-    accumulated = f" in {plan.accumulation} micro-batches" if plan.accumulation > 1 else ""
-    lines = [
-        f"{recipe.name}: {recipe.model.name or recipe.model.block} on {ranks}, "
-        f"precision {accelerator.mixed_precision}; run directory {start.run_dir}",
-        f"{len(train)} training and {len(val)} validation images of {len(train.classes)} classes; "
-        f"{plan.steps_per_epoch} steps an epoch, {plan.end_step} in all; batch {plan.batch_size}, "
-        f"{plan.batch_size // plan.world_size} per device{accumulated}; lr {plan.lr:g}; {workers} workers per device",
-        *([note] if note else []),
-        *([tracker.note] if tracker.note else []),
-    ]
-    if device.type == "cpu" and "imagenet" in recipe.name and len(train) > 100_000:
-        lines.append("no GPU: this will take years; launch it where torch sees one")
-    if start.checkpoint is not None:
-        lines.append(f"continues from {start.checkpoint} (step {step})")
-    return lines

@@ -7,8 +7,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from recipes.plan import Plan
 from resnet.agreement import NOTHING, SAVE, STOP, Agreement
 from resnet.checkpoint.saver import Saver
@@ -36,11 +34,12 @@ class RunHooks:
         metrics: MetricsLog | None,
         tracker: NullTracker,
         classes: list[str],
+        training_images: int,
         watchdog: Watchdog | None = None,
     ) -> None:
         self.run_dir, self.plan, self.state, self.saver = run_dir, plan, state, saver
         self.signals, self.progress, self.metrics, self.tracker = signals, progress, metrics, tracker
-        self.watchdog, self.classes = watchdog, classes
+        self.watchdog, self.classes, self.training_images = watchdog, classes, training_images
         self.agreement = Agreement()
         self.result: dict[str, Any] = {}
         """Of the last evaluation."""
@@ -69,7 +68,7 @@ class RunHooks:
             **{name: row[key] for key, name in shown.items() if key in row},
         )
 
-    def after_step(self, loss: torch.Tensor) -> bool:
+    def after_step(self) -> bool:
         step = self.state.step
         self.progress.update(step)
         self._beat()
@@ -156,7 +155,7 @@ class RunHooks:
             loss, top1 = (sum(row[key] for row in rows) / len(rows) for key in ("train/loss", "train/top1"))
             train = f"train loss {loss:.4f} top-1 {top1:.2f}%  "
         return (
-            f"epoch {plan.epoch(self.state.step):g}/{plan.recipe.epochs:g}  {train}val loss {result['loss']:.4f} "
+            f"epoch {plan.epoch(self.state.step):.4g}/{plan.end_epoch:.4g}  {train}val loss {result['loss']:.4f} "
             f"top-1 {result['top1']:.2f}% top-5 {result['top5']:.2f}%  lr {plan.hyper(self.state.step - 1).lr:.3g}"
             f"{'  *best' if best else ''}"
         )

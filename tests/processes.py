@@ -11,6 +11,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from unittest import mock
 
 from resnet.process.exit_codes import FINISHED, STOPPED
 
@@ -56,7 +57,9 @@ def _be_a_rank(argv: Sequence[str], rank: int, world_size: int, port: int, outpu
         from resnet.run import main
 
         torch.set_num_threads(1)
-        code = main(argv)
+        # Pictures take longer than the rest of a tiny run.
+        with mock.patch("resnet.tools.report.report.write_report"):
+            code = main(argv)
     except BaseException:
         traceback.print_exc()
     finally:

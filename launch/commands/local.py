@@ -13,37 +13,17 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from functools import partial
 
 from launch.derived import follows
-from launch.runs.here import TRAIN, own_environment, visible_gpus
+from launch.runs.here import own_environment, visible_gpus
 from recipes.load import load
 from recipes.schema.recipe import Recipe
 from resnet.process import exit_codes
+from resnet.process.command_lines import accelerate_argv
 from resnet.process.processes import catches, children
 from resnet.process.signals import SIGNALS, die_with_parent
-
-_ACCELERATE = """
-import gc, logging, subprocess, sys
-gc.disable()  # as in train.py
-sys.path[:] = filter(None, sys.path)  # the working directory may hold a folder with the name of a package
-from accelerate.commands.launch import main
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-gc.enable()
-logging.disable()
-code = 0
-try:
-    main()
-except subprocess.CalledProcessError as error:
-    code = error.returncode
-except ChildFailedError as error:
-    code = error.get_first_failure()[1].exitcode
-sys.exit(code if code >= 0 else 128 - code)
-"""
-_CONFIG = "compute_environment: LOCAL_MACHINE\ndistributed_type: 'NO'\n"
-"""In place of the user's file, which accelerate would read wherever there is one."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,16 +49,13 @@ def run(arguments: argparse.Namespace) -> int:
     received: list[int] = []
     for number in SIGNALS:
         signal.signal(number, lambda number, _: received.append(number))
-    with tempfile.NamedTemporaryFile("w", prefix="accelerate-", suffix=".yaml") as config:
-        config.write(_CONFIG)
-        config.flush()
-        process = subprocess.Popen(
-            [*_accelerate(ranks, config.name), *words, *(["--debug"] if arguments.debug else [])],
-            env=own_environment(),
-            start_new_session=True,
-            preexec_fn=partial(die_with_parent, signal.SIGKILL, os.getpid()),
-        )
-        return _attend(process, ranks, received)
+    process = subprocess.Popen(
+        [*accelerate_argv(ranks), *words, *(["--debug"] if arguments.debug else [])],
+        env=own_environment(),
+        start_new_session=True,
+        preexec_fn=partial(die_with_parent, signal.SIGKILL, os.getpid()),
+    )
+    return _attend(process, ranks, received)
 
 
 def _count_ranks(arguments: argparse.Namespace, recipe: Recipe) -> int:
@@ -97,14 +74,6 @@ def _count_ranks(arguments: argparse.Namespace, recipe: Recipe) -> int:
     if arguments.gpus and arguments.gpus > found:
         raise ValueError(f"--gpus {arguments.gpus}, but {found} can be seen here (CUDA_VISIBLE_DEVICES, nvidia-smi -L)")
     return arguments.gpus or max(1, found)
-
-
-def _accelerate(ranks: int, config: str) -> list[str]:
-    """The command line up to the words of the run."""
-    several = ["--multi_gpu", "--main_process_port", "0"] if ranks > 1 else []
-    flags = ["--config_file", config, "--num_machines", "1", "--num_processes", str(ranks), *several]
-    flags += ["--mixed_precision", "no", "--dynamo_backend", "no"]
-    return [sys.executable, "-c", _ACCELERATE, *flags, str(TRAIN)]
 
 
 def _attend(process: subprocess.Popen[bytes], count: int, received: list[int]) -> int:

@@ -6,9 +6,7 @@ import os
 import shutil
 import subprocess
 
-from resnet.process.environment import PROGRAM, is_launchers
-
-TRAIN = PROGRAM / "train.py"
+from resnet.process.environment import is_launchers
 
 
 def visible_gpus() -> int:

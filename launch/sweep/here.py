@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from launch.runs.here import TRAIN, own_environment, visible_gpus
+from launch.runs.here import own_environment, visible_gpus
 from launch.runs.send import read_job
 from launch.sweep.directory import (
     Place,
@@ -24,6 +24,7 @@ from launch.sweep.directory import (
     note_mistake,
     prune,
 )
+from resnet.process.command_lines import TRAIN
 from resnet.process.environment import CORES, usable
 from resnet.process.exit_codes import FAILED, FINISHED, INTERRUPTED, STOPPED
 from resnet.process.signals import SIGNALS, die_with_parent

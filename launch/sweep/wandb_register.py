@@ -7,19 +7,13 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 from launch.sweep.points import Sweep
 from launch.sweep.wandb_write import to_wandb
 from recipes.schema.recipe import Wandb
 
 REGISTER_SECONDS = 60
-
-_REGISTER = """
-import json, sys
-sys.path[:] = filter(None, sys.path)  # the working directory may hold a folder with the name of a package
-import wandb
-print("id", wandb.sweep(**json.load(sys.stdin)))
-"""
 
 
 def register(sweep: Sweep, settings: Wandb) -> dict[str, str | None]:
@@ -31,10 +25,9 @@ def register(sweep: Sweep, settings: Wandb) -> dict[str, str | None]:
     if "disabled" in (settings.mode, os.environ.get("WANDB_MODE")):
         raise ValueError("--wandb-sweep: W&B is disabled (wandb.mode, WANDB_MODE)")
     request = {"sweep": to_wandb(sweep), "project": settings.project, "entity": settings.entity}
-    # A process of its own: it may print, ask for a key, or hang.
     try:
         done = subprocess.run(
-            [sys.executable, "-c", _REGISTER],
+            [sys.executable, str(Path(__file__).with_name("wandb_process.py"))],
             input=json.dumps(request),
             capture_output=True,
             text=True,

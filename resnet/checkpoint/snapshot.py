@@ -12,9 +12,10 @@ import torch.distributed as dist
 from safetensors import SafetensorError
 from torch import nn
 
+from resnet.batchnorm import running_statistics, scatter
 from resnet.checkpoint.commit import CheckpointError
 from resnet.metrics import WINDOW
-from resnet.state import TrainState, networks, running_statistics, scatter
+from resnet.state import TrainState, networks
 
 MODEL, EMA, REST = "model.safetensors", "ema.safetensors", "training_state.pt"
 COUNTERS = ("step", "evaluated", "best", "best_step")

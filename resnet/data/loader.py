@@ -12,7 +12,7 @@ import os
 import signal
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -166,9 +166,19 @@ class Loader:
             worker_init_fn=_start_worker,
         )
         self._device = device
+        self._workers: list[Any] = []
 
     def __iter__(self) -> Iterator[Batch]:
-        return _copied_ahead(iter(self._loader), self._device) if self._device.type == "cuda" else iter(self._loader)
+        batches = iter(self._loader)
+        self._workers += getattr(batches, "_workers", ())
+        return _copied_ahead(batches, self._device) if self._device.type == "cuda" else batches
+
+    def end(self) -> None:
+        """End what is left of the workers: they do not heed the SIGTERM by which Python ends them at its exit."""
+        gc.collect()
+        for worker in self._workers:
+            if worker.is_alive():
+                worker.kill()
 
 
 def _copied_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
@@ -198,13 +208,6 @@ def _on_current_stream(batch: Batch, copied: torch.cuda.Event) -> Batch:
         if tensor is not None:
             tensor.record_stream(current)
     return batch
-
-
-def end_workers() -> None:
-    """End what is left of the workers: they do not heed the SIGTERM by which Python ends them, waiting, at its exit."""
-    gc.collect()
-    for child in multiprocessing.active_children():
-        child.kill()
 
 
 def _as_it_is(batch: Batch) -> Batch:

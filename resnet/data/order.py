@@ -24,16 +24,6 @@ class Order:
     repeats: int = 1
     oversample: bool = False
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_epoch", lru_cache(maxsize=2)(self._draw))
-
-    def __getstate__(self) -> dict:
-        return {key: value for key, value in self.__dict__.items() if key != "_epoch"}
-
-    def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state)
-        self.__post_init__()
-
     def __len__(self) -> int:
         """Positions in an epoch."""
         if not self.oversample:
@@ -43,9 +33,9 @@ class Order:
 
     def epoch(self, epoch: int) -> np.ndarray:
         """Image indices (positions,) int64 of an epoch; read-only."""
-        return self._epoch(epoch)  # pyright: ignore[reportAttributeAccessIssue]
+        return _drawn(self, epoch)
 
-    def _draw(self, epoch: int) -> np.ndarray:
+    def draw(self, epoch: int) -> np.ndarray:
         pool = self._oversampled(epoch) if self.oversample else np.arange(len(self.labels))
         order = pool[_shuffled(len(pool), self.seed, epoch, 0)]
         if self.repeats > 1:
@@ -63,6 +53,11 @@ class Order:
             extra = members[_shuffled(len(members), self.seed, epoch, 1 + int(label))[:rest]]
             drawn += [np.tile(members, copies), extra]
         return np.concatenate(drawn)
+
+
+@lru_cache(maxsize=2)
+def _drawn(order: Order, epoch: int) -> np.ndarray:
+    return order.draw(epoch)
 
 
 def _shuffled(length: int, seed: int, epoch: int, stream: int) -> np.ndarray:

@@ -13,6 +13,11 @@ ATTEMPT = "RESNET_ATTEMPT"
 """The number of the attempt, which the batch script of a job tells its ranks, and nobody else has."""
 
 
+def is_under_accelerate() -> bool:
+    """Whether `accelerate launch` started this process."""
+    return "ACCELERATE_MIXED_PRECISION" in os.environ
+
+
 def job_id() -> str | None:
     """This job's id as squeue and scontrol name it ("12", or "12_3" in an array); None outside of Slurm."""
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")

@@ -9,6 +9,7 @@ import sys
 import time
 from types import FrameType
 
+from resnet.process.environment import is_under_accelerate
 from resnet.process.exit_codes import INTERRUPTED, STOPPED
 
 PARENT = os.getppid()
@@ -44,7 +45,7 @@ class Signals:
 
 def die_with_launcher() -> None:
     """Under `accelerate launch` or torchrun: take the launcher's death as SIGTERM (it may be killed without a word)."""
-    if "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:
+    if is_under_accelerate() or "TORCHELASTIC_RUN_ID" in os.environ:
         if os.getppid() != PARENT:
             # Nothing has begun, and the ranks' meeting point has gone with it.
             os._exit(STOPPED)

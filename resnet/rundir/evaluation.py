@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from resnet.rundir.files import write_atomic
+from resnet.rundir.files import read_json, write_atomic
 
+NAME = "evaluation.json"
 MOST_CLASSES_OF_A_MATRIX = 200
 
 
@@ -24,4 +25,19 @@ def write_evaluation(run_dir: Path, result: dict[str, Any], classes: list[str], 
     ]
     if len(classes) <= MOST_CLASSES_OF_A_MATRIX:
         content["confusion"] = confusion
-    write_atomic(run_dir / "evaluation.json", json.dumps(content))
+    write_atomic(run_dir / NAME, json.dumps(content))
+
+
+def read_evaluation(run_dir: Path) -> dict[str, Any]:
+    """The content of evaluation.json; empty where there is none. Raises ValueError where it is damaged."""
+    return read_json(run_dir / NAME)
+
+
+def class_names(run_dir: Path) -> list[str]:
+    """The classes in the order of the network's outputs. Raises ValueError where the run has not noted them."""
+    found = read_evaluation(run_dir)
+    if not found:
+        raise ValueError(f"{run_dir} has no {NAME}, which names the classes: give a finished run")
+    if not isinstance(found.get("classes"), list):
+        raise ValueError(f"{run_dir / NAME} is damaged: it should name the classes")
+    return [str(name) for name in found["classes"]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,12 +13,13 @@ from recipes.load import load
 from recipes.schema.recipe import Recipe
 from resnet.build import build_accelerator, build_data
 from resnet.checkpoint.snapshot import load_weights
-from resnet.data.loader import Batch, Loader, MicroBatches, end_workers, validation_keys, workers_per_rank
+from resnet.data.loader import Batch, Loader, MicroBatches, validation_keys, workers_per_rank
 from resnet.data.order import Order
 from resnet.data.sources.registry import Source
-from resnet.loop import count_batch
+from resnet.inference import count_batch
 from resnet.metrics import Tally
 from resnet.net import build_model
+from resnet.rundir.evaluation import class_names, read_evaluation
 from resnet.rundir.files import to_json
 from resnet.rundir.provenance import read_provenance
 
@@ -65,17 +65,6 @@ def final_weights(run_dir: Path) -> Path:
     return path
 
 
-def class_names(run_dir: Path) -> list[str]:
-    """The classes in the order of the network's outputs. Raises ValueError where the run has not noted them."""
-    path = run_dir / "evaluation.json"
-    try:
-        return [str(name) for name in json.loads(path.read_text(encoding="utf-8"))["classes"]]
-    except FileNotFoundError:
-        raise ValueError(f"{run_dir} has no evaluation.json, which names the classes: give a finished run") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error}): it should name the classes") from error
-
-
 def load_network(recipe: Recipe, classes: int, weights: Path, device: torch.device) -> nn.Module:
     """The recipe's network on the device, with weights from a safetensors file, to be evaluated."""
     network = build_model(recipe.model, classes)
@@ -100,11 +89,11 @@ def batches_of(source: Source, recipe: Recipe, batch_size: int, device: torch.de
             if len(batch.labels):
                 yield batch
     finally:
-        end_workers()
+        loader.end()
 
 
 def _warn_of_other_classes(run_dir: Path, classes: list[str]) -> None:
-    if (run_dir / "evaluation.json").is_file() and (known := class_names(run_dir)) != classes:
+    if read_evaluation(run_dir) and (known := class_names(run_dir)) != classes:
         print(
             f"warning: the run's classes have other names ({', '.join(known[:3])} ...) than the data's "
             f"({', '.join(classes[:3])} ...): the figures are right only if their order is the same",

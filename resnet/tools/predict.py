@@ -16,9 +16,10 @@ from recipes.schema.recipe import Recipe
 from resnet.build import choose_precision
 from resnet.data.sources.files import Files
 from resnet.data.sources.image_folder import EXTENSIONS, images_below
-from resnet.loop import predict_logits
+from resnet.inference import predict_logits
+from resnet.rundir.evaluation import class_names
 from resnet.rundir.files import write_atomic
-from resnet.tools.evaluate import batches_of, class_names, final_weights, load_network
+from resnet.tools.evaluate import batches_of, final_weights, load_network
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -14,9 +14,10 @@ from pathlib import Path
 
 from recipes.load import load
 from resnet.checkpoint.commit import newest_first, step_of
-from resnet.process.environment import PROGRAM
+from resnet.process.command_lines import accelerate_argv
 from resnet.rundir.status import read_status
 from resnet.tools.compare import compare_runs
+from resnet.tools.report.plots import TRAIN
 
 START_SECONDS = 1800.0
 """How long a run may take to reach the step it is interrupted at."""
@@ -64,10 +65,8 @@ def verify_resume(overrides: Sequence[str], steps: int, ranks: int, keep: Path |
 
 def _command(arguments: list[str], ranks: int) -> list[str]:
     if ranks == 1:
-        return [sys.executable, str(PROGRAM / "train.py"), *arguments]
-    launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--mixed_precision", "no"]
-    processes = ["--dynamo_backend", "no", "--num_processes", str(ranks), "--main_process_port", "0"]
-    return [sys.executable, *launcher, *processes, str(PROGRAM / "train.py"), *arguments]
+        return [sys.executable, str(TRAIN), *arguments]
+    return [*accelerate_argv(ranks), *arguments]
 
 
 def _start(command: list[str], folder: Path) -> subprocess.Popen[bytes]:

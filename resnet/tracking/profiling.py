@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from resnet.loop import Trainer
     from resnet.run_hooks import RunHooks
+    from resnet.trainer import Trainer
 
 
 @contextlib.contextmanager
@@ -27,9 +27,9 @@ def profile_steps(trainer: Trainer) -> Iterator[None]:
     profile = torch.profiler.profile(schedule=schedule, on_trace_ready=lambda p: p.export_chrome_trace(str(file)))
     after_step = hooks.after_step
 
-    def step_and_tell(loss: torch.Tensor) -> bool:
+    def step_and_tell() -> bool:
         profile.step()
-        return after_step(loss)
+        return after_step()
 
     hooks.after_step = step_and_tell
     with profile:

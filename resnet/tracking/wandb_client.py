@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from recipes.schema.recipe import Recipe
-from resnet.process.environment import PROGRAM
 from resnet.rundir.files import write_atomic
 from resnet.rundir.metrics_log import Value
 
@@ -146,12 +145,12 @@ class WandbTracker(NullTracker):
 
 
 def _start_process(run_dir: Path) -> subprocess.Popen[bytes]:
-    # sys.path[0] would be the working directory, where anything may be called like a module of ours.
-    code = "import sys; sys.path[0] = sys.argv.pop(1); from resnet.tracking.wandb_process import serve; serve()"
+    # By its path: with -m it would be looked for in the working directory, where anything may be called like it.
+    program = Path(__file__).with_name("wandb_process.py")
     (run_dir / "logs").mkdir(exist_ok=True)
     with open(run_dir / "logs" / "wandb.log", "ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-c", code, str(PROGRAM)],
+            [sys.executable, str(program)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,

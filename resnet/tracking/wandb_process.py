@@ -160,3 +160,9 @@ def _answers(url: str) -> bool:
     thread.start()
     thread.join(PROBE_TIMEOUT)
     return bool(found and found[0])
+
+
+if __name__ == "__main__":
+    # This folder, whose files are no modules of their own.
+    del sys.path[0]
+    serve()

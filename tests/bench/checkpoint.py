@@ -75,7 +75,7 @@ def save_with_torch(state: TrainState, path: Path) -> None:
     content = {
         "model": state.model.state_dict(),
         "optimizer": state.optimizer.state_dict(),
-        "ema": state.ema.state_dict(),
+        "ema": state.ema.module.state_dict(),
         "step": state.step,
     }
     with path.open("wb") as file:

@@ -17,6 +17,7 @@ import pytest
 
 from launch import cli
 from launch.commands import local
+from resnet.process.processes import children
 from resnet.rundir.status import read_status
 from tests.helpers import OFF, PROGRAM, TINY, finish, start, status
 from tests.resnet.test_ends import newest_step, processes_with, reaches, wait_for
@@ -306,8 +307,8 @@ def test_a_rank_that_was_killed_is_told(attended, mark, capsys):
 def test_children_are_found_without_proc(monkeypatch, tmp_path):
     if shutil.which("ps") is None:
         pytest.skip("no ps")
-    monkeypatch.setattr(local, "PROC", tmp_path / "no")
+    monkeypatch.setattr("resnet.process.processes.PROC", tmp_path / "no")
     with subprocess.Popen(["sleep", "100"]) as child:
-        assert child.pid in local._children(os.getpid())
-        assert child.pid not in local._children(child.pid)
+        assert child.pid in children(os.getpid())
+        assert child.pid not in children(child.pid)
         child.kill()

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+import resnet.evaluation
 import resnet.loop
 import resnet.rundir.lease
 import resnet.tools.report.report
@@ -147,7 +148,7 @@ def test_a_signal_to_any_rank_stops_all_with_a_checkpoint(tmp_path, number, to_w
 def test_an_evaluation_that_is_stopped_is_done_again(tmp_path, monkeypatch):
     words = ["data.samples=160", "epochs=1", "eval.batch_size=2"]
     assert wait_ranks(begin(tmp_path, SHORT, *words, ranks=2, name="straight"), 60) == [0, 0]
-    count = resnet.loop.count_batch
+    count = resnet.evaluation.count_batch
     counted = []
 
     def signalled(*arguments):
@@ -157,7 +158,7 @@ def test_an_evaluation_that_is_stopped_is_done_again(tmp_path, monkeypatch):
         count(*arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(resnet.loop, "count_batch", signalled)
+        patched.setattr(resnet.evaluation, "count_batch", signalled)
         assert wait_ranks(begin(tmp_path, SHORT, *words, ranks=2), 60) == [85, 85]
     run = tmp_path / "r"
     assert newest_step(run) == 10

@@ -13,7 +13,8 @@ from recipes.plan import make_plan
 from resnet.build import build_accelerator, build_data, build_model_for, build_state, wrap
 from resnet.data.loader import Batch, MicroBatches, training_keys
 from resnet.data.order import Order
-from resnet.loop import Trainer, train_step
+from resnet.loop import train_step
+from resnet.trainer import Trainer
 from tests.helpers import OFF, cores, furthest, unchanged_process
 
 V1 = [
@@ -41,7 +42,7 @@ def our_steps(words: list[str], steps: int) -> tuple[Weights, list[Batch], Weigh
     initial = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     state = build_state(recipe, plan, model, accelerator)
     network = wrap(recipe, plan, state.model, accelerator, step=0).train()
-    trainer = Trainer(plan, accelerator, network, state, 10, len(train), len(val), hooks=None, batches=iter(batches))
+    trainer = Trainer(plan, accelerator, network, state, 10, len(val), hooks=None, batches=iter(batches))
     for step in range(steps):
         train_step(trainer)
         state.step = step + 1

@@ -7,14 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from recipes.evidence import judge
 from recipes.load import dump, load
-from recipes.schema.recipe import Evidence
+from recipes.schema.recipe import Recipe
 from resnet.rundir.files import to_json
 from resnet.rundir.provenance import end_attempt, provenance, record_attempt
 from resnet.rundir.status import write_status
 from resnet.tools.cli import main
 from resnet.tools.report.plots import draw_confusion, draw_curves, most_confused
-from resnet.tools.report.report import compare, differing, write_report
+from resnet.tools.report.report import differing, write_report
 
 CLASSES = ["circle", "square", "<b>star</b>", "stripes"]
 
@@ -72,7 +73,7 @@ def test_report_holds_the_run_and_nothing_from_outside(tmp_path):
     assert not re.findall(r"(?:src|href)=.(?!data:)", page)
     assert "<script" not in page
     for text in (
-        "below the expected",
+        "not comparable with the recipe",
         "optimizer.lr",
         "signal SIGTERM",
         "80 to 240",
@@ -115,12 +116,30 @@ def test_settings_that_differ():
     assert not any(key.startswith(("evidence", "wandb", "run")) for key in found)
 
 
-def test_compare_with_the_band():
-    evidence = Evidence(source="paper", top1=76.1, band=(75.9, 76.4))
-    assert compare(76.0, evidence) == ("within the expected 75.9 to 76.4%", "good")
-    assert compare(70.0, evidence)[1] == "bad"
-    assert compare(80.0, evidence)[0].startswith("above")
-    assert compare(80.0, None)[1] == ""
+def of_imagenet(**changes) -> Recipe:
+    return load(["recipe=resnet50_imagenet", *(f"{key}={value}" for key, value in changes.items())]).recipe
+
+
+def test_an_accuracy_is_held_against_what_the_recipe_reaches():
+    recipe = of_imagenet(**{"data.train": "/elsewhere", "seed": 3, "data.source": "huggingface"})
+    low, high = recipe.evidence.band
+    assert judge(recipe, (low + high) / 2, 1_281_167) == (f"within the expected {low:g} to {high:g}%", True)
+    assert judge(recipe, low - 1) == (f"below the expected {low:g} to {high:g}%", False)
+    assert judge(recipe, high + 1)[0].startswith("above")
+    assert judge(recipe.model_copy(update={"evidence": None}), 80.0) == ("no expected value known", None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "samples", "why"),
+    [
+        ({"epochs": 1}, None, "epochs=1.0"),
+        ({"augment.val_size": 192}, None, "augment.val_size=192"),
+        ({"max_steps": 20}, None, "max_steps=20"),
+        ({}, 500, "500 training images, not 1,281,167"),
+    ],
+)
+def test_an_accuracy_is_not_held_against_that_of_another_training(changes, samples, why):
+    assert judge(of_imagenet(**changes), 20.0, samples) == (f"not comparable with the recipe's: {why}", None)
 
 
 @pytest.mark.parametrize("count", [2, 30, 45])

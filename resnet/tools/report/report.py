@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from html import escape
@@ -14,9 +13,13 @@ import numpy as np
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from recipes.evidence import Judgement, judge
 from recipes.load import load_file
+from recipes.metric import METRICS, cost
 from recipes.schema.recipe import Evidence, Recipe
 from recipes.text import format_duration
+from resnet.process.command_lines import accelerate_command
+from resnet.rundir.evaluation import read_evaluation
 from resnet.rundir.files import write_atomic
 from resnet.rundir.metrics_log import read_metrics
 from resnet.rundir.provenance import read_provenance
@@ -38,7 +41,7 @@ def write_report(run_dir: Path) -> Path:
     """
     recipe = load_file(run_dir / "recipe.yaml").recipe
     status, information, rows = read_status(run_dir), read_provenance(run_dir), read_metrics(run_dir)
-    evaluation = _read_evaluation(run_dir)
+    evaluation = read_evaluation(run_dir)
     name = str(status.get("name") or run_dir.resolve().name)
     sections = [
         _headline(name, recipe, status),
@@ -58,14 +61,6 @@ def write_report(run_dir: Path) -> Path:
     return path
 
 
-def _read_evaluation(run_dir: Path) -> dict[str, Any]:
-    path = run_dir / "evaluation.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}): remove it and write the report without it") from error
-
-
 def _headline(name: str, recipe: Recipe, status: Mapping[str, Any]) -> str:
     state = str(status.get("state") or "unknown")
     known = state if state in ("finished", "failed") else ""
@@ -82,22 +77,9 @@ def _headline(name: str, recipe: Recipe, status: Mapping[str, Any]) -> str:
 
 
 def _best(rows: list[dict[str, Any]], metric: str) -> dict[str, Any] | None:
-    key = f"val/{metric}"
-    measured = [row for row in rows if row.get(key) is not None]
-    return (min if metric == "loss" else max)(measured, key=lambda row: row[key]) if measured else None
-
-
-def compare(top1: float, evidence: Evidence | None) -> tuple[str, str]:
-    """What to say of a top-1 (percent) beside what the recipe is known to reach, and its mark: good, bad or none."""
-    if evidence is None or (evidence.band is None and evidence.top1 is None):
-        return "no expected value known", ""
-    if evidence.band is None:
-        return f"expected: {evidence.top1:g}%", ""
-    low, high = evidence.band
-    expected = f"the expected {low:g} to {high:g}%"
-    if top1 < low:
-        return f"below {expected}", "bad"
-    return (f"above {expected}", "good") if top1 > high else (f"within {expected}", "good")
+    """The row of the best evaluation, of equal ones the first."""
+    measured = [row for row in rows if row.get(f"val/{metric}") is not None]
+    return min(measured, key=lambda row: cost(row[f"val/{metric}"], METRICS[metric].goal), default=None)
 
 
 def _facts(
@@ -110,8 +92,11 @@ def _facts(
     facts: list[tuple[str, str, str]] = []
     best = _best(rows, recipe.eval.metric)
     if best is not None and best.get("val/top1") is not None:
-        text, mark = compare(best["val/top1"], recipe.evidence)
-        facts.append((f"{best['val/top1']:.2f}%", f"best top-1 (epoch {best['epoch']:g}); {text}", mark))
+        mark = {True: "good", False: "bad", None: ""}
+        judged = _judged(recipe, rows, best, information)
+        facts.append(
+            (f"{best['val/top1']:.2f}%", f"best top-1 (epoch {best['epoch']:g}); {judged.text}", mark[judged.good])
+        )
     if evaluation.get("top1") is not None:
         what = f"top-1 of the weights kept, {evaluation.get('samples', 0):,} images"
         if evaluation.get("top5") is not None and len(evaluation.get("classes", ())) > 5:
@@ -141,6 +126,15 @@ def _facts(
         for value, what, mark in facts
     )
     return f"<div class='facts'>{cells}</div>" if cells else ""
+
+
+def _judged(
+    recipe: Recipe, rows: list[dict[str, Any]], best: Mapping[str, Any], information: Mapping[str, Any]
+) -> Judgement:
+    """What the recipe's evidence says of the run: of its best evaluation or of its last."""
+    last = recipe.evidence is not None and recipe.evidence.weights == "last"
+    row = next(row for row in reversed(rows) if row.get("val/top1") is not None) if last else best
+    return judge(recipe, row["val/top1"], (information.get("plan") or {}).get("training_images"))
 
 
 def _values(rows: Iterable[Mapping[str, Any]], key: str) -> list[float]:
@@ -258,7 +252,7 @@ def _commands(run_dir: Path, information: Mapping[str, Any], status: Mapping[str
     here = " ".join(shlex.quote(argument) for argument in place)
     again = shlex.quote(f"run.name={run_dir.resolve().name}-again")
     ranks = int(information.get("world_size") or 1)
-    start = f"accelerate launch --multi_gpu --num_processes {ranks}" if ranks > 1 else "accelerate launch"
+    start = accelerate_command(ranks)
     commands = [("the same training once more", f"{start} train.py {recipe} {again}")]
     if status.get("state") != "finished":
         commands.insert(0, ("go on with this run", f"{start} train.py {recipe} {here}"))

@@ -1,0 +1,65 @@
+"""Whether a run's accuracy can be held against what its recipe is known to reach, and what that comparison says."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from recipes.changes import differences
+from recipes.load import load, names
+from recipes.schema.recipe import Recipe
+
+_NO_MATTER = (
+    *("seed", "device", "precision", "channels_last", "compile", "deterministic", "max_batch_per_device", "checkpoint"),
+    *("log_every", "watchdog", "eval.every", "eval.batch_size", "max_steps"),
+    *(f"data.{key}" for key in ("train", "val", "val_labels", "images", "train_split", "val_split", "config")),
+    *(f"data.{key}" for key in ("image_column", "label_column", "file_column", "download", "train_samples")),
+    *(f"data.{key}" for key in ("num_workers", "prefetch", "max_broken")),
+)
+"""Keys (and groups) that a reproduction may change: where it runs, and where the same images are."""
+
+
+class Judgement(NamedTuple):
+    text: str
+    """As in `within the expected 90 to 100%`."""
+    good: bool | None = None
+    """None where nothing can be said."""
+
+
+def judge(recipe: Recipe, top1: float | None, samples: int | None = None) -> Judgement:
+    """What to say of a top-1 (percent) of a run beside what its recipe is known to reach.
+
+    recipe: of the run, resolved. top1: by `recipe.evidence.weights` of the best evaluation or of the last one.
+    samples: training images that the data holds, where they are known.
+    """
+    evidence = recipe.evidence
+    if evidence is None or (evidence.band is None and evidence.top1 is None):
+        return Judgement("no expected value known")
+    if why := changed(recipe, samples):
+        return Judgement(f"not comparable with the recipe's: {why}")
+    if evidence.band is None or top1 is None:
+        return Judgement(f"expected: {evidence.top1:g}%")
+    low, high = evidence.band
+    where = "below" if top1 < low else "above" if top1 > high else "within"
+    return Judgement(f"{where} the expected {low:g} to {high:g}%", top1 >= low)
+
+
+def changed(recipe: Recipe, samples: int | None = None) -> str:
+    """In what a run differs from the recipe that its evidence is of, in words; empty: in nothing that matters."""
+    found = []
+    if recipe.max_steps is not None:
+        found.append(f"max_steps={recipe.max_steps}")
+    if recipe.name in names():
+        original = load([f"recipe={recipe.name}"]).recipe
+        changes = differences(original, recipe)
+        found += [f"{key}={now}" for key, (_, now) in changes.items() if not _is_free(key, original)]
+    stated = recipe.data.train_samples
+    if samples is not None and stated is not None and samples != stated:
+        found.append(f"{samples:,} training images, not {stated:,}")
+    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+    return ", ".join(found[:3]) + more
+
+
+def _is_free(key: str, original: Recipe) -> bool:
+    # Another source may hold the same images, where their number tells whether it does.
+    free = (*_NO_MATTER, "data.source") if original.data.train_samples else _NO_MATTER
+    return any(key == name or key.startswith(f"{name}.") for name in free)

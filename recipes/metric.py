@@ -1,0 +1,45 @@
+"""What an evaluation measures: names, units, and which of two values is better. Standard library only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
+
+class Metric(NamedTuple):
+    """A figure of the validation images."""
+
+    title: str
+    unit: str
+    goal: str
+    """maximize or minimize."""
+
+    @property
+    def label(self) -> str:
+        return f"{self.title} {self.unit}".strip()
+
+
+METRICS = {
+    "top1": Metric("top-1", "%", "maximize"),
+    "top5": Metric("top-5", "%", "maximize"),
+    "loss": Metric("val loss", "", "minimize"),
+}
+"""By their names in a recipe (`eval.metric`); metrics.jsonl has them as val/top1 and so on."""
+
+
+def cost(value: float | None, goal: str) -> float:
+    """A number that is smaller for a better value; infinite where there is none, or it is not a number."""
+    if value is None or math.isnan(value):
+        return math.inf
+    return -value if goal == "maximize" else value
+
+
+def is_better(metric: str, value: float, than: float | None) -> bool:
+    """Whether a value of a metric is better than another; any is better than none."""
+    return than is None or cost(value, METRICS[metric].goal) < cost(than, METRICS[metric].goal)
+
+
+def best_of(values: Iterable[float], goal: str) -> float | None:
+    """The best of the finite values; None where there is none."""
+    return min((value for value in values if math.isfinite(value)), key=lambda value: cost(value, goal), default=None)

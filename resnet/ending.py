@@ -1,0 +1,140 @@
+"""The end of an attempt: what is written and said, however it ended."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from typing import NamedTuple
+
+from resnet.build import first_of_ranks
+from resnet.failure import Failure, explain
+from resnet.last_files import summary, write_final_weights
+from resnet.loop import fit
+from resnet.process.command_lines import continue_command
+from resnet.process.environment import ATTEMPT
+from resnet.process.exit_codes import FAILED, FINISHED, STOPPED
+from resnet.run_hooks import RunHooks
+from resnet.rundir.provenance import end_attempt
+from resnet.rundir.status import write_status
+from resnet.tracking.profiling import profile_steps
+from resnet.tracking.rank_log import RankLog
+from resnet.trainer import Trainer
+
+_EXIT_CODES = {"finished": FINISHED, "stopped": STOPPED, "failed": FAILED}
+
+
+class End(NamedTuple):
+    """How training ended on this rank."""
+
+    outcome: str
+    """finished, stopped or failed."""
+    reason: str
+    failure: Failure | None = None
+
+
+def train_to_an_end(trainer: Trainer, hooks: RunHooks, log: RankLog, end_workers: Callable[[], None]) -> int:
+    """Train, and leave the run directory in a state that says how it ended; returns the exit code.
+
+    end_workers: called once no more batches are needed.
+    """
+    begin, first_step = time.time(), trainer.state.step
+    end = _train(trainer, hooks, log, end_workers)
+    if end.failure is not None and (end.failure.kind == "lease" or hooks.lost):
+        # The run is another process's: nothing is written to it.
+        print(f"train.py: {end.reason}", file=sys.stderr)
+        hooks.tracker.finish(exit_code=1, timeout=15)
+        return FAILED
+    if end.failure is not None:
+        _tell_of_failure(trainer, hooks, log, end.failure)
+    if hooks.metrics is not None:
+        _write_end(trainer, hooks, end)
+        _say_end(trainer, hooks, end, begin, first_step)
+    return _EXIT_CODES[end.outcome]
+
+
+def _train(trainer: Trainer, hooks: RunHooks, log: RankLog, end_workers: Callable[[], None]) -> End:
+    outcome, failure, signal = "failed", None, None
+    gc.collect()
+    gc.freeze()
+    try:
+        with profile_steps(trainer):
+            outcome = fit(trainer)
+        hooks.saver.wait()
+        failure = first_of_ranks(_saving_failed(hooks, ended=outcome == "finished"))
+    except Exception as error:
+        failure = explain(error, trainer.plan)
+        if failure.unexpected:
+            traceback.print_exc(file=log.file)
+            traceback.print_exc()
+        # Its frames hold the loader, whose workers would otherwise be waited for.
+        traceback.clear_frames(error.__traceback__)
+    else:
+        signal = first_of_ranks(hooks.signals.received)
+    finally:
+        gc.unfreeze()
+        hooks.close()
+        trainer.batches = iter(())
+        end_workers()
+    if failure is not None:
+        return End("failed", failure.reason, failure)
+    return End(outcome, "finished" if outcome == "finished" else f"signal {signal}")
+
+
+def _saving_failed(hooks: RunHooks, ended: bool) -> Failure | None:
+    reason = hooks.why_saving_failed(ended)
+    return Failure("lease" if hooks.lost else "disk", reason) if reason else None
+
+
+def _tell_of_failure(trainer: Trainer, hooks: RunHooks, log: RankLog, failure: Failure) -> None:
+    first = log.fail(trainer.plan.world_size, trainer.state.step, failure.reason, failure.kind, failure.own_fault)
+    if trainer.rank == log.speaker:
+        print(f"train.py: training failed: {first}\n{_after_failure(hooks)}", file=sys.stderr)
+
+
+def _after_failure(hooks: RunHooks) -> str:
+    newest = max((hooks.run_dir / "checkpoints").glob("step-*[0-9]"), default=None)
+    kept = f"the newest checkpoint is {newest.name}; to continue from it: " if newest else "no checkpoint yet; again: "
+    return f"{kept}{continue_command(hooks.run_dir)}\nlogs: {hooks.run_dir / 'logs'}"
+
+
+def _write_end(trainer: Trainer, hooks: RunHooks, end: End) -> None:
+    """Write, on rank 0, what the run leaves: the status last of what a resume leans on, then the report of it."""
+    run_dir = hooks.run_dir
+    with contextlib.suppress(OSError) if end.failure else contextlib.nullcontext():
+        end_attempt(run_dir, end.reason, trainer.state.step)
+    if end.outcome == "finished":
+        step = write_final_weights(run_dir, trainer.state.best_step)
+        write_status(run_dir, top1=hooks.result["top1"], final_step=step)
+    if end.failure is None:
+        write_status(run_dir, state=end.outcome, reason=end.reason, failure=None, eta_s=None)
+    # A job that stops is about to be queued again, and its time is short.
+    if end.outcome != "stopped" or ATTEMPT not in os.environ:
+        _write_report(hooks)
+
+
+def _write_report(hooks: RunHooks) -> None:
+    """Trouble with a picture or the report is told and does not fail the run."""
+    try:
+        from resnet.tools.report.report import write_report
+
+        write_report(hooks.run_dir)
+    except Exception as error:
+        print(f"the report could not be written: {type(error).__name__}: {error}", file=sys.stderr)
+
+
+def _say_end(trainer: Trainer, hooks: RunHooks, end: End, begin: float, first_step: int) -> None:
+    if end.outcome == "finished":
+        print(summary(trainer, hooks, begin, first_step), flush=True)
+    hooks.tracker.finish(exit_code=int(end.outcome == "failed"), timeout=30 if end.outcome == "finished" else 15)
+    if command := hooks.tracker.sync_command():
+        print(f"W&B: nothing was uploaded; to do so: {command}")
+    if end.outcome == "stopped":
+        at = "which could not be saved" if hooks.saver.failures else "with a checkpoint"
+        # In a job the batch script decides whether it continues by itself.
+        then = "" if ATTEMPT in os.environ else f"; to continue: {continue_command(hooks.run_dir)}"
+        print(f"stopped ({end.reason}) after step {trainer.state.step}, {at}{then}", flush=True)

@@ -1,0 +1,67 @@
+"""Evaluating while a run trains: every validation image once, whatever the number of ranks."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from torch import nn
+
+from recipes.metric import is_better
+from resnet.batchnorm import average_running_statistics
+from resnet.inference import count_batch
+from resnet.metrics import Tally
+from resnet.trainer import Trainer, TrainingError
+
+
+def evaluate_and_report(trainer: Trainer) -> bool:
+    """Evaluate and hand the result to the hooks; False where a hook asked to stop before the end."""
+    state, metric = trainer.state, trainer.recipe.eval.metric
+    trainer.hooks.before_evaluation()
+    average_running_statistics(state)
+    result = evaluate(state.weights, trainer)
+    if result is None:
+        return False
+    _check_unreadable(trainer, result["samples"])
+    state.evaluated = state.step
+    value = result[metric]
+    best = is_better(metric, value, state.best)
+    if best:
+        state.best, state.best_step = value, state.step
+    row = {"step": state.step, "epoch": trainer.plan.epoch(state.step)}
+    trainer.hooks.log(row | {f"val/{name}": result[name] for name in ("loss", "top1", "top5", "samples")})
+    trainer.hooks.after_evaluation(result, best)
+    return True
+
+
+def _check_unreadable(trainer: Trainer, evaluated: int) -> None:
+    """Tell of validation images that could not be read. Raises TrainingError where they are too many."""
+    missing = trainer.val_samples - evaluated
+    if missing > trainer.recipe.data.max_broken * trainer.val_samples:
+        raise TrainingError(
+            f"{missing} of {trainer.val_samples} validation images could not be read, more than data.max_broken "
+            f"{trainer.recipe.data.max_broken:g} allows:{trainer.examples_of_broken()}"
+        )
+    if missing and trainer.rank == 0:
+        print(
+            f"{missing} of {trainer.val_samples} validation images could not be read and count nowhere", file=sys.stderr
+        )
+
+
+@torch.no_grad()
+def evaluate(network: nn.Module, trainer: Trainer) -> dict[str, Any] | None:
+    """Loss, top1, top5 (percent), samples and the confusion matrix over all ranks; None where a hook asked to stop."""
+    recipe, tally, keys = trainer.recipe, Tally(trainer.classes, trainer.device), trainer.validation_keys()
+    network.eval()
+    for turn in range(trainer.most_validation_batches()):
+        if trainer.hooks.stop_now():
+            return None
+        batch = trainer.next_batch() if turn < len(keys) else None
+        if batch is None or not len(batch.labels):
+            continue
+        assert batch.key == keys[turn], (batch.key, keys[turn])
+        with trainer.accelerator.autocast():
+            count_batch(tally, network, batch, recipe)
+    trainer.state.model.train()
+    return tally.read()

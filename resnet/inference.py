@@ -1,0 +1,36 @@
+"""From uint8 images to logits: what training, evaluation and the tools share."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from recipes.schema.recipe import Recipe
+from resnet.data.loader import Batch
+from resnet.data.on_device import normalise
+from resnet.metrics import Tally
+
+
+def network_input(images: torch.Tensor, recipe: Recipe, device: torch.device) -> torch.Tensor:
+    """uint8 (N, 3, H, W) as it comes from the loader -> the network's normalised float input on the device."""
+    images = images.to(device)
+    if recipe.channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
+    return normalise(images, recipe.augment.mean, recipe.augment.std, torch.float32)
+
+
+def count_batch(tally: Tally, network: nn.Module, batch: Batch, recipe: Recipe) -> None:
+    """Evaluate a batch on the tally's device and count it there."""
+    labels = batch.labels.to(tally.loss.device)
+    logits = predict_logits(network, batch.images, recipe, tally.loss.device)
+    tally.add(F.cross_entropy(logits, labels, reduction="sum"), logits, labels)
+
+
+def predict_logits(network: nn.Module, images: torch.Tensor, recipe: Recipe, device: torch.device) -> torch.Tensor:
+    """Logits float32 (N, classes) of uint8 images (N, 3, H, W); with `eval.flip` the mean of both mirror images."""
+    images = network_input(images, recipe, device)
+    logits = network(images).float()
+    if recipe.eval.flip:
+        logits = (logits + network(images.flip(3)).float()) / 2
+    return logits

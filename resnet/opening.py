@@ -1,0 +1,117 @@
+"""The beginning of an attempt: the run directory's first files, and the first lines that a person reads."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from recipes.load import dump
+from recipes.plan import Plan
+from recipes.schema.recipe import Recipe
+from resnet.checkpoint.commit import clean
+from resnet.checkpoint.resume import Start
+from resnet.data.sources.registry import Source
+from resnet.rundir.files import write_atomic
+from resnet.rundir.provenance import provenance, record_attempt
+from resnet.rundir.status import write_status
+
+_YEARS = 5e12
+"""Pixels of a training that a CPU, at some 50,000 a millisecond, takes more than three years for."""
+
+
+def open_run_dir(
+    recipe: Recipe, start: Start, plan: Plan, images: int, step: int, accelerator: Accelerator
+) -> dict[str, Any]:
+    """Make the run directory this attempt's, on rank 0; returns what provenance.json says of the attempt.
+
+    images: for training. step: the one that the attempt starts from.
+    Raises ValueError where the folder cannot be made, or is another's.
+    """
+    run_dir = start.run_dir
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"cannot make {run_dir} ({error.strerror}): choose another run.root") from error
+    start.acquire()
+    clean(run_dir / "checkpoints")
+    saved = recipe.model_copy(
+        update={"run": recipe.run.model_copy(update={"name": run_dir.name}), "resume": start.origin or recipe.resume}
+    )
+    write_atomic(run_dir / "recipe.yaml", dump(saved))
+    devices = [device_name(accelerator.device)] * plan.world_size
+    derived = {"training_images": images, **_derived(plan, accelerator.mixed_precision)}
+    information = provenance(sys.argv, devices, plan.world_size, derived)
+    attempt = record_attempt(run_dir, {**information, "changed": start.changed}, step)
+    write_status(
+        run_dir,
+        name=run_dir.name,
+        recipe=recipe.name,
+        state="running",
+        step=step,
+        total_steps=plan.end_step,
+        epoch=plan.epoch(step),
+        epochs=plan.end_epoch,
+        attempts=attempt,
+        failure=None,
+        reason=None,
+        pid=os.getpid(),
+        host=information["host"],
+        job_id=information["job_id"],
+    )
+    return information
+
+
+def _derived(plan: Plan, precision: str) -> dict[str, Any]:
+    """What followed from the recipe, for the report."""
+    facts = {"samples_per_epoch": plan.samples, "steps_per_epoch": plan.steps_per_epoch, "total_steps": plan.end_step}
+    if plan.end_step < plan.total_steps:
+        facts["schedule_steps"] = plan.total_steps
+    facts |= {"batch_size": plan.batch_size, "micro_batch": plan.micro_batch, "accumulation": plan.accumulation}
+    return facts | {"lr": plan.lr, "precision": precision}
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
+def first_lines(
+    recipe: Recipe, plan: Plan, start: Start, train: Source, val: Source, accelerator: Accelerator, workers: int
+) -> list[str]:
+    """What is trained, on what, and how."""
+    what, ranks = device_name(accelerator.device), plan.world_size
+    accumulated = f" in {plan.accumulation} micro-batches" if plan.accumulation > 1 else ""
+    lines = [
+        f"{recipe.name}: {recipe.model.name or recipe.model.block} on {f'{ranks} x ' if ranks > 1 else ''}{what}, "
+        f"precision {accelerator.mixed_precision}; run directory {start.run_dir}",
+        describe_data(train, val, plan),
+        f"{_steps(plan)}; batch {plan.batch_size}, {plan.batch_size // ranks} per device{accumulated}; "
+        f"lr {plan.lr:g}; {workers} workers per device",
+    ]
+    if accelerator.device.type == "cpu" and plan.end_step * plan.batch_size * plan.image_size(0) ** 2 > _YEARS:
+        lines.append("no GPU: this would take years; train it where torch sees one")
+    return lines
+
+
+def describe_data(train: Source, val: Source, plan: Plan) -> str:
+    """The images and their classes, and how many of them an epoch draws where that is another number."""
+    counts = np.bincount(train.labels, minlength=len(train.classes))
+    each = f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
+    drawn = "" if plan.samples == len(train) else f"; an epoch draws {plan.samples} of them, so that classes are equal"
+    return (
+        f"{len(train)} training images of {len(train.classes)} classes ({each} each){drawn}; "
+        f"{len(val)} validation images"
+    )
+
+
+def _steps(plan: Plan) -> str:
+    if plan.end_step == plan.total_steps:
+        return f"{plan.steps_per_epoch} steps an epoch, {plan.end_step} in all"
+    return (
+        f"{plan.steps_per_epoch} steps an epoch; ends after {plan.end_step} (max_steps) "
+        f"of the {plan.total_steps} that the schedule is made for"
+    )

@@ -1,0 +1,110 @@
+"""What the loop works with: the network, its state, the batches, and what happens around the steps."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from accelerate import Accelerator
+from torch import nn
+
+from recipes.plan import Plan
+from resnet.batchnorm import StatisticsOfStep
+from resnet.data.loader import Batch, Key, training_keys, validation_keys
+from resnet.net import has_randomness
+from resnet.state import TrainState
+
+_MOST_NAMED = 20
+"""Unreadable images that a rank names as it meets them."""
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message is for the user."""
+
+
+class Hooks(Protocol):
+    """What happens around the steps. Every rank calls each hook at the same step."""
+
+    def log(self, row: dict[str, Any]) -> None:
+        """A line for the log."""
+
+    def after_step(self) -> bool:
+        """Save what is due; True asks to stop here."""
+        ...
+
+    def before_evaluation(self) -> None: ...
+
+    def after_evaluation(self, result: dict[str, Any], best: bool) -> None: ...
+
+    def stop_now(self) -> bool:
+        """Whether to abandon an evaluation."""
+        ...
+
+
+@dataclass
+class Trainer:
+    """What the loop works with. `network` is the model as DDP and torch.compile wrapped it."""
+
+    plan: Plan
+    accelerator: Accelerator
+    network: nn.Module
+    state: TrainState
+    classes: int
+    val_samples: int
+    hooks: Hooks
+    batches: Iterator[Batch] = field(default_factory=lambda: iter(()))
+    broken: dict[str, None] = field(default_factory=dict)
+    """Images this rank could not read, each with the reason, in the order they were met."""
+    waited: float = 0.0
+    """Seconds spent waiting for data since the last line of the log."""
+
+    def __post_init__(self) -> None:
+        self.device = self.accelerator.device
+        self.rank = self.accelerator.process_index
+        self.recipe = self.plan.recipe
+        self.parameters = [p for p in self.state.model.parameters() if p.requires_grad]
+        self.random_layers = has_randomness(self.state.model)
+        self.state.model.train()
+        self.statistics = StatisticsOfStep(self.state.model) if self.plan.accumulation > 1 else None
+
+    def keys(self) -> Iterator[Key]:
+        """All the micro-batches this rank will ask for from the state's step on, evaluations included."""
+        plan, start = self.plan, self.state.step
+        if self.evaluation_is_due:
+            yield from self.validation_keys()
+        for step in range(start, plan.end_step):
+            yield from training_keys(plan, self.rank, step)
+            if plan.evaluates_after(step + 1):
+                yield from self.validation_keys()
+
+    def validation_keys(self) -> list[Key]:
+        ranks, size = self.accelerator.num_processes, self.recipe.augment.val_size
+        return list(validation_keys(self.val_samples, self.eval_batch_size, ranks, self.rank, size))
+
+    @property
+    def evaluation_is_due(self) -> bool:
+        return self.plan.evaluates_after(self.state.step) and self.state.evaluated < self.state.step
+
+    @property
+    def eval_batch_size(self) -> int:
+        return self.recipe.eval.batch_size or self.plan.micro_batch
+
+    def most_validation_batches(self) -> int:
+        """The number on the rank that has the most, so that all ranks can ask one another whether to go on."""
+        return -(-self.val_samples // (self.eval_batch_size * self.accelerator.num_processes))
+
+    def next_batch(self) -> Batch:
+        start = time.perf_counter()
+        batch = next(self.batches)
+        self.waited += time.perf_counter() - start
+        for image in batch.broken:
+            if image not in self.broken and len(self.broken) < _MOST_NAMED:
+                print(f"unreadable image: {image}", file=sys.stderr)
+            self.broken[image] = None
+        return batch
+
+    def examples_of_broken(self) -> str:
+        return "".join(f"\n  {image}" for image in list(self.broken)[:5]) or " met by other ranks"
