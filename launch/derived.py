@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from fractions import Fraction
 from typing import Any
 
 from recipes.load import COMMAND_LINE, Loaded
 from recipes.plan import Plan, effective_decay, make_plan, samples_known
-from recipes.schema.optimizer import OneCycleSchedule, StepSchedule, TriangularSchedule
 from recipes.schema.recipe import NOT_TRAINING, Recipe
-
-MOST_DROPS = 8
 
 
 def follows(loaded: Loaded, gpus: int, samples: int | None = None) -> dict[str, Any]:
@@ -61,7 +57,7 @@ def _stated(recipe: Recipe) -> str:
 def _milestones(plan: Plan) -> Iterator[dict[str, Any]]:
     """What the optimizer uses at the steps where a schedule turns, at the quarters and at both ends."""
     labels: dict[int, list[str]] = {0: ["start"]}
-    for step, label in (*_turns(plan), *_quarters(plan)):
+    for step, label in (*plan.turns(), *_quarters(plan)):
         labels.setdefault(step, []).append(label)
     for step in sorted(labels):
         hyper = plan.hyper(step)
@@ -78,43 +74,6 @@ def _quarters(plan: Plan) -> Iterator[tuple[int, str]]:
     for percent in (25, 50, 75):
         yield plan.total_steps * percent // 100, f"{percent}%"
     yield plan.total_steps - 1, "last step"
-
-
-def _turns(plan: Plan) -> Iterator[tuple[int, str]]:
-    schedule, last = plan.recipe.schedule, plan.total_steps - 1
-    if isinstance(schedule, OneCycleSchedule):
-        near = min(max(math.floor(schedule.pct_start * plan.total_steps - 1), 0), last)
-        yield max(near, min(near + 1, last), key=lambda step: plan.hyper(step).lr), "peak"
-        return
-    if isinstance(schedule, TriangularSchedule):
-        if 0 < (peak := math.ceil(schedule.peak_epoch * plan.steps_per_epoch)) <= last:
-            yield peak, "peak"
-        return
-    steps = plan.steps_per_epoch
-    by_epoch = schedule.update == "epoch"
-    warm = _step_at(Fraction(schedule.warmup_epochs), steps, by_epoch)
-    if 0 < warm <= last:
-        yield warm, "end of warm-up"
-    if isinstance(schedule, StepSchedule):
-        every = Fraction(str(schedule.every))
-        count = _epoch_at(last, steps, by_epoch) // every
-        step = warm
-        for _ in range(MOST_DROPS):
-            step = _step_at((_epoch_at(step, steps, by_epoch) // every + 1) * every, steps, by_epoch)
-            if step > last:
-                break
-            yield step, f"drop {_epoch_at(step, steps, by_epoch) // every} of {count}"
-
-
-def _epoch_at(step: int, steps_per_epoch: int, whole: bool) -> Fraction:
-    """The epoch that a schedule sees at a step; whole: it moves with the epochs only (`schedule.update`)."""
-    epoch = Fraction(step, steps_per_epoch)
-    return Fraction(math.floor(epoch)) if whole else epoch
-
-
-def _step_at(epoch: Fraction, steps_per_epoch: int, whole: bool) -> int:
-    """The first step at which a schedule sees an epoch or a later one."""
-    return math.ceil((math.ceil(epoch) if whole else epoch) * steps_per_epoch)
 
 
 def _image_sizes(plan: Plan) -> Iterator[dict[str, int]]:

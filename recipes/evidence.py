@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import NamedTuple
 
 from recipes.changes import differences
@@ -51,7 +52,7 @@ def changed(recipe: Recipe, samples: int | None = None) -> str:
     if recipe.name in names():
         original = load([f"recipe={recipe.name}"]).recipe
         changes = differences(original, recipe)
-        found += [f"{key}={now}" for key, (_, now) in changes.items() if not _is_free(key, original)]
+        found += [f"{key}={json.dumps(now)}" for key, (_, now) in changes.items() if not _is_free(key, original)]
     stated = recipe.data.train_samples
     if samples is not None and stated is not None and samples != stated:
         found.append(f"{samples:,} training images, not {stated:,}")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
-from recipes.schedules import Hyper, hyper_at
+from recipes.schedules import Hyper, Span, hyper_at
 from recipes.schema.data import Data, ShapesData, SyntheticData
-from recipes.schema.recipe import Ema, Recipe
+from recipes.schema.recipe import Recipe
+from recipes.schema.training import Ema
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,10 @@ class Plan:
 
     def hyper(self, step: int) -> Hyper:
         return hyper_at(self.recipe.schedule, step, self.steps_per_epoch, self.total_steps, self.lr)
+
+    def turns(self) -> Iterator[tuple[int, str]]:
+        """Steps at which the schedule turns, and what happens there."""
+        return self.recipe.schedule.turns(Span(self.steps_per_epoch, self.total_steps, self.lr))
 
     def image_size(self, step: int) -> int:
         """Height and width in pixels of the training images of a step (it changes between epochs only)."""

@@ -1,20 +1,21 @@
-"""Learning rate and momentum as pure functions of the optimizer step."""
+"""Schedules of the learning rate: for each ONE class, with its keys, its formula and the steps at which it turns.
+
+What a step uses is a pure function of the step, the same on any number of devices and after any restart. A new schedule
+is a class here and its name in `Schedule`.
+"""
 
 from __future__ import annotations
 
 import math
-from fractions import Fraction
-from typing import NamedTuple
+from collections.abc import Iterator
+from fractions import Fraction as Exact
+from typing import Annotated, Literal, NamedTuple
 
-from recipes.schema.optimizer import (
-    ConstantSchedule,
-    CosineSchedule,
-    OneCycleSchedule,
-    PolySchedule,
-    Schedule,
-    StepSchedule,
-    TriangularSchedule,
-)
+from pydantic import Discriminator, Field
+
+from recipes.schema.fields import Fraction, Group, NonNegative, Positive
+
+_MOST_DROPS = 8
 
 
 class Hyper(NamedTuple):
@@ -25,34 +26,28 @@ class Hyper(NamedTuple):
     """Momentum, or Adam's first beta, where the schedule cycles it; None: the optimizer's own stays."""
 
 
+class Span(NamedTuple):
+    """The run that a schedule spans."""
+
+    steps_per_epoch: int
+    total_steps: int
+    """Optimizer steps of the whole run, not necessarily whole epochs."""
+    lr: float
+    """Peak learning rate, already scaled to the batch size."""
+
+    @property
+    def epochs(self) -> float:
+        return self.total_steps / self.steps_per_epoch
+
+    @property
+    def last(self) -> int:
+        return self.total_steps - 1
+
+
 def hyper_at(schedule: Schedule, step: int, steps_per_epoch: int, total_steps: int, lr: float) -> Hyper:
-    """The values that the optimizer step `step` uses: 0 <= step < total_steps.
-
-    total_steps: optimizer steps of the whole run, not necessarily whole epochs.
-    lr: peak learning rate of the run, already scaled to its batch size.
-    """
+    """The values that the optimizer step `step` uses: 0 <= step < total_steps. The other arguments: see `Span`."""
     assert 0 <= step < total_steps, f"step {step} of a run of {total_steps}"
-    if isinstance(schedule, OneCycleSchedule):
-        return _one_cycle(schedule, step, total_steps, lr)
-    epochs = total_steps / steps_per_epoch
-    if isinstance(schedule, TriangularSchedule):
-        return Hyper(lr * _triangular(schedule, step / steps_per_epoch, epochs), None)
-
-    epoch = Fraction(step, steps_per_epoch) if schedule.update == "step" else Fraction(step // steps_per_epoch)
-    warmup = schedule.warmup_epochs
-    if epoch < warmup:
-        return Hyper(lr * _between(schedule.warmup_start, 1.0, float(epoch) / warmup), None)
-    progress = (float(epoch) - warmup) / (epochs - warmup)
-    match schedule:
-        case ConstantSchedule():
-            share = 1.0
-        case StepSchedule():
-            share = _steps(schedule, epoch)
-        case CosineSchedule():
-            share = _cosine(1.0, schedule.final, progress)
-        case PolySchedule():
-            share = schedule.final + (1 - schedule.final) * (1 - progress) ** schedule.power
-    return Hyper(lr * share, None)
+    return schedule.at(step, Span(steps_per_epoch, total_steps, lr))
 
 
 def _between(start: float, end: float, progress: float) -> float:
@@ -63,28 +58,171 @@ def _cosine(start: float, end: float, progress: float) -> float:
     return end + (start - end) / 2 * (1 + math.cos(math.pi * progress))
 
 
-def _steps(schedule: StepSchedule, epoch: Fraction) -> float:
-    # In binary floating point 0.3 // 0.1 is 2: the drop would come a step late.
-    return schedule.gamma ** (epoch // Fraction(str(schedule.every)))
+class _Schedule(Group):
+    """A linear warm-up, then what `share` says."""
+
+    warmup_epochs: NonNegative = 0.0
+    """Epochs in which the learning rate climbs linearly to lr."""
+    warmup_start: Fraction = 0.01
+    """Share of lr at which the warm-up starts."""
+    update: Literal["step", "epoch"] = "step"
+    """epoch: the learning rate stays the same within an epoch, as in torchvision's references."""
+
+    def at(self, step: int, span: Span) -> Hyper:
+        epoch, warmup = self._epoch(step, span), self.warmup_epochs
+        if epoch < warmup:
+            return Hyper(span.lr * _between(self.warmup_start, 1.0, float(epoch) / warmup), None)
+        progress = (float(epoch) - warmup) / (span.epochs - warmup)
+        return Hyper(span.lr * self.share(epoch, progress), None)
+
+    def share(self, epoch: Exact, progress: float) -> float:
+        """Share of the peak after the warm-up. progress: from 0 at its end to 1 at the end of the run."""
+        raise NotImplementedError
+
+    def turns(self, span: Span) -> Iterator[tuple[int, str]]:
+        """The steps from which something is different, and what: for people."""
+        warm = self._step(Exact(self.warmup_epochs), span)
+        if 0 < warm <= span.last:
+            yield warm, "end of warm-up"
+        yield from self.later_turns(warm, span)
+
+    def later_turns(self, warm: int, span: Span) -> Iterator[tuple[int, str]]:
+        """Those after the warm-up, which ends at step `warm`."""
+        yield from ()
+
+    def _epoch(self, step: int, span: Span) -> Exact:
+        """The epoch that the schedule sees at a step."""
+        return Exact(step, span.steps_per_epoch) if self.update == "step" else Exact(step // span.steps_per_epoch)
+
+    def _step(self, epoch: Exact, span: Span) -> int:
+        """The first step at which the schedule sees an epoch or a later one."""
+        return math.ceil((math.ceil(epoch) if self.update == "epoch" else epoch) * span.steps_per_epoch)
 
 
-def _triangular(schedule: TriangularSchedule, epoch: float, epochs: float) -> float:
-    peak = schedule.peak_epoch
-    if epoch < peak:
-        return _between(schedule.start, 1.0, epoch / peak)
-    return _between(1.0, schedule.final, (epoch - peak) / (epochs - peak))
+class ConstantSchedule(_Schedule):
+    """The same learning rate throughout."""
+
+    name: Literal["constant"]
+
+    def share(self, epoch: Exact, progress: float) -> float:
+        return 1.0
 
 
-def _one_cycle(schedule: OneCycleSchedule, step: int, total_steps: int, lr: float) -> Hyper:
-    """torch.optim.lr_scheduler.OneCycleLR with two phases; both ends of the run are values that a step uses."""
-    anneal = _cosine if schedule.anneal == "cos" else _between
-    first = lr / schedule.div_factor
-    peak_step = schedule.pct_start * total_steps - 1
-    if step < peak_step:
-        progress = step / peak_step
-        rates, momenta = (first, lr), (schedule.max_momentum, schedule.base_momentum)
-    else:
-        progress = (step - peak_step) / (total_steps - 1 - peak_step)
-        rates, momenta = (lr, first / schedule.final_div_factor), (schedule.base_momentum, schedule.max_momentum)
-    momentum = anneal(*momenta, progress) if schedule.cycle_momentum else None
-    return Hyper(anneal(*rates, progress), momentum)
+class StepSchedule(_Schedule):
+    """Multiply by gamma every `every` epochs, counted from the start of the run (StepLR)."""
+
+    name: Literal["step"]
+    every: Positive = 30
+    """Epochs from one drop to the next."""
+    gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Factor of each drop."""
+
+    @property
+    def _every(self) -> Exact:
+        # In binary floating point 0.3 // 0.1 is 2: the drop would come a step late.
+        return Exact(str(self.every))
+
+    def share(self, epoch: Exact, progress: float) -> float:
+        return self.gamma ** (epoch // self._every)
+
+    def later_turns(self, warm: int, span: Span) -> Iterator[tuple[int, str]]:
+        count, step = self._epoch(span.last, span) // self._every, warm
+        for _ in range(_MOST_DROPS):
+            step = self._step((self._epoch(step, span) // self._every + 1) * self._every, span)
+            if step > span.last:
+                break
+            yield step, f"drop {self._epoch(step, span) // self._every} of {count}"
+
+
+class CosineSchedule(_Schedule):
+    """Half a cosine from lr to `final` after the warm-up."""
+
+    name: Literal["cosine"]
+    final: Fraction = 0.0
+    """Share of lr at the end."""
+
+    def share(self, epoch: Exact, progress: float) -> float:
+        return _cosine(1.0, self.final, progress)
+
+
+class PolySchedule(_Schedule):
+    """Polynomial decay to `final` after the warm-up; power 1 is linear."""
+
+    name: Literal["poly"]
+    power: Positive = 2.0
+    """Exponent."""
+    final: Fraction = 0.0
+    """Share of lr at the end."""
+
+    def share(self, epoch: Exact, progress: float) -> float:
+        return self.final + (1 - self.final) * (1 - progress) ** self.power
+
+
+class TriangularSchedule(Group):
+    """Linear from `start` up to lr at `peak_epoch`, then linear down to `final`."""
+
+    name: Literal["triangular"]
+    peak_epoch: NonNegative = 2
+    """Epoch of the highest learning rate."""
+    start: Fraction = 0.0001
+    """Share of lr at step 0."""
+    final: Fraction = 0.0
+    """Share of lr at the end."""
+
+    def at(self, step: int, span: Span) -> Hyper:
+        epoch, peak = step / span.steps_per_epoch, self.peak_epoch
+        if epoch < peak:
+            share = _between(self.start, 1.0, epoch / peak)
+        else:
+            share = _between(1.0, self.final, (epoch - peak) / (span.epochs - peak))
+        return Hyper(span.lr * share, None)
+
+    def turns(self, span: Span) -> Iterator[tuple[int, str]]:
+        """The step of the peak."""
+        if 0 < (peak := math.ceil(self.peak_epoch * span.steps_per_epoch)) <= span.last:
+            yield peak, "peak"
+
+
+class OneCycleSchedule(Group):
+    """torch's OneCycleLR over the whole run (Smith & Topin 2017, arXiv:1708.07120); lr is its max_lr."""
+
+    name: Literal["onecycle"]
+    pct_start: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    """Share of the steps that climb."""
+    anneal: Literal["cos", "linear"] = "cos"
+    """Shape of both halves."""
+    div_factor: Positive = 25.0
+    """The run starts at lr / div_factor."""
+    final_div_factor: Positive = 1e4
+    """It ends at its start / final_div_factor."""
+    cycle_momentum: bool = True
+    """Let momentum (or Adam's first beta) fall while the learning rate climbs, and the other way round."""
+    base_momentum: Fraction = 0.85
+    """Lowest momentum."""
+    max_momentum: Fraction = 0.95
+    """Highest momentum."""
+
+    def at(self, step: int, span: Span) -> Hyper:
+        """Two phases; both ends of the run are values that a step uses."""
+        anneal = _cosine if self.anneal == "cos" else _between
+        first = span.lr / self.div_factor
+        peak_step = self.pct_start * span.total_steps - 1
+        if step < peak_step:
+            progress = step / peak_step
+            rates, momenta = (first, span.lr), (self.max_momentum, self.base_momentum)
+        else:
+            progress = (step - peak_step) / (span.total_steps - 1 - peak_step)
+            rates, momenta = (span.lr, first / self.final_div_factor), (self.base_momentum, self.max_momentum)
+        momentum = anneal(*momenta, progress) if self.cycle_momentum else None
+        return Hyper(anneal(*rates, progress), momentum)
+
+    def turns(self, span: Span) -> Iterator[tuple[int, str]]:
+        """The step of the highest learning rate."""
+        near = min(max(math.floor(self.pct_start * span.total_steps - 1), 0), span.last)
+        yield max(near, min(near + 1, span.last), key=lambda step: self.at(step, span).lr), "peak"
+
+
+Schedule = Annotated[
+    ConstantSchedule | StepSchedule | CosineSchedule | PolySchedule | TriangularSchedule | OneCycleSchedule,
+    Discriminator("name"),
+]

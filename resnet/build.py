@@ -21,8 +21,9 @@ from resnet.agreement import STEP_TIMEOUT
 from resnet.data.sources.registry import Source, open_sources
 from resnet.ema import Ema
 from resnet.metrics import Window
-from resnet.net import build_model, freeze_backbone, load_pretrained
+from resnet.net import build_model, freeze_backbone
 from resnet.optim import build_optimizer
+from resnet.pretrained import load_pretrained
 from resnet.process.environment import cores_of_rank
 from resnet.state import TrainState
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from recipes.schema.recipe import Recipe
-from resnet.data.loader import Batch
+from resnet.data.batches import Batch
 from resnet.data.on_device import normalise
 from resnet.metrics import Tally
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from recipes.schema.recipe import Recipe
-from resnet.data.loader import Batch
+from resnet.data.batches import Batch
 from resnet.data.on_device import draw_mix, erase, mix, soft_targets
 from resnet.data.order import mix as mix_numbers
 from resnet.evaluation import evaluate_and_report

@@ -27,7 +27,8 @@ from resnet.build import (
 from resnet.checkpoint.resume import Start, find_start
 from resnet.checkpoint.saver import Saver, check_space
 from resnet.checkpoint.snapshot import restore
-from resnet.data.loader import Loader, MicroBatches, check_shared_memory, workers_per_rank
+from resnet.data.batches import MicroBatches
+from resnet.data.loader import Loader, check_shared_memory, workers_per_rank
 from resnet.data.order import Order
 from resnet.data.sources.registry import Source
 from resnet.ending import train_to_an_end

@@ -13,7 +13,7 @@ from torch import nn
 
 from recipes.plan import Plan
 from resnet.batchnorm import StatisticsOfStep
-from resnet.data.loader import Batch, Key, training_keys, validation_keys
+from resnet.data.batches import Batch, Key, training_keys, validation_keys
 from resnet.net import has_randomness
 from resnet.state import TrainState
 

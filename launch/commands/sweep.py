@@ -21,7 +21,8 @@ from launch.sweep.dry_run import dry_run
 from launch.sweep.points import Metric, Sweep, Trial, Values, from_words, grid, sample, trials
 from launch.sweep.sweep_json import sweep_json
 from recipes.plan import make_plan, samples_known
-from recipes.schema.recipe import Recipe, Wandb
+from recipes.schema.recipe import Recipe
+from recipes.schema.training import Wandb
 from slurm.profile import Profile, load_profile
 from slurm.sbatch import check_slurm
 

@@ -172,7 +172,7 @@ def write_best(sweep_dir: Path, board: Board) -> Path | None:
     if board.best is None:
         return None
     from recipes.load import dump, load, load_file
-    from recipes.schema.recipe import Run
+    from recipes.schema.training import Run
 
     trial = next(trial for trial in board.trials if trial.name == board.best.best_trial)
     # What was trained: the files that the words name may have changed since.

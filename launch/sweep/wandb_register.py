@@ -11,7 +11,7 @@ from pathlib import Path
 
 from launch.sweep.points import Sweep
 from launch.sweep.wandb_write import to_wandb
-from recipes.schema.recipe import Wandb
+from recipes.schema.training import Wandb
 
 REGISTER_SECONDS = 60
 

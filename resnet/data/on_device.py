@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import RandomErasing
 
-from recipes.schema.data import Augment
+from recipes.schema.augment import Augment
 
 _NOTHING = (0, 0, 0, 0)
 _STREAM = 1  # Keeps these numbers apart from others drawn with the same seed and step.

@@ -12,7 +12,7 @@ import torch
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
 
-from recipes.schema.data import Augment
+from recipes.schema.augment import Augment
 
 Transform = Callable[[torch.Tensor], torch.Tensor]
 

@@ -13,7 +13,8 @@ from recipes.load import load
 from recipes.schema.recipe import Recipe
 from resnet.build import build_accelerator, build_data
 from resnet.checkpoint.snapshot import load_weights
-from resnet.data.loader import Batch, Loader, MicroBatches, validation_keys, workers_per_rank
+from resnet.data.batches import Batch, MicroBatches, validation_keys
+from resnet.data.loader import Loader, workers_per_rank
 from resnet.data.order import Order
 from resnet.data.sources.registry import Source
 from resnet.inference import count_batch

@@ -23,7 +23,7 @@ from launch.sweep.text import lines
 from launch.sweep.wandb_read import from_file
 from launch.sweep.wandb_register import register
 from launch.sweep.wandb_write import to_wandb
-from recipes.schema.recipe import Wandb
+from recipes.schema.training import Wandb
 from tests.helpers import PROGRAM
 from tests.resnet.test_tracker import open_quickstart, wandb_home
 

@@ -5,7 +5,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from recipes.plan import effective_decay, make_plan, samples_known
-from recipes.schema.recipe import Ema, Recipe
+from recipes.schema.recipe import Recipe
+from recipes.schema.training import Ema
 
 
 def make_recipe(batch_size=8, **keys):

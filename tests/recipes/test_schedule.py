@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from recipes.schedules import Hyper, hyper_at
-from recipes.schema.optimizer import Schedule
+from recipes.schedules import Hyper, Schedule, hyper_at
 
 SCHEDULE = TypeAdapter(Schedule)
 

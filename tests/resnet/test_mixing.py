@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from torchvision.transforms import RandomErasing
 from torchvision.transforms.v2 import functional as transforms
 
-from recipes.schema.data import Augment
+from recipes.schema.augment import Augment
 from resnet.data.on_device import Mix, draw_erasing, draw_mix, erase, mix, normalise, soft_targets
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -10,8 +10,9 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision.ops import StochasticDepth
 
-from recipes.schema.recipe import Model
-from resnet.net import ACTIVATIONS, build_model, freeze_backbone, has_randomness, load_pretrained, make_activation
+from recipes.schema.model import Model
+from resnet.net import ACTIVATIONS, build_model, freeze_backbone, has_randomness, make_activation
+from resnet.pretrained import load_pretrained
 
 NAMES = ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "wide_resnet50_2"]
 

@@ -7,8 +7,8 @@ from pydantic import TypeAdapter
 from torch import nn
 
 from recipes.schedules import Hyper
+from recipes.schema.model import Model
 from recipes.schema.optimizer import Optimizer
-from recipes.schema.recipe import Model
 from resnet.net import build_model, freeze_backbone
 from resnet.optim import build_optimizer, set_hyper
 

@@ -11,7 +11,7 @@ import torchvision
 from recipes.load import load
 from recipes.plan import make_plan
 from resnet.build import build_accelerator, build_data, build_model_for, build_state, wrap
-from resnet.data.loader import Batch, MicroBatches, training_keys
+from resnet.data.batches import Batch, MicroBatches, training_keys
 from resnet.data.order import Order
 from resnet.loop import train_step
 from resnet.trainer import Trainer

@@ -7,7 +7,7 @@ from PIL import Image
 from torchvision import transforms as reference
 from torchvision.transforms import v2
 
-from recipes.schema.data import Augment
+from recipes.schema.augment import Augment
 from resnet.data.transforms import eval_transform, train_transform
 
 

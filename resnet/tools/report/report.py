@@ -16,7 +16,8 @@ from pydantic.fields import FieldInfo
 from recipes.evidence import Judgement, judge
 from recipes.load import load_file
 from recipes.metric import METRICS, cost
-from recipes.schema.recipe import Evidence, Recipe
+from recipes.schema.recipe import Recipe
+from recipes.schema.training import Evidence
 from recipes.text import format_duration
 from resnet.process.command_lines import accelerate_command
 from resnet.rundir.evaluation import read_evaluation

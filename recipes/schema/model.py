@@ -1,0 +1,66 @@
+"""The keys of `model`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from recipes.schema.fields import Count, Group
+
+
+class Model(Group):
+    """The network: torchvision's ResNet with the variations below."""
+
+    name: (
+        Literal[
+            "resnet18", "resnet34", "resnet50", "resnet101", "resnet152",
+            "resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d", "wide_resnet50_2", "wide_resnet101_2",
+        ]
+        | None
+    ) = None  # fmt: skip
+    """A torchvision ResNet; or leave it out and give `block` and `layers`."""
+    block: Literal["basic", "bottleneck"] | None = None
+    """Residual block of a net given by hand."""
+    layers: Annotated[list[Count], Field(min_length=3, max_length=4)] | None = None
+    """Blocks in each of the three or four stages (64, 128, 256, 512 planes; four times that after bottlenecks)."""
+    num_classes: Count | None = None
+    """Classes; taken from the data where it is not given, checked against it where it is."""
+    stem: Literal["imagenet", "cifar"] = "imagenet"
+    """imagenet: 7x7 convolution of stride 2; cifar: 3x3 of stride 1."""
+    maxpool: bool | None = None
+    """3x3 max-pooling of stride 2 after the stem; null: with the imagenet stem only."""
+    activation: str = "relu"
+    """Any activation of torch.nn by its snake-case name: relu, silu, leaky_relu, gelu, mish, hardswish ..."""
+    activation_args: dict[str, float | bool] = {}
+    """Arguments of the activation, as in {negative_slope: 0.1}."""
+    groups: Count | None = None
+    """Groups of the bottleneck's 3x3 convolution (ResNeXt); null: the named net's own."""
+    width_per_group: Count | None = None
+    """Base width of a group (ResNeXt, Wide ResNet); null: the named net's own."""
+    zero_init_residual: bool = False
+    """Start the last BatchNorm weight of each block at 0 (Goyal et al. 2017, arXiv:1706.02677, section 5.1)."""
+    blurpool: bool = False
+    """Low-pass filter before each stride-2 convolution (Zhang 2019, arXiv:1904.11486, as FFCV's recipes do)."""
+    stochastic_depth: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Probability of dropping the last block's branch; grows linearly from 0 at the first (Huang et al. 2016)."""
+    sync_batchnorm: bool = False
+    """Normalise over all ranks' micro-batches (GPUs only)."""
+    pretrained: str | None = None
+    """Weights to start from: a .safetensors or .pth file, a run directory, or a torchvision tag, as IMAGENET1K_V2."""
+    freeze_backbone: bool = False
+    """Train the classifier only; the rest keeps its weights and its BatchNorm statistics."""
+
+    @model_validator(mode="after")
+    def _one_way_of_naming(self) -> Model:
+        by_hand = (self.block is not None, self.layers is not None)
+        if self.name is None and not all(by_hand):
+            raise ValueError("needs a name (as in model.name=resnet50), or block and layers")
+        if self.name is not None and any(by_hand):
+            raise ValueError(f"has the name {self.name} and also block or layers: model.name=null builds by hand")
+        basic = self.block == "basic" or self.name in ("resnet18", "resnet34")
+        if basic and (self.groups not in (None, 1) or self.width_per_group not in (None, 64)):
+            raise ValueError("groups and width_per_group need bottleneck blocks (torchvision's basic block has none)")
+        if self.freeze_backbone and self.pretrained is None:
+            raise ValueError("freeze_backbone without pretrained weights would train a classifier on random features")
+        return self

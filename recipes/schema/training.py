@@ -1,0 +1,113 @@
+"""The keys around training: averaging, evaluation, checkpoints, tracking, places, and what is known of a recipe."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from recipes.schema.fields import Count, Duration, DurationField, Group, NonNegative, off_is_none
+
+
+class Ema(Group):
+    """Exponential moving average of weights and BatchNorm statistics, evaluated and saved in their place."""
+
+    decay: Annotated[float, Field(gt=0, lt=1)] = 0.9999
+    """Share of the average that one update keeps."""
+    every: Count = 1
+    """Optimizer steps from one update to the next."""
+    rescale: bool = False
+    """Read decay as torchvision's references do: 1 - decay is multiplied by batch_size * every / epochs (at most 1)."""
+    start_epoch: NonNegative = 0.0
+    """Until then the average is a copy of the weights."""
+
+
+class Eval(Group):
+    """Evaluation on the validation images."""
+
+    every: Count = 1
+    """Epochs from one evaluation to the next; there is always one at the end."""
+    batch_size: Count | None = None
+    """Images of one forward pass on one device; null: the micro-batch of training."""
+    flip: bool = False
+    """Test-time augmentation: average the logits of the image and its mirror image."""
+    metric: Literal["top1", "top5", "loss"] = "top1"
+    """What `best` means."""
+
+
+class Checkpoint(Group):
+    """What is kept of the run's state."""
+
+    every: DurationField = Duration(1, "epochs")
+    """Steps, epochs or minutes from one checkpoint to the next."""
+    keep: Count = 2
+    """Newest checkpoints to keep."""
+    max_failures: Count = 3
+    """Saves in a row that may fail (disk full, no permission) before the run stops."""
+    weights_every: Count | None = None
+    """Keep the weights alone, for good, every so many epochs (weights/epoch-N.safetensors)."""
+
+
+class Wandb(Group):
+    """Weights & Biases: a view of metrics.jsonl. Its trouble never stops a run."""
+
+    mode: Annotated[
+        Literal["auto", "online", "offline", "disabled"],
+        BeforeValidator(lambda value: "disabled" if off_is_none(value) is None else value),
+    ] = "auto"
+    """auto: online where a key is set and the server answers within 3 s, offline otherwise."""
+    project: str = "resnet"
+    """Project."""
+    entity: str | None = None
+    """User or team; null: the key's own."""
+    group: str | None = None
+    """Group of runs."""
+    sweep: str | None = None
+    """Id of the W&B sweep it is a run of, as `launch sweep --wandb-sweep` sets it."""
+    tags: list[str] = []
+    """Tags."""
+    notes: str | None = None
+    """Notes."""
+
+
+class Run(Group):
+    """Where the run lives: the folder root/name."""
+
+    root: str = "runs"
+    """Folder of all runs."""
+    name: str | None = Field(default=None, pattern=r"^[^/\\\x00-\x1f]+$", max_length=200)
+    """The run's name; one that exists is continued. null: a new one made of recipe and time."""
+
+    @model_validator(mode="after")
+    def _is_a_name(self) -> Run:
+        if self.name in (".", ".."):
+            raise ValueError(f"name={self.name} is a folder that is there: choose another")
+        return self
+
+
+class Profile(Group):
+    """torch.profiler over some steps, written to profile/rank-R.json for chrome://tracing or Perfetto."""
+
+    start: Annotated[int, Field(ge=0)] = 10
+    """First step recorded."""
+    steps: Count = 5
+    """Steps recorded."""
+
+
+class Evidence(Group):
+    """What the recipe is known to reach, and where that is known from."""
+
+    source: str
+    """Paper, repository or model card the hyperparameters are from."""
+    top1: float | None = None
+    """Expected top-1 in percent; null: none is known."""
+    band: tuple[float, float] | None = None
+    """Range in percent within which a run counts as reproduced."""
+    weights: Literal["best", "last"] = "best"
+    """Whether `top1` is of the best evaluation or of the last one."""
+    evaluation: str = ""
+    """The evaluation `top1` was read under: resolution, weights, test-time augmentation."""
+    measured: str = "never measured here"
+    """What was measured with this program, by which command."""
+    notes: str = ""
+    """Where the recipe differs from its source, and choices the source leaves open."""

@@ -1,0 +1,117 @@
+"""Micro-batches: what says everything about one, and what makes it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch.utils.data import Dataset
+
+from recipes.plan import Plan
+from recipes.schema.augment import Augment
+from resnet.data.decode import BrokenImage, decode
+from resnet.data.on_device import draw_erasing
+from resnet.data.order import Order, mix
+from resnet.data.sources.registry import Source
+from resnet.data.transforms import Transform, eval_transform, train_transform
+
+_AUGMENT = 1
+
+
+_MOST_BROKEN_IN_A_ROW = 100
+
+
+class Key(NamedTuple):
+    """A micro-batch: positions [start, stop) of an epoch's order, or of the validation images if epoch is None."""
+
+    epoch: int | None
+    start: int
+    stop: int
+    size: int
+    """Height and width of its images in pixels."""
+
+
+class Batch(NamedTuple):
+    key: Key
+    images: torch.Tensor
+    """uint8 (N, 3, H, W)."""
+    labels: torch.Tensor
+    """int64 (N,)."""
+    erased: torch.Tensor | None
+    """int64 (N, 4): top, left, height and width of the rectangle that random erasing blanks; height 0 for none."""
+    broken: list[str]
+    """Images that could not be read, each with the reason; others stand in their place (in training)."""
+
+
+class MicroBatches(Dataset):
+    """Makes the batch of a key: read, decode, transform."""
+
+    def __init__(self, train: Source, val: Source, order: Order, augment: Augment) -> None:
+        self.train, self.val, self.order, self.augment = train, val, order, augment
+        self._transforms: dict[int | None, Transform] = {}
+
+    def __getitem__(self, key: Key) -> Batch:
+        return self._validation(key) if key.epoch is None else self._training(key, key.epoch)
+
+    def _transform(self, key: Key) -> Transform:
+        """That of training at the key's size, or of validation; made once."""
+        size = None if key.epoch is None else key.size
+        if size not in self._transforms:
+            self._transforms[size] = (
+                eval_transform(self.augment) if size is None else train_transform(self.augment, size)
+            )
+        return self._transforms[size]
+
+    def _training(self, key: Key, epoch: int) -> Batch:
+        transform = self._transform(key)
+        order, broken, erased = self.order.epoch(epoch), [], []
+        images = torch.empty((key.stop - key.start, 3, key.size, key.size), dtype=torch.uint8)
+        labels = torch.empty(key.stop - key.start, dtype=torch.int64)
+        for row, position in enumerate(range(key.start, key.stop)):
+            image, index = self._readable(order, position, broken)
+            torch.default_generator.manual_seed(mix(self.order.seed, epoch, position, _AUGMENT))
+            images[row] = transform(image)
+            labels[row] = int(self.train.labels[index])
+            if self.augment.random_erasing:
+                erased.append(draw_erasing(self.augment.random_erasing, key.size))
+        return Batch(key, images, labels, torch.tensor(erased) if erased else None, broken)
+
+    def _readable(self, order, position: int, broken: list[str]) -> tuple[torch.Tensor, int]:
+        """The image at a position; in place of a broken one, the next of the same order."""
+        for ahead in range(_MOST_BROKEN_IN_A_ROW):
+            index = int(order[(position + ahead) % len(order)])
+            image = _read(self.train, index, broken)
+            if image is not None:
+                return image, index
+        raise BrokenImage(f"{_MOST_BROKEN_IN_A_ROW} images in a row cannot be read; the last is {broken[-1]}")
+
+    def _validation(self, key: Key) -> Batch:
+        transform, broken = self._transform(key), []
+        rows = [(_read(self.val, index, broken), int(self.val.labels[index])) for index in range(key.start, key.stop)]
+        images = [transform(image) for image, _ in rows if image is not None]
+        labels = [label for image, label in rows if image is not None]
+        stacked = torch.stack(images) if images else torch.empty((0, 3, key.size, key.size), dtype=torch.uint8)
+        return Batch(key, stacked, torch.tensor(labels, dtype=torch.int64), None, broken)
+
+
+def _read(source: Source, index: int, broken: list[str]) -> torch.Tensor | None:
+    try:
+        data = source.read(index)
+        return decode(data) if isinstance(data, bytes) else data
+    except (BrokenImage, OSError) as error:
+        broken.append(f"{source.describe(index)}: {error}")
+        return None
+
+
+def training_keys(plan: Plan, rank: int, step: int) -> Iterator[Key]:
+    """The micro-batches of one rank in one step: its contiguous share of the step's positions."""
+    first = rank * plan.accumulation
+    for slot in range(first, first + plan.accumulation):
+        yield Key(step // plan.steps_per_epoch, *plan.slot(step, slot), plan.image_size(step))
+
+
+def validation_keys(samples: int, batch_size: int, world_size: int, rank: int, size: int) -> Iterator[Key]:
+    """Batches of the validation images for one rank: over all ranks each image once."""
+    for start in range(rank * batch_size, samples, world_size * batch_size):
+        yield Key(None, start, min(start + batch_size, samples), size)
