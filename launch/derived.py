@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from recipes.load import COMMAND_LINE, Loaded
+from recipes.errors import COMMAND_LINE
+from recipes.load import Loaded
 from recipes.plan import Plan, effective_decay, make_plan, samples_known
 from recipes.schema.recipe import NOT_TRAINING, Recipe
 
@@ -45,8 +46,7 @@ def follows(loaded: Loaded, gpus: int, samples: int | None = None) -> dict[str, 
 
 def _stated(recipe: Recipe) -> str:
     if samples_known(recipe.data):
-        made = recipe.data.source in ("shapes", "synthetic")
-        return "made by data.source" if made else "stated by the recipe (data.train_samples)"
+        return "made by data.source" if recipe.data.made_here else "stated by the recipe (data.train_samples)"
     if recipe.data.balance != "none":
         return "unknown until the classes are counted (data.balance): give --samples N"
     if recipe.data.val_fraction is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from recipes.schema.recipe import Recipe
+from recipes.schema.recipe import NOT_TRAINING, Recipe
 
 FIXED = (
     "model",
@@ -17,12 +17,10 @@ FIXED = (
 )
 """Keys (and groups) that cannot change while a run goes on: its tensors, its samples and their order follow."""
 
-NOT_COMPARED = ("name", "description", "evidence", "run", "resume", "progress", "wandb", "profile")
-
 
 def differences(before: Recipe, now: Recipe) -> dict[str, list[Any]]:
-    """Keys whose values differ, with both; those that do not concern training are left out."""
-    old, new = (dict(_flat(recipe.model_dump(mode="json", exclude=set(NOT_COMPARED)))) for recipe in (before, now))
+    """Keys whose values differ, with both; those that do not change the training are left out."""
+    old, new = (dict(_flat(recipe.model_dump(mode="json", exclude=set(NOT_TRAINING)))) for recipe in (before, now))
     return {key: [old.get(key), new.get(key)] for key in {**old, **new} if old.get(key) != new.get(key)}
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from recipes.schedules import Hyper, Span, hyper_at
-from recipes.schema.data import Data, ShapesData, SyntheticData
+from recipes.schema.data import Data
 from recipes.schema.recipe import Recipe
 from recipes.schema.training import Ema
 
@@ -131,13 +131,7 @@ def make_plan(recipe: Recipe, samples: int, world_size: int, micro_batch: int | 
 
 def samples_known(data: Data) -> int | None:
     """Training samples of an epoch as far as the recipe tells; None: only the data itself does."""
-    match data:
-        case SyntheticData():
-            images = data.samples
-        case ShapesData():
-            images = 10 * data.per_class
-        case _:
-            images = data.train_samples
+    images = data.images_stated()
     if images is None or data.balance != "none" or data.val_fraction is not None:
         return None
     return min(images, data.max_train or images)

@@ -14,7 +14,6 @@ from torchvision.models import resnet as reference
 from torchvision.ops import StochasticDepth
 
 from recipes.schema.model import Model
-from recipes.text import suggestion
 
 
 class _Net(NamedTuple):
@@ -101,27 +100,18 @@ def _snake_case(name: str) -> str:
     return re.sub(r"(?<=[a-z])(?=[A-Z][a-z])", "_", name).lower()
 
 
-_NOT_ELEMENTWISE = ("GLU", "MultiheadAttention", "Softmin", "Softmax", "Softmax2d", "LogSoftmax")
-ACTIVATIONS: dict[str, type[nn.Module]] = {
-    _snake_case(name): getattr(nn, name) for name in nn.modules.activation.__all__ if name not in _NOT_ELEMENTWISE
-}
-"""torch.nn's elementwise activations by their snake-case names."""
+_CLASSES = {_snake_case(name): getattr(nn, name) for name in nn.modules.activation.__all__}
+"""torch.nn's activations by their snake-case names."""
 
 
 def make_activation(name: str, arguments: Mapping[str, float | bool]) -> nn.Module:
-    """An activation of torch.nn, in place where it can be. Raises ValueError for an unknown name or unfit arguments."""
-    if name not in ACTIVATIONS:
-        raise ValueError(f"model.activation {name} is unknown: {suggestion(name, sorted(ACTIVATIONS))}")
-    parameters = inspect.signature(ACTIVATIONS[name]).parameters
-    known = [key for key, parameter in parameters.items() if parameter.annotation in (float, "float")]
-    required = [key for key in known if parameters[key].default is inspect.Parameter.empty]
-    if unknown := sorted(set(arguments) - set(known)):
-        raise ValueError(f"model.activation_args: {name} has no {unknown[0]}, it takes {', '.join(known) or 'none'}")
-    if missing := sorted(set(required) - set(arguments)):
-        raise ValueError(f"model.activation_args: {name} needs {', '.join(missing)}")
-    inplace = {"inplace": True} if "inplace" in parameters else {}
+    """An activation of torch.nn, in place where it can be. Raises ValueError for values that it does not take.
+
+    name, arguments: of `recipes.schema.model.ACTIVATIONS`.
+    """
+    inplace = {"inplace": True} if "inplace" in inspect.signature(_CLASSES[name]).parameters else {}
     try:
-        return ACTIVATIONS[name](**arguments, **inplace)
+        return _CLASSES[name](**arguments, **inplace)
     except (AssertionError, TypeError, ValueError) as error:
         raise ValueError(f"model.activation_args do not fit {name}: {error}") from error
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from recipes.load import dump
+from recipes.load import run_recipe_text
 from recipes.plan import Plan
 from recipes.schema.recipe import Recipe
 from resnet.checkpoint.commit import clean
@@ -42,7 +42,7 @@ def open_run_dir(
     saved = recipe.model_copy(
         update={"run": recipe.run.model_copy(update={"name": run_dir.name}), "resume": start.origin or recipe.resume}
     )
-    write_atomic(run_dir / "recipe.yaml", dump(saved))
+    write_atomic(run_dir / "recipe.yaml", run_recipe_text(saved, run_dir / "recipe.yaml"))
     devices = [device_name(accelerator.device)] * plan.world_size
     derived = {"training_images": images, **_derived(plan, accelerator.mixed_precision)}
     information = provenance(sys.argv, devices, plan.world_size, derived)

@@ -13,7 +13,8 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 
-from recipes.load import RecipeError, digest, load
+from recipes.errors import RecipeError
+from recipes.load import digest, load
 from recipes.plan import Plan, make_plan
 from recipes.schema.recipe import Recipe
 from resnet.build import (
@@ -95,7 +96,7 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals) -> int:
         plan = together(lambda: make_plan(recipe, len(order), accelerator.num_processes, start.micro_batch))
         if start.is_finished(plan):
             if rank == 0:
-                print(f"{start.run_dir} is finished: nothing to do (larger epochs= continues it)")
+                print(f"{start.run_dir} is finished: nothing to do (raise epochs= to continue it)")
             return FINISHED
         model, note = together(lambda: build_model_for(recipe, len(train.classes)), local_rank, first_alone=True)
         state = build_state(recipe, plan, model, accelerator)

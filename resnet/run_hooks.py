@@ -9,7 +9,7 @@ from typing import Any
 
 from recipes.plan import Plan
 from resnet.agreement import NOTHING, SAVE, STOP, Agreement
-from resnet.checkpoint.saver import Saver
+from resnet.checkpoint.saver import MOST_FAILURES, Saver
 from resnet.process.signals import Signals
 from resnet.rundir.evaluation import write_evaluation
 from resnet.rundir.metrics_log import MetricsLog
@@ -131,7 +131,7 @@ class RunHooks:
         """
         if self.lost:
             return f"another process has taken {self.run_dir} over; this one has stopped"
-        if self.saver.failures >= (1 if ended else self.plan.recipe.checkpoint.max_failures):
+        if self.saver.failures >= (1 if ended else MOST_FAILURES):
             return f"checkpoints could not be saved: {self.saver.problem}"
         return None
 

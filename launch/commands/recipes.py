@@ -9,10 +9,11 @@ import textwrap
 from itertools import groupby
 from typing import Any
 
-from recipes.load import load, names
+from recipes.load import folder_of, load, names
 from recipes.schema.recipe import Recipe
 
-GROUPS = ("Downloads nothing", "CIFAR", "ImageNet", "Your own images")
+GROUPS = ("starters", "cifar", "imagenet")
+"""Folders of recipes, in the order of a first look; others follow."""
 WIDTH = 100
 
 
@@ -21,7 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    rows = sorted((_row(load([f"recipe={name}"]).recipe) for name in names()), key=_place)
+    recipes = sorted((load([f"recipe={name}"]).recipe for name in names()), key=_place)
+    rows = [_row(recipe) for recipe in recipes]
     print(json.dumps(rows, indent=1) if arguments.json else _table(rows))
 
 
@@ -29,7 +31,7 @@ def _row(recipe: Recipe) -> dict[str, Any]:
     evidence = recipe.evidence
     return {
         "name": recipe.name,
-        "group": _group(recipe),
+        "group": folder_of(recipe.name),
         "model": recipe.model.name or f"{recipe.model.block} {'-'.join(map(str, recipe.model.layers or []))}",
         "epochs": recipe.epochs,
         "batch_size": recipe.batch_size,
@@ -39,19 +41,11 @@ def _row(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _group(recipe: Recipe) -> str:
-    data = recipe.data
-    if data.source in ("shapes", "synthetic"):
-        return "Downloads nothing"
-    if data.source in ("cifar10", "cifar100"):
-        return "CIFAR"
-    return "ImageNet" if "imagenet" in data.train else "Your own images"
-
-
-def _place(row: dict[str, Any]) -> tuple[int, list[Any]]:
-    """By group, then by name, where resnet50 comes before resnet101."""
-    parts = re.split(r"(\d+)", row["name"])
-    return GROUPS.index(row["group"]), [int(part) if part.isdigit() else part for part in parts]
+def _place(recipe: Recipe) -> tuple[int, str, bool, list[Any]]:
+    """By folder, what needs no data first, then by name, where resnet50 comes before resnet101."""
+    folder, parts = folder_of(recipe.name), re.split(r"(\d+)", recipe.name)
+    place = GROUPS.index(folder) if folder in GROUPS else len(GROUPS)
+    return place, folder, not recipe.data.made_here, [int(part) if part.isdigit() else part for part in parts]
 
 
 def _table(rows: list[dict[str, Any]]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from launch.arguments import WORDS_USAGE, split_words
 from launch.runs.checks import check_batch, check_existing, check_paths
 from launch.runs.send import SNAPSHOTS, send, shown
-from recipes.load import Loaded, dump, load
+from recipes.load import Loaded, load, run_recipe_text
 from recipes.plan import Plan, samples_known
 from recipes.schema.recipe import Recipe
 from resnet.rundir.attempts import read_attempts
@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> None:
     run_dir.mkdir(parents=True, exist_ok=not fresh)
     try:
         if fresh:
-            write_atomic(run_dir / "recipe.yaml", dump(recipe))
+            write_atomic(run_dir / "recipe.yaml", run_recipe_text(recipe, run_dir / "recipe.yaml"))
         job_id = send(run_dir, recipe, words.cluster, profile, snapshot, Path.cwd())
     except BaseException:
         if fresh:

@@ -8,6 +8,7 @@ from launch.runs.send import refuse_active
 from recipes.changes import differences, refuse_fixed
 from recipes.load import load_file
 from recipes.plan import Plan, make_plan, samples_known
+from recipes.schema.model import is_path
 from recipes.schema.recipe import Recipe
 from resnet.rundir.status import read_status
 from slurm.profile import Profile
@@ -27,15 +28,9 @@ def check_paths(recipe: Recipe, scratch: str | None) -> None:
     scratch: a folder on the nodes' own disks, below which nothing is looked for.
     """
     data = recipe.data
-    named: dict[str, str | None] = {}
-    if data.source in ("image_folder", "csv"):
-        named = {"data.train": data.train, "data.val": data.val}
-    if data.source == "huggingface" and data.train.startswith(("/", ".", "~")):
-        named = {"data.train": data.train}
-    for key in ("val_labels", "images"):
-        named[f"data.{key}"] = getattr(data, key, None)
+    named = {f"data.{key}": path for key, path in data.paths().items()}
     weights = recipe.model.pretrained
-    if weights and ("/" in weights or weights.endswith((".safetensors", ".pth"))):
+    if weights and is_path(weights):
         named["model.pretrained"] = weights
     if recipe.resume not in ("auto", "never"):
         named["resume"] = recipe.resume
@@ -62,4 +57,4 @@ def check_existing(run_dir: Path, recipe: Recipe) -> None:
         refuse_fixed(changed, run_dir)
     status = read_status(run_dir)
     if status.get("state") == "finished" and not changed:
-        raise ValueError(f"{run_dir} is finished: more epochs= would continue it, another run.name starts anew")
+        raise ValueError(f"{run_dir} is finished: raise epochs= to continue it, or choose another run.name")

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 
-from recipes.load import COMMAND_LINE, RecipeError, takes_text
+from recipes.errors import COMMAND_LINE, RecipeError
+from recipes.keys import takes_text
 
 MOST_VALUES = 100_000
 """Values that one `range`, `log` or `linspace` may have."""

@@ -17,7 +17,9 @@ from statistics import NormalDist
 from typing import Literal
 
 from launch.sweep.grammar import expand, number_text
-from recipes.load import COMMAND_LINE, RecipeError, digest, load, names, split_argument, takes_text
+from recipes.errors import COMMAND_LINE, RecipeError
+from recipes.keys import takes_text
+from recipes.load import digest, load, names, split_argument
 from recipes.schema.recipe import NOT_TRAINING, Recipe
 from recipes.text import labels
 

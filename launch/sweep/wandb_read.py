@@ -23,7 +23,9 @@ from launch.sweep.points import (
     refuse_without_effect,
     search_bounds,
 )
-from recipes.load import RecipeError, read_file
+from recipes.errors import RecipeError
+from recipes.keys import ALIASES
+from recipes.load import read_file
 from recipes.text import suggestion
 from recipes.yaml12 import Dumper
 
@@ -32,15 +34,6 @@ USED = ("method", "parameters", "metric", "early_terminate", "run_cap", "name", 
 NOT_USED = ("program", "command", "job", "image_uri", "controller", "apiVersion", "kind")
 """Keys that say where and how W&B runs a trial."""
 
-ALIASES = {
-    "learning_rate": "optimizer.lr",
-    "learn_rate": "optimizer.lr",
-    "lr": "optimizer.lr",
-    "optimizer.learning_rate": "optimizer.lr",
-    "momentum": "optimizer.momentum",
-    "weight_decay": "optimizer.weight_decay",
-}
-"""Names usual in W&B's sweeps that can mean one key only."""
 GROUP_ALIASES = {"optimizer": "optimizer.name", "model": "model.name", "architecture": "model.name"}
 """The same, where the values are words and not groups of keys."""
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from launch.sweep.points import Distribution, Sweep, Values
-from recipes.load import parse_value, takes_text
+from recipes.keys import takes_text
+from recipes.load import parse_value
 from recipes.schema.recipe import NOT_TRAINING
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, model_validator
+from typing_extensions import Self
 
 from recipes.schema.fields import Count, Fraction, Group
 
 
 class _Data(Group):
+    made_here: ClassVar[bool] = False
+    """Whether the images are made by the program, so that nothing has to be there before."""
+
     train: str
     """Where the training images are: the source says in which form. ~ and $VARIABLES are expanded."""
     val: str | None = None
@@ -35,6 +39,20 @@ class _Data(Group):
     max_broken: Fraction = 0.01
     """Share of images that may prove unreadable (each named and replaced) before the run stops."""
 
+    def images_stated(self) -> int | None:
+        """Training images, carved ones included, as far as the keys tell; None: only the data itself does."""
+        return self.train_samples
+
+    def paths(self) -> dict[str, str | None]:
+        """Files and folders that have to be there, by the name of the key."""
+        return {}
+
+    @model_validator(mode="after")
+    def _one_validation(self) -> Self:
+        if self.val is not None and self.val_fraction is not None:
+            raise ValueError("has both val and val_fraction: give one, and null for the other")
+        return self
+
 
 class ImageFolderData(_Data):
     """One folder a class, as in train/n01440764/x.JPEG; classes are numbered in the folders' sorted order."""
@@ -45,7 +63,12 @@ class ImageFolderData(_Data):
 
     @model_validator(mode="after")
     def _validation(self) -> ImageFolderData:
+        if self.val_labels is not None and self.val is None:
+            raise ValueError("val_labels has no effect without val")
         return _needs_validation(self)
+
+    def paths(self) -> dict[str, str | None]:
+        return {"train": self.train, "val": self.val, "val_labels": self.val_labels}
 
 
 class HuggingFaceData(_Data):
@@ -63,6 +86,18 @@ class HuggingFaceData(_Data):
     label_column: str | None = None
     """Column of labels; null: the only one of type ClassLabel."""
 
+    @model_validator(mode="after")
+    def _validation(self) -> HuggingFaceData:
+        if self.val_fraction is not None and (self.val is not None or self.val_split is not None):
+            raise ValueError("val_fraction carves from the training split: it needs val=null and val_split=null")
+        if self.val is None and self.val_split is None and self.val_fraction is None:
+            raise ValueError("val_split=null needs val_fraction (the share of training images to carve)")
+        return self
+
+    def paths(self) -> dict[str, str | None]:
+        # Anything else may be a name on the hub.
+        return {key: path for key in ("train", "val") if (path := getattr(self, key)) and path[0] in "/.~"}
+
 
 class CsvData(_Data):
     """A CSV manifest with a header and an image a row."""
@@ -79,6 +114,9 @@ class CsvData(_Data):
     def _validation(self) -> CsvData:
         return _needs_validation(self)
 
+    def paths(self) -> dict[str, str | None]:
+        return {"train": self.train, "val": self.val, "images": self.images}
+
 
 class CifarData(_Data):
     """CIFAR-10 or CIFAR-100 through torchvision; `train` is the folder they are in or are downloaded to."""
@@ -93,6 +131,8 @@ class CifarData(_Data):
 class ShapesData(_Data):
     """Drawn shapes as real JPEG files, made once into the folder `train` and then read as an image folder."""
 
+    made_here: ClassVar[bool] = True
+
     source: Literal["shapes"]
     train: str = "data/shapes"
     """Folder the images are drawn into."""
@@ -101,9 +141,18 @@ class ShapesData(_Data):
     size: Annotated[int, Field(ge=16)] = 72
     """Longer side of the drawn images in pixels; the shorter varies."""
 
+    @model_validator(mode="after")
+    def _validation(self) -> ShapesData:
+        return _has_its_own_validation(self)
+
+    def images_stated(self) -> int:
+        return 10 * self.per_class
+
 
 class SyntheticData(_Data):
     """Random noise with a trace of its class, made in memory: for benchmarks and for trying out a cluster."""
+
+    made_here: ClassVar[bool] = True
 
     source: Literal["synthetic"]
     train: str = "synthetic"
@@ -115,12 +164,23 @@ class SyntheticData(_Data):
     size: Annotated[int, Field(ge=8)] = 224
     """Height and width in pixels."""
 
+    @model_validator(mode="after")
+    def _validation(self) -> SyntheticData:
+        return _has_its_own_validation(self)
+
+    def images_stated(self) -> int:
+        return self.samples
+
 
 def _needs_validation(data: Any) -> Any:
     if data.val is None and data.val_fraction is None:
         raise ValueError("needs val (where the validation images are) or val_fraction (the share to carve)")
-    if data.val is not None and data.val_fraction is not None:
-        raise ValueError("has both val and val_fraction: give one, and null for the other")
+    return data
+
+
+def _has_its_own_validation(data: Any) -> Any:
+    if data.val is not None:
+        raise ValueError(f"val has no effect with source={data.source}, which makes its own validation images")
     return data
 
 

@@ -2,11 +2,44 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from recipes.schema.fields import Count, Group
+from recipes.text import suggestion
+
+ACTIVATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "celu": ((), ("alpha",)),
+    "elu": ((), ("alpha",)),
+    "gelu": ((), ()),
+    "hardshrink": ((), ("lambd",)),
+    "hardsigmoid": ((), ()),
+    "hardswish": ((), ()),
+    "hardtanh": ((), ("min_val", "max_val")),
+    "leaky_relu": ((), ("negative_slope",)),
+    "log_sigmoid": ((), ()),
+    "mish": ((), ()),
+    "prelu": ((), ("init",)),
+    "relu": ((), ()),
+    "relu6": ((), ()),
+    "rrelu": ((), ("lower", "upper")),
+    "selu": ((), ()),
+    "sigmoid": ((), ()),
+    "silu": ((), ()),
+    "softplus": ((), ("beta", "threshold")),
+    "softshrink": ((), ("lambd",)),
+    "softsign": ((), ()),
+    "tanh": ((), ()),
+    "tanhshrink": ((), ()),
+    "threshold": (("threshold", "value"), ()),
+}
+"""torch.nn's elementwise activations by their snake-case names: the arguments each needs, and those it may be given."""
+
+
+def is_path(weights: str) -> bool:
+    """Whether `model.pretrained` names a file or folder, and not one of torchvision's weights."""
+    return "/" in weights or weights.endswith((".safetensors", ".pth", ".pt"))
 
 
 class Model(Group):
@@ -64,3 +97,31 @@ class Model(Group):
         if self.freeze_backbone and self.pretrained is None:
             raise ValueError("freeze_backbone without pretrained weights would train a classifier on random features")
         return self
+
+    @field_validator("pretrained")
+    @classmethod
+    def _pretrained_can_be(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value and not is_path(value) and "name" in info.data and info.data["name"] is None:
+            raise ValueError("torchvision has weights for named nets only: give a file")
+        return value
+
+    @field_validator("activation")
+    @classmethod
+    def _activation_is_known(cls, value: str) -> str:
+        if value not in ACTIVATIONS:
+            raise ValueError("torch calls it silu" if value == "swish" else suggestion(value, ACTIVATIONS))
+        return value
+
+    @field_validator("activation_args")
+    @classmethod
+    def _arguments_fit(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        if (name := info.data.get("activation")) is None:
+            return value
+        required, optional = ACTIVATIONS[name]
+        known = (*required, *optional)
+        if unknown := [key for key in value if key not in known]:
+            takes = f"it takes {', '.join(known)}" if known else "it takes no arguments"
+            raise ValueError(f"{name} has no {unknown[0] or 'nameless argument'}, {takes}")
+        if missing := [key for key in required if key not in value]:
+            raise ValueError(f"{name} needs {', '.join(missing)}")
+        return value

@@ -83,12 +83,21 @@ class Recipe(Group):
         if self.bce_target_threshold is not None and self.loss != "bce":
             raise ValueError("bce_target_threshold needs loss=bce")
         if self.model.freeze_backbone and self.optimizer.backbone_lr_scale != 1.0:
-            raise ValueError("optimizer.backbone_lr_scale has no effect with model.freeze_backbone=true")
+            raise ValueError(
+                "optimizer.backbone_lr_scale has no effect with model.freeze_backbone=true: "
+                "set optimizer.backbone_lr_scale=1"
+            )
         if (warmup := getattr(self.schedule, "warmup_epochs", 0)) and warmup >= self.epochs:
             raise ValueError(f"schedule.warmup_epochs {warmup:g} leaves nothing of epochs {self.epochs:g}")
         cycled = self.schedule.name == "onecycle" and self.schedule.cycle_momentum
         if cycled and self.optimizer.name == "sgd" and self.optimizer.momentum == 0:
             raise ValueError("schedule.cycle_momentum needs optimizer.momentum above 0")
+        if self.device == "cpu" and self.precision == "fp16":
+            raise ValueError("precision=fp16 needs a GPU, and device=cpu: use precision=no, or auto")
+        if self.device == "cpu" and self.model.sync_batchnorm:
+            raise ValueError(
+                "model.sync_batchnorm needs GPUs (torch's SyncBatchNorm has no CPU version), and device=cpu"
+            )
         return self
 
 

@@ -42,8 +42,6 @@ class Checkpoint(Group):
     """Steps, epochs or minutes from one checkpoint to the next."""
     keep: Count = 2
     """Newest checkpoints to keep."""
-    max_failures: Count = 3
-    """Saves in a row that may fail (disk full, no permission) before the run stops."""
     weights_every: Count | None = None
     """Keep the weights alone, for good, every so many epochs (weights/epoch-N.safetensors)."""
 

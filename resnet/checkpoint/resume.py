@@ -124,7 +124,8 @@ def _choose(recipe: Recipe, digest: str) -> Start:
     if not (run_dir / "recipe.yaml").is_file():
         _start_from_origin(start)
         return start
-    before = load_file(run_dir / "recipe.yaml").recipe
+    before, _, notes = load_file(run_dir / "recipe.yaml")
+    messages += notes
     if recipe.resume == "never":
         raise ValueError(f"{run_dir} exists and resume=never: choose another run.name")
     if start.origin not in (None, _path_of(before)):

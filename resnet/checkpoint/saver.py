@@ -21,6 +21,9 @@ from resnet.rundir.files import write_atomic
 from resnet.rundir.lease import Lease
 from resnet.state import TrainState, networks
 
+MOST_FAILURES = 3
+"""Saves in a row that may fail (disk full, no permission) before the run stops."""
+
 
 class Saver:
     """Saves the state of a run; every rank calls `save` at the same step, rank 0 writes."""
@@ -132,7 +135,7 @@ class Saver:
             self.failures += 1
             self.problem = getattr(error, "strerror", None) or str(error) or type(error).__name__
             needed = sum(map(len, files.values()))
-            told = _explain(self.problem, self.folder, needed, self.failures, self.settings.max_failures)
+            told = _explain(self.problem, self.folder, needed, self.failures, MOST_FAILURES)
             print(told, file=sys.stderr, flush=True)
 
 

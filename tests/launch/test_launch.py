@@ -178,7 +178,7 @@ def test_recipes_as_json(launch):
     assert (tv2["model"], tv2["epochs"], tv2["batch_size"], tv2["top1"], tv2["band"]) == (
         "resnet50", 600, 1024, 80.858, [80.4, 80.95],
     )  # fmt: skip
-    assert (tv2["group"], rows["sport6_silu"]["top1"]) == ("ImageNet", None)
+    assert (tv2["group"], rows["sport6_silu"]["top1"]) == ("imagenet", None)
 
 
 # launch show: the recipe

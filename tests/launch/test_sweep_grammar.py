@@ -27,7 +27,8 @@ from launch.sweep.points import (
     trials,
 )
 from launch.sweep.wandb_read import DISTRIBUTIONS, from_file
-from recipes.load import RecipeError, load, parse_value
+from recipes.errors import RecipeError
+from recipes.load import load, parse_value
 
 
 def mistakes(call, *arguments):

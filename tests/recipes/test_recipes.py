@@ -7,7 +7,9 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from recipes.load import FOLDER, RecipeError, digest, dump, load, load_file, names, parse_value, variants
+from recipes.errors import RecipeError
+from recipes.keys import variants
+from recipes.load import FOLDER, digest, dump, load, load_file, names, parse_value, run_recipe_text
 from recipes.plan import make_plan
 from recipes.schema import json_schema
 from recipes.schema.recipe import Recipe
@@ -162,7 +164,7 @@ def test_bases_are_merged_in_order_and_origins_kept(recipe_file, tmp_path):
     recipe_file(SMALL)
     recipe_file("seed: 1\nepochs: 5\noptimizer: {lr: 0.25}\n", "other.yaml")
     path = recipe_file("base: [small.yaml, other.yaml]\n\nepochs: 7\n", "top.yaml")
-    recipe, origins = load([f"recipe={path}", "optimizer.weight_decay=0"])
+    recipe, origins, _ = load([f"recipe={path}", "optimizer.weight_decay=0"])
     assert (recipe.name, recipe.seed, recipe.epochs, recipe.optimizer.lr) == ("top", 1, 7, 0.25)
     assert recipe.optimizer.weight_decay == 0
     assert origins["epochs"] == f"{path}:3"
@@ -225,8 +227,8 @@ def test_a_run_directory_is_a_recipe(small, tmp_path):
         ("batch_size=2.5", "batch_size=2.5 (command line): input should be a valid integer"),
         ("epochs=-1", "epochs=-1 (command line): input should be greater than 0"),
         ("epochs=.nan", "epochs=NaN (command line): input should be a finite number"),
-        ("precision=bf61", "precision=bf61 (command line) is none of 'auto', 'bf16', 'fp16' or 'no'"),
-        ("model.name=resnet51", "model.name=resnet51 (command line) is none of 'resnet18', "),
+        ("precision=bf61", "precision=bf61 (command line) is none of auto, bf16, fp16, no: did you mean bf16?"),
+        ("model.name=resnet51", "model.name=resnet51 (command line) is none of resnet18, "),
         ("model.layers=[3, x, 3]", "model.layers.1=x (command line): input should be a valid integer"),
         ("optimizer.name=adagrad", "optimizer.name=adagrad (command line) is none of adam, adamw, lamb, lars, sgd"),
         ("optimizer.name=[sgd]", 'optimizer.name=["sgd"] (command line) is none of adam'),
@@ -297,8 +299,8 @@ def test_missing_keys_say_what_they_are(recipe_file):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (SMALL + "epochs: 3\n", "small.yaml:8: epochs stands twice (first in {path}:3)"),
-        ("model:\n  name: resnet18\n  name: resnet50\n", "small.yaml:3: model.name stands twice (first in {path}:2)"),
+        (SMALL + "epochs: 3\n", "small.yaml:8: epochs is given twice (first in {path}:3)"),
+        ("model:\n  name: resnet18\n  name: resnet50\n", "small.yaml:3: model.name is given twice (first in {path}:2)"),
         ("eval.every: 2\n" + SMALL, "unknown key eval.every ({path}:1): in a file its groups are nested"),
         ("epochs: [1\nseed: 2", "cannot read recipe {path}: "),
         ("- a\n- b\n", "{path} holds no keys: a recipe is a YAML mapping"),
@@ -362,7 +364,7 @@ KEYS = {
     "augment.progressive": st.lists(st.integers(8, 999), max_size=3).map(
         lambda sizes: [{"epoch": epoch / 3, "size": size} for epoch, size in enumerate(sizes)]
     ),
-    "model.activation_args": st.dictionaries(WORDS, st.booleans() | FLOATS, max_size=2),
+    "model.activation": st.sampled_from(["relu", "silu", "leaky_relu"]),
     "model.layers": st.none(),
     "data.max_train": st.none() | st.integers(1, 10**9),
     "data.train": WORDS,
@@ -425,3 +427,95 @@ def test_the_loader_leaves_pyyaml_itself_alone():
 @pytest.mark.parametrize("name", ["1.10", "2024_01", "1e-4", "007"])
 def test_text_that_looks_like_a_number_keeps_its_spelling(name):
     assert load(["recipe=quickstart", f"run.name={name}"]).recipe.run.name == name
+
+
+# Faults that were met by users
+
+
+def test_text_in_lists_keeps_its_spelling(tmp_path):
+    assert load(["recipe=quickstart", "wandb.tags=[1e-4, 1.10, 2024_01]"]).recipe.wandb.tags == [
+        "1e-4",
+        "1.10",
+        "2024_01",
+    ]
+    file = tmp_path / "tagged.yaml"
+    file.write_text("base: quickstart\nwandb: {tags: [1e-4, 007], notes: 1.10}\naugment: {scale: [1e-1, 1]}\n")
+    recipe = load([f"recipe={file}"]).recipe
+    assert (recipe.wandb.tags, recipe.wandb.notes, recipe.augment.scale) == (["1e-4", "007"], "1.10", (0.1, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["optimizer.name=sdg"],
+            "optimizer.name=sdg (command line) is none of adam, adamw, lamb, lars, sgd: did you mean sgd?",
+        ),
+        (["data.source=imagefolder"], "did you mean image_folder?"),
+        (["schedule.name=cosin"], "did you mean cosine?"),
+        (["learning_rate=0.1"], "unknown key learning_rate (command line): did you mean optimizer.lr?"),
+        (["weight_decay=0.1"], "did you mean optimizer.weight_decay?"),
+        (["model.activation=swish"], "model.activation=swish (command line): torch calls it silu"),
+        (
+            ["model.activation=leaky_relu", "model.activation_args={negative_slope:0.1}"],
+            "write model.activation_args.negative_slope=0.1, or a space after the colon",
+        ),
+        (["model.name=null", "model.block=basic", "model.layers=[1,1,1]", "model.pretrained=V1"], "give a file"),
+        (["device=cpu", "precision=fp16"], "precision=fp16 needs a GPU"),
+        (["data.val=x"], "val has no effect with source=shapes"),
+    ],
+)
+def test_mistakes_say_what_would_be_right(words, message):
+    with pytest.raises(RecipeError) as error:
+        load(["recipe=quickstart", *words])
+    assert message in str(error.value)
+
+
+def test_a_frozen_backbone_says_which_key_to_change():
+    with pytest.raises(RecipeError, match=r"set optimizer\.backbone_lr_scale=1"):
+        load(["recipe=finetune_resnet50", "model.freeze_backbone=true"])
+
+
+def test_a_recipe_beside_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text("base: quickstart\n")
+    with pytest.raises(RecipeError, match=r"no recipe 'mine': did you mean recipe=mine\.yaml\?"):
+        load(["recipe=mine"])
+
+
+def test_names_of_recipes_are_told_apart_whatever_folder_they_lie_in():
+    assert len(SHIPPED) == len(set(SHIPPED)) == len(names())
+
+
+# A run's own recipe.yaml
+
+
+def test_a_runs_recipe_of_another_version_is_read(tmp_path):
+    """Of 0.1.0, with a key that is gone; and of a version to come, with keys that are not known yet."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "status.json").write_text("{}")
+    recipe = load(["recipe=quickstart", "run.name=run"]).recipe
+    (run / "recipe.yaml").write_text(dump(recipe).replace("  keep: 2\n", "  keep: 2\n  max_failures: 5\n"))
+    loaded = load_file(run / "recipe.yaml")
+    assert (loaded.recipe, loaded.notes) == (recipe, ())
+
+    text = run_recipe_text(recipe, run / "none.yaml")
+    assert text.startswith("format: 1\n")
+    newer = text.replace("format: 1", "format: 2\nfuture: {depth: 3}").replace(
+        "  keep: 2\n", "  keep: 2\n  where: far\n"
+    )
+    (run / "recipe.yaml").write_text(newer)
+    loaded = load([f"recipe={run}", "epochs=5"])
+    assert loaded.recipe == recipe.model_copy(update={"epochs": 5.0})
+    assert loaded.notes == ("ignored, as this version does not know them: checkpoint.where, future",)
+    rewritten = yaml.safe_load(run_recipe_text(recipe, run / "recipe.yaml"))
+    assert (rewritten["future"], rewritten["checkpoint"]["where"]) == ({"depth": 3}, "far")
+    with pytest.raises(RecipeError, match=r"unknown key checkpoint\.were"):
+        load([f"recipe={run}", "checkpoint.were=1"])
+
+
+def test_an_unknown_key_of_a_users_recipe_stays_a_mistake(tmp_path):
+    (tmp_path / "mine.yaml").write_text("base: quickstart\nfuture: 3\n")
+    with pytest.raises(RecipeError, match="unknown key future"):
+        load([f"recipe={tmp_path}/mine.yaml"])

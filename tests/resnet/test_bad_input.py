@@ -42,7 +42,7 @@ NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
         (["optimizer.lrr=0.1"], ["unknown key optimizer.lrr (command line): did you mean optimizer.lr?"]),
         (
             ["epochs=many", "batch_size=1.5", "model.stem=tv"],
-            ["epochs=many (", "batch_size=1.5 (", "model.stem=tv (", "'cifar'"],
+            ["epochs=many (", "batch_size=1.5 (", "model.stem=tv (", "imagenet, cifar"],
         ),
         (["--lr=3"], ["'--lr=3'", "did you mean lr=3?"]),
         (["schedule={name: cosine, warmup_epochs: 5}"], ["schedule.warmup_epochs 5", "epochs 3"]),
@@ -52,7 +52,7 @@ NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
             ["batch_size=25", "max_batch_per_device=4"],
             ["batch_size 25 does not divide", "in micro-batches of 2 to 4", " would"],
         ),
-        (["precision=fp16"], ["precision=fp16 needs a GPU: use precision=no, or auto"]),
+        (["precision=fp16"], ["precision=fp16 needs a GPU, and device=cpu: use precision=no, or auto"]),
         (["model.sync_batchnorm=true"], ["model.sync_batchnorm needs GPUs"]),
         (["model.pretrained=nowhere.safetensors"], ["model.pretrained", "nowhere.safetensors"]),
         (["model.pretrained=IMAGENET9K"], ["model.pretrained", "IMAGENET9K"]),

@@ -1,3 +1,4 @@
+import inspect
 import re
 import urllib.error
 from functools import partial
@@ -10,8 +11,8 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision.ops import StochasticDepth
 
-from recipes.schema.model import Model
-from resnet.net import ACTIVATIONS, build_model, freeze_backbone, has_randomness, make_activation
+from recipes.schema.model import ACTIVATIONS, Model
+from resnet.net import _snake_case, build_model, freeze_backbone, has_randomness, make_activation
 from resnet.pretrained import load_pretrained
 
 NAMES = ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "wide_resnet50_2"]
@@ -84,10 +85,14 @@ def test_groups_and_width_can_be_set():
     assert model.layer1[0].conv2.weight.shape == (128, 32, 3, 3)
 
 
+THRESHOLD = {"threshold": 0.1, "value": 0.0}
+
+
 def test_every_activation_replaces_every_relu_and_trains():
     assert {"relu", "silu", "leaky_relu", "gelu", "mish", "hardswish", "relu6", "log_sigmoid"} <= set(ACTIVATIONS)
-    for name, kind in ACTIVATIONS.items():
-        arguments = {"threshold": 0.1, "value": 0.0} if name == "threshold" else {}
+    for name in ACTIVATIONS:
+        kind = type(make_activation(name, THRESHOLD if name == "threshold" else {}))
+        arguments = THRESHOLD if name == "threshold" else {}
         model = tiny(activation=name, activation_args=arguments)
         assert sum(isinstance(module, kind) for module in model.modules()) == 4, name
         assert name == "relu" or not any(isinstance(module, nn.ReLU) for module in model.modules())
@@ -120,16 +125,35 @@ def test_activation_arguments_arrive():
     [
         ("leaky_rellu", {}, "did you mean leaky_relu"),
         ("LeakyReLU", {}, "did you mean leaky_relu"),
+        ("swish", {}, "torch calls it silu"),
         ("wxyz", {}, "there are: .*relu.*silu"),
         ("leaky_relu", {"slope": 0.1}, "leaky_relu has no slope, it takes negative_slope"),
-        ("relu", {"inplace": True}, "relu has no inplace, it takes none"),
+        ("relu", {"inplace": True}, "relu has no inplace, it takes no arguments"),
         ("threshold", {"value": 0.1}, "threshold needs threshold"),
-        ("hardtanh", {"min_val": 2.0, "max_val": 1.0}, "do not fit hardtanh"),
     ],
 )
-def test_activation_mistakes_are_explained(name, arguments, message):
+def test_activation_mistakes_are_explained_without_torch(name, arguments, message):
     with pytest.raises(ValueError, match=message):
-        make_activation(name, arguments)
+        Model(name="resnet18", activation=name, activation_args=arguments)
+
+
+def test_arguments_that_only_torch_can_judge():
+    with pytest.raises(ValueError, match="do not fit hardtanh"):
+        make_activation("hardtanh", {"min_val": 2.0, "max_val": 1.0})
+
+
+def test_the_recipes_activations_are_torchs():
+    """All elementwise ones of this version of torch, with the arguments that are numbers."""
+    not_elementwise = ("GLU", "MultiheadAttention", "Softmin", "Softmax", "Softmax2d", "LogSoftmax")
+    found = {}
+    for name in nn.modules.activation.__all__:
+        if name not in not_elementwise:
+            numbers = [
+                p for p in inspect.signature(getattr(nn, name)).parameters.values() if p.annotation in (float, "float")
+            ]
+            required = tuple(p.name for p in numbers if p.default is inspect.Parameter.empty)
+            found[_snake_case(name)] = required, tuple(p.name for p in numbers if p.name not in required)
+    assert found == ACTIVATIONS
 
 
 def test_blurpool_filters_before_strided_convolutions_only():

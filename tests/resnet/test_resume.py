@@ -12,8 +12,8 @@ import pytest
 import safetensors.torch
 import torch
 
+import resnet.ending
 import resnet.loop
-import resnet.run
 import resnet.tools.report.report
 from recipes.load import load_file
 from resnet.checkpoint.commit import commit, name_of, newest_first, read_manifest
@@ -22,7 +22,7 @@ from resnet.data.order import Order
 from resnet.data.sources.synthetic import Synthetic
 from resnet.rundir.metrics_log import read_metrics
 from resnet.rundir.provenance import read_provenance
-from resnet.rundir.status import read_status
+from resnet.rundir.status import read_status, write_status
 from resnet.tools.compare import CLOCK, compare_runs
 from tests.bench import kill
 from tests.processes import start_ranks, wait_ranks
@@ -113,11 +113,13 @@ def test_a_kill_between_the_last_step_and_the_end_loses_nothing(tmp_path, monkey
     reference, _ = kill.straight(tmp_path, 1, ["device=cpu", "epochs=1"])
     words = ["device=cpu", "epochs=1", f"data.train={tmp_path}/shapes"]
 
-    def killed(run):
-        os.kill(os.getpid(), signal.SIGKILL)
+    def killed(run, **fields):
+        if fields.get("state") == "finished":
+            os.kill(os.getpid(), signal.SIGKILL)
+        write_status(run, **fields)
 
     with monkeypatch.context() as patched:
-        patched.setattr(resnet.tools.report.report, "write_report", killed)
+        patched.setattr(resnet.ending, "write_status", killed)
         assert attempt(tmp_path, "r", *words, recipe=kill.RECIPE) == [-9]
     run = tmp_path / "r"
     assert (run / "final.safetensors").is_file()
@@ -252,7 +254,7 @@ def test_the_weights_of_a_new_run_are_those_it_starts_from(stopped, tmp_path, mo
         assert all(torch.equal(before[name], t) for name, t in trainer.state.model.state_dict().items())
         os._exit(55)
 
-    monkeypatch.setattr(resnet.run, "fit", compared)
+    monkeypatch.setattr(resnet.ending, "fit", compared)
     assert attempt(tmp_path, "new", f"resume={stopped}") == [55]
 
 
@@ -342,7 +344,7 @@ def test_a_finished_run_is_finished(tmp_path):
     files = {file: file.read_bytes() for file in (tmp_path / "r").rglob("*") if file.is_file()}
     assert attempt(tmp_path, "r", "epochs=1", ranks=2) == [0, 0]
     assert re.findall(r".*nothing to do.*", output(tmp_path, "r")) == [
-        f"{tmp_path / 'r'} is finished: nothing to do (more epochs= would continue it)"
+        f"{tmp_path / 'r'} is finished: nothing to do (raise epochs= to continue it)"
     ]
     files.pop(tmp_path / "r" / "lease.lock", None)
     assert {file: file.read_bytes() for file in files} == files

@@ -42,14 +42,10 @@ class HuggingFace:
 
 def open_huggingface(data: HuggingFaceData) -> tuple[HuggingFace, HuggingFace | None]:
     """Training and validation images; the second is None where they are to be carved from the first."""
-    if data.val_fraction is not None and (data.val is not None or data.val_split is not None):
-        raise ValueError("data.val_fraction carves from the training split: it needs data.val=null data.val_split=null")
     splits = _splits(data.train, "data.train", data.config)
     rows = _pick(splits, data.train_split, data.train, "data.train_split")
     train = _source(rows, data, None, f"{data.train} {data.train_split}")
     if data.val is None and data.val_split is None:
-        if data.val_fraction is None:
-            raise ValueError("data.val_split=null needs data.val_fraction (the share of training images to carve)")
         return train, None
     where = data.train if data.val is None else data.val
     if data.val is not None:

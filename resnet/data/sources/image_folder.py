@@ -27,8 +27,6 @@ def open_image_folder(data: ImageFolderData) -> tuple[Files, Files | None]:
     """Training and validation images; the second is None where `val` is null."""
     train = read_folder(existing(data.train, "data.train", _MISSING), "data.train")
     if data.val is None:
-        if data.val_labels is not None:
-            raise ValueError("data.val_labels has no effect without data.val")
         return train, None
     folder = existing(data.val, "data.val", _MISSING)
     if data.val_labels is not None:

@@ -68,8 +68,6 @@ class Subset:
 
 def open_sources(data: Data) -> tuple[Source, Source]:
     """Training and validation images of a recipe, with the same classes. Raises ValueError naming the key to change."""
-    if data.val is not None and data.val_fraction is not None:
-        raise ValueError("data has both val and val_fraction: give one, and null for the other")
     train, val = SOURCES[data.source](data)
     if data.val_fraction is not None:
         kept, carved = carve(train.labels, data.val_fraction)

@@ -20,8 +20,6 @@ _VERSION = 1
 
 def open_shapes(data: ShapesData) -> tuple[Files, Files]:
     """Training and validation images, drawn into the folder `train` first if it is not there."""
-    if data.val is not None:
-        raise ValueError("data.val has no effect with data.source=shapes: it draws its own validation images")
     folder = expanded(data.train)
     draw(folder, data.per_class, data.size)
     train = read_folder(folder / "train", "data.train")

@@ -34,8 +34,6 @@ class Synthetic:
 
 def open_synthetic(data: SyntheticData) -> tuple[Synthetic, Synthetic]:
     """Training images, and a quarter as many others for validation."""
-    if data.val is not None:
-        raise ValueError("data.val has no effect with data.source=synthetic: it makes its own validation images")
     train = Synthetic(data.samples, data.classes, data.size)
     return train, Synthetic(max(1, data.samples // 4), data.classes, data.size, first=data.samples)
 

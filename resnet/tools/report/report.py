@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 from recipes.evidence import Judgement, judge
 from recipes.load import load_file
 from recipes.metric import METRICS, cost
-from recipes.schema.recipe import Recipe
+from recipes.schema.recipe import NOT_TRAINING, Recipe
 from recipes.schema.training import Evidence
 from recipes.text import format_duration
 from resnet.process.command_lines import accelerate_command
@@ -30,7 +30,6 @@ from resnet.tools.report.plots import draw_confusion, draw_curves
 
 SHOWN_CLASSES = 30
 """Most classes listed with their accuracy."""
-NOT_SETTINGS = ("name", "description", "evidence", "wandb", "run", "resume", "progress")
 
 
 def write_report(run_dir: Path) -> Path:
@@ -174,7 +173,7 @@ def differing(group: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any, An
     """Dotted key, value and default (None: there is none) of each setting that is not at its default."""
     for name, field in type(group).model_fields.items():
         value, default = getattr(group, name), field.get_default(call_default_factory=True)
-        if not prefix and name in NOT_SETTINGS:
+        if not prefix and name in NOT_TRAINING:
             continue
         if not isinstance(value, BaseModel):
             if field.is_required() or value != default:

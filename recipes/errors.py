@@ -1,0 +1,116 @@
+"""What is wrong with a recipe, a line a mistake: the key, its value, where it came from, what would be right."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from recipes.keys import ALIASES, all_keys, parents, variants
+from recipes.text import did_you_mean, near
+
+COMMAND_LINE = "command line"
+NOTHING = object()
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be used; the message lists every mistake, one a line."""
+
+
+def value_at(values: Any, path: Iterable[Any]) -> Any:
+    """What stands at a path of keys and list indices, or NOTHING."""
+    for part in path:
+        inside = isinstance(values, list) and isinstance(part, int) and part < len(values)
+        if not inside and not (isinstance(values, dict) and part in values):
+            return NOTHING
+        values = values[part]
+    return values
+
+
+def location_of(problem: Any, values: dict[str, Any]) -> list[Any]:
+    """Where one of pydantic's errors is, without the variants and members of unions that it adds."""
+    location = list(problem["loc"])
+    if len(location) > 1 and location[0] in variants() and location[1] in variants()[location[0]][1]:
+        del location[1]
+    if problem["type"].startswith("union_tag"):
+        return [*location, variants()[location[0]][0]]
+    if problem["type"] != "missing":
+        # As in activation_args.slope.float.
+        while location and value_at(values, location) is NOTHING:
+            location.pop()
+    return location
+
+
+def explain(problem: Any, values: dict[str, Any], origins: Mapping[str, str]) -> str:
+    """One line for one of pydantic's errors."""
+    kind, location = problem["type"], location_of(problem, values)
+    key = ".".join(str(part) for part in location)
+    origin = next((f" ({origins[k]})" for k in parents(key) if k in origins), "")
+    if kind == "extra_forbidden":
+        return f"unknown key {key}{origin}{_hint_for_key(key, values)}"
+    given = value_at(values, location)
+    if kind == "missing":
+        return f"{key} is missing: {dict(all_keys(values)).get(key) or 'the recipe needs it'}"
+    if given is NOTHING:
+        return f"{key} is missing: one of {', '.join(sorted(variants()[location[0]][1]))}"
+    if unspaced := re.match(r"([\w-]+):(\S+)$", str(location[-1])) if given is None and location else None:
+        group = ".".join(str(part) for part in location[:-1])
+        return f"{key}{origin} has no value: write {group}.{unspaced[1]}={unspaced[2]}, or a space after the colon"
+    return _explain_value(problem, key, given, origin)
+
+
+def _explain_value(problem: Any, key: str, given: Any, origin: str) -> str:
+    kind, what = problem["type"], f"{key}={show(given)}{origin}"
+    sweep = isinstance(given, str) and "," in given and COMMAND_LINE in origin
+    also = "; several values at once are a sweep (launch sweep)" if sweep else ""
+    if kind.startswith("union_tag"):
+        return f"{what}{_none_of(given, sorted(variants()[key.partition('.')[0]][1]))}{also}"
+    if kind == "literal_error":
+        allowed = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
+        return f"{what}{_none_of(given, allowed)}{also}"
+    if kind == "value_error":
+        message = str(problem["ctx"]["error"])
+        if isinstance(given, dict):
+            return f"{key}{origin} {message}" if key else message
+        return f"{what}: {message}{also}"
+    if kind in ("model_type", "model_attributes_type"):
+        name = variants()[key][0] if key in variants() else "name"
+        named = isinstance(given, str) and (key in variants() or key == "model")
+        hint = f": did you mean {key}.{name}={given}?" if named else ""
+        return f"{what} must be a group of keys{hint}{also}"
+    if kind == "string_type" and not isinstance(given, (dict, list)):
+        also = f", in quotes: {key}='\"{show(given)}\"'" if COMMAND_LINE in origin else ", in quotes"
+    return f"{what}: {problem['msg'][0].lower()}{problem['msg'][1:]}{also}"
+
+
+def _none_of(given: Any, allowed: list[str]) -> str:
+    close = near(given, allowed, 2) if isinstance(given, str) else []
+    return f" is none of {', '.join(allowed)}" + (f": {did_you_mean(close)}" if close else "")
+
+
+def show(value: Any) -> str:
+    """A value as a person would write it."""
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _hint_for_key(key: str, values: dict[str, Any]) -> str:
+    everywhere = dict(all_keys(values))
+    if key in everywhere:
+        return ": in a file its groups are nested, not written with dots"
+    if key in ALIASES:
+        return f": {did_you_mean([ALIASES[key]])}"
+    group, _, rest = key.partition(".")
+    tag, by_name = variants().get(group, ("", {}))
+    if having := [name for name, variant in by_name.items() if rest in variant.model_fields]:
+        return f": {group}.{tag}={show(values[group][tag])} has no such key ({', '.join(having)} would)"
+    parent, _, leaf = key.rpartition(".")
+    same_group = {k.rpartition(".")[2]: k for k in everywhere if k.rpartition(".")[0] == parent}
+    close = [same_group[name] for name in near(leaf, same_group, 1)]
+    close += [k for k in everywhere if k.rpartition(".")[2] == leaf and k not in close]
+    close = close or near(key, everywhere, 2, cutoff=0.7)
+    if close:
+        return f": {did_you_mean(close[:3])}"
+    if parent and same_group:
+        return f": {parent} has {', '.join(sorted(same_group))}"
+    return ""
