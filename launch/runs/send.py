@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from recipes.load import run_recipe_text
+from recipes.load import dump, load_file
 from recipes.schema.recipe import Recipe
 from resnet.process.signals import SIGNALS
 from resnet.rundir.attempts import end_file
@@ -118,7 +118,9 @@ def send(run_dir: Path, recipe: Recipe, cluster: str, profile: Profile, snapshot
         refuse_active(run_dir)
         before = read_status(run_dir)
         resolved = files / "recipe.yaml"
-        write_atomic(resolved, run_recipe_text(recipe, resolved))
+        # A retry runs the job's own copy of the program, which may be older than this one and know fewer keys.
+        if not (resolved.is_file() and load_file(resolved).recipe == recipe):
+            write_atomic(resolved, dump(recipe))
         cancelled = end_file(run_dir, "cancelled").exists()
         end_file(run_dir, "cancelled").unlink(missing_ok=True)
         # Before the job can start, which writes its own.

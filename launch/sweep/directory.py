@@ -17,7 +17,7 @@ from launch.runs.state import rows
 from launch.sweep.points import Trial
 from launch.sweep.study import ask, should_stop, tell
 from launch.sweep.study import trial_name as numbered
-from recipes.load import FORMAT, load
+from recipes.load import load
 from recipes.schema.recipe import NOT_TRAINING, Recipe
 from resnet.rundir.attempts import ENDS, end_file
 from resnet.rundir.files import append_line, read_lines, to_json, write_atomic
@@ -170,10 +170,7 @@ class SweepDir:
         file = self.path / trial["name"] / "slurm" / "recipe.yaml"
         if not file.exists():
             # JSON is YAML; a thousand recipes are written in a fraction of the time.
-            file.write_text(
-                json.dumps({"format": FORMAT, **self.recipe_of(trial).model_dump(mode="json")}, indent=1),
-                encoding="utf-8",
-            )
+            file.write_text(json.dumps(self.recipe_of(trial).model_dump(mode="json"), indent=1), encoding="utf-8")
 
     # The record of arrays: what was sent before its id is known, then the id.
 
