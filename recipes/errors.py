@@ -4,28 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from recipes.keys import ALIASES, all_keys, parents, variants
+from recipes.nested import NOTHING, value_at
 from recipes.text import did_you_mean, near
 
 COMMAND_LINE = "command line"
-NOTHING = object()
 
 
 class RecipeError(ValueError):
     """A recipe that cannot be used; the message lists every mistake, one a line."""
-
-
-def value_at(values: Any, path: Iterable[Any]) -> Any:
-    """What stands at a path of keys and list indices, or NOTHING."""
-    for part in path:
-        inside = isinstance(values, list) and isinstance(part, int) and part < len(values)
-        if not inside and not (isinstance(values, dict) and part in values):
-            return NOTHING
-        values = values[part]
-    return values
 
 
 def location_of(problem: Any, values: dict[str, Any]) -> list[Any]:

@@ -13,19 +13,15 @@ from typing import Any, NamedTuple
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from recipes.errors import COMMAND_LINE, NOTHING, RecipeError, explain, location_of, show, value_at
+from recipes.errors import COMMAND_LINE, RecipeError, explain, location_of, show
 from recipes.keys import fields_of, keep_spelling, parents, variant_named, variants
+from recipes.nested import NOTHING, merge, nest, value_at, without
 from recipes.schema.recipe import NOT_TRAINING, Recipe
 from recipes.text import did_you_mean, suggestion
+from recipes.versions import FORMAT, keep_unknown, lifted, may_be_newer
 from recipes.yaml12 import UNREADABLE, Dumper, Loader
 
 FOLDER = Path(__file__).parent
-FORMAT = 1
-"""Of a run's own recipe.yaml, in which a program is to find its way whatever version wrote it."""
-RENAMED: dict[str, str] = {}
-"""Keys that runs of earlier versions may have under another name: dotted name then -> now."""
-REMOVED = {"checkpoint.max_failures"}
-"""Keys of earlier versions that have no meaning any more."""
 
 
 class Loaded(NamedTuple):
@@ -66,10 +62,10 @@ def load(argv: Iterable[str], given_in: Mapping[str, str] | None = None) -> Load
     above, origins = {}, {}
     for key, text in overrides:
         if key != "recipe":
-            values, keys = _override(key, text, (given_in or {}).get(key, COMMAND_LINE))
-            above = _merge(above, values)
-            origins |= keys
-    layers = [*_file_layers(_find(chosen[0], Path.cwd()), ()), (above, origins)]
+            layer = _override(key, text, (given_in or {}).get(key, COMMAND_LINE))
+            above = merge(above, layer.values)
+            origins |= layer.origins
+    layers = [*_file_layers(_find(chosen[0], Path.cwd()), ()), _Layer(above, origins)]
     return _build(layers, default_name=Path(chosen[0]).stem)
 
 
@@ -80,7 +76,7 @@ def load_file(path: Path) -> Loaded:
 
 def dump(recipe: Recipe) -> str:
     """The resolved recipe as YAML that `load_file` reads back to an equal recipe."""
-    return yaml.dump(recipe.model_dump(mode="json"), Dumper=Dumper, sort_keys=False, width=110)
+    return _to_yaml(recipe.model_dump(mode="json"))
 
 
 def run_recipe_text(recipe: Recipe, file: Path) -> str:
@@ -88,18 +84,14 @@ def run_recipe_text(recipe: Recipe, file: Path) -> str:
 
     file: the one that is to be written.
     """
-    kept: dict[str, Any] = {}
+    content = {"format": FORMAT, **recipe.model_dump(mode="json")}
     if file.is_file():
-        values, _ = read_file(file)
-        for key in _unknown_keys(_lifted(values)):
-            nested = value_at(values, key.split("."))
-            for part in reversed(key.split(".")):
-                nested = {part: nested}
-            kept = _merge(kept, nested)
-    content = _merge({"format": FORMAT, **recipe.model_dump(mode="json")}, kept) if kept else None
-    return (
-        f"format: {FORMAT}\n{dump(recipe)}" if content is None else yaml.dump(content, Dumper=Dumper, sort_keys=False)
-    )
+        content = keep_unknown(content, read_file(file)[0])
+    return _to_yaml(content)
+
+
+def _to_yaml(content: dict[str, Any]) -> str:
+    return yaml.dump(content, Dumper=Dumper, sort_keys=False, width=110)
 
 
 def digest(recipe: Recipe) -> str:
@@ -154,66 +146,31 @@ def _is_recipe(path: Path) -> bool:
     return path.is_file() or (path / "recipe.yaml").is_file()
 
 
-Layer = tuple[dict[str, Any], dict[str, str]]
-"""Nested values, and the origin of each dotted key among them."""
+class _Layer(NamedTuple):
+    values: dict[str, Any]
+    origins: dict[str, str]
+    """Of each dotted key among the values."""
+    may_be_newer: bool = False
+    """Whether unknown keys are to be ignored, as another version wrote them."""
 
 
-def _file_layers(path: Path, below: tuple[Path, ...]) -> Iterator[Layer]:
+def _file_layers(path: Path, below: tuple[Path, ...]) -> Iterator[_Layer]:
     """The layers of a YAML file, those of its `base` first."""
     path = path.resolve()
     if path in below:
         raise RecipeError(f"{path}: base goes round in a circle: {' -> '.join(p.stem for p in (*below, path))}")
     values, origins = read_file(path)
-    if _is_of_a_run(path, values):
-        yield _lifted(values), {"format": str(path), **origins}
-        return
+    newer, values = may_be_newer(path, values), lifted(values)
     base, origin = values.pop("base", []), origins.pop("base", "")
     parents = [base] if isinstance(base, str) else base
     if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
         raise RecipeError(f"base={show(base)} ({origin}) must be a recipe's name or a list of names")
     for parent in parents:
         yield from _file_layers(_find(parent, path.parent, f" ({origin})"), (*below, path))
-    yield values, origins
+    yield _Layer(values, origins, newer)
 
 
-def _is_of_a_run(path: Path, values: dict[str, Any]) -> bool:
-    """Whether a program wrote the file for a run; version 0.1.0 noted no format."""
-    places = (path.parent / "status.json", path.parent.parent / "status.json")
-    return "format" in values or (path.name == "recipe.yaml" and any(place.is_file() for place in places))
-
-
-def _lifted(values: dict[str, Any]) -> dict[str, Any]:
-    """The content of a run's own recipe as this version would have written it; unknown keys stay."""
-    lifted = {key: value for key, value in values.items() if key != "format"}
-    for key in (*RENAMED, *REMOVED):
-        value = value_at(lifted, key.split("."))
-        if value is not NOTHING:
-            lifted = _without(lifted, key.split("."))
-            if key in RENAMED:
-                for part in reversed(RENAMED[key].split(".")):
-                    value = {part: value}
-                lifted = _merge(lifted, value)
-    return lifted
-
-
-def _without(values: dict[str, Any], path: list[str]) -> dict[str, Any]:
-    first, *rest = path
-    if not rest:
-        return {key: value for key, value in values.items() if key != first}
-    return {**values, first: _without(values[first], rest)}
-
-
-def _unknown_keys(values: dict[str, Any]) -> list[str]:
-    """Dotted keys that this version does not know."""
-    try:
-        Recipe.model_validate(values)
-    except ValidationError as error:
-        found = (location_of(problem, values) for problem in error.errors() if problem["type"] == "extra_forbidden")
-        return [".".join(str(part) for part in location) for location in found]
-    return []
-
-
-def read_file(path: Path, what: str = "recipe") -> Layer:
+def read_file(path: Path, what: str = "recipe") -> tuple[dict[str, Any], dict[str, str]]:
     """The keys of a YAML file and the place of each; what it holds deeper down is shared, not to be changed."""
     shown = path.relative_to(FOLDER.parent) if path.is_relative_to(FOLDER.parent) else path
     try:
@@ -256,15 +213,12 @@ def _note_lines(node: yaml.Node | None, file: str, prefix: str, origins: dict[st
 
 
 @lru_cache(maxsize=4096)
-def _override(key: str, text: str, origin: str) -> Layer:
+def _override(key: str, text: str, origin: str) -> _Layer:
     try:
         value = parse_value(text, [field.annotation for field in fields_of(key)])
     except UNREADABLE as error:
         raise RecipeError(f"cannot read the value of {key}={text} ({origin}): {_problem(error)}") from error
-    layer: Any = value
-    for part in reversed(key.split(".")):
-        layer = {part: layer}
-    return layer, dict.fromkeys([*parents(key), *_keys(value, f"{key}.")], origin)
+    return _Layer(nest(key.split("."), value), dict.fromkeys([*parents(key), *_keys(value, f"{key}.")], origin))
 
 
 def _keys(values: Any, prefix: str = "") -> Iterator[str]:
@@ -274,13 +228,13 @@ def _keys(values: Any, prefix: str = "") -> Iterator[str]:
             yield from _keys(value, f"{prefix}{key}.")
 
 
-def _build(layers: list[Layer], default_name: str) -> Loaded:
+def _build(layers: list[_Layer], default_name: str) -> Loaded:
     values: dict[str, Any] = {"name": default_name}
     origins: dict[str, str] = {}
-    for layer, layer_origins in layers:
-        _leave_old_variant(values, origins, layer)
-        values = _merge(values, layer) if layer else values
-        origins.update(layer_origins)
+    for layer in layers:
+        _leave_old_variant(values, origins, layer.values)
+        values = merge(values, layer.values) if layer.values else values
+        origins.update(layer.origins)
     for group, (tag, _) in variants().items():
         default = Recipe.model_fields[group].default
         if isinstance(values.get(group), dict) and isinstance(default, BaseModel):
@@ -300,29 +254,22 @@ def _build(layers: list[Layer], default_name: str) -> Loaded:
 
 
 def _without_ignored(
-    values: dict[str, Any], error: ValidationError, layers: list[Layer]
+    values: dict[str, Any], error: ValidationError, layers: list[_Layer]
 ) -> tuple[dict[str, Any], list[str]]:
-    """The values without what only a newer program, which wrote a run's own recipe, knows; and a note that names it."""
+    """The values without unknown keys that another version wrote, and a note that names them."""
     ignored = []
     for problem in error.errors():
         path = location_of(problem, values)
-        if problem["type"] == "extra_forbidden" and any(
-            _is_from_a_run(layer, origins, path) for layer, origins in layers
-        ):
+        if problem["type"] == "extra_forbidden" and _is_ignored(path, layers):
             ignored.append(".".join(str(part) for part in path))
-            values = _without(values, path)
+            values = without(values, path)
     return values, [f"ignored, as this version does not know them: {', '.join(ignored)}"] if ignored else []
 
 
-def _is_from_a_run(layer: dict[str, Any], origins: dict[str, str], path: list[Any]) -> bool:
-    return "format" in origins and value_at(layer, path) is not NOTHING
-
-
-def _merge(below: Any, above: Any) -> Any:
-    """above over below, key by key; an empty mapping takes all keys away, as in `model.activation_args={}`."""
-    if isinstance(below, dict) and isinstance(above, dict) and above:
-        return {**below, **{key: _merge(below.get(key), value) for key, value in above.items()}}
-    return above
+def _is_ignored(path: list[Any], layers: list[_Layer]) -> bool:
+    """Whether no layer gives a key but those that another version may have written."""
+    given = [layer.may_be_newer for layer in layers if value_at(layer.values, path) is not NOTHING]
+    return bool(given) and all(given)
 
 
 def _leave_old_variant(values: dict[str, Any], origins: dict[str, str], layer: dict[str, Any]) -> None:

@@ -59,9 +59,9 @@ def main(argv: Sequence[str], signals: Signals | None = None) -> int:
     forgive_output()
     die_with_launcher()
     try:
-        recipe = load([argument for argument in argv if argument != "--debug"]).recipe
+        recipe, _, notes = load([argument for argument in argv if argument != "--debug"])
         accelerator = build_accelerator(recipe)
-        code = run(recipe, accelerator, signals)
+        code = run(recipe, accelerator, signals, notes)
     except (RecipeError, ValueError) as error:
         if debug:
             traceback.print_exc()
@@ -85,8 +85,11 @@ def _leave(code: int) -> None:
     os._exit(code)
 
 
-def run(recipe: Recipe, accelerator: Accelerator, signals: Signals) -> int:
-    """Train on this rank. Raises ValueError for what the user can mend, before anything is written."""
+def run(recipe: Recipe, accelerator: Accelerator, signals: Signals, notes: Sequence[str] = ()) -> int:
+    """Train on this rank. Raises ValueError for what the user can mend, before anything is written.
+
+    notes: on how the recipe was read, to be printed among the first lines.
+    """
     rank, local_rank = accelerator.process_index, accelerator.local_process_index
     train, val = together(lambda: build_data(recipe), local_rank, first_alone=True)
     order = _order(recipe, train)
@@ -123,7 +126,7 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals) -> int:
             metrics.truncate(start.log_length)
             tracker = open_wandb(recipe, start.run_dir, information)
             write_status(start.run_dir, wandb_url=tracker.url)
-            for message in start.messages:
+            for message in dict.fromkeys([*notes, *start.messages]):
                 print(message, file=sys.stderr)
         watchdog = Watchdog(recipe.watchdog, log, state.step) if recipe.watchdog else None
         hooks = RunHooks(

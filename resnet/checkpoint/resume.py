@@ -125,7 +125,6 @@ def _choose(recipe: Recipe, digest: str) -> Start:
         _start_from_origin(start)
         return start
     before, _, notes = load_file(run_dir / "recipe.yaml")
-    messages += notes
     if recipe.resume == "never":
         raise ValueError(f"{run_dir} exists and resume=never: choose another run.name")
     if start.origin not in (None, _path_of(before)):
@@ -137,6 +136,7 @@ def _choose(recipe: Recipe, digest: str) -> Start:
     except BaseException:
         start.release()
         raise
+    messages += notes
     return start
 
 

@@ -32,7 +32,9 @@ def evaluate_run(run_dir: Path, overrides: Sequence[str], weights: Path | None =
     overrides: `a.b=value` over the run's recipe. weights: a safetensors file; default: the run's final.safetensors.
     Raises ValueError for a recipe, data or weights that cannot be used.
     """
-    recipe = load([f"recipe={run_dir / 'recipe.yaml'}", *overrides]).recipe
+    recipe, _, notes = load([f"recipe={run_dir / 'recipe.yaml'}", *overrides])
+    for note in notes:
+        print(note, file=sys.stderr)
     weights = weights or final_weights(run_dir)
     accelerator = build_accelerator(recipe)
     train, val = build_data(recipe)

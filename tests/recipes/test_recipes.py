@@ -1,6 +1,7 @@
 import subprocess
 import sys
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import yaml
@@ -515,7 +516,41 @@ def test_a_runs_recipe_of_another_version_is_read(tmp_path):
         load([f"recipe={run}", "checkpoint.were=1"])
 
 
-def test_an_unknown_key_of_a_users_recipe_stays_a_mistake(tmp_path):
-    (tmp_path / "mine.yaml").write_text("base: quickstart\nfuture: 3\n")
-    with pytest.raises(RecipeError, match="unknown key future"):
-        load([f"recipe={tmp_path}/mine.yaml"])
+def test_unknown_keys_in_lists_and_in_groups_that_go_are_not_kept(tmp_path):
+    file = tmp_path / "recipe.yaml"
+    (tmp_path / "status.json").write_text("{}")
+    recipe = load(["recipe=quickstart", "ema={}", "augment.progressive=[{epoch: 0, size: 32}]"]).recipe
+    newer = dump(recipe).replace("    size: 32\n", "    size: 32\n    soft: 1\n").replace("ema:\n", "ema:\n  warm: 2\n")
+    file.write_text(newer)
+    loaded = load_file(file)
+    assert (loaded.recipe, len(loaded.notes)) == (recipe, 1)
+    assert "augment.progressive.0.soft, ema.warm" in loaded.notes[0]
+    for changed in (recipe, recipe.model_copy(update={"ema": None})):
+        file.write_text(newer)
+        file.write_text(run_recipe_text(changed, file))
+        assert load_file(file).recipe == changed
+
+
+@pytest.mark.parametrize("text", ["future: 3", "format: 1\nfuture: 3", "format: 2\nfuture: 3", "format: x"])
+def test_an_unknown_key_of_a_users_recipe_stays_a_mistake(recipe_file, text):
+    path = recipe_file(f"base: quickstart\n{text}\n")
+    (path.parent / "status.json").write_text("{}")
+    with pytest.raises(RecipeError, match="unknown key f"):
+        load([f"recipe={path}"])
+
+
+def test_a_copy_of_a_runs_recipe_is_a_users(recipe_file):
+    """As for any other recipe a mistyped key is a mistake; of a newer version's copy it need not be one."""
+    recipe = load(["recipe=quickstart"]).recipe
+    text = run_recipe_text(recipe, Path("nowhere")).replace("label_smoothing", "label_smothing")
+    assert "did you mean label_smoothing?" in mistakes(load, [f"recipe={recipe_file(text)}"])
+    loaded = load([f"recipe={recipe_file(text.replace('format: 1', 'format: 2'))}"])
+    assert loaded.notes == ("ignored, as this version does not know them: label_smothing",)
+
+
+def test_a_users_recipe_of_an_earlier_version_is_read(recipe_file):
+    """`launch show recipe=NAME > mine.yaml` and a sweep's best.yaml hold every key that there was."""
+    recipe = load(["recipe=quickstart"]).recipe
+    path = recipe_file(dump(recipe).replace("  keep: 2\n", "  keep: 2\n  max_failures: 3\n"))
+    assert load([f"recipe={path}"]).recipe == recipe
+    assert "unknown key checkpoint.max_failures" in mistakes(load, ["recipe=quickstart", "checkpoint.max_failures=3"])

@@ -1,6 +1,7 @@
 import math
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -77,7 +78,7 @@ def test_onecycle_equals_torch(optimizer, anneal, total_steps, pct_start):
             optimizer, 0.3, total_steps=total_steps, pct_start=pct_start, anneal_strategy=anneal, div_factor=20
         )
 
-    keys = {"momentum": 0.9} if optimizer is torch.optim.SGD else {}
+    keys: dict[str, Any] = {"momentum": 0.9} if optimizer is torch.optim.SGD else {}
     expected = torchs(make, 10, total_steps, 0.3, optimizer=optimizer, **keys)
     got = ours(schedule("onecycle", pct_start=pct_start, anneal=anneal, div_factor=20), 10, total_steps, 0.3)
     assert [hyper.lr for hyper in got] == pytest.approx([lr for lr, _ in expected], rel=1e-9, abs=1e-15)
