@@ -18,7 +18,7 @@ from launch.runs.here import visible_gpus
 from launch.runs.send import shown
 from launch.sweep.directory import Place, SweepDir, comparable
 from launch.sweep.dry_run import dry_run
-from launch.sweep.points import Metric, Sweep, Trial, Values, from_words, grid, sample, trials
+from launch.sweep.points import Sweep, Trial, Values, from_words, grid, sample, trials
 from launch.sweep.sweep_json import sweep_json
 from recipes.plan import make_plan, samples_known
 from recipes.schema.recipe import Recipe
@@ -74,8 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise ValueError(f"{error}\n(in trial {trial.name})") from error
     recipe = listed[0].recipe
     if sweep.metric is None:
-        goal = "minimize" if recipe.eval.metric == "loss" else "maximize"
-        sweep = replace(sweep, metric=Metric(recipe.eval.metric, goal))
+        sweep = replace(sweep, metric=recipe.eval.metric)
     sweep_dir = _place(sweep, recipe, profile, arguments)
     place = Place(words.cluster or "local", profile, Path.cwd(), arguments.max_parallel, arguments.jobs or 1)
     count = sweep.run_cap if sweep.method == "bayes" else None

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from launch.sweep.ranking import as_numbers
-from launch.sweep.result_types import METRICS, Trial, figure, shortened
+from launch.sweep.result_types import Trial, figure, shortened
 from launch.sweep.results import Board
+from recipes.metric import METRICS
 from resnet.rundir.files import write_atomic
 
 PANELS, COLUMNS = 8, 4
@@ -58,7 +59,7 @@ def plot(board: Board, file: Path) -> None:
     for number, (axes, key) in enumerate(zip(panels, keys, strict=False)):
         _panel(axes, board, key, [trial for trial in shown if key in trial.point])
         if number % columns == 0:
-            axes.set_ylabel(" ".join(METRICS[board.metric]).strip())
+            axes.set_ylabel(METRICS[board.metric].label)
     for axes in panels[len(keys) :]:
         axes.set_visible(False)
     if not shown:
@@ -85,7 +86,7 @@ def _title(board: Board) -> str:
     name, best = _plain(board.name), board.best
     if best is None:
         return f"{name}: no trial has finished yet"
-    metric, unit = METRICS[board.metric]
+    metric, unit, _ = METRICS[board.metric]
     # A label of many parameters would be wider than the picture.
     with_what = f" with {_plain(best.label)}" if len(best.label) <= 40 else ""
     mean = f" (mean of {best.done} seeds)" if best.done > 1 else ""

@@ -59,14 +59,6 @@ class Distribution:
 
 
 @dataclass(frozen=True)
-class Metric:
-    """What tells a good trial: a measure of the validation images."""
-
-    name: Literal["top1", "top5", "loss"]
-    goal: Literal["minimize", "maximize"]
-
-
-@dataclass(frozen=True)
 class HalvingRule:
     """Early stopping: of the trials that reach a rung, the best 1/eta go on (Li et al. 2018, arXiv:1603.06560)."""
 
@@ -88,8 +80,8 @@ class Sweep:
     """Key -> what is swept."""
     order: tuple[str, ...]
     """All keys in the order they were given in, which decides what overrides what."""
-    metric: Metric | None = None
-    """None: the recipe's own `eval.metric`."""
+    metric: str | None = None
+    """What tells a good trial, of `recipes.metric.METRICS`; None: the recipe's own `eval.metric`."""
     early_stop: HalvingRule | None = None
     run_cap: int | None = None
     """Most trials."""

@@ -10,7 +10,8 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from launch.sweep.result_types import METRICS, WAITING, Comparison, Setting, Share, Trial, figure, shortened
+from launch.sweep.result_types import WAITING, Comparison, Setting, Share, Trial, figure, shortened
+from recipes.metric import METRICS, cost
 from recipes.text import labels
 
 BINS, TRIALS_PER_BIN = 4, 3
@@ -22,7 +23,7 @@ LABEL_MOST = 40
 
 def ranked(trials: Sequence[Trial], sweep: Mapping[str, Any]) -> list[Setting]:
     """The settings, best first: those with a finished trial, then those with a value so far, then the others."""
-    sign = -1 if sweep["goal"] == "maximize" else 1
+    goal = sweep["goal"]
     members: dict[Hashable, list[Trial]] = {}
     for trial in trials:
         # A search that has not chosen a point yet has left it empty.
@@ -30,21 +31,21 @@ def ranked(trials: Sequence[Trial], sweep: Mapping[str, Any]) -> list[Setting]:
             # A search may come to the same point twice, which is no second seed.
             alike = tuple(_without_seed(trial.point).items()) if "seed" in trial.point else trial.name
             members.setdefault(alike, []).append(trial)
-    settings = [_setting(group, sign) for group in members.values()]
+    settings = [_setting(group, goal) for group in members.values()]
     # Stable: of those that are level, the one that was sent first.
-    return sorted(settings, key=lambda one: (not one.done, one.value is None, sign * (one.value or 0)))
+    return sorted(settings, key=lambda one: (not one.done, one.value is None, cost(one.value, goal)))
 
 
 def _without_seed(point: Mapping[str, str]) -> dict[str, str]:
     return {key: text for key, text in point.items() if key != "seed"}
 
 
-def _setting(group: Sequence[Trial], sign: int) -> Setting:
+def _setting(group: Sequence[Trial], goal: str) -> Setting:
     finished = [trial for trial in group if trial.counts]
     shown = finished or [trial for trial in group if trial.value is not None]
     values = [trial.value for trial in shown if trial.value is not None]
     epochs = [trial.best_epoch for trial in shown if trial.best_epoch is not None]
-    best = min(finished, key=lambda trial: sign * (trial.value or 0), default=None)
+    best = min(finished, key=lambda trial: cost(trial.value, goal), default=None)
     return Setting(
         point=_without_seed(group[0].point),
         value=statistics.fmean(values) if values else None,
@@ -67,7 +68,7 @@ def compare(settings: Sequence[Setting], metric: str) -> Comparison | None:
     if len(pair) < 2:
         return None
     (first, high), (second, low) = pair
-    difference, points = abs(high - low), " points" if METRICS[metric][1] == "%" else ""
+    difference, points = abs(high - low), " points" if METRICS[metric].unit == "%" else ""
     one, other = _told_apart(first, second)
     ahead = f"{one} is ahead of {other} by {figure(difference, metric)}{points}"
     if difference == 0:

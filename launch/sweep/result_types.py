@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 from recipes.text import labels
 
-METRICS = {"top1": ("top-1", "%"), "top5": ("top-5", "%"), "loss": ("val loss", "")}
-"""How a metric is called, and its unit."""
 WAITING = ("queued", "not sent", "unknown")
 CELL_MOST = 24
 """Characters of a value in the table."""

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
 from launch.sweep.ranking import compare, eta, importance, ranked
-from launch.sweep.result_types import METRICS, Comparison, Setting, Share, Trial, goes_on, plural
+from launch.sweep.result_types import Comparison, Setting, Share, Trial, goes_on, plural
+from recipes.metric import METRICS, cost
 from resnet.rundir.attempts import read_attempts
 from resnet.rundir.provenance import read_provenance
 
@@ -128,7 +129,7 @@ def _trial(sweep: Mapping[str, Any], listed: Mapping[str, Any], row: Mapping[str
     if row is None:
         return trial
     run_dir = row["run_dir"]
-    best, last, problem = _evaluations(run_dir, sweep["metric"], sweep["goal"] == "maximize")
+    best, last, problem = _evaluations(run_dir, sweep["metric"], sweep["goal"])
     pruned = row["state"] == "stopped" and os.path.exists(f"{run_dir}/slurm/pruned")
     seconds = _seconds(Path(run_dir), row, now)
     devices = 0 if sweep.get("gpus_per_trial") == 0 else sweep.get("ranks") or 1
@@ -164,11 +165,11 @@ class Evaluations(NamedTuple):
     problem: str | None = None
 
 
-def _evaluations(run_dir: str, metric: str, maximize: bool) -> Evaluations:
+def _evaluations(run_dir: str, metric: str, goal: str) -> Evaluations:
     file = f"{run_dir}/metrics.jsonl"
     try:
         seen = os.stat(file)
-        return _read_evaluations(file, metric, maximize, seen.st_size, seen.st_mtime_ns)
+        return _read_evaluations(file, metric, goal, seen.st_size, seen.st_mtime_ns)
     except FileNotFoundError:
         return Evaluations()
     except OSError as error:
@@ -176,7 +177,7 @@ def _evaluations(run_dir: str, metric: str, maximize: bool) -> Evaluations:
 
 
 @lru_cache(maxsize=20_000)
-def _read_evaluations(path: str, metric: str, maximize: bool, *_: int) -> Evaluations:
+def _read_evaluations(path: str, metric: str, goal: str, *_: int) -> Evaluations:
     """Reads a file again only when it has changed (*_), and decodes few of its lines: a sweep may have a million."""
     with open(path, "rb") as file:
         data = file.read()
@@ -184,9 +185,8 @@ def _read_evaluations(path: str, metric: str, maximize: bool, *_: int) -> Evalua
     key = re.escape(f'"val/{metric}"').encode()
     matches = [*re.finditer(key + rb": *(?:null|(-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)) *(?:,[^\n]*)?\}\r?\n", data)]
     found = [(float(match[1]), match.start()) for match in matches if match[1] and _finite(float(match[1]))]
-    sign = -1 if maximize else 1
     # Stable: of equal values the first.
-    best = _first_whole(data, sorted(found, key=lambda one: sign * one[0]))
+    best = _first_whole(data, sorted(found, key=lambda one: cost(one[0], goal)))
     damaged = len(re.findall(key, data)) - len(matches)
     problem = f"metrics.jsonl: {plural(damaged, 'damaged line')} left out" if damaged else None
     return Evaluations(best, _first_whole(data, reversed(found)), problem)

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from launch.sweep.points import Distribution, Sweep, Values, sample, search_bounds, text_of, to_words
 from launch.sweep.sweep_json import read_sweep, sweep_of
+from recipes.metric import METRICS, best_of, cost
 from resnet.rundir.attempts import told_to_end
 from resnet.rundir.files import append_line, read_lines, to_json, write_atomic
 from resnet.rundir.metrics_log import read_metrics
@@ -49,12 +50,6 @@ def values(run_dir: Path, metric: str) -> list[float]:
     """The metric (top1, top5: percent; loss) at each evaluation of a run, in order; NaN where it was not finite."""
     rows = {row["step"]: row[f"val/{metric}"] for row in read_metrics(run_dir) if f"val/{metric}" in row}
     return [math.nan if value is None else float(value) for value in rows.values()]
-
-
-def _best(found: Iterable[float], goal: str) -> float:
-    """The best of some values; NaN where none is finite."""
-    finite = [value for value in found if math.isfinite(value)]
-    return (min if goal == "minimize" else max)(finite) if finite else math.nan
 
 
 # Search
@@ -113,7 +108,7 @@ def suggest(sweep: Sweep, seed: int, number: int, history: Iterable[optuna.trial
             multivariate=True,
             constant_liar=True,
         )
-    study = optuna.create_study(direction=sweep.metric.goal, sampler=sampler)
+    study = optuna.create_study(direction=METRICS[sweep.metric].goal, sampler=sampler)
     study.add_trials(history)
     found = study.ask(_distributions(sweep)).params
     return {key: _text(parameter, found[key]) for key, parameter in sweep.parameters.items()}
@@ -162,7 +157,7 @@ class _Study:
         self.study = optuna.create_study(
             study_name=f"{data['name']}-{int(data['created'])}",
             storage=self.storage,
-            direction=self.metric.goal,
+            direction=METRICS[self.metric].goal,
             load_if_exists=True,
         )
 
@@ -224,11 +219,11 @@ class _Study:
         """Optuna's name of the state, the value, and the number of evaluations, by which TPE ranks pruned trials."""
         if state in (None, "failed"):
             return ("FAIL" if state else "RUNNING"), None, 0
-        seen = values(self._run_dir(number), self.metric.name)
+        seen = values(self._run_dir(number), self.metric)
         if value is None:
             finite = [one for one in seen if math.isfinite(one)]
-            value = _best(seen, self.metric.goal) if state == "finished" else finite[-1] if finite else math.nan
-        if not math.isfinite(value):
+            value = best_of(seen, METRICS[self.metric].goal) if state == "finished" else finite[-1] if finite else None
+        if value is None or not math.isfinite(value):
             return "FAIL", None, 0
         return ("COMPLETE" if state == "finished" else "PRUNED"), value, len(seen)
 
@@ -325,7 +320,7 @@ def should_stop(sweep_dir: Path, trial: str) -> tuple[int, float] | None:
     rule, metric = sweep.early_stop, sweep.metric
     if rule is None or metric is None:
         return None
-    seen = values(sweep_dir / trial, metric.name)
+    seen = values(sweep_dir / trial, metric)
     reached = [rung for rung in rule.rungs if rung <= len(seen)]
     judged = _judgements(sweep_dir) if reached else {}
     if all((rung, trial) in judged for rung in reached):
@@ -334,9 +329,10 @@ def should_stop(sweep_dir: Path, trial: str) -> tuple[int, float] | None:
         judged = _judgements(sweep_dir)
         for rung in reached:
             if (rung, trial) not in judged:
-                value = seen[rung - 1] if rule.strict else _best(seen[:rung], metric.goal)
+                best = best_of(seen[:rung], METRICS[metric].goal)
+                value = seen[rung - 1] if rule.strict else math.nan if best is None else best
                 rivals = [other for (at, _), (other, _) in judged.items() if at == rung]
-                stop = not goes_on(value, rivals, rule.eta, metric.goal)
+                stop = not goes_on(value, rivals, rule.eta, METRICS[metric].goal)
                 judged[rung, trial] = value, stop
                 _record(sweep_dir, trial, rung, value, stop)
             if judged[rung, trial][1]:
@@ -346,13 +342,9 @@ def should_stop(sweep_dir: Path, trial: str) -> tuple[int, float] | None:
 
 def goes_on(value: float, rivals: Iterable[float], eta: float, goal: str) -> bool:
     """Whether a value is among the best 1/eta of it and its rivals, or they are fewer than eta. NaN is the worst."""
-    costs = [_cost(rival, goal) for rival in rivals]
+    costs = [cost(rival, goal) for rival in rivals]
     number = 1 + len(costs)
-    return number < eta or sum(cost < _cost(value, goal) for cost in costs) < math.floor(number / eta)
-
-
-def _cost(value: float, goal: str) -> float:
-    return math.inf if math.isnan(value) else value if goal == "minimize" else -value
+    return number < eta or sum(rival < cost(value, goal) for rival in costs) < math.floor(number / eta)
 
 
 def let_go_on(sweep_dir: Path, trial: str) -> None:

@@ -9,18 +9,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from launch.sweep.points import Distribution, HalvingRule, Metric, Sweep, Values
+from launch.sweep.points import Distribution, HalvingRule, Sweep, Values
+from recipes.metric import METRICS
 
 
 def sweep_json(sweep: Sweep) -> dict[str, Any]:
     """The part of sweep.json that says what is searched and how: plain data, of which `sweep_of` makes the sweep."""
-    metric = sweep.metric
     return {
         "name": sweep.name,
         "description": sweep.description,
         "method": sweep.method,
-        "metric": metric and metric.name,
-        "goal": metric and metric.goal,
+        "metric": sweep.metric,
+        "goal": sweep.metric and METRICS[sweep.metric].goal,
         "fixed": sweep.fixed,
         "parameters": {key: _parameter_json(values) for key, values in sweep.parameters.items()},
         "order": [*sweep.order],
@@ -39,13 +39,13 @@ def _parameter_json(values: Values | Distribution) -> dict[str, Any]:
 
 def sweep_of(data: Mapping[str, Any]) -> Sweep:
     """The sweep that the content of sweep.json describes; its notes are not kept."""
-    metric, rule = data.get("metric"), data.get("early_stop")
+    rule = data.get("early_stop")
     return Sweep(
         data["method"],
         dict(data["fixed"]),
         {key: _parameter(fields) for key, fields in data["parameters"].items()},
         tuple(data["order"]),
-        metric=Metric(metric, data["goal"]) if metric else None,
+        metric=data.get("metric"),
         early_stop=HalvingRule(tuple(rule["rungs"]), rule["eta"], rule["strict"]) if rule else None,
         run_cap=data.get("count"),
         name=data.get("name"),

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from launch.runs.state import ROOT
-from launch.sweep.result_types import METRICS, Setting, figure, goes_on, plural, shortened
+from launch.sweep.result_types import Setting, figure, goes_on, plural, shortened
 from launch.sweep.results import Board, read_sweep
+from recipes.metric import METRICS
 from recipes.text import format_duration, labels
 from resnet.rundir.files import write_atomic
 
@@ -27,7 +28,7 @@ DROPPED_FIRST = ("GPU-h", "time", "range", "epoch")
 
 def lines(board: Board, width: int | None = None, top: int = 10) -> list[str]:
     """A sweep for a terminal. width: columns that the table is to keep within. top: settings that are listed."""
-    metric, wins = METRICS[board.metric][0], "highest" if board.goal == "maximize" else "lowest"
+    metric, wins = METRICS[board.metric].title, "highest" if board.goal == "maximize" else "lowest"
     over = f" over {', '.join(board.keys)}" if board.keys else ""
     facts = [
         f"{plural(len(board.trials), 'trial')}: {_counted(board.counts)}",
@@ -52,7 +53,7 @@ def _counted(counts: Mapping[str, int]) -> str:
 def _columns(board: Board, settings: Sequence[Setting]) -> dict[str, list[str]]:
     metric, seeds = board.metric, "seed" in board.keys
     cells: dict[str, Callable[[Setting], str]] = {
-        " ".join(METRICS[metric]).strip(): lambda one: figure(one.value, metric),
+        METRICS[metric].label: lambda one: figure(one.value, metric),
         "± sd": lambda one: figure(one.spread, metric),
         "range": lambda one: f"{figure(one.low, metric)}-{figure(one.high, metric)}" if seeds else "",
         "epoch": lambda one: "" if one.best_epoch is None else f"{one.best_epoch:.3g}",
@@ -125,7 +126,7 @@ def _best_lines(board: Board) -> list[str]:
 
 
 def _value_told(board: Board) -> str:
-    best, (metric, unit) = board.best, METRICS[board.metric]
+    best, (metric, unit, _) = board.best, METRICS[board.metric]
     assert best is not None
     value = f"{metric} {figure(best.value, board.metric)}{unit and ' ' + unit}"
     if best.done == 1:

@@ -15,7 +15,6 @@ from launch.sweep.grammar import number_text, spaced
 from launch.sweep.points import (
     Distribution,
     HalvingRule,
-    Metric,
     Sweep,
     Values,
     parted,
@@ -26,6 +25,7 @@ from launch.sweep.points import (
 from recipes.errors import RecipeError
 from recipes.keys import ALIASES
 from recipes.load import read_file
+from recipes.metric import METRICS
 from recipes.text import suggestion
 from recipes.yaml12 import Dumper
 
@@ -37,7 +37,7 @@ NOT_USED = ("program", "command", "job", "image_uri", "controller", "apiVersion"
 GROUP_ALIASES = {"optimizer": "optimizer.name", "model": "model.name", "architecture": "model.name"}
 """The same, where the values are words and not groups of keys."""
 
-METRICS = {"loss": "loss", "acc": "top1", "accuracy": "top1"} | {
+METRIC_NAMES = {"loss": "loss", "acc": "top1", "accuracy": "top1"} | {
     f"{before}{k}{after}": f"top{k}" for k in (1, 5) for before in ("top", "acc") for after in ("", "acc", "accuracy")
 }
 """What a metric's name may be, without `val/` and punctuation."""
@@ -290,7 +290,7 @@ def _for_grid(at: str, name: str, found: Values | Distribution) -> Values:
 # Metric and early stopping
 
 
-def _metric(file: _File) -> Metric | None:
+def _metric(file: _File) -> str | None:
     content, at = file.content.get("metric"), file.at("metric")
     if content is None:
         return None
@@ -301,10 +301,10 @@ def _metric(file: _File) -> Metric | None:
         if key not in ("name", "goal", "target", "impute", "impute_while_running"):
             raise RecipeError(f"{at}: unknown key {key}{_near(str(key), ('name', 'goal', 'target'), 'it has')}")
     plain = re.sub(r"^((best|epoch)[\W_])?((val|valid|validation|eval|test)[\W_])?", "", name.lower())
-    ours: Any = METRICS.get(re.sub(r"[\W_]", "", plain))
+    ours = METRIC_NAMES.get(re.sub(r"[\W_]", "", plain))
     if ours is None:
         raise RecipeError(f"{at}: {name} is none of val/loss, val/top1, val/top5, by which trials are compared")
-    right: Any = "minimize" if ours == "loss" else "maximize"
+    right = METRICS[ours].goal
     goal = content.get("goal")
     if goal not in (None, right):
         raise RecipeError(f"{at}: goal {_text(goal)} does not go with {name}: {right}")
@@ -314,7 +314,7 @@ def _metric(file: _File) -> Metric | None:
         file.notes.append(f"metric {name} has no goal: it is maximized (W&B would minimize it)")
     if content.get("target") is not None:
         file.notes.append("metric target is not used: all trials are run")
-    return Metric(ours, right)
+    return ours
 
 
 def _halving(file: _File) -> HalvingRule | None:

@@ -7,6 +7,7 @@ from typing import Any
 from launch.sweep.points import Distribution, Sweep, Values
 from recipes.keys import takes_text
 from recipes.load import parse_value
+from recipes.metric import METRICS
 from recipes.schema.recipe import NOT_TRAINING
 
 
@@ -17,7 +18,8 @@ def to_wandb(sweep: Sweep) -> dict[str, Any]:
     """
     given = {key: Values((text,)) for key, text in sweep.fixed.items()} | sweep.parameters
     told: dict[str, Any] = {"method": sweep.method, "name": sweep.name, "description": sweep.description}
-    told |= {"metric": {"name": f"val/{sweep.metric.name}", "goal": sweep.metric.goal} if sweep.metric else None}
+    goal = sweep.metric and METRICS[sweep.metric].goal
+    told |= {"metric": {"name": f"val/{sweep.metric}", "goal": goal} if sweep.metric else None}
     told |= {"run_cap": sweep.run_cap, "program": "train.py"}
     parameters = {key: _parameter(key, given[key]) for key in sweep.order if key.partition(".")[0] not in NOT_TRAINING}
     return {key: value for key, value in told.items() if value is not None} | {"parameters": parameters}

@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn import functional
 
 from launch.sweep.grammar import expand
-from launch.sweep.points import Distribution, Metric, Sweep, Values, grid
+from launch.sweep.points import Distribution, Sweep, Values, grid
 from launch.sweep.study import ask, tell, trial_name
 from launch.sweep.sweep_json import sweep_json
 from resnet.data.sources.shapes import draw
@@ -117,7 +117,7 @@ def best_of_bayes(data: Data, val: Data, folder: Path, count: int, seed: int, pa
         key: Distribution("uniform", low, high, log=True) for key, (low, high) in RANGES.items()
     }
     order = ("recipe", *parameters)
-    sweep = Sweep("bayes", {"recipe": "bench"}, parameters, order, metric=Metric("loss", "minimize"), run_cap=count)
+    sweep = Sweep("bayes", {"recipe": "bench"}, parameters, order, metric="loss", run_cap=count)
     folder.mkdir()
     write_atomic(folder / "sweep.json", to_json(sweep_json(sweep) | {"name": "bench", "seed": seed, "created": 0}))
     losses: dict[Setting, float] = {}

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from launch.sweep.points import Distribution, HalvingRule, Metric, Sweep, Values, from_words, sample
+from launch.sweep.points import Distribution, HalvingRule, Sweep, Values, from_words, sample
 from launch.sweep.study import (
     _distributions,
     _position,
@@ -38,7 +38,7 @@ RULE = HalvingRule((1, 3), eta=2.0)
 def a_sweep(
     parameters: dict[str, Values | Distribution] = PARAMETERS, count: int = 12, rule: HalvingRule | None = None
 ):
-    metric = Metric("loss", "minimize")
+    metric = "loss"
     order = ("recipe", *parameters)
     return Sweep("bayes", {"recipe": "quickstart"}, parameters, order, metric=metric, early_stop=rule, run_cap=count)
 

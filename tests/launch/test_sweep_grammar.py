@@ -15,7 +15,6 @@ from launch.sweep.grammar import expand, number_text, split_commas
 from launch.sweep.points import (
     Distribution,
     HalvingRule,
-    Metric,
     Values,
     from_words,
     grid,
@@ -353,7 +352,7 @@ def test_a_grid_file(sweep_file):
         "seed": Values(("0", "1")),
     }
     assert sweep.fixed == {"epochs": "2", "recipe": "quickstart"}
-    assert sweep.metric == Metric("loss", "minimize")
+    assert sweep.metric == "loss"
     assert sweep.early_stop is not None
     assert sweep.early_stop.rungs[:4] == (3, 9, 27, 81)
     assert sweep.notes == (
@@ -372,7 +371,7 @@ def test_a_random_file(sweep_file):
     sweep = from_file(path)
     assert (sweep.method, sweep.run_cap, sweep.name) == ("random", 20, "sweepdemo")
     assert sweep.fixed == {"recipe": "cifar10_resnet18", "epochs": "1", "wandb.project": "demo"}
-    assert sweep.metric == Metric("top1", "maximize")
+    assert sweep.metric == "top1"
     assert sweep.origins["optimizer.name"] == f"{path}:11"
     found, _ = trials(sweep, [sample(sweep, 0, number) for number in range(20)])
     assert {trial.recipe.optimizer.name for trial in found} == {"adam", "sgd"}
@@ -533,7 +532,7 @@ def test_mistakes_of_a_file_come_together_and_the_trials_name_the_file(sweep_fil
 def test_names_of_metrics(sweep_file, name, metric):
     path = sweep_file(f"method: grid\nparameters: {{seed: {{values: [1, 2]}}}}\nmetric: {{name: {name}}}\n")
     sweep = from_file(path, ["recipe=quickstart"])
-    assert sweep.metric == Metric(metric, "minimize" if metric == "loss" else "maximize")
+    assert sweep.metric == metric
     assert any("is read as" in note for note in sweep.notes) == (name != f"val/{metric}")
 
 
