@@ -16,6 +16,8 @@ FIXED = (
     *(f"data.{key}" for key in ("balance", "repeats", "last_batch", "val_fraction", "max_train")),
 )
 """Keys (and groups) that cannot change while a run goes on: its tensors, its samples and their order follow."""
+TENSORS = ("model", "optimizer.name")
+"""Those of them without which another run cannot start from its checkpoints either."""
 
 
 def differences(before: Recipe, now: Recipe) -> dict[str, list[Any]]:
@@ -33,10 +35,13 @@ def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 def refuse_fixed(changed: dict[str, list[Any]], run_dir: Path) -> None:
     """Raise ValueError, naming all of them, where keys changed that a run cannot change."""
-    fixed = [key for key in changed if any(key == name or key.startswith(f"{name}.") for name in FIXED)]
-    if fixed:
+    if fixed := [key for key in changed if _is_among(key, FIXED)]:
         listed = "\n".join(f"  {key}: {changed[key][0]} -> {changed[key][1]}" for key in fixed)
-        raise ValueError(
-            f"{run_dir} is a run with other values of keys that cannot change while it goes on:\n{listed}\n"
-            f"put them back, choose another run.name, or start a new run from it: resume={run_dir} run.name=..."
-        )
+        advice = "put them back, or choose another run.name"
+        if not any(_is_among(key, TENSORS) for key in fixed):
+            advice += f"; to start a new run from its checkpoint: resume={run_dir} run.name=NEW"
+        raise ValueError(f"{run_dir} is a run, and these keys cannot change while it goes on:\n{listed}\n{advice}")
+
+
+def _is_among(key: str, names: tuple[str, ...]) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in names)

@@ -107,10 +107,10 @@ def make_plan(recipe: Recipe, samples: int, world_size: int, micro_batch: int | 
     if rest or slots % world_size:
         unit = micro_batch * world_size
         below = recipe.batch_size // unit * unit
-        sizes = " or ".join(str(size) for size in (below, below + unit) if size)
+        fitting = f"try batch_size={_either(below, below + unit)}" if rest else f"use {_devices(*_divisors(slots))}"
         raise ValueError(
             f"batch_size {recipe.batch_size} does not divide over {_devices(world_size)} in micro-batches of "
-            f"{micro_batch}: batch_size {sizes} would{'' if rest else f'; so would {_divisors(slots)} devices'}"
+            f"{micro_batch}, which the run keeps: {fitting}"
         )
     steps, tail = divmod(samples, recipe.batch_size)
     if recipe.data.last_batch == "keep" and tail >= 2 * slots:
@@ -162,10 +162,10 @@ def _micro_batch(recipe: Recipe, world_size: int) -> int:
         assert limit
         within = f" in micro-batches of {max(2, -(-limit // 2))} to {limit} images"
         larger = next(size for size in range(limit, share + 1) if share % size == 0)
-        more = f"; so would max_batch_per_device {larger}"
+        more = f", or max_batch_per_device={larger}"
     raise ValueError(
         f"batch_size {batch_size} does not divide over {_devices(world_size)}{within}: "
-        f"batch_size {' or '.join(str(size) for size in sizes if size)} would{more}"
+        f"try batch_size={_either(*sizes)}{more}"
     )
 
 
@@ -180,9 +180,15 @@ def _largest_micro_batch(limit: int | None, batch_size: int, world_size: int) ->
     return None if rest else next((size for size in range(most, least - 1, -1) if share % size == 0), None)
 
 
-def _devices(count: int) -> str:
-    return f"{count} device{'s' if count > 1 else ''}"
+def _devices(*counts: int) -> str:
+    return f"{_either(*counts)} device{'s' if counts[-1] > 1 else ''}"
 
 
-def _divisors(number: int) -> str:
-    return ", ".join(str(n) for n in range(1, number + 1) if number % n == 0)
+def _either(*numbers: int | None) -> str:
+    """As in 1, 2 or 4; without those that are 0 or None."""
+    *first, last = (str(number) for number in numbers if number)
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]

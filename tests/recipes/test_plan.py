@@ -83,9 +83,9 @@ def test_the_micro_batch_of_a_checkpoint_gives_the_same_steps_on_other_devices(p
 
 
 def sizes_in(message):
-    found = re.search(r": batch_size ([\d or]+) would", message)
+    found = re.search(r": try batch_size=([\d or]+)", message)
     assert found, message
-    return [int(size) for size in found[1].split(" or ")]
+    return [int(size) for size in found[1].strip().removesuffix(" or").split(" or ")]
 
 
 @settings(max_examples=300)
@@ -104,7 +104,7 @@ def test_a_batch_divides_or_the_error_names_the_nearest_that_do(batch_size, worl
         for size in between:
             with pytest.raises(ValueError):
                 plan_of(size)
-        if larger := re.search(r"so would max_batch_per_device (\d+)", str(error)):
+        if larger := re.search(r"or max_batch_per_device=(\d+)", str(error)):
             assert plan_of(batch_size, int(larger[1])).micro_batch == int(larger[1]) > most
     else:
         assert plan.micro_batch * plan.accumulation * world_size == batch_size
@@ -117,7 +117,7 @@ def test_a_batch_that_only_tiny_micro_batches_divide_is_refused():
         make_plan(make_recipe(2 * 131, max_batch_per_device=64), 10_000, 1)
     assert str(error.value) == (
         "batch_size 262 does not divide over 1 device in micro-batches of 32 to 64 images: "
-        "batch_size 260 or 264 would; so would max_batch_per_device 131"
+        "try batch_size=260 or 264, or max_batch_per_device=131"
     )
     # Asked for, it is small.
     assert make_plan(make_recipe(2 * 131, max_batch_per_device=2), 10_000, 1).micro_batch == 2
@@ -130,11 +130,12 @@ def test_a_micro_batch_to_keep_fits_or_the_error_names_what_does(batch_size, wor
     try:
         plan = make_plan(recipe, 1000, world_size, micro_batch)
     except ValueError as error:
-        for size in sizes_in(str(error)):
-            assert make_plan(make_recipe(size), 1000, world_size, micro_batch).micro_batch == micro_batch
-        if devices := re.search(r"so would ([\d, ]+) devices", str(error)):
-            for count in devices[1].split(", "):
+        if devices := re.search(r"use ([\d, or]+) devices?$", str(error)):
+            for count in re.findall(r"\d+", devices[1]):
                 assert make_plan(recipe, 1000, int(count), micro_batch).micro_batch == micro_batch
+        else:
+            for size in sizes_in(str(error)):
+                assert make_plan(make_recipe(size), 1000, world_size, micro_batch).micro_batch == micro_batch
     else:
         assert plan.accumulation * micro_batch * world_size == batch_size
 

@@ -50,7 +50,7 @@ NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
         (["batch_size=200"], ["batch_size 200", "160 training samples"]),
         (
             ["batch_size=25", "max_batch_per_device=4"],
-            ["batch_size 25 does not divide", "in micro-batches of 2 to 4", " would"],
+            ["batch_size 25 does not divide", "in micro-batches of 2 to 4", "try batch_size="],
         ),
         (["precision=fp16"], ["precision=fp16 needs a GPU, and device=cpu: use precision=no, or auto"]),
         (["model.sync_batchnorm=true"], ["model.sync_batchnorm needs GPUs"]),
@@ -163,7 +163,7 @@ def test_a_batch_that_does_not_divide_over_two_ranks(tiny, tmp_path_factory, tmp
     output = tmp_path_factory.mktemp("two") / "output"
     ranks = start_ranks([*tiny, "batch_size=15"], 2, output)
     assert wait_ranks(ranks, 60) == [2, 2]
-    expected = "batch_size 15 does not divide over 2 devices (2 images or more each): batch_size 14 or 16 would"
+    expected = "batch_size 15 does not divide over 2 devices (2 images or more each): try batch_size=14 or 16"
     assert output.read_text() == f"train.py: {expected}\n"
     assert [path.name for path in tmp_path.iterdir()] == ["here"]
 

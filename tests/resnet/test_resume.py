@@ -210,8 +210,14 @@ def test_keys_that_cannot_change_are_refused_all_at_once(stopped, tmp_path):
     for line in ("batch_size: 16 -> 32", "seed: 0 -> 1", "model.stem: imagenet -> cifar"):
         assert f"\n  {line}\n" in error
     assert "optimizer.lr" not in error
-    assert f"resume={stopped} run.name=" in error
+    assert error.endswith("put them back, or choose another run.name\n")
     assert {file: file.read_bytes() for file in stopped.iterdir() if file.is_file()} == before
+
+
+def test_what_is_advised_for_another_batch_size_works(stopped, tmp_path):
+    assert attempt(tmp_path, "r", "batch_size=32") == [2]
+    assert f"to start a new run from its checkpoint: resume={stopped} run.name=NEW" in output(tmp_path, "r")
+    assert attempt(tmp_path, "NEW", "batch_size=32", f"resume={stopped}") == [0]
 
 
 def test_other_keys_are_applied_told_and_recorded(stopped, tmp_path):
