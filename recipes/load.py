@@ -59,14 +59,28 @@ def load(argv: Iterable[str], given_in: Mapping[str, str] | None = None) -> Load
     chosen = [value for key, value in overrides if key == "recipe"]
     if len(chosen) != 1:
         raise RecipeError(f"give one recipe=NAME; there are: {', '.join(names())}")
+    given = given_in or {}
+    layers = [_override(key, text, given.get(key, COMMAND_LINE)) for key, text in overrides if key != "recipe"]
+    return _load_under(chosen[0], layers)
+
+
+def load_values(source: str | Path, changes: Mapping[str, Any] | None = None) -> Loaded:
+    """Load a recipe by name or path, with changes whose values are Python's: `{"optimizer.lr": 0.1}`.
+
+    source: a recipe's name, a YAML file, or a run directory. changes: dotted keys, or nested mappings.
+    Raises RecipeError with all mistakes at once.
+    """
+    name = str(source.absolute()) if isinstance(source, Path) else source
+    return _load_under(name, [_layer(key, _plain(value), "given here") for key, value in (changes or {}).items()])
+
+
+def _load_under(name: str, changes: Iterable[_Layer]) -> Loaded:
+    """The recipe of a name or path, with the changes over it."""
     above, origins = {}, {}
-    for key, text in overrides:
-        if key != "recipe":
-            layer = _override(key, text, (given_in or {}).get(key, COMMAND_LINE))
-            above = merge(above, layer.values)
-            origins |= layer.origins
-    layers = [*_file_layers(_find(chosen[0], Path.cwd()), ()), _Layer(above, origins)]
-    return _build(layers, default_name=Path(chosen[0]).stem)
+    for layer in changes:
+        above = merge(above, layer.values)
+        origins |= layer.origins
+    return _build([*_file_layers(_find(name, Path.cwd()), ()), _Layer(above, origins)], default_name=Path(name).stem)
 
 
 def load_file(path: Path) -> Loaded:
@@ -218,7 +232,23 @@ def _override(key: str, text: str, origin: str) -> _Layer:
         value = parse_value(text, [field.annotation for field in fields_of(key)])
     except UNREADABLE as error:
         raise RecipeError(f"cannot read the value of {key}={text} ({origin}): {_problem(error)}") from error
+    return _layer(key, value, origin)
+
+
+def _layer(key: str, value: Any, origin: str) -> _Layer:
+    """A value under its dotted key."""
     return _Layer(nest(key.split("."), value), dict.fromkeys([*parents(key), *_keys(value, f"{key}.")], origin))
+
+
+def _plain(value: Any) -> Any:
+    """A Python value as YAML would have given it: lists for tuples, text for paths, mappings for groups of keys."""
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def _keys(values: Any, prefix: str = "") -> Iterator[str]:

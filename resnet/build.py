@@ -38,10 +38,7 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
 
     Raises ValueError where there is no GPU but the recipe wants one, and where ranks would train on their own.
     """
-    has_gpu = torch.cuda.is_available()
-    if recipe.device == "cuda" and not has_gpu:
-        raise ValueError("device=cuda, but torch finds no GPU on this machine (nvidia-smi says what there is)")
-    on_cpu = recipe.device == "cpu" or not has_gpu
+    on_cpu = takes_cpu(recipe)
     if on_cpu:
         threads = cores_of_rank()
         # Accelerate sets another number where this is not set, and torchrun sets 1.
@@ -70,6 +67,14 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     return accelerator
+
+
+def takes_cpu(recipe: Recipe) -> bool:
+    """Whether a recipe computes on the CPU here. Raises ValueError where there is no GPU but the recipe wants one."""
+    has_gpu = torch.cuda.is_available()
+    if recipe.device == "cuda" and not has_gpu:
+        raise ValueError("device=cuda, but torch finds no GPU on this machine (nvidia-smi says what there is)")
+    return recipe.device == "cpu" or not has_gpu
 
 
 def choose_precision(recipe: Recipe, on_cpu: bool) -> str:

@@ -1,0 +1,100 @@
+"""A run's network and its images outside of training: what evaluating and predicting share."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from recipes.schema.recipe import Recipe
+from resnet.checkpoint.commit import name_of, newest_first, step_of
+from resnet.checkpoint.snapshot import EMA, MODEL, load_weights
+from resnet.data.batches import Batch, MicroBatches, validation_keys
+from resnet.data.loader import Loader, workers_per_rank
+from resnet.data.order import Order
+from resnet.data.sources.registry import Source
+from resnet.net import build_model
+
+FINAL = "final.safetensors"
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def final_weights(run_dir: Path) -> Path:
+    """The weights a finished run leaves. Raises ValueError where there are none."""
+    path = run_dir / FINAL
+    if not path.is_file():
+        raise ValueError(
+            f"{run_dir} has no {FINAL}: give a finished run, or --weights with one of its checkpoints' files"
+        )
+    return path
+
+
+def weights_of(run_dir: Path, which: str | int | Path) -> Path:
+    """The safetensors file that "best", "latest", a step or a path means in a run; averaged weights where it has them.
+
+    "best" is what a finished run leaves, or the best checkpoint until then. Raises ValueError where there is none.
+    """
+    if which == "best" and (run_dir / FINAL).is_file():
+        return run_dir / FINAL
+    if isinstance(which, (str, Path)) and Path(which).expanduser().is_file():
+        return Path(which).expanduser()
+    checkpoints = run_dir / "checkpoints"
+    with contextlib.suppress(OSError, ValueError):
+        pointer = checkpoints / str(which)
+        name = pointer.read_text().strip() if which in ("best", "latest") else name_of(int(which))  # pyright: ignore[reportArgumentType]
+        for file in (EMA, MODEL):
+            if (checkpoints / name / file).is_file():
+                return checkpoints / name / file
+    steps = ", ".join(str(step_of(path)) for path in reversed(newest_first(checkpoints)))
+    have = f"a checkpoint's step ({steps})" if steps else "it has no checkpoint yet"
+    raise ValueError(f"{run_dir} has no weights {str(which)!r}: give best, latest or a safetensors file; {have}")
+
+
+def load_network(recipe: Recipe, classes: int, weights: Path, device: torch.device) -> nn.Module:
+    """The recipe's network on the device, with weights from a safetensors file, to be evaluated."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        network = build_model(recipe.model, classes)
+        load_weights(network, weights)
+    memory_format = torch.channels_last if recipe.channels_last else torch.contiguous_format
+    return network.eval().to(device=device, memory_format=memory_format)  # pyright: ignore[reportCallIssue]
+
+
+def batches_of(source: Source, recipe: Recipe, batch_size: int, device: torch.device) -> Iterator[Batch]:
+    """The images of a source in order, as the recipe evaluates them, decoded by worker processes ahead of use.
+
+    Those that cannot be read are left out of a batch, which names them.
+    """
+    keys = list(validation_keys(len(source), batch_size, 1, 0, recipe.augment.val_size))
+    workers = min(workers_per_rank(recipe.data.num_workers), len(keys) - 1)
+    order = Order(source.labels, recipe.seed, batch_size)
+    loader = Loader(MicroBatches(source, source, order, recipe.augment), keys, device, workers, recipe.data.prefetch)
+    try:
+        yield from loader
+    finally:
+        loader.end()
+
+
+@contextlib.contextmanager
+def own_settings(recipe: Recipe, device: torch.device) -> Iterator[None]:
+    """Compute as in training, and leave torch in this process as it was: its random numbers, device and kernels."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.benchmark, cudnn.deterministic
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        if device.type == "cuda":
+            stack.enter_context(torch.cuda.device(device))
+            cudnn.benchmark, cudnn.deterministic = not recipe.deterministic, recipe.deterministic
+        try:
+            yield
+        finally:
+            if device.type == "cuda":
+                cudnn.benchmark, cudnn.deterministic = before
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """The context of a forward pass. precision: no, bf16 or fp16."""
+    dtype = _AUTOCAST.get(precision)
+    return torch.autocast(device.type, dtype, enabled=dtype is not None)
