@@ -10,7 +10,8 @@ import socket
 import sys
 from pathlib import Path
 
-from launch.runs.send import active_job, read_job, shown
+from launch.runs.job_record import active_job, read_job
+from launch.runs.send import shown
 from launch.runs.state import find, find_sweep, rows
 from launch.sweep.directory import cancel_file
 from resnet.rundir.attempts import end_file

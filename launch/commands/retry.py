@@ -6,7 +6,8 @@ import argparse
 import re
 from pathlib import Path
 
-from launch.runs.send import SNAPSHOTS, Job, read_job, refuse_active, send, shown
+from launch.runs.job_record import Job, read_job
+from launch.runs.send import SNAPSHOTS, refuse_active, send, shown
 from launch.runs.state import find, find_sweep
 from recipes.load import load_file
 from resnet.rundir.attempts import end_file, newest_step, read_attempts

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from launch.runs.job_record import job_file
 from launch.runs.logs import attempts, first_failure, log_file, log_files, tail
 from launch.runs.state import ROOT, find, find_sweep, folders, ordered, rows
 from recipes.text import format_duration
@@ -277,7 +278,7 @@ def _commands(row: dict[str, Any]) -> dict[str, str]:
     """What to type next."""
     run_dir = Path(row["run_dir"])
     name = shlex.quote(row["name"] if run_dir.parent == Path(ROOT) else str(run_dir))
-    in_slurm = (run_dir / "slurm" / "job.json").exists()
+    in_slurm = job_file(run_dir).exists()
     commands = {}
     if not row["over"]:
         if in_slurm or attempts(run_dir):

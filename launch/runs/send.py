@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import shlex
 import signal
-import sys
-import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from recipes.load import dump, load_file
+from launch.runs.job_record import Job, active_job, job_file, job_text
 from recipes.schema.recipe import Recipe
 from resnet.process.signals import SIGNALS
 from resnet.rundir.attempts import end_file
@@ -23,71 +19,10 @@ from resnet.rundir.files import write_atomic
 from resnet.rundir.lease import holder_elsewhere
 from resnet.rundir.status import read_status, write_status
 from slurm.profile import Profile
-from slurm.queue import queued
 from slurm.sbatch import Submission, submit
 
 SNAPSHOTS = ".code"
 """Folder beside the runs that holds the copies of the program that their jobs run."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """What is known of a run's job: the content of slurm/job.json."""
-
-    job_id: str
-    name: str
-    """In the queue."""
-    cluster: str
-    profile: dict[str, Any]
-    nodes: int
-    ranks: int
-    gpus_per_node: int
-    snapshot: str
-    folder: str
-    command: str
-    submitted: float
-
-    @classmethod
-    def to_send(cls, name: str, cluster: str, profile: Profile, snapshot: Path, cwd: Path) -> Job:
-        """The record of a job that is about to be sent by this command, and has no id yet."""
-        return cls(
-            job_id="",
-            name=name,
-            cluster=cluster,
-            profile=profile.model_dump(mode="json"),
-            nodes=profile.nodes,
-            ranks=profile.ranks,
-            gpus_per_node=profile.gpus_per_node,
-            snapshot=str(snapshot),
-            folder=str(cwd),
-            command=shlex.join(["launch", *sys.argv[1:]]),
-            submitted=time.time(),
-        )
-
-    def to_json(self, job_id: str) -> str:
-        """The content of job.json once the job has its id."""
-        return json.dumps(asdict(replace(self, job_id=job_id)), indent=1)
-
-
-def read_job(run_dir: Path) -> Job | None:
-    """The newest job of a run; None for a run that was never sent to Slurm."""
-    file = run_dir / "slurm" / "job.json"
-    try:
-        return Job(**json.loads(file.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return None
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{file} is damaged ({error})") from error
-
-
-def active_job(run_dir: Path) -> tuple[str, str] | None:
-    """Id and Slurm's state of a run's job that has not ended. Raises ValueError where Slurm does not answer."""
-    job = read_job(run_dir)
-    if job is None:
-        return None
-    found = (queued() or {}).get(job.job_id)
-    # Ids begin anew where a cluster is set up again, and repeat over clusters.
-    return (job.job_id, found.state) if found and not found.over and found.name == job.name else None
 
 
 def refuse_active(run_dir: Path) -> None:
@@ -135,7 +70,7 @@ def send(run_dir: Path, recipe: Recipe, cluster: str, profile: Profile, snapshot
             if cancelled:
                 end_file(run_dir, "cancelled").touch()
             raise
-        write_atomic(files / "job.json", job.to_json(job_id))
+        write_atomic(job_file(run_dir), job_text(job, job_id))
     return job_id
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import math
 import os
 import re
@@ -12,8 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from launch.runs.job_record import job_file
 from recipes.text import format_duration
 from resnet.process.processes import is_alive
+from resnet.rundir.files import read_json
 from resnet.rundir.find import find_run
 from resnet.rundir.lease import read_lease
 from resnet.rundir.status import read_status
@@ -108,11 +110,8 @@ def _read(folder: Path) -> Run:
         problem = str(error)
     if not status and not folder.is_dir():
         problem = "the folder is gone"
-    try:
-        sent = json.loads((folder / "slurm" / "job.json").read_bytes())
-        sent = sent if isinstance(sent, dict) else {}
-    except (OSError, ValueError):
-        sent = {}
+    with contextlib.suppress(OSError, ValueError):
+        sent = read_json(job_file(folder))
     # Else a job of the user's own, in which the trainer was started by hand.
     job_id = sent.get("job_id") or (status.get("job_id") if status.get("state") == "running" else None)
     return Run(folder, status, sent, str(job_id) if job_id else None, problem)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from launch.runs.here import visible_gpus
-from launch.runs.send import Job
+from launch.runs.job_record import job_of, write_job
 from launch.runs.state import rows
 from launch.sweep.points import Trial
 from launch.sweep.study import ask, should_stop, tell
@@ -212,7 +212,7 @@ class SweepDir:
                 else:
                     _cancel(base)
             for trial, job_id in zip(array["trials"], job_ids, strict=False):
-                write_job(self.path / trial, Job(**array["job"]), job_id)
+                write_job(self.path / trial, job_of(array["job"]), job_id)
             self.note_array(name=name, job_ids=job_ids)
 
 
@@ -237,11 +237,6 @@ def place_here(directory: SweepDir) -> Place:
 def cancel_file(sweep_dir: Path) -> Path:
     """The file that tells who runs the trials here to start no more."""
     return sweep_dir / "slurm" / "cancel"
-
-
-def write_job(run_dir: Path, job: Job, job_id: str) -> None:
-    """Note a trial's job; without waiting for the disk, which a thousand of them would."""
-    (run_dir / "slurm" / "job.json").write_text(job.to_json(job_id), encoding="utf-8")
 
 
 def ask_trial(directory: SweepDir, trial: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from launch.runs.here import own_environment, visible_gpus
-from launch.runs.send import read_job
+from launch.runs.job_record import job_file, read_job
 from launch.sweep.directory import (
     Place,
     SweepDir,
@@ -101,7 +101,7 @@ class _Here:
             print(f"{trial['name']}: failed: {error}", flush=True)
             return
         # Of an earlier time, when it was sent to Slurm.
-        (run_dir / "slurm" / "job.json").unlink(missing_ok=True)
+        job_file(run_dir).unlink(missing_ok=True)
         slot = min(set(range(self.jobs)) - set(self.slots.values()))
         # By what was asked for, not by how many are left: other threads round otherwise, and a trial that is continued
         # is to end as it would have.

@@ -8,8 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from launch.runs.send import SNAPSHOTS, Job, uninterrupted
-from launch.sweep.directory import Place, SweepDir, write_job
+from launch.runs.job_record import Job, write_job
+from launch.runs.send import SNAPSHOTS, uninterrupted
+from launch.sweep.directory import Place, SweepDir
 from resnet.rundir.files import to_json, write_atomic
 from resnet.rundir.status import read_status, status_text, write_status
 from slurm.code_copy import take_snapshot
