@@ -10,8 +10,8 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-from recipes.load import dump, load_file
 from launch.runs.job_record import Job, active_job, job_file, job_text
+from recipes.load import dump, load_file
 from recipes.schema.recipe import Recipe
 from resnet.process.signals import SIGNALS
 from resnet.rundir.attempts import end_file
