@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
-import re
 import subprocess
 import sys
 import traceback
 from collections.abc import Sequence
 
-from recipes.text import did_you_mean, near, suggestion
+from recipes.text import suggestion, unknown_words
 from resnet.process.exit_codes import BROKEN_PIPE, FAILED, FINISHED, INTERRUPTED, MISTAKE
 
 COMMANDS = {
@@ -85,17 +84,5 @@ def _parse(command: str, argv: list[str]):
     parser.add_argument("--debug", action="store_true", help="show the traceback of a mistake")
     arguments, unknown = parser.parse_known_intermixed_args(argv)
     if unknown:
-        raise ValueError(_unknown(unknown, parser.format_help()))
+        raise ValueError(unknown_words(unknown, parser.format_help()))
     return module, arguments
-
-
-def _unknown(words: list[str], help_text: str) -> str:
-    word = next((word for word in words if word.startswith("-")), words[0])
-    option, equals, value = word.partition("=")
-    if close := near(option, re.findall(r"--[a-z-]+", help_text), 1):
-        hint = did_you_mean(close)
-    elif "KEY=VALUE" in help_text and option.startswith("-"):
-        hint = f"keys of the recipe stand without dashes, as in {option.lstrip('-')}={value if equals else '...'}"
-    else:
-        hint = "--help says what there is"
-    return f"{'unknown option' if word.startswith('-') else 'unexpected argument'} {word}: {hint}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 
 class Metric(NamedTuple):
@@ -12,8 +12,7 @@ class Metric(NamedTuple):
 
     title: str
     unit: str
-    goal: str
-    """maximize or minimize."""
+    goal: Literal["maximize", "minimize"]
 
     @property
     def label(self) -> str:

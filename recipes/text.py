@@ -47,3 +47,22 @@ def suggestion(word: str, names: Iterable[str], otherwise: str = "there are:", c
     names = list(names)
     close = near(word, names, count)
     return did_you_mean(close) if close else f"{otherwise} {', '.join(names)}"
+
+
+def unknown_words(words: Sequence[str], help_text: str) -> str:
+    """What to say of words that a command does not take. help_text: the command's, which names its options."""
+    word = next((word for word in words if word.startswith("-")), words[0])
+    option, equals, value = word.partition("=")
+    if close := near(option, re.findall(r"--[a-z-]+", help_text), 1):
+        hint = did_you_mean(close)
+    elif "KEY=VALUE" in help_text and option.startswith("-"):
+        hint = f"keys of the recipe are written without dashes, as in {option.lstrip('-')}={value if equals else '...'}"
+    else:
+        hint = "--help says what there is"
+    return f"{'unknown option' if word.startswith('-') else 'unexpected argument'} {word}: {hint}"
+
+
+def listed(names: Sequence[object], most: int = 5) -> str:
+    """The first few names for a message, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(str, names[:most])) + more

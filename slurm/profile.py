@@ -7,10 +7,11 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import AfterValidator, Field, StringConstraints, ValidationError, model_validator
 
+from recipes.keys import keep_spelling, kinds
 from recipes.load import parse_value
 from recipes.schema.fields import Count, Group
 from recipes.text import suggestion
@@ -155,7 +156,7 @@ def load_profile(name: str, overrides: Iterable[str] = ()) -> Profile:
     """
     path = _find(name)
     try:
-        values = Loader(path.read_text(encoding="utf-8")).get_single_data() or {}
+        values = _read(path.read_text(encoding="utf-8"))
     except UNREADABLE as error:
         raise ProfileError(f"cannot read {path}: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
@@ -170,11 +171,9 @@ def change_profile(values: dict[str, Any], overrides: Iterable[str], origin: str
         key, _, text = argument.removeprefix("slurm.").partition("=")
         group, _, inner = key.partition(".")
         try:
-            value = parse_value(text)
+            value = parse_value(text, _annotations(group, inner))
         except UNREADABLE as error:
             raise ProfileError(f"cannot read the value of {argument}: {' '.join(str(error).split())}") from error
-        if group in TEXT and not isinstance(value, (dict, list)) and value is not None:
-            value = text
         if inner:
             value = {**(values.get(group) or {}), inner: value}
         values, origins = {**values, group: value}, {**origins, group: "command line"}
@@ -185,8 +184,18 @@ def change_profile(values: dict[str, Any], overrides: Iterable[str], origin: str
         raise ProfileError("\n".join(dict.fromkeys(lines))) from None
 
 
-TEXT = {"time", "mem", "gpu_type", "exclude", "constraint", "account", "qos", "partition", "reservation"}
-"""Keys of which a number keeps its spelling."""
+def _read(text: str) -> Any:
+    loader = Loader(text)
+    node = loader.get_single_node()
+    keep_spelling(node, [Profile])
+    return {} if node is None else loader.construct_document(node) or {}
+
+
+def _annotations(key: str, inner: str) -> list[Any]:
+    """What a key, or a key of the mapping that it holds, may be."""
+    field = Profile.model_fields.get(key)
+    found = kinds(field.annotation) if field else []
+    return [get_args(kind)[1] for kind in found if get_origin(kind) is dict] if inner else found
 
 
 def _find(name: str) -> Path:

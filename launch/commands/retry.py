@@ -6,8 +6,9 @@ import argparse
 import re
 from pathlib import Path
 
+from launch.runs.checks import refuse_active
 from launch.runs.job_record import Job, read_job
-from launch.runs.send import SNAPSHOTS, refuse_active, send, shown
+from launch.runs.send import SNAPSHOTS, send, shown
 from launch.runs.state import find, find_sweep
 from recipes.load import load_file
 from resnet.rundir.attempts import end_file, newest_step, read_attempts

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 from pathlib import Path
 
 from launch.arguments import WORDS_USAGE, split_words
-from launch.runs.checks import check_batch, check_existing, check_paths
-from launch.runs.send import SNAPSHOTS, send, shown
-from recipes.load import Loaded, load, run_recipe_text
+from launch.runs.send import SNAPSHOTS, prepare, shown, submit
+from recipes.load import load
 from recipes.plan import Plan, samples_known
 from recipes.schema.recipe import Recipe
 from resnet.rundir.attempts import read_attempts
-from resnet.rundir.files import write_atomic
-from resnet.rundir.find import new_run_dir
-from slurm.code_copy import snapshot_path, take_snapshot
+from slurm.code_copy import snapshot_path
 from slurm.profile import Profile, load_profile
-from slurm.sbatch import Submission, check_slurm, expected_start, script
+from slurm.sbatch import Submission, expected_start, script
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,35 +32,12 @@ def run(arguments: argparse.Namespace) -> None:
     if words.cluster is None:
         raise ValueError("give cluster=NAME: a profile of the cluster (`launch doctor` lists and checks them)")
     profile = load_profile(words.cluster, words.slurm)
-    loaded = load(words.recipe)
-    recipe = loaded.recipe
-    plan = check_batch(recipe, profile)
-    check_paths(recipe, profile.scratch)
-    run_dir = place(loaded, profile)
-    fresh = not run_dir.exists()
-    if not fresh:
-        check_existing(run_dir, recipe)
-    check_slurm()
-    recipe = recipe.model_copy(
-        update={
-            "run": recipe.run.model_copy(update={"name": run_dir.name, "root": str(run_dir.parent)}),
-            # That the run is new has been seen here; in the job its directory is there.
-            "resume": "auto" if recipe.resume == "never" else recipe.resume,
-        }
-    )
+    prepared = prepare(load(words.recipe), profile)
+    run_dir, recipe, plan, _ = prepared
     if arguments.dry_run:
         print(_dry_run(run_dir, profile, plan, recipe))
         return
-    snapshot = take_snapshot(run_dir.parent / SNAPSHOTS)
-    run_dir.mkdir(parents=True, exist_ok=not fresh)
-    try:
-        if fresh:
-            write_atomic(run_dir / "recipe.yaml", run_recipe_text(recipe, run_dir / "recipe.yaml"))
-        job_id = send(run_dir, recipe, words.cluster, profile, snapshot, Path.cwd())
-    except BaseException:
-        if fresh:
-            shutil.rmtree(run_dir, ignore_errors=True)
-        raise
+    job_id = submit(prepared, words.cluster, profile)
     name = shown(run_dir)
     print(
         f"{run_dir.name} is job {job_id} on {words.cluster}: {_size(profile)}; {_batch(plan, recipe)}\n"
@@ -72,20 +45,6 @@ def run(arguments: argparse.Namespace) -> None:
         f"  end      launch cancel {name}     (saves a checkpoint first; launch retry {name} goes on)\n"
         f"  logs     {run_dir / 'logs' / f'attempt-{len(read_attempts(run_dir)) + 1}'}"
     )
-
-
-def place(loaded: Loaded, profile: Profile) -> Path:
-    """Where the run lives, as an absolute path."""
-    recipe = loaded.recipe
-    root = profile.run_root if profile.run_root and "run.root" not in loaded.origins else recipe.run.root
-    root = Path(root).expanduser().absolute()
-    name = recipe.run.name
-    if name is not None and name.startswith((".", "-")):
-        raise ValueError(f"run.name={name}: a run's name does not start with . or -")
-    run_dir = root / name if name else new_run_dir(root, recipe.name)
-    if "%" in str(run_dir):
-        raise ValueError(f"{run_dir}: Slurm reads % in paths as a pattern, choose another run.name or run.root")
-    return run_dir
 
 
 def _size(profile: Profile) -> str:

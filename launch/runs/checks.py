@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from launch.runs.send import refuse_active
+from launch.runs.job_record import active_job
 from recipes.changes import differences, refuse_fixed
-from recipes.load import load_file
+from recipes.load import Loaded, load_file
 from recipes.plan import Plan, make_plan, samples_known
 from recipes.schema.model import is_path
 from recipes.schema.recipe import Recipe
+from resnet.rundir.find import new_run_dir
+from resnet.rundir.lease import holder_elsewhere
 from resnet.rundir.status import read_status
 from slurm.profile import Profile
 
@@ -58,3 +60,25 @@ def check_existing(run_dir: Path, recipe: Recipe) -> None:
     status = read_status(run_dir)
     if status.get("state") == "finished" and not changed:
         raise ValueError(f"{run_dir} is finished: raise epochs= to continue it, or choose another run.name")
+
+
+def place(loaded: Loaded, profile: Profile) -> Path:
+    """Where the run lives, as an absolute path."""
+    recipe = loaded.recipe
+    root = profile.run_root if profile.run_root and "run.root" not in loaded.origins else recipe.run.root
+    root = Path(root).expanduser().absolute()
+    name = recipe.run.name
+    if name is not None and name.startswith((".", "-")):
+        raise ValueError(f"run.name={name}: a run's name does not start with . or -")
+    run_dir = root / name if name else new_run_dir(root, recipe.name)
+    if "%" in str(run_dir):
+        raise ValueError(f"{run_dir}: Slurm reads % in paths as a pattern, choose another run.name or run.root")
+    return run_dir
+
+
+def refuse_active(run_dir: Path) -> None:
+    """Raise ValueError where a run is in the queue, or is trained by somebody."""
+    if active := active_job(run_dir):
+        raise ValueError(f"{run_dir} is in the queue already: job {active[0]} ({active[1].lower()})")
+    if holder := holder_elsewhere(run_dir):
+        raise ValueError(f"{holder}: stop that one first (launch cancel), or choose another run.name")

@@ -6,31 +6,29 @@ import contextlib
 import fcntl
 import os
 import shlex
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
-from launch.runs.job_record import Job, active_job, job_file, job_text
-from recipes.load import dump, load_file
+from launch.runs.checks import check_batch, check_existing, check_paths, place, refuse_active
+from launch.runs.job_record import Job, job_file, job_text
+from recipes.load import Loaded, dump, load_file, run_recipe_text
+from recipes.plan import Plan
 from recipes.schema.recipe import Recipe
 from resnet.process.signals import SIGNALS
 from resnet.rundir.attempts import end_file
 from resnet.rundir.files import write_atomic
-from resnet.rundir.lease import holder_elsewhere
+from resnet.rundir.find import remember_root
 from resnet.rundir.status import read_status, write_status
+from slurm.code_copy import take_snapshot
 from slurm.profile import Profile
-from slurm.sbatch import Submission, submit
+from slurm.sbatch import Submission, check_slurm
+from slurm.sbatch import submit as submit_jobs
 
 SNAPSHOTS = ".code"
 """Folder beside the runs that holds the copies of the program that their jobs run."""
-
-
-def refuse_active(run_dir: Path) -> None:
-    """Raise ValueError where a run is in the queue, or is trained by somebody."""
-    if active := active_job(run_dir):
-        raise ValueError(f"{run_dir} is in the queue already: job {active[0]} ({active[1].lower()})")
-    if holder := holder_elsewhere(run_dir):
-        raise ValueError(f"{holder}: stop that one first (launch cancel), or choose another run.name")
 
 
 @contextlib.contextmanager
@@ -63,7 +61,7 @@ def send(run_dir: Path, recipe: Recipe, cluster: str, profile: Profile, snapshot
         job = Job.to_send(run_dir.name, cluster, profile, snapshot, cwd)
         try:
             submission = Submission(profile, run_dir.name, files, snapshot, cwd, [run_dir], [resolved])
-            job_id = submit(submission)[0]
+            job_id = submit_jobs(submission)[0]
         except BaseException:
             if before:
                 write_status(run_dir, **{key: before.get(key) for key in ("state", "reason", "failure")})
@@ -90,3 +88,47 @@ def shown(run_dir: Path) -> str:
     """A run as it is named on this command line: by name where it lies in ./runs, else by its path."""
     default = Path.cwd() / "runs"
     return shlex.quote(run_dir.name if run_dir.parent == default else os.path.relpath(run_dir))
+
+
+class Prepared(NamedTuple):
+    """A run that nothing speaks against sending."""
+
+    run_dir: Path
+    recipe: Recipe
+    """With its place in it."""
+    plan: Plan
+    is_new: bool
+
+
+def prepare(loaded: Loaded, profile: Profile) -> Prepared:
+    """Check a run before it is sent, and choose its place. Raises ValueError for all that can be known to be wrong."""
+    recipe = loaded.recipe
+    plan = check_batch(recipe, profile)
+    check_paths(recipe, profile.scratch)
+    run_dir = place(loaded, profile)
+    is_new = not run_dir.exists()
+    if not is_new:
+        check_existing(run_dir, recipe)
+    check_slurm()
+    run = recipe.run.model_copy(update={"name": run_dir.name, "root": str(run_dir.parent)})
+    # That the run is new has been seen here; in the job its directory is there.
+    resume = "auto" if recipe.resume == "never" else recipe.resume
+    return Prepared(run_dir, recipe.model_copy(update={"run": run, "resume": resume}), plan, is_new)
+
+
+def submit(prepared: Prepared, cluster: str, profile: Profile) -> str:
+    """Send a prepared run to Slurm; returns the id of its job. Raises SlurmError, with nothing left behind."""
+    run_dir, recipe, _, is_new = prepared
+    snapshot = take_snapshot(run_dir.parent / SNAPSHOTS)
+    run_dir.mkdir(parents=True, exist_ok=not is_new)
+    try:
+        if is_new:
+            write_atomic(run_dir / "recipe.yaml", run_recipe_text(recipe, run_dir / "recipe.yaml"))
+        job_id = send(run_dir, recipe, cluster, profile, snapshot, Path.cwd())
+    except BaseException:
+        if is_new:
+            shutil.rmtree(run_dir, ignore_errors=True)
+        raise
+    if profile.run_root:
+        remember_root(run_dir.parent)
+    return job_id

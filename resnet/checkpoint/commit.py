@@ -13,17 +13,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from resnet.rundir.attempts import step_of_name
 from resnet.rundir.files import sync_folder, write_atomic
 
 FORMAT = 1
-_NAME = re.compile(r"step-(\d{8,})")
 
 
 class CheckpointError(ValueError):
@@ -35,9 +34,9 @@ def name_of(step: int) -> str:
 
 
 def step_of(path: Path) -> int:
-    found = _NAME.fullmatch(path.name)
-    assert found, path
-    return int(found[1])
+    step = step_of_name(path.name)
+    assert step is not None, path
+    return step
 
 
 def commit(folder: Path, step: int, files: dict[str, bytes], facts: dict[str, Any]) -> Path:
@@ -115,7 +114,7 @@ def clean(folder: Path) -> None:
 
 def newest_first(folder: Path) -> list[Path]:
     """All checkpoints of a folder that look like one by their name."""
-    found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)] if folder.is_dir() else []
+    found = [path for path in folder.iterdir() if step_of_name(path.name) is not None] if folder.is_dir() else []
     return sorted(found, key=step_of, reverse=True)
 
 
@@ -164,7 +163,7 @@ def _faults(path: Path) -> Iterator[str]:
         # What a stranger wrote can fail in any way (a RecursionError, an OverflowError ...).
         yield f"manifest.json cannot be read ({type(error).__name__}: {error})"
         return
-    if _NAME.fullmatch(path.name) and step != step_of(path):
+    if step_of_name(path.name) not in (None, step):
         yield f"its manifest is of step {step}"
     for name, size, sha256 in expected:
         file = path / name

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from safetensors import SafetensorError
 from torch import nn
 
+from recipes.text import listed
 from resnet.batchnorm import running_statistics, scatter
 from resnet.checkpoint.commit import CheckpointError
 from resnet.metrics import WINDOW
@@ -160,7 +161,7 @@ def load_weights(network: nn.Module, file: Path) -> None:
     own = network.state_dict()
     wrong = sorted(own.keys() ^ tensors.keys()) or [k for k in own if own[k].shape != tensors[k].shape]
     if wrong:
-        raise CheckpointError(f"{file} is of another network: {', '.join(wrong[:4])} {'...' if len(wrong) > 4 else ''}")
+        raise CheckpointError(f"{file} does not match this network: {listed(wrong, 4)}")
     for name, tensor in own.items():
         tensor.copy_(tensors[name])
 
@@ -199,7 +200,7 @@ def _restore_per_rank(state: TrainState, per_rank: torch.Tensor, rank: int, worl
     """With as many ranks as before each gets its own back; otherwise all get the mean, and rank 0 the sums."""
     buffers = [buffer for network in networks(state) for buffer in running_statistics(network)]
     if per_rank.dim() != 2 or per_rank.shape[1] != sum(buffer.numel() for buffer in buffers) + WINDOW:
-        raise CheckpointError("the checkpoint's running statistics are of another network")
+        raise CheckpointError("the checkpoint's running statistics do not match this network")
     if len(per_rank) == world_size:
         statistics, sums = per_rank[rank, :-WINDOW], per_rank[rank, -WINDOW:]
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,13 @@ def read_attempts(run_dir: Path) -> list[dict[str, Any]]:
     return [attempt for attempt in merged.values() if "start" in attempt]
 
 
+def step_of_name(name: str) -> int | None:
+    """The step of a checkpoint by its folder's name, as step-00000500; None for another name."""
+    found = re.fullmatch(r"step-(\d{8,})", name)
+    return int(found[1]) if found else None
+
+
 def newest_step(run_dir: Path) -> int:
     """The step of the newest checkpoint that was committed; 0 where there is none."""
-    manifests = run_dir.glob("checkpoints/step-*[0-9]/manifest.json")
-    return max((int(path.parent.name.partition("-")[2]) for path in manifests), default=0)
+    manifests = run_dir.glob("checkpoints/step-*/manifest.json")
+    return max((step for path in manifests if (step := step_of_name(path.parent.name)) is not None), default=0)

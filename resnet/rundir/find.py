@@ -2,23 +2,55 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
 from pathlib import Path
 
 from recipes.text import did_you_mean, near
+from resnet.rundir.files import write_atomic
+
+ROOT = "runs"
+"""Folder of the runs where no other is named."""
+_MOST_ROOTS = 50
 
 
-def find_run(text: str, root: str | Path = "runs") -> Path:
-    """The run directory that a path, or a name under `root`, stands for.
+def remember_root(root: Path) -> None:
+    """Note a folder that runs were sent to, so that they are found without its name from this machine on."""
+    known = [line for line in _remembered() if line != str(root)]
+    with contextlib.suppress(OSError):
+        _roots_file().parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(_roots_file(), "".join(f"{line}\n" for line in [*known, str(root)][-_MOST_ROOTS:]))
+
+
+def roots(root: str | Path = ROOT) -> list[Path]:
+    """The folders to look for runs in: the one that was named, or else ./runs and those that runs were sent to."""
+    named = [Path(root).expanduser()]
+    return named if str(root) != ROOT else [*named, *(Path(line) for line in _remembered() if os.path.isdir(line))]
+
+
+def _roots_file() -> Path:
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "resnet-launch" / "roots"
+
+
+def _remembered() -> list[str]:
+    try:
+        return _roots_file().read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        return []
+
+
+def find_run(text: str, root: str | Path = ROOT) -> Path:
+    """The run directory that a path, or a name in one of `roots(root)`, stands for.
 
     Raises ValueError with the names that are near.
     """
-    for path in (Path(text).expanduser(), Path(root) / text):
+    for path in (Path(text).expanduser(), *(folder / text for folder in roots(root))):
         if (path / "recipe.yaml").is_file():
             return path
     if Path(text).expanduser().is_dir():
         raise ValueError(f"{text} is no run directory: it holds no recipe.yaml")
-    names = sorted(path.parent.name for path in Path(root).glob("*/recipe.yaml"))
+    names = sorted({path.parent.name for folder in roots(root) for path in folder.glob("*/recipe.yaml")})
     if close := near(text, names):
         raise ValueError(f"no run {text!r} in {root}: {did_you_mean(close)}")
     newest = ", ".join(names[-5:]) if names else "none"

@@ -107,7 +107,7 @@ def test_each_command_has_help(launch, command):
         (["show", "--orign", "recipe=quickstart"], "launch show: unknown option --orign: did you mean --origin?"),
         (
             ["show", "recipe=quickstart", "--epochs=3"],
-            "launch show: unknown option --epochs=3: keys of the recipe stand without dashes, as in epochs=3",
+            "launch show: unknown option --epochs=3: keys of the recipe are written without dashes, as in epochs=3",
         ),
         (["show", "quickstart"], "launch show: cannot read 'quickstart', arguments have the form key=value: did you"),
         (["show"], "launch show: give one recipe=NAME; there are: "),

@@ -528,12 +528,12 @@ def test_weights_that_do_not_fit(tmp_path):
     state = make_state()
     train(state, 1)
     path = write(tmp_path, state)
-    with pytest.raises(CheckpointError, match=r"model.safetensors is of another network: 0.weight, 0.bias"):
+    with pytest.raises(CheckpointError, match=r"model.safetensors does not match this network: 0.weight, 0.bias"):
         restore(make_state(width=16), path, read_rest(path), 0, 1)
     file, rest = path / MODEL, read_rest(path)
     weights = safetensors.torch.load_file(file)
     safetensors.torch.save_file({name: weights[name] for name in list(weights)[1:]}, file)
-    with pytest.raises(CheckpointError, match="is of another network: "):
+    with pytest.raises(CheckpointError, match="does not match this network: "):
         restore(make_state(), path, rest, 0, 1)
     file.write_bytes(b"\xff" * 100)
     with pytest.raises(CheckpointError, match=r"cannot read the weights .*model.safetensors"):
@@ -597,7 +597,7 @@ def test_missing_pieces_are_errors(tmp_path):
         with pytest.raises(CheckpointError, match=key):
             restore(make_state(), path, rest | {"counters": without(rest["counters"], key)}, 0, 1)
     for wrong in (rest["per_rank"][:, 1:], rest["per_rank"][0]):
-        with pytest.raises(CheckpointError, match="running statistics are of another network"):
+        with pytest.raises(CheckpointError, match="running statistics do not match this network"):
             restore(make_state(), path, rest | {"per_rank": wrong}, 0, 1)
     (path / EMA).unlink()
     with pytest.raises(CheckpointError, match=r"cannot read the weights .*ema.safetensors"):

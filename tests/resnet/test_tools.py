@@ -204,7 +204,7 @@ def test_mistakes_leave_the_old_csv(finished, run, images, tmp_path, capsys):
     assert "cannot read the weights" in mistake(capsys, *arguments, "--weights", images / "b.png")
     assert "cannot read the weights" in mistake(capsys, *arguments, "--weights", "nowhere")
     (run / "evaluation.json").write_text('{"classes": ["ring"]}')
-    assert "is of another network" in mistake(capsys, *arguments)
+    assert "does not match this network" in mistake(capsys, *arguments)
     (run / "evaluation.json").write_text("[]")
     assert "evaluation.json is damaged" in mistake(capsys, *arguments)
     (run / "evaluation.json").unlink()
@@ -221,7 +221,7 @@ def test_the_place_of_the_csv_is_checked_first(finished, images, tmp_path, capsy
 
 def test_mistakes_of_an_evaluation(run, capsys):
     assert "did you mean eval.flip" in mistake(capsys, "eval", run, "eval.flop=true")
-    assert "is of another network" in mistake(capsys, "eval", run, "model.layers=[1,1,2]")
+    assert "does not match this network" in mistake(capsys, "eval", run, "model.layers=[1,1,2]")
     assert "give one recipe" in mistake(capsys, "eval", run, "recipe=quickstart")
     (run / "final.safetensors").unlink()
     assert "give a finished run, or --weights" in mistake(capsys, "eval", run)

@@ -12,7 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from recipes.schema.data import CsvData
-from resnet.data.sources.files import Files, existing, listed
+from recipes.text import listed
+from resnet.data.sources.files import Files, existing
 
 
 class _Manifest(NamedTuple):

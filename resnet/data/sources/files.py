@@ -22,12 +22,6 @@ def existing(path: str, key: str, hint: str = "") -> Path:
     return absolute
 
 
-def listed(names: Sequence[object], most: int = 5) -> str:
-    """The first few names for a message, and how many more there are."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(map(str, names[:most])) + more
-
-
 class Files:
     """A source (see `source.Source`) of image files below a folder.
 

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from recipes.schema.data import HuggingFaceData
+from recipes.text import listed
 from resnet.data.decode import BrokenImage
-from resnet.data.sources.files import existing, expanded, listed
+from resnet.data.sources.files import existing, expanded
 
 _SAME_SPLIT = {"val": "validation", "valid": "validation", "dev": "validation", "training": "train", "testing": "test"}
 

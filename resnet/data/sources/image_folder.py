@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from recipes.schema.data import ImageFolderData
-from resnet.data.sources.files import Files, existing, listed
+from recipes.text import listed
+from resnet.data.sources.files import Files, existing
 
 _MISSING = """\
 It should hold one folder a class, as in train/n01440764/x.JPEG. ImageNet: log in at image-net.org, download
