@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from recipes.keys import ALIASES, all_keys, parents, variants
+from recipes.keys import SIMILAR, SIMILAR_VALUES, all_keys, names_of, parents, variants
 from recipes.nested import NOTHING, value_at
 from recipes.text import did_you_mean, near
 
@@ -65,17 +65,27 @@ def _explain_value(problem: Any, key: str, given: Any, origin: str) -> str:
             return f"{key}{origin} {message}" if key else message
         return f"{what}: {message}{also}"
     if kind in ("model_type", "model_attributes_type"):
-        name = variants()[key][0] if key in variants() else "name"
-        named = isinstance(given, str) and (key in variants() or key == "model")
-        hint = f": did you mean {key}.{name}={given}?" if named else ""
+        hint = _hint_for_group(key, given)
         return f"{what} must be a group of keys{hint}{also}"
     if kind == "string_type" and not isinstance(given, (dict, list)):
         also = f", in quotes: {key}='\"{show(given)}\"'" if COMMAND_LINE in origin else ", in quotes"
     return f"{what}: {problem['msg'][0].lower()}{problem['msg'][1:]}{also}"
 
 
+def _hint_for_group(key: str, given: Any) -> str:
+    if given is True:
+        return f": {key}={{}} takes its defaults"
+    tag = f"{key}.{variants()[key][0] if key in variants() else 'name'}"
+    if not isinstance(given, str) or not (names := names_of(tag)):
+        return ""
+    meant = given if given in names else next(iter(near(given, names, 1)), given)
+    return f": did you mean {tag}={meant}?"
+
+
 def _none_of(given: Any, allowed: list[str]) -> str:
     close = near(given, allowed, 2) if isinstance(given, str) else []
+    if isinstance(given, str) and (same := SIMILAR_VALUES.get(given)) in allowed:
+        close = [same]
     return f" is none of {', '.join(allowed)}" + (f": {did_you_mean(close)}" if close else "")
 
 
@@ -88,14 +98,16 @@ def _hint_for_key(key: str, values: dict[str, Any]) -> str:
     everywhere = dict(all_keys(values))
     if key in everywhere:
         return ": in a file its groups are nested, not written with dots"
-    if key in ALIASES:
-        return f": {did_you_mean([ALIASES[key]])}"
+    if key in SIMILAR:
+        return f": {did_you_mean([SIMILAR[key]])}"
     group, _, rest = key.partition(".")
     tag, by_name = variants().get(group, ("", {}))
     if having := [name for name, variant in by_name.items() if rest in variant.model_fields]:
         return f": {group}.{tag}={show(values[group][tag])} has no such key ({', '.join(having)} would)"
     parent, _, leaf = key.rpartition(".")
     same_group = {k.rpartition(".")[2]: k for k in everywhere if k.rpartition(".")[0] == parent}
+    if not parent and (elsewhere := _in_variants(key)):
+        return f": {did_you_mean(elsewhere)}"
     close = [same_group[name] for name in near(leaf, same_group, 1)]
     close += [k for k in everywhere if k.rpartition(".")[2] == leaf and k not in close]
     close = close or near(key, everywhere, 2, cutoff=0.7)
@@ -104,3 +116,12 @@ def _hint_for_key(key: str, values: dict[str, Any]) -> str:
     if parent and same_group:
         return f": {parent} has {', '.join(sorted(same_group))}"
     return ""
+
+
+def _in_variants(leaf: str) -> list[str]:
+    """The keys of that name in the groups with variants."""
+    return [
+        f"{group}.{leaf}"
+        for group, (_, by_name) in variants().items()
+        if any(leaf in variant.model_fields for variant in by_name.values())
+    ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import types
 from collections.abc import Iterator
 from functools import cache
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel
@@ -22,6 +22,28 @@ ALIASES = {
     "weight_decay": "optimizer.weight_decay",
 }
 """Names usual elsewhere that can mean one key only."""
+SIMILAR = ALIASES | {
+    "bs": "batch_size",
+    "wd": "optimizer.weight_decay",
+    "optim": "optimizer.name",
+    "opt": "optimizer.name",
+    "scheduler": "schedule.name",
+    "lr_scheduler": "schedule.name",
+    "warmup": "schedule.warmup_epochs",
+    "arch": "model.name",
+    "architecture": "model.name",
+    "dataset": "data.source",
+    "workers": "data.num_workers",
+    "image_size": "augment.train_size",
+    "img_size": "augment.train_size",
+    "amp": "precision",
+    "fp16": "precision",
+    "clip_grad": "grad_clip_norm",
+    "output_dir": "run.root",
+}
+"""Names usual elsewhere, and the key that whoever uses them may look for."""
+SIMILAR_VALUES = {"gpu": "cuda", "fp32": "no", "float32": "no", "hf": "huggingface", "accuracy": "top1", "acc": "top1"}
+"""Words usual elsewhere, and what they are called here."""
 
 _TEXT, _NUMBERS = "tag:yaml.org,2002:str", ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
@@ -60,6 +82,12 @@ def fields_of(key: str) -> list[FieldInfo]:
         fields = [model.model_fields[part] for model in models if part in model.model_fields]
         models = [group for field in fields for group in groups_of(field)]
     return fields
+
+
+def names_of(key: str) -> list[str]:
+    """The words that a key may be, as sgd and adam for optimizer.name; empty where it is free."""
+    found = [kind for field in fields_of(key) for kind in kinds(field.annotation) if get_origin(kind) is Literal]
+    return list(dict.fromkeys(word for kind in found for word in get_args(kind)))
 
 
 def takes_text(key: str) -> bool:

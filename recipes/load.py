@@ -149,7 +149,8 @@ def _find(name: str, relative_to: Path, origin: str = "") -> Path:
             raise RecipeError(f"no recipe file {path}{origin}")
         return path
     if name not in _files():
-        beside = [f"recipe={file}" for file in (f"{name}.yaml", f"./{name}") if _is_recipe(relative_to / file)]
+        form = "" if origin else "recipe="
+        beside = [f"{form}{file}" for file in (f"{name}.yaml", f"./{name}") if _is_recipe(relative_to / file)]
         raise RecipeError(
             f"no recipe {name!r}{origin}: {did_you_mean(beside) if beside else suggestion(name, names())}"
         )

@@ -8,7 +8,7 @@ from launch.runs.job_record import active_job
 from recipes.changes import differences, refuse_fixed
 from recipes.load import Loaded, load_file
 from recipes.plan import Plan, make_plan, samples_known
-from recipes.schema.model import is_path
+from recipes.schema.model import is_tag
 from recipes.schema.recipe import Recipe
 from resnet.rundir.find import new_run_dir
 from resnet.rundir.lease import holder_elsewhere
@@ -32,7 +32,7 @@ def check_paths(recipe: Recipe, scratch: str | None) -> None:
     data = recipe.data
     named = {f"data.{key}": path for key, path in data.paths().items()}
     weights = recipe.model.pretrained
-    if weights and is_path(weights):
+    if weights and not is_tag(weights):
         named["model.pretrained"] = weights
     if recipe.resume not in ("auto", "never"):
         named["resume"] = recipe.resume

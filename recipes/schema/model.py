@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -37,9 +38,19 @@ ACTIVATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 """torch.nn's elementwise activations by their snake-case names: the arguments each needs, and those it may be given."""
 
 
-def is_path(weights: str) -> bool:
-    """Whether `model.pretrained` names a file or folder, and not one of torchvision's weights."""
-    return "/" in weights or weights.endswith((".safetensors", ".pth", ".pt"))
+_ONE_SET_OF_WEIGHTS = ("resnet18", "resnet34", "resnext101_64x4d")
+
+
+def is_tag(weights: str) -> bool:
+    """Whether `model.pretrained` names some of torchvision's weights, and not a file or folder."""
+    return re.fullmatch("[A-Z][A-Z0-9_]*", weights) is not None
+
+
+def tags_of(name: str) -> tuple[str, ...]:
+    """torchvision's weights for a net."""
+    return (
+        ("IMAGENET1K_V1", "DEFAULT") if name in _ONE_SET_OF_WEIGHTS else ("IMAGENET1K_V1", "IMAGENET1K_V2", "DEFAULT")
+    )
 
 
 class Model(Group):
@@ -101,8 +112,12 @@ class Model(Group):
     @field_validator("pretrained")
     @classmethod
     def _pretrained_can_be(cls, value: str | None, info: ValidationInfo) -> str | None:
-        if value and not is_path(value) and "name" in info.data and info.data["name"] is None:
-            raise ValueError("torchvision has weights for named nets only: give a file")
+        if value and is_tag(value) and "name" in info.data:
+            name, otherwise = info.data["name"], f"give a file or folder (one of this name as ./{value})"
+            if name is None:
+                raise ValueError(f"torchvision has weights for named nets only: {otherwise}")
+            if value not in tags_of(name):
+                raise ValueError(f"torchvision's weights for {name} are {', '.join(tags_of(name))}; or {otherwise}")
         return value
 
     @field_validator("activation")

@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from recipes.errors import RecipeError
-from recipes.keys import variants
+from recipes.keys import SIMILAR, fields_of, variants
 from recipes.load import FOLDER, digest, dump, load, load_file, names, parse_value, run_recipe_text
 from recipes.plan import make_plan
 from recipes.schema import json_schema
@@ -454,6 +454,15 @@ def test_text_in_lists_keeps_its_spelling(tmp_path):
         ),
         (["data.source=imagefolder"], "did you mean image_folder?"),
         (["schedule.name=cosin"], "did you mean cosine?"),
+        (["optimizer=sdg"], "must be a group of keys: did you mean optimizer.name=sgd?"),
+        (["model=resnet51"], "must be a group of keys: did you mean model.name=resnet50?"),
+        (["ema=true"], "must be a group of keys: ema={} takes its defaults"),
+        (["device=gpu"], "is none of auto, cuda, cpu: did you mean cuda?"),
+        (["warmup_epochs=2"], "did you mean schedule.warmup_epochs?"),
+        (["gamma=0.1"], "did you mean schedule.gamma?"),
+        (["batch=8"], "did you mean batch_size?"),
+        (["image_size=64"], "did you mean augment.train_size?"),
+        (["model={name: resnet18, pretrained: IMAGENET1K_V2}"], "torchvision's weights for resnet18 are IMAGENET1K_V1"),
         (["learning_rate=0.1"], "unknown key learning_rate (command line): did you mean optimizer.lr?"),
         (["weight_decay=0.1"], "did you mean optimizer.weight_decay?"),
         (["model.activation=swish"], "model.activation=swish (command line): torch calls it silu"),
@@ -480,8 +489,15 @@ def test_a_frozen_backbone_says_which_key_to_change():
 def test_a_recipe_beside_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.yaml").write_text("base: quickstart\n")
+    (tmp_path / "other.yaml").write_text("base: mine\n")
+    assert mistakes(load, ["recipe=other.yaml"]).endswith("other.yaml:1): did you mean mine.yaml?")
     with pytest.raises(RecipeError, match=r"no recipe 'mine': did you mean recipe=mine\.yaml\?"):
         load(["recipe=mine"])
+
+
+def test_every_name_that_is_usual_elsewhere_leads_to_a_key():
+    assert all(fields_of(key) for key in SIMILAR.values())
+    assert not any(fields_of(name) for name in SIMILAR)
 
 
 def test_names_of_recipes_are_told_apart_whatever_folder_they_lie_in():

@@ -2,6 +2,7 @@ import inspect
 import re
 import urllib.error
 from functools import partial
+from typing import get_args
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision.ops import StochasticDepth
 
-from recipes.schema.model import ACTIVATIONS, Model
+from recipes.schema.model import ACTIVATIONS, Model, tags_of
 from resnet.net import _snake_case, build_model, freeze_backbone, has_randomness, make_activation
 from resnet.pretrained import load_pretrained
 
@@ -140,6 +141,11 @@ def test_activation_mistakes_are_explained_without_torch(name, arguments, messag
 def test_arguments_that_only_torch_can_judge():
     with pytest.raises(ValueError, match="do not fit hardtanh"):
         make_activation("hardtanh", {"min_val": 2.0, "max_val": 1.0})
+
+
+def test_the_recipes_weights_are_torchvisions():
+    for name in get_args(get_args(Model.model_fields["name"].annotation)[0]):
+        assert set(tags_of(name)) == set(torchvision.models.get_model_weights(name).__members__), name
 
 
 def test_the_recipes_activations_are_torchs():
