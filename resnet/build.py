@@ -131,14 +131,20 @@ def build_data(recipe: Recipe) -> tuple[Source, Source]:
     return train, val
 
 
-def build_model_for(recipe: Recipe, classes: int) -> tuple[nn.Module, str]:
-    """The network with its initial weights on the CPU, and a sentence on pretrained ones ("" for none)."""
-    torch.manual_seed(recipe.seed)
+def initial_model(recipe: Recipe, classes: int) -> tuple[nn.Module, str]:
+    """As `build_model_for`, by the random numbers as they are, and before BatchNorm knows of other ranks."""
     model, note = build_model(recipe.model, classes), ""
     if recipe.model.pretrained:
         note = load_pretrained(model, recipe.model.pretrained)
     if recipe.model.freeze_backbone:
         freeze_backbone(model)
+    return model, note
+
+
+def build_model_for(recipe: Recipe, classes: int) -> tuple[nn.Module, str]:
+    """The network with its initial weights on the CPU, and a sentence on pretrained ones ("" for none)."""
+    torch.manual_seed(recipe.seed)
+    model, note = initial_model(recipe, classes)
     if recipe.model.sync_batchnorm:
         if not torch.cuda.is_available() or recipe.device == "cpu":
             raise ValueError("model.sync_batchnorm needs GPUs (torch's SyncBatchNorm has no CPU version)")

@@ -19,9 +19,12 @@ _NOT_STATE = ("recipe", "digest", "log_length")
 
 
 def compare_runs(one: Path, other: Path) -> list[str]:
-    """What differs between the newest checkpoints and the logs of two runs, in words; empty: they are equal."""
+    """What differs between the newest checkpoints and the logs of two runs, in words; empty: they are equal.
+
+    Raises ValueError for a run without a checkpoint.
+    """
     found = []
-    first, second = (newest_first(run / "checkpoints")[0] for run in (one, other))
+    first, second = (_newest(run) for run in (one, other))
     if first.name != second.name:
         return [f"the last checkpoints are {first.name} and {second.name}"]
     for file in (MODEL, EMA):
@@ -34,6 +37,12 @@ def compare_runs(one: Path, other: Path) -> list[str]:
     pair = [{k: v for k, v in read_rest(c).items() if k not in _NOT_STATE} for c in (first, second)]
     found += _differences("state", *pair)
     return found + list(_log_differences(read_metrics(one), read_metrics(other)))
+
+
+def _newest(run: Path) -> Path:
+    if checkpoints := newest_first(run / "checkpoints"):
+        return checkpoints[0]
+    raise ValueError(f"{run} has no checkpoint yet")
 
 
 def _differences(name: str, one: Any, other: Any) -> Iterator[str]:

@@ -1,0 +1,179 @@
+"""What `import resnet` offers: recipes, networks, and runs with what they measured and learnt.
+
+Nothing here changes the process that calls it: threads, environment, signals, random numbers and child processes stay.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from recipes.load import Loaded, load_file, load_values
+from recipes.schema.recipe import Recipe
+from resnet.checkpoint.commit import newest_first
+from resnet.rundir.evaluation import class_names
+from resnet.rundir.find import find_run
+from resnet.rundir.metrics_log import read_metrics
+from resnet.rundir.status import read_status, status_or_nothing
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from resnet.tools.evaluate import Evaluation
+    from resnet.tools.predict import Prediction
+
+
+def load_recipe(name: str | Path, changes: Mapping[str, Any] | None = None) -> Recipe:
+    """Load a recipe by its name, or from a YAML file or a run directory by its path.
+
+    changes: values by dotted key, as in `{"optimizer.lr": 0.1, "model.layers": [1, 1, 1], "ema": None}`.
+    Raises ValueError with all mistakes at once, each with what would be right.
+    """
+    return _noted(load_values(name, changes))
+
+
+def build_model(recipe: Recipe | str, num_classes: int | None = None) -> nn.Module:
+    """Build the network that training would begin with, on the CPU: float (N, 3, H, W) -> logits (N, num_classes).
+
+    Its weights come from the recipe's seed, or are the pretrained ones that it names.
+    recipe: of `load_recipe`, or the name of one. num_classes: None takes the recipe's model.num_classes.
+    Raises ValueError where neither gives the number of classes, and for pretrained weights that cannot be used.
+    """
+    import torch
+
+    from resnet.build import initial_model
+
+    recipe = load_recipe(recipe) if isinstance(recipe, str) else recipe
+    classes = recipe.model.num_classes if num_classes is None else num_classes
+    if classes is None:
+        raise ValueError("the recipe takes the number of classes from its data: give num_classes=")
+    if classes < 1:
+        raise ValueError(f"num_classes={classes}: a network has 1 class or more")
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(recipe.seed)
+        return initial_model(recipe, classes)[0]
+
+
+class Run:
+    """A run directory: how it is, what it measured, and its weights. What is read is read anew each time."""
+
+    def __init__(self, run: str | Path, root: str | Path = "runs") -> None:
+        """Find a run by its path, or by its name under `root`. Raises ValueError with names that are near."""
+        self.path = find_run(str(run), root)
+
+    def __repr__(self) -> str:
+        status = status_or_nothing(self.path)
+        facts = [str(status.get("state", "unknown"))]
+        if status.get("epoch") is not None:
+            facts.append(f"epoch {status['epoch']:.4g}" + (f"/{status['epochs']:g}" if status.get("epochs") else ""))
+        if status.get("top1") is not None:
+            facts.append(f"top-1 {status['top1']:.2f}%")
+        return f"Run({str(self.path)!r}: {', '.join(facts)})"
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    @property
+    def name(self) -> str:
+        """The name of its directory."""
+        return self.path.absolute().name
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """The fields of status.json, as state, epoch, best, top1 and eta_s; empty before the run has begun."""
+        return read_status(self.path)
+
+    @property
+    def recipe(self) -> Recipe:
+        """The resolved recipe it is trained by."""
+        return _noted(load_file(self.path / "recipe.yaml"))
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes in the order of the network's outputs. Raises ValueError before the first evaluation."""
+        return class_names(self.path)
+
+    @property
+    def checkpoints(self) -> list[Path]:
+        """Directories of its checkpoints, the newest last."""
+        return newest_first(self.path / "checkpoints")[::-1]
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl in order, as `pandas.DataFrame` takes them.
+
+        Rows of training have `train/loss`, `lr` and the like, rows of evaluations `val/loss`, `val/top1` (percent);
+        all have step and epoch.
+        """
+        return read_metrics(self.path)
+
+    def load(self, weights: str | int | Path = "best") -> nn.Module:
+        """Load the network, on the CPU and in evaluation mode: normalised float (N, 3, H, W) -> logits (N, classes).
+
+        weights: "best" (what a finished run leaves), "latest", a checkpoint's step, or a safetensors file.
+        Raises ValueError where the run has no such weights.
+        """
+        import torch
+
+        from resnet.tools.weights import load_network, weights_of
+
+        file = weights_of(self.path, weights)
+        return load_network(self.recipe, len(self.classes), file, torch.device("cpu"))
+
+    def predict(
+        self,
+        paths: str | Path | Iterable[str | Path],
+        top: int = 5,
+        *,
+        weights: str | int | Path = "best",
+        batch_size: int = 64,
+        device: str = "auto",
+    ) -> list[Prediction]:
+        """Classify images as in the recipe's evaluation; a `Prediction` each, in their order.
+
+        paths: an image, a folder of images (with its subfolders, in sorted order), or several of these.
+        top: classes of each prediction. weights: as for `load`. batch_size: images of a forward pass.
+        device: auto, cpu, cuda or cuda:N. An image that cannot be read has no label, and its `problem` says why.
+        Raises ValueError for paths that are not there and weights that cannot be used.
+        """
+        from resnet.tools.predict import images_of, predict
+        from resnet.tools.weights import weights_of
+
+        given = [paths] if isinstance(paths, (str, Path)) else paths
+        file = weights_of(self.path, weights)
+        return predict(self.path, images_of(given), top=top, batch_size=batch_size, device=device, weights=file)
+
+    def evaluate(self, weights: str | int | Path = "best", /, **changes: Any) -> Evaluation:
+        """Evaluate on the validation images as in training.
+
+        weights: as for `load`. changes: to the recipe, as in `run.evaluate(**{"eval.flip": True})`.
+        Raises ValueError for changes, data or weights that cannot be used.
+        """
+        from resnet.tools.evaluate import evaluate
+        from resnet.tools.weights import weights_of
+
+        recipe = load_recipe(self.path / "recipe.yaml", changes)
+        return evaluate(self.path, recipe, weights_of(self.path, weights))
+
+
+def runs(root: str | Path = "runs") -> list[Run]:
+    """The runs that lie in a folder, by name."""
+    return [Run(file.parent) for file in sorted(Path(root).expanduser().glob("*/recipe.yaml"))]
+
+
+def compare(one: Run | str | Path, other: Run | str | Path) -> list[str]:
+    """Compare the newest checkpoints and the logs of two runs to the last bit; what differs, in words.
+
+    An empty list: they are equal. Raises ValueError for a run without a checkpoint.
+    """
+    from resnet.tools.compare import compare_runs
+
+    first, second = (run if isinstance(run, Run) else Run(run) for run in (one, other))
+    return compare_runs(first.path, second.path)
+
+
+def _noted(loaded: Loaded) -> Recipe:
+    for note in loaded.notes:
+        warnings.warn(note, stacklevel=3)
+    return loaded.recipe
