@@ -9,7 +9,7 @@ from pathlib import Path
 from launch.runs.checks import refuse_active
 from launch.runs.job_record import Job, read_job
 from launch.runs.send import SNAPSHOTS, send, shown
-from launch.runs.state import find, find_sweep
+from launch.runs.state import find, find_sweep, is_sweep
 from recipes.load import load_file
 from resnet.rundir.attempts import end_file, newest_step, read_attempts
 from resnet.rundir.status import read_status
@@ -54,14 +54,14 @@ def _retry_sweep(sweep_dir: Path, arguments: argparse.Namespace) -> int:
         if arguments.exclude_bad_nodes:
             for trial in todo:
                 profile = without_bad_nodes(profile, sweep_dir / trial["name"])
-        place = Place(jobs[-1].cluster, profile, Path(jobs[-1].folder), directory.content["max_parallel"])
+        place = Place(jobs[-1].cluster, profile, Path(jobs[-1].folder), directory.content["parallel"])
         send_trials(directory, todo, place, None if arguments.new_code else _snapshot(jobs[-1]))
     return 0
 
 
 def _retry_run(run_dir: Path, arguments: argparse.Namespace) -> int:
     job = read_job(run_dir)
-    if job is None and (run_dir.parent / "sweep.json").is_file():
+    if job is None and is_sweep(run_dir.parent):
         return _retry_trial_here(run_dir)
     if job is None:
         raise ValueError(f"{run_dir.name} was never sent to Slurm: launch submit recipe={shown(run_dir)} cluster=NAME")

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from launch.runs.job_record import job_file
 from launch.runs.logs import attempts, first_failure, log_file, log_files, tail
-from launch.runs.state import ROOT, find, find_sweep, folders, ordered, rows
+from launch.runs.state import ROOT, SWEEP_FILE, find, find_sweep, folders, ordered, rows
 from recipes.text import format_duration
 from resnet.rundir.attempts import read_attempts
 from resnet.rundir.files import to_json
@@ -99,7 +99,7 @@ def _found(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 def _lines(found: Sequence[dict[str, Any]], arguments: argparse.Namespace) -> list[str]:
     if len(arguments.runs) == 1:
         return describe(found[0])
-    sweeps = [] if arguments.runs else sorted(file.parent for file in Path(arguments.root).glob("*/sweep.json"))
+    sweeps = [] if arguments.runs else sorted(file.parent for file in Path(arguments.root).glob(f"*/{SWEEP_FILE}"))
     told = [f"sweep {path.name}: launch status {shlex.quote(path.name)}" for path in sweeps]
     return [*(table(found, _width()) if found else []), *told] or [f"no runs in {arguments.root}"]
 

@@ -26,6 +26,8 @@ from recipes.schema.training import Wandb
 from slurm.profile import Profile, load_profile
 from slurm.sbatch import check_slurm
 
+MOST_UNASKED = 50
+"""Trials that are sent without a question."""
 PROBES = 8
 """Points of a bayes search that are validated before it begins: which it will try is not known yet."""
 
@@ -45,8 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", help="the sweep's name (made of the recipe and what is swept)")
     parser.add_argument("--count", type=int, metavar="N", help="trials of a random or bayes search (run_cap in a file)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of a random or bayes search (0)")
-    parser.add_argument("--max-parallel", type=int, metavar="N", help="most trials that Slurm runs at once")
-    parser.add_argument("--jobs", type=int, metavar="N", help="trials that run here at once (1)")
+    parser.add_argument(
+        "--parallel", type=int, metavar="N", help="trials that run at once (here: 1; on a cluster: as many as it runs)"
+    )
+    for older in ("--max-parallel", "--jobs"):
+        parser.add_argument(older, dest="parallel", type=int, help=argparse.SUPPRESS)
     parser.add_argument(
         "--storage",
         metavar="URL",
@@ -54,14 +59,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--wandb-sweep", action="store_true", help="show the trials on the page of a W&B sweep, too")
     parser.add_argument("--dry-run", action="store_true", help="show the trials and what they would take")
-    parser.add_argument("--yes-above", type=int, default=50, metavar="N", help="ask before more trials than that (50)")
-    parser.add_argument("--yes", action="store_true", help="do not ask")
+    parser.add_argument("--yes", action="store_true", help=f"do not ask before more than {MOST_UNASKED} trials")
 
 
 def run(arguments: argparse.Namespace) -> int:
     files = [word for word in arguments.words if "=" not in word and word.endswith((".yaml", ".yml"))]
     words = split_words([word for word in arguments.words if word not in files])
-    _check_options(arguments, words.cluster)
+    _check_options(arguments)
     sweep = _with_absolute_recipes(_read(files, words.recipe, arguments))
     profile = load_profile(words.cluster, words.slurm) if words.cluster not in (None, "local") else None
     if profile is None and words.slurm:
@@ -76,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
     if sweep.metric is None:
         sweep = replace(sweep, metric=recipe.eval.metric)
     sweep_dir = _place(sweep, recipe, profile, arguments)
-    place = Place(words.cluster or "local", profile, Path.cwd(), arguments.max_parallel, arguments.jobs or 1)
+    place = Place(words.cluster or "local", profile, Path.cwd(), arguments.parallel)
     count = sweep.run_cap if sweep.method == "bayes" else None
     for note in (*sweep.notes, *notes):
         print(f"note: {note}", file=sys.stderr)
@@ -87,7 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
         check_slurm()
         if profile.container and (sweep.method == "bayes" or sweep.early_stop):
             raise ValueError(
-                "bayes and early stopping run beside the job, in the host's Python: not with slurm.container"
+                "bayes and early stopping need the host's Python beside the job, which slurm.container does not use"
             )
     _ask(count or len(listed), arguments)
     with SweepDir(sweep_dir) as directory:
@@ -107,8 +111,7 @@ def _circumstances(place: Place, arguments: argparse.Namespace) -> dict[str, Any
         "storage": arguments.storage,
         "cluster": place.cluster,
         "folder": str(place.cwd),
-        "max_parallel": place.max_parallel,
-        "jobs": place.jobs,
+        "parallel": place.parallel,
         "ranks": profile.ranks if profile else 1,
         "gpus_per_trial": profile.nodes * profile.gpus_per_node if profile else min(1, visible_gpus()),
         "command": shlex.join(["launch", *sys.argv[1:]]),
@@ -120,9 +123,9 @@ def _wandb_sweep(directory: SweepDir, sweep: Sweep, settings: Sequence[Wandb]) -
     if known := directory.content.get("wandb_sweep"):
         return known
     if directory.content:
-        raise ValueError(f"--wandb-sweep: {directory.path} has begun without it, choose another --name")
+        raise ValueError(f"--wandb-sweep: {directory.path} was begun without it; choose another --name")
     if len({(one.project, one.entity) for one in settings}) > 1:
-        raise ValueError("--wandb-sweep: a W&B sweep is of one project, give wandb.project=NAME to all trials")
+        raise ValueError("--wandb-sweep: a W&B sweep belongs to one project; give all trials the same wandb.project")
     from launch.sweep.wandb_register import register
 
     made = register(sweep, settings[0])
@@ -162,7 +165,7 @@ def _read(files: list[str], words: list[str], arguments: argparse.Namespace) -> 
     if arguments.count is not None:
         sweep = replace(sweep, run_cap=arguments.count)
     if sweep.method != "grid" and sweep.run_cap is None:
-        raise ValueError(f"method: {sweep.method} goes on for ever: give --count N, or run_cap in the file")
+        raise ValueError(f"method: {sweep.method} never ends by itself: give --count N, or run_cap in the file")
     return sweep
 
 
@@ -175,16 +178,11 @@ def _trials(sweep: Sweep, seed: int) -> tuple[list[Trial], list[str]]:
     return trials(sweep, (sample(sweep, seed, index) for index in range(number)))
 
 
-def _check_options(arguments: argparse.Namespace, cluster: str | None) -> None:
-    for option in ("count", "jobs", "max_parallel"):
+def _check_options(arguments: argparse.Namespace) -> None:
+    for option in ("count", "parallel"):
         value = getattr(arguments, option)
         if value is not None and value < 1:
-            raise ValueError(f"--{option.replace('_', '-')}: give 1 or more")
-    here = cluster in (None, "local")
-    if here and arguments.max_parallel:
-        raise ValueError("--max-parallel is of a cluster: here it is --jobs")
-    if not here and arguments.jobs:
-        raise ValueError("--jobs is of this machine: on a cluster it is --max-parallel")
+            raise ValueError(f"--{option} must be at least 1")
 
 
 def _with_absolute_recipes(sweep: Sweep) -> Sweep:
@@ -208,7 +206,7 @@ def _check(recipe: Recipe, profile: Profile | None) -> None:
         check_batch(recipe, profile)
     check_paths(recipe, profile.scratch if profile else None)
     if recipe.run.name is not None:
-        raise ValueError(f"run.name={recipe.run.name}: trials are named by what is swept; --name is the sweep's")
+        raise ValueError(f"run.name={recipe.run.name}: trials are named after what is swept; --name names the sweep")
 
 
 def _place(sweep: Sweep, recipe: Recipe, profile: Profile | None, arguments: argparse.Namespace) -> Path:
@@ -220,16 +218,16 @@ def _place(sweep: Sweep, recipe: Recipe, profile: Profile | None, arguments: arg
         content = json.dumps(comparable(told) | {"parameters": told["parameters"]}, sort_keys=True)
         name = f"sweep-{recipe.name}-{hashlib.sha256(content.encode()).hexdigest()[:6]}"
     if not name or name.startswith((".", "-")) or set(name) & set("/\\%") or not name.isprintable():
-        raise ValueError(f"--name {name}: a name holds no / or % and does not start with . or -")
+        raise ValueError(f"--name {name}: a name cannot contain / or %, or start with . or -")
     return Path(root).expanduser().absolute() / name
 
 
 def _ask(number: int, arguments: argparse.Namespace) -> None:
-    if number <= arguments.yes_above or arguments.yes:
+    if number <= MOST_UNASKED or arguments.yes:
         return
     if not sys.stdin.isatty():
         raise ValueError(f"{number} trials: --dry-run shows them, --yes sends them")
-    if input(f"{number} trials. Go on? [y/N] ").strip().lower() not in ("y", "yes"):
+    if input(f"{number} trials. Continue? [y/N] ").strip().lower() not in ("y", "yes"):
         raise ValueError("nothing was sent")
 
 

@@ -22,6 +22,8 @@ from resnet.rundir.status import read_status
 from slurm.queue import STARTED, WAITING, Job, accounted, queued
 
 ROOT = "runs"
+SWEEP_FILE = "sweep.json"
+"""In a folder of runs that are the trials of a sweep."""
 STATES = ("running", "queued", "damaged", "unknown", "failed", "stopped", "finished")
 """In the order of a table; damaged and unknown are of runs whose status.json cannot be read, or is not there yet."""
 GRACE_SECONDS = 60
@@ -67,7 +69,11 @@ def find(text: str, root: str | Path) -> Path:
 def find_sweep(text: str, root: str | Path) -> Path | None:
     """The absolute directory of a sweep by name or path; None where that is no sweep."""
     places = (Path(text).expanduser(), Path(root) / text)
-    return next((path.absolute() for path in places if (path / "sweep.json").is_file()), None)
+    return next((path.absolute() for path in places if is_sweep(path)), None)
+
+
+def is_sweep(folder: Path) -> bool:
+    return (folder / SWEEP_FILE).is_file()
 
 
 def folders(root: str | Path) -> list[Path]:

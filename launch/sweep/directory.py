@@ -13,10 +13,12 @@ from typing import Any, NamedTuple
 
 from launch.runs.here import visible_gpus
 from launch.runs.job_record import job_of, write_job
-from launch.runs.state import rows
+from launch.runs.state import is_sweep, rows
 from launch.sweep.points import Trial
 from launch.sweep.study import ask, should_stop, tell
 from launch.sweep.study import trial_name as numbered
+from launch.sweep.sweep_file import read_sweep, write_sweep
+from launch.sweep.sweep_json import sweep_json, sweep_of
 from recipes.load import load
 from recipes.schema.recipe import NOT_TRAINING, Recipe
 from resnet.rundir.attempts import ENDS, end_file
@@ -37,8 +39,8 @@ class Place(NamedTuple):
     """None: here."""
     cwd: Path
     """What relative paths in recipes start from."""
-    max_parallel: int | None = None
-    jobs: int = 1
+    parallel: int | None = None
+    """Trials at once; None: one here, as many as the cluster runs there."""
 
 
 class SweepDir:
@@ -47,19 +49,19 @@ class SweepDir:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.content: dict[str, Any] = {}
-        if (path / "sweep.json").is_file():
-            self.content = json.loads((path / "sweep.json").read_text(encoding="utf-8"))
+        if is_sweep(path):
+            self.content = read_sweep(path)
 
     def __enter__(self) -> SweepDir:
         if not self.content and self.path.exists() and {entry.name for entry in self.path.iterdir()} - {"slurm"}:
-            raise ValueError(f"{self.path} is there and is no sweep: choose another --name")
+            raise ValueError(f"{self.path} already exists and is not a sweep: choose another --name")
         (self.path / "slurm").mkdir(parents=True, exist_ok=True)
         self._lock = open(self.path / "slurm" / "sweep.lock", "w")
         try:
             fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._lock.close()
-            raise ValueError(f"another `launch` works on {self.path} at this moment") from None
+            raise ValueError(f"another `launch` is working on {self.path}") from None
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -97,7 +99,7 @@ class SweepDir:
             for trial in listed:
                 known = by_point.get(json.dumps(trial.point, sort_keys=True))
                 if known is not None and known["digest"] != trial.digest:
-                    raise ValueError(f"{self.path}: {known['name']} was of another recipe: choose another --name")
+                    raise ValueError(f"{self.path}: {known['name']} was made of another recipe; choose another --name")
                 if known is None:
                     fields = {"name": trial.name, "digest": trial.digest, "point": trial.point}
                     there = [*there, {**fields, "words": list(trial.words)}]
@@ -108,7 +110,7 @@ class SweepDir:
         before = self.content.get("parameters", {})
         both = {key: _joined(before.get(key), fields) for key, fields in content["parameters"].items()}
         self.content = {"created": time.time(), **self.content, **content, "parameters": both, "trials": there}
-        self.write()
+        write_sweep(self.path, self.content)
 
     def _refuse_another(self, content: Mapping[str, Any]) -> None:
         if not self.content:
@@ -116,12 +118,9 @@ class SweepDir:
         now, before = (comparable(which) for which in (content, self.content))
         if changed := [what for what, value in now.items() if before[what] != value]:
             raise ValueError(
-                f"{self.path} is a sweep that differs in {', '.join(changed)}: put that back, or choose another --name "
-                "(more values of the same keys are welcome)"
+                f"{self.path} is a sweep that differs in {', '.join(changed)}: undo that, or choose another --name "
+                "(only more values of the swept keys may be added)"
             )
-
-    def write(self) -> None:
-        write_atomic(self.path / "sweep.json", to_json(self.content, indent=1) + "\n")
 
     def missing(self, failed_only: bool = False) -> tuple[list[dict[str, Any]], dict[str, int]]:
         """Trials that are not done and not on their way, and how many others there are by state."""
@@ -198,7 +197,7 @@ class SweepDir:
             return
         jobs = queued()
         if jobs is None:
-            raise ValueError(f"{self.path}: a command was killed when it sent trials; go on where squeue is")
+            raise ValueError(f"{self.path}: a command was killed while it sent trials; run this where squeue is")
         ids_by_name: dict[str, set[str]] = {}
         for job_id, job in jobs.items():
             ids_by_name.setdefault(job.name, set()).add(job_id.partition("_")[0])
@@ -225,13 +224,13 @@ def _cancel(job_id: str) -> None:
         if all(job.over for found, job in (queued() or {}).items() if found.partition("_")[0] == job_id):
             return
         time.sleep(0.5)
-    raise ValueError(f"job {job_id}, of a command that was killed, does not end: scancel it, then try again")
+    raise ValueError(f"job {job_id}, of a command that was killed, does not end: scancel it and try again")
 
 
 def place_here(directory: SweepDir) -> Place:
     """This machine, as the newest command of the sweep used it."""
-    jobs = directory.content.get("jobs", 1)
-    return Place("local", None, Path(directory.content["folder"]), jobs=min(jobs, visible_gpus() or jobs))
+    parallel = directory.content["parallel"] or 1
+    return Place("local", None, Path(directory.content["folder"]), min(parallel, visible_gpus() or parallel))
 
 
 def cancel_file(sweep_dir: Path) -> Path:
@@ -286,18 +285,20 @@ def comparable(content: Mapping[str, Any]) -> dict[str, Any]:
     """What must be the same for trials to be of one sweep, of the content of sweep.json."""
     fixed = {key: text for key, text in content["fixed"].items() if key.partition(".")[0] not in NOT_TRAINING}
     drawn = content["method"] != "grid"
+    # Without what another version may have noted of them.
+    known = sweep_json(sweep_of(content))
     return {
         "method": content["method"],
         "fixed keys": fixed,
         "swept keys": sorted(content["parameters"]),
-        "distributions": content["parameters"] if drawn else None,
+        "distributions": known["parameters"] if drawn else None,
         "metric": (content["metric"], content["goal"]),
-        "early stopping": content["early_stop"],
+        "early stopping": known["early_stop"],
         "--seed": content["seed"] if drawn else None,
     }
 
 
 def _joined(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> Mapping[str, Any]:
     if before is None or "values" not in before or "values" not in now or now["probabilities"]:
-        return now
-    return {**now, "values": [*dict.fromkeys([*before["values"], *now["values"]])]}
+        return {**(before or {}), **now}
+    return {**before, **now, "values": [*dict.fromkeys([*before["values"], *now["values"]])]}

@@ -35,7 +35,7 @@ def dry_run(sweep: Sweep, listed: list[Trial], count: int | None, sweep_dir: Pat
     yield f"# {what}; sweep directory {sweep_dir}"
     if place.profile is not None:
         parts = _arrays(number)
-        limit = f", {place.max_parallel} at once" if place.max_parallel else ""
+        limit = f", {place.parallel} at once" if place.parallel else ""
         arrays = f"{parts} array{'s' if parts > 1 else ''} on {place.cluster}{limit}"
         yield f"# {arrays}; {place.profile.ranks} ranks a trial"
     yield f"# {_hours(listed[0].recipe, sweep_dir.parent, number)}"

@@ -58,9 +58,10 @@ class _Here:
         self.received: list[int] = []
         self.passed_on = 0
         self.failed = self.stopped = 0
-        self.jobs = max(1, min(place.jobs, len(todo)))
-        if self.gpus and self.jobs > self.gpus:
-            raise ValueError(f"--jobs {place.jobs}, but there are {self.gpus} GPUs here, one for each trial")
+        self.most = place.parallel or 1
+        self.at_once = max(1, min(self.most, len(todo)))
+        if self.gpus and self.at_once > self.gpus:
+            raise ValueError(f"--parallel {self.most}: there are {self.gpus} GPUs here, one for each trial")
 
     def run(self) -> int:
         before = {number: signal.getsignal(number) for number in SIGNALS}
@@ -71,7 +72,7 @@ class _Here:
         cancel_file(self.directory.path).unlink(missing_ok=True)
         try:
             while self.running or (self.todo and not self._is_over()):
-                while self.todo and len(self.running) < self.jobs and not self._is_over():
+                while self.todo and len(self.running) < self.at_once and not self._is_over():
                     self._start(self.todo.pop(0))
                 self._look()
                 time.sleep(LOOK_SECONDS)
@@ -83,7 +84,7 @@ class _Here:
             for number, handler in before.items():
                 signal.signal(number, handler)
         if self.received:
-            print("stopped; the same command goes on", file=sys.stderr)
+            print("stopped; run the same command to continue", file=sys.stderr)
             return INTERRUPTED if self.received[0] == signal.SIGINT else STOPPED
         return FAILED if self.failed else STOPPED if self.stopped else FINISHED
 
@@ -102,10 +103,10 @@ class _Here:
             return
         # Of an earlier time, when it was sent to Slurm.
         job_file(run_dir).unlink(missing_ok=True)
-        slot = min(set(range(self.jobs)) - set(self.slots.values()))
+        slot = min(set(range(self.at_once)) - set(self.slots.values()))
         # By what was asked for, not by how many are left: other threads round otherwise, and a trial that is continued
         # is to end as it would have.
-        environment = own_environment() | {CORES: str(max(1, usable() // self.place.jobs))}
+        environment = own_environment() | {CORES: str(max(1, usable() // self.most))}
         if self.gpus:
             visible = os.environ.get("CUDA_VISIBLE_DEVICES")
             environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[slot] if visible else str(slot)

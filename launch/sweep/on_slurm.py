@@ -31,7 +31,7 @@ def send_trials(
     most, before = max_array_size(), None
     for start in range(0, len(todo), most):
         part = todo[start : start + most]
-        limit = min(place.max_parallel or len(part), len(part))
+        limit = min(place.parallel or len(part), len(part))
         with uninterrupted():
             job_ids = _send_array(directory, part, place, snapshot, limit, before)
         before = job_ids[0].partition("_")[0]

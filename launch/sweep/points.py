@@ -136,12 +136,12 @@ def read_words(words: Iterable[str]) -> tuple[dict[str, Values], tuple[str, ...]
             if len(values) > 1:
                 refuse_without_effect(key, f"{key}={text} ({COMMAND_LINE})")
             if key in given and (key == "recipe" or len(values) > 1 or len(given[key].texts) > 1):
-                raise RecipeError(f"{key} stands twice: give all its values at once, as in {key}=A,B")
+                raise RecipeError(f"{key} is given twice: give all its values at once, as in {key}=A,B")
         except RecipeError as error:
             mistakes.append(str(error))
             continue
         if len(values) < len(texts):
-            notes.append(f"{key}={text}: a value that stands twice is one")
+            notes.append(f"{key}={text}: a value is given twice and tried once")
         given.pop(key, None)
         given[key] = Values(values)
     if mistakes:
@@ -153,7 +153,7 @@ def refuse_without_effect(key: str, what: str) -> None:
     """Raise RecipeError for a key whose values would all make the same training."""
     if key.partition(".")[0] in NOT_TRAINING:
         quoted = ", or in quotes if the comma is text, as in '\"a, b\"'" if takes_text(key) else ""
-        raise RecipeError(f"{what}: {key} does not change the training, so give one value{quoted}")
+        raise RecipeError(f"{what}: {key} does not change the training; give one value{quoted}")
 
 
 # Points: one value for each swept key

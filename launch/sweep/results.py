@@ -17,12 +17,12 @@ from typing import Any, NamedTuple, TypeGuard
 
 from launch.sweep.ranking import compare, eta, importance, ranked
 from launch.sweep.result_types import Comparison, Setting, Share, Trial, goes_on, plural
-from recipes.metric import METRICS, cost
+from launch.sweep.sweep_file import read_sweep
+from recipes.metric import cost
 from resnet.rundir.attempts import read_attempts
 from resnet.rundir.provenance import read_provenance
 
 STATES = ("finished", "running", "queued", "not sent", "pruned", "stopped", "failed", "damaged", "unknown")
-REQUIRED = ("name", "method", "metric", "goal", "parameters", "trials")
 
 
 @dataclass(frozen=True)
@@ -57,27 +57,13 @@ class Board:
         return self.settings[0] if self.settings and self.settings[0].done else None
 
 
-def is_sweep(path: Path | str) -> bool:
-    return os.path.isfile(os.path.join(path, "sweep.json"))
-
-
-def read_sweep(sweep_dir: Path) -> dict[str, Any]:
+def sweep_so_far(sweep_dir: Path) -> dict[str, Any]:
     """The content of sweep.json and its `folder`; points that a search has chosen since are filled in.
 
     Raises ValueError where it is not there, or damaged.
     """
-    file = sweep_dir / "sweep.json"
-    try:
-        sweep = json.loads(file.read_text(encoding="utf-8"))
-        missing = [key for key in REQUIRED if key not in sweep]
-        if missing or sweep["metric"] not in METRICS:
-            raise ValueError(f"no {', '.join(missing)}" if missing else f"metric {sweep['metric']!r}")
-        sweep |= {"folder": str(sweep_dir), "trials": [_asked(sweep_dir, trial) for trial in sweep["trials"]]}
-    except FileNotFoundError:
-        raise ValueError(f"{sweep_dir} is no sweep: it holds no sweep.json") from None
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{file} is damaged ({error})") from error
-    return sweep
+    sweep = read_sweep(sweep_dir)
+    return sweep | {"folder": str(sweep_dir), "trials": [_asked(sweep_dir, trial) for trial in sweep["trials"]]}
 
 
 def _asked(sweep_dir: Path, trial: dict[str, Any]) -> dict[str, Any]:
@@ -97,7 +83,7 @@ def folders(sweep: Mapping[str, Any]) -> list[Path]:
 def results(sweep: Mapping[str, Any], run_rows: Iterable[Mapping[str, Any]], now: float | None = None) -> Board:
     """A sweep's results so far.
 
-    sweep: of `read_sweep`. run_rows: `run_state.rows(folders(sweep))`. now: unix time.
+    sweep: of `sweep_so_far`. run_rows: `run_state.rows(folders(sweep))`. now: unix time.
     """
     now = time.time() if now is None else now
     by_name = {Path(row["run_dir"]).name: row for row in run_rows}

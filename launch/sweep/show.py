@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from launch.runs.state import rows
-from launch.sweep.results import Board, folders, read_sweep, results
+from launch.sweep.results import Board, folders, results, sweep_so_far
 from launch.sweep.text import lines, to_csv, to_object, write_best
 from resnet.rundir.files import to_json
 
@@ -35,7 +35,7 @@ def look(sweep_dir: Path, width: int | None) -> tuple[list[str], bool, bool]:
 
 
 def _board(sweep_dir: Path) -> tuple[Board, bool]:
-    sweep = read_sweep(sweep_dir)
+    sweep = sweep_so_far(sweep_dir)
     found = rows(folders(sweep))
     board = results(sweep, found)
     write_best(sweep_dir, board)

@@ -27,7 +27,8 @@ from random import Random
 from typing import TYPE_CHECKING, Any, Literal
 
 from launch.sweep.points import Distribution, Sweep, Values, sample, search_bounds, text_of, to_words
-from launch.sweep.sweep_json import read_sweep, sweep_of
+from launch.sweep.sweep_file import read_sweep
+from launch.sweep.sweep_json import sweep_of
 from recipes.metric import METRICS, best_of, cost
 from resnet.rundir.attempts import told_to_end
 from resnet.rundir.files import append_line, read_lines, to_json, write_atomic

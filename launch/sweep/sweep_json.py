@@ -1,12 +1,10 @@
-"""sweep.json: a sweep as plain data, which the launcher writes and whatever runs a trial reads."""
+"""A sweep as plain data, for sweep.json, and back."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
-from pathlib import Path
+from dataclasses import asdict, fields
 from typing import Any
 
 from launch.sweep.points import Distribution, HalvingRule, Sweep, Values
@@ -43,10 +41,10 @@ def sweep_of(data: Mapping[str, Any]) -> Sweep:
     return Sweep(
         data["method"],
         dict(data["fixed"]),
-        {key: _parameter(fields) for key, fields in data["parameters"].items()},
+        {key: _parameter(content) for key, content in data["parameters"].items()},
         tuple(data["order"]),
         metric=data.get("metric"),
-        early_stop=HalvingRule(tuple(rule["rungs"]), rule["eta"], rule["strict"]) if rule else None,
+        early_stop=HalvingRule(tuple(rule["rungs"]), **_known(HalvingRule, rule, but="rungs")) if rule else None,
         run_cap=data.get("count"),
         name=data.get("name"),
         description=data.get("description"),
@@ -54,12 +52,13 @@ def sweep_of(data: Mapping[str, Any]) -> Sweep:
     )
 
 
-def _parameter(fields: Mapping[str, Any]) -> Values | Distribution:
-    if "values" in fields:
-        return Values(tuple(fields["values"]), fields["probabilities"] and tuple(fields["probabilities"]))
-    return Distribution(**fields)
+def _parameter(content: Mapping[str, Any]) -> Values | Distribution:
+    if "values" in content:
+        chances = content.get("probabilities")
+        return Values(tuple(content["values"]), chances and tuple(chances))
+    return Distribution(**_known(Distribution, content))
 
 
-def read_sweep(sweep_dir: Path) -> dict[str, Any]:
-    """The content of sweep.json."""
-    return json.loads((sweep_dir / "sweep.json").read_text(encoding="utf-8"))
+def _known(kind: type[Any], content: Mapping[str, Any], but: str = "") -> dict[str, Any]:
+    """What this version knows of the fields of a dataclass."""
+    return {one.name: content[one.name] for one in fields(kind) if one.name in content and one.name != but}

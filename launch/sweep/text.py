@@ -15,7 +15,7 @@ from typing import Any
 
 from launch.runs.state import ROOT
 from launch.sweep.result_types import Setting, figure, goes_on, plural, shortened
-from launch.sweep.results import Board, read_sweep
+from launch.sweep.results import Board, sweep_so_far
 from recipes.metric import METRICS
 from recipes.text import format_duration, labels
 from resnet.rundir.files import write_atomic
@@ -181,7 +181,7 @@ def write_best(sweep_dir: Path, board: Board) -> Path | None:
     if own.is_file():
         recipe = load_file(own).recipe
     else:
-        sweep = read_sweep(sweep_dir)
+        sweep = sweep_so_far(sweep_dir)
         words = next(listed["words"] for listed in sweep["trials"] if listed["name"] == trial.name)
         recipe = load(words, sweep.get("origins")).recipe
     evidence = recipe.evidence

@@ -15,7 +15,7 @@ import pytest
 from launch.runs import state as run_state
 from launch.sweep.plot import plot
 from launch.sweep.ranking import t_quantile
-from launch.sweep.results import Board, folders, is_sweep, read_sweep, results
+from launch.sweep.results import Board, folders, results, sweep_so_far
 from launch.sweep.text import lines, to_csv, to_object, write_best
 from recipes.load import dump, load
 from recipes.text import labels
@@ -71,7 +71,7 @@ def _trial(run_dir: Path, left: dict, metric: str) -> None:
 
 
 def board_of(folder: Path) -> Board:
-    read = read_sweep(folder)
+    read = sweep_so_far(folder)
     return results(read, run_state.rows(folders(read)), now=NOW)
 
 
@@ -174,14 +174,12 @@ def test_what_a_search_has_asked_for(tmp_path):
 
 
 def test_no_sweep(tmp_path):
-    assert not is_sweep(tmp_path)
-    with pytest.raises(ValueError, match="no sweep"):
-        read_sweep(tmp_path)
+    with pytest.raises(ValueError, match="not a sweep"):
+        sweep_so_far(tmp_path)
     for damaged in ('{"name": ', "[]", '{"name": "a"}'):
         (tmp_path / "sweep.json").write_text(damaged)
         with pytest.raises(ValueError, match=r"sweep\.json is damaged"):
-            read_sweep(tmp_path)
-    assert is_sweep(tmp_path)
+            sweep_so_far(tmp_path)
 
 
 # Settings

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import statistics
@@ -17,6 +18,7 @@ import pytest
 
 from launch.sweep.directory import SweepDir
 from launch.sweep.points import from_words, grid, trials
+from launch.sweep.sweep_file import read_sweep
 from launch.sweep.sweep_json import sweep_json
 from recipes.load import load
 from tests.helpers import PROGRAM, TINY, column, status
@@ -39,7 +41,7 @@ def attempts(trial: Path) -> list[dict]:
 
 def test_a_sweep_on_slurm_survives_everything_and_is_completed(cluster: Cluster, shapes, tmp_path):
     words = [*SHORT, f"data.train={shapes}", "optimizer.lr=0.005,0.01,0.02", "seed=range(0,3)", "cluster=local-test"]
-    words += ["slurm.gpus_per_node=1", "slurm.time=5", "--max-parallel", "2", "--name", "study"]
+    words += ["slurm.gpus_per_node=1", "slurm.time=5", "--parallel", "2", "--name", "study"]
     study = cluster.run_dir("study")
 
     # The command is killed when Slurm has the array and nobody has noted its id.
@@ -133,7 +135,7 @@ def test_a_trial_knows_its_own_lease_again_on_another_node(cluster: Cluster, sha
 def test_more_trials_than_an_array_may_have(cluster: Cluster, shapes):
     """1,101 trials where MaxArraySize is 1,001: two arrays, and no trial twice."""
     words = [*SHORT, f"data.train={shapes}", "optimizer.lr=log(0.001,0.1,367)", "seed=0,1,2", "cluster=local-test"]
-    words += ["slurm.gpus_per_node=1", "slurm.sbatch.hold=true", "--max-parallel", "20", "--name", "many"]
+    words += ["slurm.gpus_per_node=1", "slurm.sbatch.hold=true", "--parallel", "20", "--name", "many"]
     assert "1101 trials" in cluster.launch("sweep", *words, code=2).stderr
     begin = time.monotonic()
     said = cluster.launch("sweep", *words, "--yes").stdout
@@ -223,7 +225,7 @@ def finished(process: subprocess.Popen[str], code: int = 0) -> str:
 
 
 def test_a_sweep_here_goes_on_after_its_death(shapes, tmp_path):
-    words = [*SHORT, f"data.train={shapes}", "optimizer.lr=0.01,99", "seed=0,1", "--jobs", "2", "--name", "study"]
+    words = [*SHORT, f"data.train={shapes}", "optimizer.lr=0.01,99", "seed=0,1", "--parallel", "2", "--name", "study"]
     first = sweep(tmp_path, *words)
     study = tmp_path / "runs" / "study"
     deadline = time.monotonic() + 100
@@ -267,13 +269,13 @@ def test_a_bayes_file_with_hyperband_runs_here(shapes, tmp_path):
     [
         (["recipe=quickstart", "optimizer.lrr=1,2"], "did you mean optimizer.lr?"),
         (["recipe=quickstart", "optimizer.lr=0.1,-1"], "in 1 of 2 trials"),
-        (["recipe=quickstart", "seed=0,1", "run.name=x"], "--name is the sweep's"),
-        (["recipe=quickstart", "seed=0,1", "--jobs", "0"], "--jobs: give 1 or more"),
-        (["recipe=quickstart", "seed=0,1", "--max-parallel", "2"], "--max-parallel is of a cluster"),
+        (["recipe=quickstart", "seed=0,1", "run.name=x"], "--name names the sweep"),
+        (["recipe=quickstart", "seed=0,1", "--jobs", "0"], "--parallel must be at least 1"),
+        (["recipe=quickstart", "seed=0,1", "--parallel", "-1"], "--parallel must be at least 1"),
         (["recipe=quickstart", "seed=0,1", "model.pretrained=/no/such.pth"], "model.pretrained=/no/such.pth"),
         (["recipe=quickstart", "seed=range(0,100)"], "100 trials: --dry-run shows them, --yes sends them"),
         (["recipe=quickstart", "seed=0,1", "slurm.nodes=2"], "give cluster=NAME too"),
-        (["recipe=quickstart", "seed=0,1", "--name", "a/b"], "holds no / or %"),
+        (["recipe=quickstart", "seed=0,1", "--name", "a/b"], "cannot contain / or %"),
         (["none.yaml"], "none.yaml"),
     ],
 )
@@ -325,9 +327,50 @@ def test_another_sweep_of_the_name_is_refused(directory, tmp_path, words, what):
     assert (directory / "sweep.json").read_bytes() == before
 
 
+OLD_SWEEP = Path(__file__).parent / "data" / "sweep-0.1.0.json"
+"""Of two trials, as version 0.1.0 wrote it; its paths are shortened."""
+
+
+@pytest.fixture
+def old_sweep(tmp_path) -> Path:
+    """The directory of a sweep that version 0.1.0 has begun."""
+    study = tmp_path / "runs" / "study"
+    study.mkdir(parents=True)
+    shutil.copy(OLD_SWEEP, study / "sweep.json")
+    return study
+
+
+def test_a_sweep_of_an_older_version_is_continued_by_the_same_command(old_sweep):
+    before = json.loads(OLD_SWEEP.read_text())
+    words = shlex.split(before["command"].replace("lr=0.01,0.02", "lr=0.01,0.02,0.04"))[2:]
+    sweep = from_words([word for word in words if "=" in word])
+    listed, _ = trials(sweep, grid(sweep))
+    with SweepDir(old_sweep) as directory:
+        directory.update(sweep_json(sweep) | {"metric": "top1", "goal": "maximize", "name": "study"}, listed, None)
+    after = json.loads((old_sweep / "sweep.json").read_text())
+    assert after["trials"][:2] == before["trials"]
+    assert [trial["point"] for trial in after["trials"][2:]] == [{"optimizer.lr": "0.04"}]
+    assert (after["format"], after["parallel"], after["created"]) == (1, 1, before["created"])
+
+
+def test_what_a_newer_version_wrote_is_kept_and_what_an_older_one_left_out_has_defaults(old_sweep):
+    content = json.loads(OLD_SWEEP.read_text()) | {"format": 7, "new": [1], "method": "random"}
+    distribution = {"kind": "uniform", "low": 0.1, "high": 1.0, "log": True, "shape": "new"}
+    content["parameters"] = {"optimizer.lr": distribution}
+    for key in ("early_stop", "origins", "order", "goal", "jobs", "max_parallel"):
+        del content[key]
+    (old_sweep / "sweep.json").write_text(json.dumps(content))
+    fields = {key: value for key, value in distribution.items() if key != "shape"}
+    with SweepDir(old_sweep) as directory:
+        assert directory.content["early_stop"] is None
+        directory.update(read_sweep(old_sweep) | {"parameters": {"optimizer.lr": fields}}, [], None)
+    after = json.loads((old_sweep / "sweep.json").read_text())
+    assert (after["format"], after["new"], after["parameters"]) == (7, [1], content["parameters"])
+
+
 def test_a_recipe_that_was_edited_meanwhile_makes_another_sweep(directory, tmp_path):
     (tmp_path / "mine.yaml").write_text("base: quickstart\nepochs: 5\n")
-    with pytest.raises(ValueError, match="was of another recipe"):
+    with pytest.raises(ValueError, match="was made of another recipe"):
         plan(tmp_path, "optimizer.lr=0.1,0.2")
 
 
@@ -345,7 +388,7 @@ def test_one_works_on_a_sweep_at_a_time(directory):
     code = "import pathlib, sys, launch.sweep.directory as d; d.SweepDir(pathlib.Path(sys.argv[1])).__enter__()"
     with SweepDir(directory):
         done = subprocess.run([sys.executable, "-c", code, directory], cwd=PROGRAM, capture_output=True, text=True)
-    assert "another `launch` works on" in done.stderr
+    assert "another `launch` is working on" in done.stderr
 
 
 def test_a_dry_run_shows_a_thousand_trials(tmp_path):

@@ -94,8 +94,8 @@ def test_values_of_a_word(text, values):
         ("optimizer.lr=linspace(1,2,1)", "linspace(a,b,n) needs a whole number n of 2 or more: both ends count"),
         ("optimizer.lr=log(1,2,2.5)", "log(a,b,n) needs a whole number n of 2 or more"),
         ("optimizer.lr=uniform(0,1)", "there is no uniform(...): use range(start,stop,step), log(a,b,n), lins"),
-        ("wandb.notes=a, b", "wandb.notes does not change the training, so give one value, or in quotes if the"),
-        ("log_every=1,2", "log_every=1,2 (command line): log_every does not change the training, so give one value"),
+        ("wandb.notes=a, b", "wandb.notes does not change the training; give one value, or in quotes if the"),
+        ("log_every=1,2", "log_every=1,2 (command line): log_every does not change the training; give one value"),
         ("--seed=1,2", "did you mean seed=1,2?"),
         ("seed", "cannot read 'seed', arguments have the form key=value"),
     ],
@@ -114,7 +114,7 @@ def test_mistakes_of_several_words_come_together():
 def test_no_recipe_or_a_key_given_twice():
     assert "give recipe=NAME, or several as in recipe=A,B; there are: cats" in mistakes(from_words, ["seed=1,2"])
     for words in (["recipe=a", "recipe=b"], ["seed=1", "seed=2,3"], ["seed=1,2", "seed=3"]):
-        assert "stands twice: give all its values at once" in mistakes(from_words, ["recipe=quickstart", *words])
+        assert "is given twice: give all its values at once" in mistakes(from_words, ["recipe=quickstart", *words])
     assert from_words(["recipe=quickstart", "seed=1", "seed=2"]).fixed["seed"] == "2"
 
 
@@ -165,7 +165,7 @@ def test_grid_varies_the_last_key_fastest_and_keeps_what_has_one_value():
     sweep = from_words(["recipe=quickstart", "optimizer.lr=0.1,0.2", "epochs=2", "seed=0,1,0"])
     assert (sweep.method, sweep.fixed) == ("grid", {"recipe": "quickstart", "epochs": "2"})
     assert sweep.parameters == {"optimizer.lr": Values(("0.1", "0.2")), "seed": Values(("0", "1"))}
-    assert sweep.notes == ("seed=0,1,0: a value that stands twice is one",)
+    assert sweep.notes == ("seed=0,1,0: a value is given twice and tried once",)
     assert size(sweep) == 4
     assert [(point["optimizer.lr"], point["seed"]) for point in grid(sweep)] == [*product(["0.1", "0.2"], "01")]
     assert to_words(sweep, next(grid(sweep))) == ["recipe=quickstart", "optimizer.lr=0.1", "epochs=2", "seed=0"]

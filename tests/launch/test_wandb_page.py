@@ -17,7 +17,7 @@ from launch.commands.sweep import _wandb_sweep as page_of
 from launch.sweep import wandb_register as wandb_page
 from launch.sweep.directory import SweepDir
 from launch.sweep.points import from_words, grid, trials
-from launch.sweep.results import read_sweep, results
+from launch.sweep.results import results, sweep_so_far
 from launch.sweep.sweep_json import sweep_json
 from launch.sweep.text import lines
 from launch.sweep.wandb_read import from_file
@@ -130,7 +130,7 @@ def test_the_page_is_made_once_and_its_trials_are_runs_of_it(tmp_path, monkeypat
     listed, _ = trials(sweep, grid(sweep))
     content = sweep_json(sweep) | {"metric": "top1", "goal": "maximize", "seed": 0}
     with SweepDir(tmp_path / "study") as directory:
-        with pytest.raises(ValueError, match="is of one project"):
+        with pytest.raises(ValueError, match="belongs to one project"):
             page_of(directory, sweep, [Wandb(project="a"), Wandb(project="b")])
         for _ in range(2):
             page = page_of(directory, sweep, [trial.recipe.wandb for trial in listed])
@@ -139,10 +139,10 @@ def test_the_page_is_made_once_and_its_trials_are_runs_of_it(tmp_path, monkeypat
         directory.update(content, listed, None)
         assert directory.recipe_of(directory.trials[0]).wandb.sweep == "abcd1234"
     assert len(registered) == 1
-    assert made["url"] in "\n".join(lines(results(read_sweep(tmp_path / "study"), [])))
+    assert made["url"] in "\n".join(lines(results(sweep_so_far(tmp_path / "study"), [])))
     with SweepDir(tmp_path / "other") as directory:
         directory.update(content, listed, None)
-        with pytest.raises(ValueError, match="has begun without it"):
+        with pytest.raises(ValueError, match="was begun without it"):
             page_of(directory, sweep, [Wandb()])
 
 
