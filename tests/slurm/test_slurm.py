@@ -143,6 +143,23 @@ except SystemExit as left:
     cluster.launch("cancel", tmp_path / "light")
 
 
+def test_python_submits_as_the_command_does(cluster: Cluster, tmp_path):
+    code = f"""
+import sys, launch, resnet
+recipe = resnet.load_recipe("quickstart", {{"run.root": {str(tmp_path)!r}, "run.name": "python", "batch_size": 16}})
+run = launch.submit(recipe, cluster="local-test", time="0:05:00", sbatch={{"hold": True}})
+print(type(run) is resnet.Run, run.path, run.status["state"], [name for name in {HEAVY!r} if name in sys.modules])
+try:
+    launch.submit("quickstart", cluster="local-test", nodse=2)
+except ValueError as error:
+    print(error)
+"""
+    first, mistake, *_ = cluster.ask(sys.executable, "-c", code).stdout.splitlines()
+    assert first == f"True {tmp_path / 'python'} queued []"
+    assert "did you mean nodes?" in mistake
+    assert "is cancelled" in cluster.launch("cancel", tmp_path / "python").stdout
+
+
 def test_a_dry_run_sends_nothing(cluster: Cluster, tiny, tmp_path):
     said = cluster.launch("submit", *tiny, *ON_CLUSTER, "slurm.nodes=2", f"run.root={tmp_path}", "--dry-run").stdout
     assert "#SBATCH --ntasks-per-node=2" in said
