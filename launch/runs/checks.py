@@ -18,8 +18,13 @@ from slurm.profile import Profile
 
 def check_batch(recipe: Recipe, profile: Profile) -> Plan:
     """What follows from the recipe on so many ranks. Raises ValueError where the batch does not divide."""
-    if recipe.device == "cuda" and not profile.gpus_per_node:
-        raise ValueError("device=cuda, but slurm.gpus_per_node=0")
+    needs_gpus = {
+        "device=cuda": recipe.device == "cuda",
+        "precision=fp16": recipe.precision == "fp16",
+        "model.sync_batchnorm=true": recipe.model.sync_batchnorm,
+    }
+    if not profile.gpus_per_node and (words := [word for word, needs in needs_gpus.items() if needs]):
+        raise ValueError(f"{', '.join(words)}, but slurm.gpus_per_node=0")
     # Without the number of samples: one step an epoch, enough for all but the number of steps.
     return make_plan(recipe, samples_known(recipe.data) or recipe.batch_size, profile.ranks)
 

@@ -1,4 +1,4 @@
-"""The keys of `data` and `augment`: where images come from, and what is done to them."""
+"""The keys of `data`, a class a source, and what a source's keys tell before its images are seen."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class _Data(Group):
     train_samples: Count | None = None
     """Training images the recipe was made for, to show steps before the data is seen; the data itself decides."""
     max_train: Count | None = None
-    """Use only so many training images, spread evenly over the data (for a quick try)."""
+    """Use at most this many training images, spread evenly over the data (for a quick try)."""
     max_val: Count | None = None
-    """Use only so many validation images, spread evenly over the data."""
+    """Use at most this many validation images, spread evenly over the data."""
     num_workers: Annotated[int, Field(ge=0)] | None = None
     """Decoding processes per rank; null: one a CPU core that the rank has, at most 16."""
     prefetch: Count = 2
@@ -42,6 +42,10 @@ class _Data(Group):
     def images_stated(self) -> int | None:
         """Training images, carved ones included, as far as the keys tell; None: only the data itself does."""
         return self.train_samples
+
+    def classes_stated(self) -> int | None:
+        """Classes, as far as the keys tell; None: only the data itself does."""
+        return None
 
     def paths(self) -> dict[str, str | None]:
         """Files and folders that have to be there, by the name of the key."""
@@ -127,6 +131,9 @@ class CifarData(_Data):
     download: bool = True
     """Fetch the archive (170 MB) if it is not there."""
 
+    def classes_stated(self) -> int:
+        return 10 if self.source == "cifar10" else 100
+
 
 class ShapesData(_Data):
     """Drawn shapes as real JPEG files, made once into the folder `train` and then read as an image folder."""
@@ -147,6 +154,9 @@ class ShapesData(_Data):
 
     def images_stated(self) -> int:
         return 10 * self.per_class
+
+    def classes_stated(self) -> int:
+        return 10
 
 
 class SyntheticData(_Data):
@@ -170,6 +180,9 @@ class SyntheticData(_Data):
 
     def images_stated(self) -> int:
         return self.samples
+
+    def classes_stated(self) -> int:
+        return self.classes
 
 
 def _needs_validation(data: Any) -> Any:

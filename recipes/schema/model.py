@@ -38,6 +38,22 @@ ACTIVATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 """torch.nn's elementwise activations by their snake-case names: the arguments each needs, and those it may be given."""
 
 
+_RANGES = {"hardtanh": {"min_val": -1.0, "max_val": 1.0}, "rrelu": {"lower": 1 / 8, "upper": 1 / 3}}
+"""Activations with two arguments that have to ascend, and torch's defaults."""
+
+
+def _unfit(name: str, arguments: dict[str, Any]) -> str:
+    """What torch would say of an activation's arguments, some of it in the first step only; empty: nothing."""
+    if name in _RANGES:
+        (least, low), (most, high) = (_RANGES[name] | arguments).items()
+        # rrelu takes the same number twice, hardtanh does not.
+        wrong = low >= high if name == "hardtanh" else low > high
+        return f"{least} {low:g} is not below {most} {high:g}" if wrong else ""
+    if name == "softshrink" and arguments.get("lambd", 0.5) < 0:
+        return "lambd must be 0 or more"
+    return "alpha must not be 0" if name == "celu" and arguments.get("alpha", 1.0) == 0 else ""
+
+
 _ONE_SET_OF_WEIGHTS = ("resnet18", "resnet34", "resnext101_64x4d")
 
 
@@ -139,4 +155,6 @@ class Model(Group):
             raise ValueError(f"{name} has no {unknown[0] or 'nameless argument'}, {takes}")
         if missing := [key for key in required if key not in value]:
             raise ValueError(f"{name} needs {', '.join(missing)}")
+        if unfit := _unfit(name, value):
+            raise ValueError(f"do not fit {name}: {unfit}")
         return value

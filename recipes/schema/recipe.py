@@ -92,6 +92,9 @@ class Recipe(Group):
         cycled = self.schedule.name == "onecycle" and self.schedule.cycle_momentum
         if cycled and self.optimizer.name == "sgd" and self.optimizer.momentum == 0:
             raise ValueError("schedule.cycle_momentum needs optimizer.momentum above 0")
+        stated, found = self.model.num_classes, self.data.classes_stated()
+        if None not in (stated, found) and stated != found:
+            raise ValueError(f"model.num_classes={stated}, but data.source={self.data.source} has {found} classes here")
         if self.device == "cpu" and self.precision == "fp16":
             raise ValueError("precision=fp16 needs a GPU, and device=cpu: use precision=no, or auto")
         if self.device == "cpu" and self.model.sync_batchnorm:

@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from recipes.load import load
+from resnet.build import build_data
+from resnet.data.sources.shapes import draw
 from tests.helpers import TINY, finish, start, train
 from tests.processes import start_ranks, wait_ranks
 
@@ -46,7 +49,7 @@ NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
         ),
         (["--lr=3"], ["'--lr=3'", "did you mean lr=3?"]),
         (["schedule={name: cosine, warmup_epochs: 5}"], ["schedule.warmup_epochs 5", "epochs 3"]),
-        (["model.num_classes=7"], ["model.num_classes=7", "has 10 classes (checkerboard, circle,"]),
+        (["model.num_classes=7"], ["model.num_classes=7", "data.source=shapes has 10 classes"]),
         (["batch_size=200"], ["batch_size 200", "160 training samples"]),
         (
             ["batch_size=25", "max_batch_per_device=4"],
@@ -67,6 +70,16 @@ def test_mistakes_in_the_recipe(tiny, tmp_path, capsys, words, told):
         assert text in error
     assert [path.name for path in tmp_path.iterdir()] == ["here"]
     assert not any((tmp_path / "here").iterdir())
+
+
+def test_another_number_of_classes_than_the_folders(tmp_path):
+    draw(tmp_path / "drawn", 4, 32)
+    words = [
+        f"data={{source: image_folder, train: {tmp_path}/drawn/train, val: {tmp_path}/drawn/val}}",
+        "model.num_classes=7",
+    ]
+    with pytest.raises(ValueError, match=r"num_classes=7, but .*/train has 10 classes \(checkerboard, circle,"):
+        build_data(load(["recipe=quickstart", *words]).recipe)
 
 
 def test_imagenet_that_is_not_there(tmp_path, monkeypatch, capsys):
