@@ -14,7 +14,8 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.sweep.directory import SweepDir, ask_trial, finish_trial, note_mistake, prune
+from launch.sweep.directory import SweepDir
+from launch.sweep.trial_life import ask_trial, finish_trial, note_mistake, prune
 from resnet.process.exit_codes import FAILED
 from slurm import batch
 

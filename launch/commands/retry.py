@@ -75,7 +75,7 @@ def _retry_run(run_dir: Path, arguments: argparse.Namespace) -> int:
     snapshot = (None if arguments.new_code else _snapshot(job)) or take_snapshot(run_dir.parent / SNAPSHOTS)
     recipe = load_file(run_dir / "slurm" / "recipe.yaml").recipe
     if (pruned := end_file(run_dir, "pruned")).exists():
-        from launch.sweep.study import let_go_on
+        from launch.sweep.halving import let_go_on
 
         let_go_on(run_dir.parent, run_dir.name)
         pruned.unlink()
@@ -88,8 +88,8 @@ def _retry_run(run_dir: Path, arguments: argparse.Namespace) -> int:
 def _retry_trial_here(run_dir: Path) -> int:
     """Continue one trial of a sweep, also one that early stopping ended."""
     from launch.sweep.directory import SweepDir, place_here
+    from launch.sweep.halving import let_go_on
     from launch.sweep.here import await_orphans, train_here
-    from launch.sweep.study import let_go_on
 
     with SweepDir(run_dir.parent) as directory:
         await_orphans(directory)

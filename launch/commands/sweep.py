@@ -18,8 +18,11 @@ from launch.runs.here import visible_gpus
 from launch.runs.send import shown
 from launch.sweep.directory import Place, SweepDir, comparable
 from launch.sweep.dry_run import dry_run
-from launch.sweep.points import Sweep, Trial, Values, from_words, grid, sample, trials
+from launch.sweep.points import grid, sample
 from launch.sweep.sweep_json import sweep_json
+from launch.sweep.sweep_types import Sweep, Values
+from launch.sweep.trials import Trial, trials
+from launch.sweep.words import from_words
 from recipes.plan import make_plan, samples_known
 from recipes.schema.recipe import Recipe
 from recipes.schema.training import Wandb

@@ -12,23 +12,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from launch.runs.here import visible_gpus
-from launch.runs.job_record import job_of, write_job
 from launch.runs.state import is_sweep, rows
-from launch.sweep.points import Trial
-from launch.sweep.study import ask, should_stop, tell
+from launch.sweep.arrays import settle_arrays
+from launch.sweep.halving import is_pruned
 from launch.sweep.study import trial_name as numbered
 from launch.sweep.sweep_file import read_sweep, write_sweep
 from launch.sweep.sweep_json import sweep_json, sweep_of
+from launch.sweep.trials import Trial
 from recipes.load import load
 from recipes.schema.recipe import NOT_TRAINING, Recipe
 from resnet.rundir.attempts import ENDS, end_file
-from resnet.rundir.files import append_line, read_lines, to_json, write_atomic
-from resnet.rundir.status import read_status, write_status
 from slurm.profile import Profile
-from slurm.queue import ask as ask_slurm
-from slurm.queue import queued
-
-CANCEL_SECONDS = 60.0
 
 
 class Place(NamedTuple):
@@ -124,7 +118,7 @@ class SweepDir:
 
     def missing(self, failed_only: bool = False) -> tuple[list[dict[str, Any]], dict[str, int]]:
         """Trials that are not done and not on their way, and how many others there are by state."""
-        self._settle_arrays()
+        settle_arrays(self.path)
         there = [trial for trial in self.trials if (self.path / trial["name"] / "status.json").is_file()]
         found = dict(zip((t["name"] for t in there), rows(self.path / t["name"] for t in there), strict=True))
         todo, others = [], Counter()
@@ -171,61 +165,6 @@ class SweepDir:
             # JSON is YAML; a thousand recipes are written in a fraction of the time.
             file.write_text(json.dumps(self.recipe_of(trial).model_dump(mode="json"), indent=1), encoding="utf-8")
 
-    # The record of arrays: what was sent before its id is known, then the id.
-
-    @property
-    def _arrays(self) -> Path:
-        return self.path / "slurm" / "arrays.jsonl"
-
-    def note_array(self, **fields: Any) -> None:
-        append_line(self._arrays, fields)
-
-    def arrays(self) -> dict[str, dict[str, Any]]:
-        """By name: the trials of each array, and its job's id unless the command that sent it died over it."""
-        found: dict[str, dict[str, Any]] = {}
-        for fields in read_lines(self._arrays):
-            found.setdefault(fields["name"], {}).update(fields)
-        return found
-
-    def _settle_arrays(self) -> None:
-        """See to arrays that were sent by a command that died before it could note their ids.
-
-        Where submitit had not come to place what all tasks are to call, those would fail: the array is cancelled.
-        """
-        lost = {name: array for name, array in self.arrays().items() if "job_ids" not in array}
-        if not lost:
-            return
-        jobs = queued()
-        if jobs is None:
-            raise ValueError(f"{self.path}: a command was killed while it sent trials; run this where squeue is")
-        ids_by_name: dict[str, set[str]] = {}
-        for job_id, job in jobs.items():
-            ids_by_name.setdefault(job.name, set()).add(job_id.partition("_")[0])
-        for name, array in lost.items():
-            job_ids: list[str] = []
-            for base in ids_by_name.get(name, ()):
-                number = len(array["trials"])
-                found = [base] if number == 1 else [f"{base}_{index}" for index in range(number)]
-                if all((self.path / "slurm" / name / f"{job_id}_submitted.pkl").exists() for job_id in found):
-                    job_ids = found
-                else:
-                    _cancel(base)
-            for trial, job_id in zip(array["trials"], job_ids, strict=False):
-                write_job(self.path / trial, job_of(array["job"]), job_id)
-            self.note_array(name=name, job_ids=job_ids)
-
-
-def _cancel(job_id: str) -> None:
-    """Cancel a job and see it end: its runs are to be free for another."""
-    with contextlib.suppress(ValueError):
-        ask_slurm(["scancel", job_id])
-    deadline = time.monotonic() + CANCEL_SECONDS
-    while time.monotonic() < deadline:
-        if all(job.over for found, job in (queued() or {}).items() if found.partition("_")[0] == job_id):
-            return
-        time.sleep(0.5)
-    raise ValueError(f"job {job_id}, of a command that was killed, does not end: scancel it and try again")
-
 
 def place_here(directory: SweepDir) -> Place:
     """This machine, as the newest command of the sweep used it."""
@@ -236,49 +175,6 @@ def place_here(directory: SweepDir) -> Place:
 def cancel_file(sweep_dir: Path) -> Path:
     """The file that tells who runs the trials here to start no more."""
     return sweep_dir / "slurm" / "cancel"
-
-
-def ask_trial(directory: SweepDir, trial: Mapping[str, Any]) -> dict[str, Any]:
-    """A trial of a search with the point it is to try, which stays its own for ever."""
-    ask(directory.path, directory.number_of(trial))
-    return {**trial, **json.loads((directory.path / trial["name"] / "slurm" / "point.json").read_text())}
-
-
-def is_pruned(run_dir: Path, state: str | None) -> bool:
-    """Whether early stopping ended a trial, and not something else."""
-    return state not in ("finished", "failed") and end_file(run_dir, "pruned").exists()
-
-
-def prune(sweep_dir: Path, trial: str) -> bool:
-    """Whether early stopping ends a trial now (and not before)."""
-    run_dir = sweep_dir / trial
-    file, status = end_file(run_dir, "pruned"), read_status(run_dir)
-    # One that has trained to its end has nothing left to save.
-    if file.exists() or (status.get("step") or 0) >= (status.get("total_steps") or 1):
-        return False
-    stop = should_stop(sweep_dir, trial)
-    if stop is not None:
-        write_atomic(file, to_json({"rung": stop[0], "value": stop[1], "time": time.time()}))
-    return stop is not None
-
-
-def finish_trial(directory: SweepDir, trial: Mapping[str, Any]) -> None:
-    """Tell the search, and early stopping, of a trial that has ended."""
-    run_dir = directory.path / trial["name"]
-    state = read_status(run_dir).get("state")
-    if directory.content["early_stop"] and state == "finished":
-        should_stop(directory.path, trial["name"])
-    end = "pruned" if is_pruned(run_dir, state) else state
-    if directory.is_search and (end == "pruned" or end == "finished" or end == "failed"):
-        tell(directory.path, directory.number_of(trial), end)
-
-
-def note_mistake(directory: SweepDir, trial: Mapping[str, Any], error: Exception) -> None:
-    """A trial whose point makes no recipe has failed; the others go on."""
-    run_dir = directory.path / trial["name"]
-    (run_dir / "slurm").mkdir(parents=True, exist_ok=True)
-    write_status(run_dir, name=run_dir.name, state="failed", reason=str(error), failure="mistake", eta_s=None)
-    finish_trial(directory, trial)
 
 
 def comparable(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from launch.sweep.directory import Place
-from launch.sweep.points import Sweep, Trial, size
+from launch.sweep.points import size
+from launch.sweep.sweep_types import Sweep
+from launch.sweep.trials import Trial
 from recipes.load import load
 from recipes.schema.recipe import Recipe
 from recipes.text import format_duration

@@ -14,16 +14,9 @@ from typing import Any
 
 from launch.runs.here import own_environment, visible_gpus
 from launch.runs.job_record import job_file, read_job
-from launch.sweep.directory import (
-    Place,
-    SweepDir,
-    ask_trial,
-    cancel_file,
-    finish_trial,
-    is_pruned,
-    note_mistake,
-    prune,
-)
+from launch.sweep.directory import Place, SweepDir, cancel_file
+from launch.sweep.halving import is_pruned
+from launch.sweep.trial_life import ask_trial, finish_trial, note_mistake, prune
 from resnet.process.command_lines import TRAIN
 from resnet.process.environment import CORES, usable
 from resnet.process.exit_codes import FAILED, FINISHED, INTERRUPTED, STOPPED

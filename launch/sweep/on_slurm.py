@@ -10,6 +10,7 @@ from typing import Any
 
 from launch.runs.job_record import Job, write_job
 from launch.runs.send import SNAPSHOTS, uninterrupted
+from launch.sweep.arrays import arrays, note_array
 from launch.sweep.directory import Place, SweepDir
 from resnet.rundir.files import to_json, write_atomic
 from resnet.rundir.status import read_status, status_text, write_status
@@ -46,12 +47,12 @@ def _send_array(
     assert profile is not None
     runs = [directory.prepare(trial) for trial in part]
     # Not to be taken for an array of another sweep of the same name.
-    name = f"{sweep_dir.name}.{len(directory.arrays()) + 1}-{secrets.token_hex(3)}"
+    name = f"{sweep_dir.name}.{len(arrays(sweep_dir)) + 1}-{secrets.token_hex(3)}"
     job = Job.to_send(name, place.cluster, profile, snapshot, place.cwd)
     before = [read_status(run_dir) for run_dir in runs]
     for run_dir in runs:
         _note_queued(run_dir)
-    directory.note_array(name=name, trials=[run.name for run in runs], job=asdict(job))
+    note_array(sweep_dir, name=name, trials=[run.name for run in runs], job=asdict(job))
     watched = directory.is_search or directory.content["early_stop"]
     submission = Submission(
         profile,
@@ -69,7 +70,7 @@ def _send_array(
     try:
         job_ids = submit(submission)
     except BaseException:
-        directory.note_array(name=name, job_ids=[])
+        note_array(sweep_dir, name=name, job_ids=[])
         for run_dir, status in zip(runs, before, strict=True):
             if status:
                 write_atomic(run_dir / "status.json", to_json(status, indent=1) + "\n")
@@ -78,7 +79,7 @@ def _send_array(
         raise
     for run_dir, job_id in zip(runs, job_ids, strict=True):
         write_job(run_dir, job, job_id)
-    directory.note_array(name=name, job_ids=job_ids)
+    note_array(sweep_dir, name=name, job_ids=job_ids)
     return job_ids
 
 

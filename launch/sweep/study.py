@@ -1,37 +1,31 @@
-"""Smart search: which point a trial tries, and whether it goes on. Called by whatever runs a trial, from many nodes.
+"""Smart search: which point a trial tries. Called by whatever runs a trial, from many nodes.
 
 The point of a `bayes` trial comes from Optuna's TPE (Bergstra et al. 2011). The run directories are the truth and the
 study a view of them: a trial that the study has not heard of is found by its files, so that a job that died, a damaged
 journal or a new `storage` loses nothing. One lock for the sweep makes read, decide and write one step.
-
-Both locks, ours and the journal's, are files created with O_EXCL, which is atomic on NFSv3 and later and on Lustre and
-GPFS; the alternative, symbolic links, is for NFSv2, and tells a stale lock by the age of the file that it points to.
-
-Early stopping is not Optuna's: SuccessiveHalvingPruner has its rungs at min_resource * eta^k, eta a whole number, so
-that W&B's brackets (max_iter / eta^k, eta any number above 1) cannot be said; it judges by the newest value, not the
-rung's, it stops the second trial of a sweep if that is the worse of two, and it needs every evaluation of every grid
-and random trial in Optuna's storage. HyperbandPruner adds brackets that W&B's `hyperband` does not have.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, Literal
 
-from launch.sweep.points import Distribution, Sweep, Values, sample, search_bounds, text_of, to_words
+from launch.sweep.lock import locked
+from launch.sweep.points import sample, search_bounds, text_of
 from launch.sweep.sweep_file import read_sweep
 from launch.sweep.sweep_json import sweep_of
-from recipes.metric import METRICS, best_of, cost
+from launch.sweep.sweep_types import Distribution, Sweep, Values
+from launch.sweep.trials import to_words
+from recipes.metric import METRICS, best_of
 from resnet.rundir.attempts import told_to_end
-from resnet.rundir.files import append_line, read_lines, to_json, write_atomic
+from resnet.rundir.files import to_json, write_atomic
 from resnet.rundir.metrics_log import read_metrics
 from resnet.rundir.status import read_status
 
@@ -44,16 +38,10 @@ MOST_STARTUP = 10
 End = Literal["finished", "pruned", "failed"]
 
 
-# Results
-
-
 def values(run_dir: Path, metric: str) -> list[float]:
     """The metric (top1, top5: percent; loss) at each evaluation of a run, in order; NaN where it was not finite."""
     rows = {row["step"]: row[f"val/{metric}"] for row in read_metrics(run_dir) if f"val/{metric}" in row}
     return [math.nan if value is None else float(value) for value in rows.values()]
-
-
-# Search
 
 
 def ask(sweep_dir: Path, number: int) -> dict[str, str]:
@@ -66,7 +54,7 @@ def ask(sweep_dir: Path, number: int) -> dict[str, str]:
     if not file.exists():
         data = read_sweep(sweep_dir)
         sweep = sweep_of(data)
-        with _locked(sweep_dir):
+        with locked(sweep_dir):
             if not file.exists():
                 study = _Study(sweep_dir, data, sweep)
                 study.catch_up()
@@ -85,7 +73,7 @@ def tell(sweep_dir: Path, number: int, state: End, value: float | None = None) -
     Raises ValueError if the storage of the sweep cannot be opened.
     """
     data = read_sweep(sweep_dir)
-    with _locked(sweep_dir):
+    with locked(sweep_dir):
         _Study(sweep_dir, data, sweep_of(data)).end(number, state, value)
 
 
@@ -288,91 +276,3 @@ def _is_intact(journal: Path) -> bool:
     except ValueError:
         return False
     return not content or content.endswith(b"\n")
-
-
-@contextlib.contextmanager
-def _locked(sweep_dir: Path) -> Iterator[None]:
-    """Alone in the sweep, among all nodes. A lock whose holder has died is broken after 30 s."""
-    from optuna.storages.journal import JournalFileOpenLock
-
-    (sweep_dir / "slurm").mkdir(exist_ok=True)
-    lock = JournalFileOpenLock(str(sweep_dir / "slurm" / "search"))
-    lock.acquire()
-    try:
-        yield
-    finally:
-        # RuntimeError: it was broken, after this process had been suspended for so long
-        with contextlib.suppress(RuntimeError):
-            lock.release()
-
-
-# Early stopping
-
-
-def should_stop(sweep_dir: Path, trial: str) -> tuple[int, float] | None:
-    """Whether successive halving (ASHA, Li et al. 2018, arXiv:1810.05934) stops a trial: rung and value, or None.
-
-    At each rung it reaches (a number of evaluations) a trial is judged once: it goes on if it is among the best 1/eta
-    of the trials that have reached the rung so far, itself one of them, and while those are fewer than eta. The
-    judgement is kept in slurm/rungs.jsonl, so that what comes later does not change it. For trials of any method;
-    call it after each evaluation, and once a trial has finished, so that others are compared with it.
-    """
-    sweep = sweep_of(read_sweep(sweep_dir))
-    rule, metric = sweep.early_stop, sweep.metric
-    if rule is None or metric is None:
-        return None
-    seen = values(sweep_dir / trial, metric)
-    reached = [rung for rung in rule.rungs if rung <= len(seen)]
-    judged = _judgements(sweep_dir) if reached else {}
-    if all((rung, trial) in judged for rung in reached):
-        return _stopped(judged, trial, reached)
-    with _locked(sweep_dir):
-        judged = _judgements(sweep_dir)
-        for rung in reached:
-            if (rung, trial) not in judged:
-                best = best_of(seen[:rung], METRICS[metric].goal)
-                value = seen[rung - 1] if rule.strict else math.nan if best is None else best
-                rivals = [other for (at, _), (other, _) in judged.items() if at == rung]
-                stop = not goes_on(value, rivals, rule.eta, METRICS[metric].goal)
-                judged[rung, trial] = value, stop
-                _record(sweep_dir, trial, rung, value, stop)
-            if judged[rung, trial][1]:
-                break
-    return _stopped(judged, trial, reached)
-
-
-def goes_on(value: float, rivals: Iterable[float], eta: float, goal: str) -> bool:
-    """Whether a value is among the best 1/eta of it and its rivals, or they are fewer than eta. NaN is the worst."""
-    costs = [cost(rival, goal) for rival in rivals]
-    number = 1 + len(costs)
-    return number < eta or sum(rival < cost(value, goal) for rival in costs) < math.floor(number / eta)
-
-
-def let_go_on(sweep_dir: Path, trial: str) -> None:
-    """Let a trial that was stopped be continued: the rung that stopped it does so no more."""
-    with _locked(sweep_dir):
-        for (rung, name), (value, stop) in _judgements(sweep_dir).items():
-            if name == trial and stop:
-                _record(sweep_dir, trial, rung, value, False)
-
-
-def _stopped(
-    judged: Mapping[tuple[int, str], tuple[float, bool]], trial: str, rungs: Iterable[int]
-) -> tuple[int, float] | None:
-    stops = ((rung, *judged.get((rung, trial), (0.0, False))) for rung in rungs)
-    return next(((rung, value) for rung, value, stop in stops if stop), None)
-
-
-def _judgements(sweep_dir: Path) -> dict[tuple[int, str], tuple[float, bool]]:
-    """(rung, trial) -> value, whether it was stopped. A line that cannot be read is left out."""
-    file = sweep_dir / "slurm" / "rungs.jsonl"
-    found = {}
-    for row in read_lines(file):
-        found[row["rung"], row["trial"]] = math.nan if row["value"] is None else row["value"], row["stop"]
-    return found
-
-
-def _record(sweep_dir: Path, trial: str, rung: int, value: float, stop: bool) -> None:
-    """Append a judgement; under the lock, since two nodes that append at once overwrite each other on NFS."""
-    row = {"trial": trial, "rung": rung, "value": value, "stop": stop}
-    append_line(sweep_dir / "slurm" / "rungs.jsonl", row)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any
 
-from launch.sweep.points import Distribution, HalvingRule, Sweep, Values
+from launch.sweep.sweep_types import Distribution, HalvingRule, Sweep, Values
 from recipes.metric import METRICS
 
 

@@ -12,16 +12,9 @@ from typing import Any, NamedTuple
 import yaml
 
 from launch.sweep.grammar import number_text, spaced
-from launch.sweep.points import (
-    Distribution,
-    HalvingRule,
-    Sweep,
-    Values,
-    parted,
-    read_words,
-    refuse_without_effect,
-    search_bounds,
-)
+from launch.sweep.points import search_bounds
+from launch.sweep.sweep_types import Distribution, HalvingRule, Sweep, Values
+from launch.sweep.words import parted, read_words, refuse_without_effect
 from recipes.errors import RecipeError
 from recipes.keys import ALIASES
 from recipes.load import read_file

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from launch.sweep.points import Sweep
+from launch.sweep.sweep_types import Sweep
 from launch.sweep.wandb_write import to_wandb
 from recipes.schema.training import Wandb
 

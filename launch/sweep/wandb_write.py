@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from launch.sweep.points import Distribution, Sweep, Values
+from launch.sweep.sweep_types import Distribution, Sweep, Values
 from recipes.keys import takes_text
 from recipes.load import parse_value
 from recipes.metric import METRICS

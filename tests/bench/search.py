@@ -23,9 +23,10 @@ from torch import nn
 from torch.nn import functional
 
 from launch.sweep.grammar import expand
-from launch.sweep.points import Distribution, Sweep, Values, grid
+from launch.sweep.points import grid
 from launch.sweep.study import ask, tell, trial_name
 from launch.sweep.sweep_json import sweep_json
+from launch.sweep.sweep_types import Distribution, Sweep, Values
 from resnet.data.sources.shapes import draw
 from resnet.rundir.files import to_json, write_atomic
 

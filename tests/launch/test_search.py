@@ -12,20 +12,12 @@ from typing import Any
 
 import pytest
 
-from launch.sweep.points import Distribution, HalvingRule, Sweep, Values, from_words, sample
-from launch.sweep.study import (
-    _distributions,
-    _position,
-    ask,
-    goes_on,
-    let_go_on,
-    should_stop,
-    suggest,
-    tell,
-    trial_name,
-    values,
-)
+from launch.sweep.halving import goes_on, let_go_on, should_stop
+from launch.sweep.points import sample
+from launch.sweep.study import _distributions, _position, ask, suggest, tell, trial_name, values
 from launch.sweep.sweep_json import sweep_json, sweep_of
+from launch.sweep.sweep_types import Distribution, HalvingRule, Sweep, Values
+from launch.sweep.words import from_words
 from resnet.rundir.files import to_json, write_atomic
 
 PARAMETERS: dict[str, Values | Distribution] = {

@@ -17,9 +17,11 @@ from pathlib import Path
 import pytest
 
 from launch.sweep.directory import SweepDir
-from launch.sweep.points import from_words, grid, trials
+from launch.sweep.points import grid
 from launch.sweep.sweep_file import read_sweep
 from launch.sweep.sweep_json import sweep_json
+from launch.sweep.trials import trials
+from launch.sweep.words import from_words
 from recipes.load import load
 from tests.helpers import PROGRAM, TINY, column, status
 from tests.slurm_helpers import Cluster, tell_ranks

@@ -12,20 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launch.sweep.grammar import expand, number_text, split_commas
-from launch.sweep.points import (
-    Distribution,
-    HalvingRule,
-    Values,
-    from_words,
-    grid,
-    sample,
-    search_bounds,
-    size,
-    text_of,
-    to_words,
-    trials,
-)
+from launch.sweep.points import grid, sample, search_bounds, size, text_of
+from launch.sweep.sweep_types import Distribution, HalvingRule, Values
+from launch.sweep.trials import to_words, trials
 from launch.sweep.wandb_read import DISTRIBUTIONS, from_file
+from launch.sweep.words import from_words
 from recipes.errors import RecipeError
 from recipes.load import load, parse_value
 
