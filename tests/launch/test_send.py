@@ -10,7 +10,7 @@ from slurm.profile import Profile
 
 def test_a_retry_leaves_the_recipe_that_an_older_copy_of_the_program_reads(tmp_path, monkeypatch):
     """`launch retry` sends the copy that the job ran, which knows the keys of its own version only."""
-    monkeypatch.setattr(sending, "submit", lambda submission: ["7"])
+    monkeypatch.setattr(sending, "submit_jobs", lambda submission: ["7"])
     run_dir = tmp_path / "run"
     run_dir.mkdir()
     file = run_dir / "slurm" / "recipe.yaml"
