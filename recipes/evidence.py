@@ -11,12 +11,12 @@ from recipes.schema.recipe import Recipe
 
 _NO_MATTER = (
     *("seed", "device", "precision", "channels_last", "compile", "deterministic", "max_batch_per_device", "checkpoint"),
-    *("log_every", "watchdog", "eval.every", "eval.batch_size", "max_steps"),
+    *("eval.every", "eval.batch_size", "max_steps"),
     *(f"data.{key}" for key in ("train", "val", "val_labels", "images", "train_split", "val_split", "config")),
     *(f"data.{key}" for key in ("image_column", "label_column", "file_column", "download", "train_samples")),
     *(f"data.{key}" for key in ("num_workers", "prefetch", "max_broken")),
 )
-"""Keys (and groups) that a reproduction may change: where it runs, and where the same images are."""
+"""Keys (and groups) that a reproduction may change beside NOT_TRAINING: where it runs, where the same images are."""
 
 
 class Judgement(NamedTuple):
