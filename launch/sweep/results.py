@@ -6,7 +6,6 @@ import contextlib
 import json
 import math
 import os
-import re
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -165,27 +164,24 @@ def _evaluations(run_dir: str, metric: str, goal: str) -> Evaluations:
 @lru_cache(maxsize=20_000)
 def _read_evaluations(path: str, metric: str, goal: str, *_: int) -> Evaluations:
     """Reads a file again only when it has changed (*_), and decodes few of its lines: a sweep may have a million."""
+    key, quoted, found, damaged = f"val/{metric}", f'"val/{metric}"'.encode(), [], 0
     with open(path, "rb") as file:
-        data = file.read()
-    data = data[: data.rfind(b"\n") + 1]
-    key = re.escape(f'"val/{metric}"').encode()
-    matches = [*re.finditer(key + rb": *(?:null|(-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)) *(?:,[^\n]*)?\}\r?\n", data)]
-    found = [(float(match[1]), match.start()) for match in matches if match[1] and _finite(float(match[1]))]
+        for line in file:
+            # A last line without its end is being written.
+            if quoted not in line or not line.endswith(b"\n"):
+                continue
+            try:
+                row = json.loads(line)
+                value, epoch = row[key], row.get("epoch")
+            except (ValueError, TypeError, KeyError, AttributeError):
+                damaged += 1
+                continue
+            if _finite(value):
+                found.append(Evaluation(value, epoch if _finite(epoch) else None))
     # Stable: of equal values the first.
-    best = _first_whole(data, sorted(found, key=lambda one: cost(one[0], goal)))
-    damaged = len(re.findall(key, data)) - len(matches)
+    best = min(found, key=lambda one: cost(one.value, goal), default=None)
     problem = f"metrics.jsonl: {plural(damaged, 'damaged line')} left out" if damaged else None
-    return Evaluations(best, _first_whole(data, reversed(found)), problem)
-
-
-def _first_whole(data: bytes, found: Iterable[tuple[float, int]]) -> Evaluation | None:
-    """The first of the values, each with its position, whose line can be decoded; with the epoch in that line."""
-    for value, position in found:
-        with contextlib.suppress(ValueError, AttributeError):
-            line = data[data.rfind(b"\n", 0, position) + 1 : data.find(b"\n", position)]
-            epoch = json.loads(line).get("epoch")
-            return Evaluation(value, epoch if _finite(epoch) else None)
-    return None
+    return Evaluations(best, found[-1] if found else None, problem)
 
 
 def _finite(value: Any) -> TypeGuard[float]:

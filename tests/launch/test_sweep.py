@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -192,8 +193,11 @@ parameters:
 """
 
 
-def check_search(study: Path) -> None:
-    """All five trials are over by a rule, each with a point of its own, and those that were pruned have saved."""
+def check_search(study: Path) -> set[str]:
+    """All five trials are over by a rule, each with a point of its own, and those that were pruned have saved.
+
+    Returns the states that they ended in.
+    """
     states = {}
     for number in range(5):
         trial = study / f"trial-{number:04d}"
@@ -207,6 +211,7 @@ def check_search(study: Path) -> None:
     assert "finished" in states.values()
     points = [json.loads(file.read_text())["point"]["optimizer.lr"] for file in study.glob("trial-*/slurm/point.json")]
     assert len(set(points)) == 5
+    return set(states.values())
 
 
 def sweep(folder: Path, *words: object) -> subprocess.Popen[str]:
@@ -231,15 +236,17 @@ def test_a_sweep_here_goes_on_after_its_death(shapes, tmp_path):
     first = sweep(tmp_path, *words)
     study = tmp_path / "runs" / "study"
     deadline = time.monotonic() + 100
-    while not list(study.glob("*/checkpoints/step-*/manifest.json")) and time.monotonic() < deadline:
+    while not list(study.glob("*/checkpoints/step-*/manifest.json")):
+        assert time.monotonic() < deadline, "no trial has saved a checkpoint"
         time.sleep(0.1)
+    assert first.poll() is None
     first.kill()
     first.communicate()
     said = finished(sweep(tmp_path, *words), code=1)
     assert "of 4 trials to run" in said
     states = Counter(status(file.parent)["state"] for file in study.glob("*/status.json"))
     assert states == {"finished": 2, "failed": 2}
-    assert "weights are not finite" in said or "loss is not finite" in said or "not finite" in said
+    assert len(re.findall(r"^lr=99,seed=[01]-\w+: failed\b.*not finite", said, re.MULTILINE)) == 2
     again = finished(sweep(tmp_path, *words), code=1)
     assert "2 of 4 trials to run (2 finished)" in again
 
@@ -262,8 +269,9 @@ def test_a_bayes_file_with_hyperband_runs_here(shapes, tmp_path):
     words = [file, *SHORT, "epochs=3", f"data.train={shapes}", "--name", "study", "--jobs", "2"]
     process = sweep(tmp_path, *words)
     out, err = process.communicate(timeout=400)
-    assert process.returncode in (0, 1), out + err
-    check_search(tmp_path / "runs" / "study")
+    ended = check_search(tmp_path / "runs" / "study")
+    # A learning rate near 1 may make the weights infinite, which only Optuna's order of trials decides.
+    assert process.returncode == ("failed" in ended), out + err
 
 
 @pytest.mark.parametrize(
