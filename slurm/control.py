@@ -9,12 +9,15 @@ import re
 import shutil
 import socket
 import subprocess
-import time
 import zlib
+from collections.abc import Sequence
 
 PORTS = range(10_000, 32_000)
 """Below those that Linux hands out to outgoing connections."""
-TIMEOUT_SECONDS = 60
+TIMEOUT_SECONDS = 10
+"""For one question; slurmctld's own clients would wait for minutes on one that hangs."""
+PATIENT_SECONDS = 60
+"""For one that a job asks, which has the time."""
 
 
 def hostnames() -> list[str]:
@@ -24,13 +27,39 @@ def hostnames() -> list[str]:
     ]
 
 
-def said(*command: str) -> str:
+def ask(command: Sequence[str], seconds: float | None = None) -> str:
+    """Standard output of one of Slurm's own commands. Raises ValueError with its own short words where it fails."""
+    # SQUEUE_PARTITION and the like would hide jobs, SLURM_TIME_FORMAT and SLURM_BITSTR_LEN change what is printed.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("SQUEUE_", "SACCT_"))}
+    seconds = seconds or TIMEOUT_SECONDS
+    environment.update(SLURM_TIME_FORMAT="%s", SLURM_BITSTR_LEN="0")
+    try:
+        done = subprocess.run(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=seconds,
+        )
+    except subprocess.TimeoutExpired:
+        raise ValueError(f"Slurm does not answer: {command[0]} took more than {seconds:g} s") from None
+    except OSError as error:
+        raise ValueError(f"{command[0]} cannot be run: {error.strerror}") from error
+    if done.returncode:
+        told = [line for line in done.stderr.splitlines() if line.strip()]
+        last = re.sub(r"^\w+: ((error|fatal): )?", "", told[-1].strip()) if told else f"exit code {done.returncode}"
+        raise ValueError(f"Slurm does not answer: {command[0]}: {last}")
+    return done.stdout
+
+
+def said(*command: str, seconds: float = PATIENT_SECONDS) -> str:
     """The output of a command; empty where it fails."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
-    except (OSError, subprocess.TimeoutExpired):
+        return ask(command, seconds)
+    except ValueError:
         return ""
-    return done.stdout if done.returncode == 0 else ""
 
 
 def job_state(job: str) -> str | None:
@@ -42,7 +71,7 @@ def job_state(job: str) -> str | None:
 def end_time(job: str) -> float | None:
     """Unix time at which Slurm ends a job; None where it has no limit."""
     found = re.search(r"\bEndTime=(\S+)", said("scontrol", "show", "job", "-o", job))
-    return _time(found[1]) if found else None
+    return unix_time(found[1]) if found else None
 
 
 def was_preempted(job: str, start: float) -> bool:
@@ -51,15 +80,14 @@ def was_preempted(job: str, start: float) -> bool:
         return False
     for row in said("sacct", "-n", "-P", "-X", "-D", "-j", job, "-o", "Start,State").splitlines():
         begun, _, state = row.partition("|")
-        if state.startswith("PREEMPTED") and abs((_time(begun) or 0) - start) < 60:
+        if state.startswith("PREEMPTED") and abs((unix_time(begun) or 0) - start) < 60:
             return True
     return False
 
 
-def _time(text: str) -> float | None:
-    with contextlib.suppress(ValueError, OverflowError):
-        return time.mktime(time.strptime(text, "%Y-%m-%dT%H:%M:%S"))
-    return None
+def unix_time(text: str) -> float | None:
+    """Of a time as Slurm's commands print it under `ask`; None for its words (Unknown, N/A)."""
+    return float(text) if text.isdigit() else None
 
 
 def free_port(attempt: str, number: int = 0) -> int:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import subprocess
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-TIMEOUT_SECONDS = 10
-"""For one question; slurmctld's own clients would wait for minutes on one that hangs."""
+from slurm.control import ask, unix_time
+
 IDS_PER_CALL = 5000
 """Job ids of one `sacct`: Linux takes 128 KiB in one argument."""
 
@@ -72,7 +70,9 @@ def queued() -> dict[str, Job] | None:
     for line in ask(["squeue", "--noheader", "--array", "--all", "--me", "--states=all", shown]).split("\n"):
         if line.count("|") >= 6:
             job_id, state, start, left, nodes, reason, name = line.split("|", 6)
-            jobs[job_id] = Job(_state(state), _known(reason), _time(start), _seconds(left), _known(nodes) or "", name)
+            jobs[job_id] = Job(
+                _state(state), _known(reason), unix_time(start), _seconds(left), _known(nodes) or "", name
+            )
     return jobs
 
 
@@ -94,35 +94,9 @@ def accounted(job_ids: Iterable[str]) -> dict[str, Job]:
         for line in lines:
             if line.count("|") >= 4:
                 listed, state, start, nodes, name = line.split("|", 4)
-                job = Job(_state(state), None, _time(start), None, _known(nodes) or "", name)
+                job = Job(_state(state), None, unix_time(start), None, _known(nodes) or "", name)
                 jobs |= {job_id: job for job_id in _expand(listed) if job_id in wanted}
     return jobs
-
-
-def ask(command: list[str]) -> str:
-    """Standard output of one of Slurm's own commands. Raises ValueError with its own short words where it fails."""
-    # SQUEUE_PARTITION and the like would hide jobs, SLURM_TIME_FORMAT and SLURM_BITSTR_LEN change what is printed.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("SQUEUE_", "SACCT_"))}
-    environment |= {"SLURM_TIME_FORMAT": "%s", "SLURM_BITSTR_LEN": "0"}
-    try:
-        done = subprocess.run(
-            command,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=TIMEOUT_SECONDS,
-        )
-    except subprocess.TimeoutExpired:
-        raise ValueError(f"Slurm does not answer: {command[0]} took more than {TIMEOUT_SECONDS} s") from None
-    except OSError as error:
-        raise ValueError(f"{command[0]} cannot be run: {error.strerror}") from error
-    if done.returncode:
-        said = [line for line in done.stderr.splitlines() if line.strip()]
-        last = re.sub(r"^\w+: ((error|fatal): )?", "", said[-1].strip()) if said else f"exit code {done.returncode}"
-        raise ValueError(f"Slurm does not answer: {command[0]}: {last}")
-    return done.stdout
 
 
 def _state(text: str) -> str:
@@ -131,10 +105,6 @@ def _state(text: str) -> str:
 
 def _known(text: str) -> str | None:
     return None if text in ("", "None", "N/A", "NONE", "Unknown", "None assigned") else text
-
-
-def _time(text: str) -> float | None:
-    return float(text) if text.isdigit() else None
 
 
 def _seconds(text: str) -> float | None:

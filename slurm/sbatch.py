@@ -20,9 +20,9 @@ from typing import Any
 
 from resnet.process.environment import is_launchers
 from resnet.rundir.files import write_atomic
+from slurm.control import PATIENT_SECONDS, ask
 from slurm.job import train, words_of
 from slurm.profile import Profile, seconds
-from slurm.queue import ask
 
 
 class SlurmError(ValueError):
@@ -100,7 +100,9 @@ def expected_start(submission: Submission) -> str:
         file.write(script(submission))
         file.flush()
         with without_other_jobs():
-            done = subprocess.run(["sbatch", "--test-only", file.name], capture_output=True, text=True, timeout=60)
+            done = subprocess.run(
+                ["sbatch", "--test-only", file.name], capture_output=True, text=True, timeout=PATIENT_SECONDS
+            )
     said = " ".join(done.stderr.replace("sbatch:", "").split())
     if done.returncode:
         raise SlurmError(refusal(said, submission.profile))

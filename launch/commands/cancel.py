@@ -17,7 +17,7 @@ from launch.sweep.directory import cancel_file
 from resnet.rundir.attempts import end_file
 from resnet.rundir.lease import holder_elsewhere, read_lease
 from resnet.rundir.status import read_status, write_status
-from slurm.queue import ask
+from slurm.control import ask
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,7 +6,6 @@ import argparse
 import importlib.util
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from launch.arguments import split_words
+from slurm.control import said
 from slurm.profile import Profile, load_profile, profile_names, user_folder
 from slurm.sbatch import SlurmError, Submission, expected_start
 
@@ -53,9 +53,9 @@ def _findings(profile: Profile | None) -> Iterator[Finding]:
         fix = "go to a login node of the cluster, or try a small Slurm here: python -m slurm.testcluster up"
         yield Finding(None if profile is None else False, "no sbatch: this machine cannot send jobs", fix)
         return
-    yield Finding(True, f"sbatch: {_said('sbatch', '--version') or shutil.which('sbatch')}")
-    partitions = _said("sinfo", "-h", "-o", "%R %a %D nodes, limit %l, GPUs %G")
-    if partitions is None:
+    yield Finding(True, f"sbatch: {said('sbatch', '--version') or shutil.which('sbatch')}")
+    partitions = said("sinfo", "-h", "-o", "%R %a %D nodes, limit %l, GPUs %G")
+    if not partitions:
         yield Finding(False, "sinfo: the controller does not answer", "is SLURM_CONF set as your site wants it?")
         return
     yield Finding(True, "partitions: " + "; ".join(dict.fromkeys(partitions.splitlines())))
@@ -72,7 +72,7 @@ def _python() -> Iterator[Finding]:
 
 def _gpu() -> Finding:
     """Of this machine only: a login node needs none."""
-    found = _said("nvidia-smi", "-L")
+    found = said("nvidia-smi", "-L")
     return Finding(None, f"GPUs here: {len(found.splitlines()) if found else 'none'}")
 
 
@@ -100,7 +100,7 @@ def _profile(profile: Profile, partitions: str) -> Iterator[Finding]:
         yield Finding(False, f"slurm.partition={','.join(sorted(missing))} is none of them", fix)
     elif wanted:
         yield Finding(True, f"partition {profile.partition}")
-    accounts = _said("sacctmgr", "-n", "-P", "show", "associations", f"user={_user()}", "format=account")
+    accounts = said("sacctmgr", "-n", "-P", "show", "associations", f"user={_user()}", "format=account")
     if profile.account and accounts:
         known = sorted(set(accounts.split()))
         fix = "" if profile.account in known else f"yours are: {', '.join(known)}"
@@ -110,7 +110,7 @@ def _profile(profile: Profile, partitions: str) -> Iterator[Finding]:
             False, f"slurm.python={profile.python} is not there", "set python in the profile, or leave it out"
         )
     if profile.container:
-        version = (_said("python3", "-c", "import sys; print(*sys.version_info[:2], sep='.')") or "0.0").split(".")
+        version = (said("python3", "-c", "import sys; print(*sys.version_info[:2], sep='.')") or "0.0").split(".")
         good = tuple(map(int, version)) >= (3, 9)
         fix = "" if good else "with a container the batch script needs a python3 of 3.9 or newer beside it"
         yield Finding(good, f"the host's python3 is {'.'.join(version)}", fix)
@@ -121,15 +121,6 @@ def _profile(profile: Profile, partitions: str) -> Iterator[Finding]:
     except SlurmError as error:
         first, _, fix = str(error).partition("\n")
         yield Finding(False, first, fix.strip())
-
-
-def _said(*command: str) -> str | None:
-    """The output of a command; None where it is not there, fails or hangs."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def _user() -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from launch.runs.job_record import job_of, write_job
 from resnet.rundir.files import append_line, read_lines
-from slurm.queue import ask as ask_slurm
+from slurm.control import ask as ask_slurm
 from slurm.queue import queued
 
 CANCEL_SECONDS = 60.0

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from resnet.process.environment import ATTEMPT, PROGRAM, job_id
+from resnet.process.version import VERSION
 from resnet.rundir.files import read_json, to_json, write_atomic
 from resnet.rundir.status import read_status
 
@@ -50,6 +51,7 @@ def provenance(
         "command": shlex.join(argv),
         "folder": os.getcwd(),
         "git": _git(folder),
+        "version": VERSION,
         "packages": _packages(),
         "python": platform.python_version(),
         "executable": sys.executable,

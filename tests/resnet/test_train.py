@@ -17,7 +17,7 @@ import torchvision
 from torchvision.io import decode_image
 from torchvision.transforms import v2
 
-import resnet.data.loader
+import resnet.data.batches
 from recipes.load import load, load_file
 from resnet.net import build_model
 from tests.helpers import (
@@ -309,13 +309,13 @@ def test_the_average_is_evaluated_and_kept(tiny, tmp_path, shapes):
 
 def test_training_images_grow_with_the_epochs(tiny, tmp_path, monkeypatch):
     sizes = []
-    made = resnet.data.loader.train_transform
+    made = resnet.data.batches.train_transform
 
     def noted(augment, size):
         sizes.append(size)
         return made(augment, size)
 
-    monkeypatch.setattr(resnet.data.loader, "train_transform", noted)
+    monkeypatch.setattr(resnet.data.batches, "train_transform", noted)
     corners = "augment.progressive=[{epoch: 0, size: 32}, {epoch: 2, size: 96}]"
     assert train(*tiny, corners, "data.max_train=32", "epochs=4") == 0
     assert sizes == [32, 64, 96]

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from slurm import queue, testcluster
+from slurm import control, testcluster
 from slurm.queue import Job, accounted, queued
 from tests.slurm_helpers import need_slurm
 
@@ -66,7 +66,7 @@ def test_controller_that_is_down_or_hangs(client, monkeypatch):
     with pytest.raises(ValueError, match="squeue: exit code 3"):
         queued()
     client("squeue", first="exec sleep 60")
-    monkeypatch.setattr(queue, "TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(control, "TIMEOUT_SECONDS", 0.2)
     begin = time.monotonic()
     with pytest.raises(ValueError, match=r"squeue took more than 0\.2 s"):
         queued()
@@ -170,7 +170,7 @@ def test_the_real_one(tmp_path, monkeypatch):
         _until(lambda: accounted([requeued])[requeued].state == "RUNNING")
     finally:
         testcluster.down(tmp_path / "cluster")
-    monkeypatch.setattr(queue, "TIMEOUT_SECONDS", 2)
+    monkeypatch.setattr(control, "TIMEOUT_SECONDS", 2)
     with pytest.raises(ValueError, match="Slurm does not answer"):
         queued()
 

@@ -240,6 +240,7 @@ def _made_with(information: Mapping[str, Any]) -> dict[str, Any]:
         "devices": counted(information.get("devices") or []),
         "host": information.get("host"),
         "platform": information.get("platform"),
+        "version": information.get("version"),
         "python": information.get("python"),
         "packages": ", ".join(f"{name} {version}" for name, version in (information.get("packages") or {}).items()),
     }
