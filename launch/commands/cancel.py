@@ -94,4 +94,6 @@ def _cancel_sweep(sweep_dir: Path, now: bool) -> None:
             with contextlib.suppress(ValueError):
                 print(cancel(run, now))
                 told += 1
-    print(f"{sweep_dir.name}: {len(waiting)} waiting and {told} running trials are cancelled; launch sweep would go on")
+    print(
+        f"{sweep_dir.name}: {len(waiting)} waiting and {told} running trials are cancelled; launch sweep continues it"
+    )

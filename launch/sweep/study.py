@@ -47,7 +47,7 @@ def values(run_dir: Path, metric: str) -> list[float]:
 def ask(sweep_dir: Path, number: int) -> dict[str, str]:
     """The point that trial `number` of a `bayes` sweep tries: swept key -> text of an override.
 
-    A trial keeps its point for ever, in trial-NUMBER/slurm/point.json. Raises ValueError if the storage of the sweep
+    A trial keeps its point, in trial-NUMBER/slurm/point.json. Raises ValueError if the storage of the sweep
     cannot be opened.
     """
     file = _point_file(sweep_dir, number)

@@ -17,7 +17,7 @@ from resnet.rundir.status import read_status, write_status
 
 
 def ask_trial(directory: SweepDir, trial: Mapping[str, Any]) -> dict[str, Any]:
-    """A trial of a search with the point it is to try, which stays its own for ever."""
+    """A trial of a search with the point it is to try, which it keeps."""
     ask(directory.path, directory.number_of(trial))
     return {**trial, **json.loads((directory.path / trial["name"] / "slurm" / "point.json").read_text())}
 

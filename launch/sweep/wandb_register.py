@@ -38,6 +38,6 @@ def register(sweep: Sweep, settings: Wandb) -> dict[str, str | None]:
     made = re.search(r"^id (\S+)$", done.stdout, re.MULTILINE)
     if done.returncode or made is None:
         said = [re.sub(r"^(\w+\.)+\w+: ", "", line) for line in done.stderr.splitlines() if line.strip()]
-        raise ValueError(f"--wandb-sweep: W&B made none: {said[-1] if said else f'exit code {done.returncode}'}")
+        raise ValueError(f"--wandb-sweep: W&B created no sweep: {said[-1] if said else f'exit code {done.returncode}'}")
     page = re.search(r"^Sweep URL: (\S+)$", done.stdout, re.MULTILINE)
     return {"id": made[1], "url": page[1] if page else None}

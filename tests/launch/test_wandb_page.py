@@ -101,7 +101,7 @@ def test_a_sweep_is_registered(server):
 
 def test_without_a_key_nothing_is_registered(wandb_home):
     sweep = from_words(["recipe=quickstart", "seed=0,1"])
-    with pytest.raises(ValueError, match=r"--wandb-sweep: W&B made none: No API key configured"):
+    with pytest.raises(ValueError, match=r"--wandb-sweep: W&B created no sweep: No API key configured"):
         register(sweep, Wandb())
 
 
