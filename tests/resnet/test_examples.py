@@ -38,7 +38,7 @@ def run_cell(source):
 """
     said = run_script(show + "\n".join(f"run_cell({''.join(cell['source'])!r})" for cell in cells), tmp_path)
     assert "did you mean optimizer.lr" in said
-    assert "Run('runs/notebook': finished, epoch 1/1, top-1 " in said
+    assert "Run('runs/notebook': finished, epoch 2/2, top-1 " in said
     assert "Evaluation(top1=" in said
     assert "Prediction(file=" in said
     assert "10 classes" in said
