@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import argparse
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
+
+from launch.runs.state import ROOT
+from resnet.process.exit_codes import FINISHED, MISTAKE
 
 WORDS_USAGE = "[KEY=VALUE ...] [slurm.KEY=VALUE ...]"
 
@@ -32,3 +37,26 @@ def split_words(words: Iterable[str]) -> Words:
     if slurm and not clusters:
         raise ValueError(f"{slurm[0]} changes a cluster's profile: give cluster=NAME too")
     return Words(recipe, clusters[0] if clusters else None, slurm)
+
+
+def add_root(parser: argparse.ArgumentParser) -> None:
+    """The option that names the folder of the runs."""
+    where = f"folder of the runs (default: {ROOT}, and the folders that runs were sent to from this machine)"
+    parser.add_argument("--root", default=ROOT, help=where)
+
+
+def for_each(names: Sequence[str], command: str, task: Callable[[str], int]) -> int:
+    """Do a task for each name; returns the worst exit code.
+
+    Where there are several, a mistake about one is told and does not keep the others from their turn.
+    """
+    if len(names) == 1:
+        return task(names[0])
+    code = FINISHED
+    for name in names:
+        try:
+            code = max(code, task(name))
+        except ValueError as error:
+            print(f"{command}: {error}", file=sys.stderr)
+            code = max(code, MISTAKE)
+    return code

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from recipes.changes import differences
 from recipes.load import load, names
@@ -49,15 +49,22 @@ def changed(recipe: Recipe, samples: int | None = None) -> str:
     found = []
     if recipe.max_steps is not None:
         found.append(f"max_steps={recipe.max_steps}")
-    if recipe.name in names():
-        original = load([f"recipe={recipe.name}"]).recipe
-        changes = differences(original, recipe)
-        found += [f"{key}={json.dumps(now)}" for key, (_, now) in changes.items() if not _is_free(key, original)]
+    found += [f"{key}={json.dumps(now)}" for key, now in what_differs(recipe).items()]
     stated = recipe.data.train_samples
     if samples is not None and stated is not None and samples != stated:
         found.append(f"{samples:,} training images, not {stated:,}")
     more = f" and {len(found) - 3} more" if len(found) > 3 else ""
     return ", ".join(found[:3]) + more
+
+
+def what_differs(recipe: Recipe) -> dict[str, Any]:
+    """The keys, and their values, in which a recipe differs from the shipped one of its name, but for those that do not
+    matter for what it reaches."""
+    if recipe.name not in names():
+        return {}
+    original = load([f"recipe={recipe.name}"]).recipe
+    changes = differences(original, recipe)
+    return {key: now for key, (_, now) in changes.items() if not _is_free(key, original)}
 
 
 def _is_free(key: str, original: Recipe) -> bool:

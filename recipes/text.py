@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 
 def format_duration(seconds: float) -> str:
@@ -66,3 +67,49 @@ def listed(names: Sequence[object], most: int = 5) -> str:
     """The first few names for a message, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(map(str, names[:most])) + more
+
+
+def table(
+    columns: Mapping[str, Sequence[str]],
+    width: int | None = None,
+    dropped: Sequence[str] = (),
+    least: Mapping[str, int] | None = None,
+    left: Collection[str] = (),
+) -> list[str]:
+    """A line for each row under a line of headings.
+
+    columns: heading -> cells. width: of the terminal, to be kept within; None: as wide as it is. dropped: headings that
+    are left out where it is narrow, in this order. least: those that are narrowed then, the last one first, with the
+    fewest characters of each; without any, lines that are still too long are cut. left: those that are set to the
+    left; others are set to the right.
+    """
+    widths = {heading: max(map(len, [heading, *cells])) for heading, cells in columns.items()}
+    least = {heading: min(number, widths[heading]) for heading, number in (least or {}).items() if heading in widths}
+    # A character in the last column moves some terminals to the next line.
+    room = math.inf if width is None else width - 1
+    for heading in dropped:
+        if sum((widths | least).values()) + 2 * (len(widths) - 1) > room:
+            widths.pop(heading, None)
+    for heading in reversed([heading for heading in least if heading in widths]):
+        excess = sum(widths.values()) + 2 * (len(widths) - 1) - room
+        widths[heading] = int(max(least[heading], min(widths[heading], widths[heading] - excess)))
+    rows = [list(widths), *zip(*(columns[heading] for heading in widths), strict=True)]
+    lines = (
+        "  ".join(_cell(text, heading, widths[heading], left) for heading, text in zip(widths, row, strict=True))
+        for row in rows
+    )
+    return [line.rstrip() if least or len(line.rstrip()) <= room else cut(line, int(room)) for line in lines]
+
+
+def _cell(text: str, heading: str, width: int, left: Collection[str]) -> str:
+    # Names often differ at their ends only.
+    text = cut(text, width, middle=heading == "name")
+    return text.ljust(width) if heading in left else text.rjust(width)
+
+
+def cut(text: str, width: int, middle: bool = False) -> str:
+    """A text of at most so many characters, with two dots where it is shortened: at its end, or in its middle."""
+    if len(text) <= width:
+        return text
+    kept = width // 2 if middle else width - 2
+    return f"{text[:kept]}..{text[len(text) - (width - 2 - kept) :]}"

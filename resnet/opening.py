@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
+from recipes.evidence import what_differs
 from recipes.load import run_recipe_text
 from recipes.plan import Plan
 from recipes.schema.recipe import Recipe
@@ -51,6 +52,7 @@ def open_run_dir(
         run_dir,
         name=run_dir.name,
         recipe=recipe.name,
+        differs=what_differs(recipe),
         state="running",
         step=step,
         total_steps=plan.end_step,
@@ -63,7 +65,7 @@ def open_run_dir(
         host=information["host"],
         job_id=information["job_id"],
     )
-    return information
+    return {**information, "attempt": attempt}
 
 
 def _derived(plan: Plan, precision: str) -> dict[str, Any]:

@@ -7,7 +7,8 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, TextIO
 
 import torch
 import torch.distributed as dist
@@ -22,6 +23,7 @@ from resnet.build import (
     build_data,
     build_model_for,
     build_state,
+    first_of_ranks,
     together,
     wrap,
 )
@@ -35,9 +37,10 @@ from resnet.data.sources.registry import Source
 from resnet.ending import train_to_an_end
 from resnet.failure import out_of_memory
 from resnet.opening import first_lines, open_run_dir
+from resnet.process.environment import ATTEMPT
 from resnet.process.exit_codes import FAILED, FINISHED, MISTAKE
 from resnet.process.signals import Signals, die_with_launcher
-from resnet.process.streams import forgive_output
+from resnet.process.streams import forgive_output, kept_in
 from resnet.run_hooks import RunHooks
 from resnet.rundir.metrics_log import MetricsLog
 from resnet.rundir.status import write_status
@@ -116,10 +119,13 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals, notes: Seque
             lambda: open_run_dir(recipe, start, plan, len(train), state.step, accelerator) if rank == 0 else {}
         )
         log = lifetime.enter_context(contextlib.closing(RankLog(start.run_dir, rank)))
+        kept = lifetime.enter_context(_kept_output(start.run_dir, first_of_ranks(information.get("attempt")), rank))
         saver = Saver(
             start.run_dir, plan, _facts(recipe, plan, start, accelerator.mixed_precision), start.lease, writes=rank == 0
         )
-        progress = Progress(recipe.progress if rank == 0 else "off", plan.end_step, plan.steps_per_epoch, state.step)
+        progress = Progress(
+            recipe.progress if rank == 0 else "off", plan.end_step, plan.steps_per_epoch, state.step, kept
+        )
         metrics, tracker = None, NullTracker()
         if rank == 0:
             metrics = lifetime.enter_context(contextlib.closing(MetricsLog(start.run_dir / "metrics.jsonl")))
@@ -145,6 +151,16 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals, notes: Seque
         for line in lines:
             progress.message(line)
         return train_to_an_end(trainer, hooks, log, loader.end)
+
+
+def _kept_output(run_dir: Path, attempt: int | None, rank: int) -> contextlib.AbstractContextManager[TextIO | None]:
+    """Keep what this rank prints in the run directory, unless the launcher that started it does."""
+    logs = run_dir / "logs"
+    ours = [file.stat() for file in logs.glob("attempt-*/rank-*.log")]
+    with contextlib.suppress(OSError):
+        if ATTEMPT in os.environ or any(os.path.samestat(os.fstat(1), file) for file in ours):
+            return contextlib.nullcontext()
+    return kept_in(logs / f"attempt-{attempt}" / f"rank-{rank}.log")
 
 
 def _order(recipe: Recipe, train: Source) -> Order:

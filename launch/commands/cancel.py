@@ -7,13 +7,14 @@ import contextlib
 import os
 import signal
 import socket
-import sys
 from pathlib import Path
 
+from launch.arguments import add_root, for_each
 from launch.runs.job_record import active_job, read_job
 from launch.runs.send import shown
 from launch.runs.state import find, find_sweep, rows
 from launch.sweep.directory import cancel_file
+from resnet.process.exit_codes import FINISHED
 from resnet.rundir.attempts import end_file
 from resnet.rundir.lease import holder_elsewhere, read_lease
 from resnet.rundir.status import read_status, write_status
@@ -23,23 +24,19 @@ from slurm.control import ask
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="name under --root, or directory, of a run or a sweep")
     parser.add_argument("--now", action="store_true", help="do not wait for a checkpoint: the newest on disk remains")
-    parser.add_argument("--root", default="runs", help="folder of the runs (runs)")
+    add_root(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    problems = 0
-    for text in arguments.runs:
-        try:
-            if sweep_dir := find_sweep(text, arguments.root):
-                _cancel_sweep(sweep_dir, arguments.now)
-            else:
-                print(cancel(find(text, arguments.root).absolute(), arguments.now))
-        except ValueError as error:
-            if len(arguments.runs) == 1:
-                raise
-            print(f"launch cancel: {error}", file=sys.stderr)
-            problems += 1
-    return 2 if problems else 0
+    return for_each(arguments.runs, "launch cancel", lambda name: _cancel(name, arguments))
+
+
+def _cancel(name: str, arguments: argparse.Namespace) -> int:
+    if sweep_dir := find_sweep(name, arguments.root):
+        _cancel_sweep(sweep_dir, arguments.now)
+    else:
+        print(cancel(find(name, arguments.root).absolute(), arguments.now))
+    return FINISHED
 
 
 def cancel(run_dir: Path, now: bool = False) -> str:
@@ -55,7 +52,7 @@ def cancel(run_dir: Path, now: bool = False) -> str:
     ask(["scancel", job_id] if now else ["scancel", "--state=PENDING", job_id])
     if now or active_job(run_dir) is None:
         write_status(run_dir, state="stopped", reason="cancelled", failure="user", eta_s=None)
-        return f"{run_dir.name}: job {job_id} is cancelled; launch retry {shown(run_dir)} would go on"
+        return f"{run_dir.name}: job {job_id} is cancelled; launch retry {shown(run_dir)} continues it"
     with contextlib.suppress(ValueError):
         ask(["scancel", "--signal=USR2", job_id])
     return f"{run_dir.name}: job {job_id} saves a checkpoint and ends; launch status {shown(run_dir)} says when"

@@ -1,29 +1,14 @@
-"""`launch local`: train here through `accelerate launch`, whose flags, signals and exit codes it takes care of.
-
-Accelerate 1.15 dies of a signal and leaves the trainer behind (one process), or kills what still saves 30 s after it
-(several); it turns every exit code into 1, with a traceback. So it runs in a session of its own, the ranks get the
-signals from here, and the code of the first rank that did not end well is handed on.
-"""
+"""`launch local`: train here, on the GPUs of this machine or on its CPU."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import os
-import signal
-import subprocess
-import sys
-from collections.abc import Callable
-from functools import partial
 
 from launch.derived import follows
-from launch.runs.here import own_environment, visible_gpus
+from launch.runs.attend import train_here
+from launch.runs.here import visible_gpus
 from recipes.load import load
 from recipes.schema.recipe import Recipe
-from resnet.process import exit_codes
-from resnet.process.command_lines import accelerate_argv
-from resnet.process.processes import catches, children
-from resnet.process.signals import SIGNALS, die_with_parent
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,17 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
     ranks = _count_ranks(arguments, loaded.recipe)
     follows(loaded, ranks)
     words = [*arguments.words, *(["device=cpu"] if arguments.cpu_ranks else [])]
-    # Before there is something to stop: what arrives from here on is for the run.
-    received: list[int] = []
-    for number in SIGNALS:
-        signal.signal(number, lambda number, _: received.append(number))
-    process = subprocess.Popen(
-        [*accelerate_argv(ranks), *words, *(["--debug"] if arguments.debug else [])],
-        env=own_environment(),
-        start_new_session=True,
-        preexec_fn=partial(die_with_parent, signal.SIGKILL, os.getpid()),
-    )
-    return _attend(process, ranks, received)
+    return train_here([*words, *(["--debug"] if arguments.debug else [])], ranks)
 
 
 def _count_ranks(arguments: argparse.Namespace, recipe: Recipe) -> int:
@@ -74,48 +49,3 @@ def _count_ranks(arguments: argparse.Namespace, recipe: Recipe) -> int:
     if arguments.gpus and arguments.gpus > found:
         raise ValueError(f"--gpus {arguments.gpus}, but {found} can be seen here (CUDA_VISIBLE_DEVICES, nvidia-smi -L)")
     return arguments.gpus or max(1, found)
-
-
-def _attend(process: subprocess.Popen[bytes], count: int, received: list[int]) -> int:
-    """Pass on what is received until the run has ended; returns its exit code."""
-    begun, interrupts = False, 0
-    while process.poll() is None:
-        # At their very end ranks no longer catch signals, and have begun all the same.
-        begun = begun or len(_ranks(process.pid)) == count
-        while received:
-            number = received.pop(0)
-            interrupts += number == signal.SIGINT
-            if not begun or interrupts > 2:
-                _kill(process)
-                state = "at once" if begun else "before the training began, nothing was written"
-                print(f"launch local: stopped {state}", file=sys.stderr)
-                return exit_codes.INTERRUPTED if number == signal.SIGINT else exit_codes.STOPPED
-            for rank in _ranks(process.pid):
-                _send(os.kill, rank, number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(0.2)
-    code = process.returncode
-    if code in exit_codes.OWN:
-        return code
-    who, number = ("a process of the training", code - 128) if code > 128 else ("accelerate", -code)
-    with contextlib.suppress(ValueError):
-        print(f"launch local: {who} was killed ({signal.Signals(number).name})", file=sys.stderr)
-    return exit_codes.FAILED
-
-
-def _ranks(launcher: int) -> list[int]:
-    """Children of a launcher that heed the signals: until torch is imported, one would just kill them."""
-    return [child for child in children(launcher) if catches(child, signal.SIGUSR2)]
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    """With all ranks: torch's launcher gives each one a session of its own."""
-    process.send_signal(signal.SIGSTOP)  # it starts no more of them
-    for leader in (*children(process.pid), process.pid):
-        _send(os.killpg, leader, signal.SIGKILL)
-    process.wait()
-
-
-def _send(send: Callable[[int, int], None], target: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        send(target, number)

@@ -12,8 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from launch.arguments import add_root
 from launch.runs.logs import attempts, first_failure, log_file, log_files, newest_batch_files
-from launch.runs.state import ROOT, find, rows
+from launch.runs.state import find, rows
 from resnet.rundir.status import status_or_nothing
 
 POLL_SECONDS = 0.5
@@ -28,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     which.add_argument("--rank", type=int, metavar="R", help="rank (0; of a failed run the one that failed first)")
     which.add_argument("--batch", action="store_true", help="the output of Slurm's batch script instead")
     parser.add_argument("--attempt", type=int, metavar="K", help="attempt, counted from 1 (the newest)")
-    parser.add_argument("--root", default=ROOT, help="folder of the runs (default: %(default)s)")
+    add_root(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:

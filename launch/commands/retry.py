@@ -1,17 +1,22 @@
-"""`launch retry`: send a run, or the trials of a sweep that failed, again; each goes on from its newest checkpoint."""
+"""`launch retry`: send runs, or the failed trials of sweeps, again; each continues from its newest checkpoint."""
 
 from __future__ import annotations
 
 import argparse
 import re
 from pathlib import Path
+from typing import Any
 
+from launch.arguments import add_root, for_each
+from launch.runs.attend import train_here
 from launch.runs.checks import refuse_active
 from launch.runs.job_record import Job, read_job
-from launch.runs.send import SNAPSHOTS, send, shown
+from launch.runs.send import SNAPSHOTS, send
 from launch.runs.state import find, find_sweep, is_sweep
 from recipes.load import load_file
+from resnet.process.command_lines import words_to_continue
 from resnet.rundir.attempts import end_file, newest_step, read_attempts
+from resnet.rundir.provenance import read_provenance
 from resnet.rundir.status import read_status
 from slurm.code_copy import take_snapshot
 from slurm.profile import Profile, change_profile
@@ -19,18 +24,32 @@ from slurm.sbatch import check_slurm
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.usage = "launch retry RUN [slurm.KEY=VALUE ...] [--exclude-bad-nodes] [--new-code] [--root ROOT]"
-    parser.add_argument("run", metavar="RUN", help="a run's name under --root, or its directory")
-    parser.add_argument("words", nargs="*", metavar="slurm.KEY=VALUE", help="changes to the profile it was sent with")
+    parser.usage = "launch retry RUN [RUN ...] [slurm.KEY=VALUE ...] [--exclude-bad-nodes] [--new-code] [--root ROOT]"
+    parser.add_argument(
+        "words",
+        nargs="+",
+        metavar="RUN",
+        help="names or directories of runs and sweeps; slurm.KEY=VALUE changes the profile they were sent with",
+    )
     parser.add_argument("--exclude-bad-nodes", action="store_true", help="stay away from nodes it failed on")
     parser.add_argument("--new-code", action="store_true", help="run the program as it is now, not as it was sent")
-    parser.add_argument("--root", default="runs", help="folder of the runs (runs)")
+    add_root(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    if sweep_dir := find_sweep(arguments.run, arguments.root):
+    names = [word for word in arguments.words if "=" not in word]
+    if not names:
+        raise ValueError("name the run")
+    arguments.changes = [word for word in arguments.words if "=" in word]
+    if others := [word for word in arguments.changes if not word.startswith("slurm.")]:
+        raise ValueError(f"{others[0]}: retry cannot change the recipe; launch submit ... run.name={names[0]} can")
+    return for_each(names, "launch retry", lambda name: _retry(name, arguments))
+
+
+def _retry(name: str, arguments: argparse.Namespace) -> int:
+    if sweep_dir := find_sweep(name, arguments.root):
         return _retry_sweep(sweep_dir, arguments)
-    return _retry_run(find(arguments.run, arguments.root).absolute(), arguments)
+    return _retry_run(find(name, arguments.root).absolute(), arguments)
 
 
 def _retry_sweep(sweep_dir: Path, arguments: argparse.Namespace) -> int:
@@ -44,13 +63,13 @@ def _retry_sweep(sweep_dir: Path, arguments: argparse.Namespace) -> int:
             return 0
         jobs = [job for trial in todo if (job := read_job(sweep_dir / trial["name"]))]
         if not jobs:
-            from launch.sweep.here import train_here
+            from launch.sweep.here import train_here as train_trials
 
-            return train_here(directory, todo, place_here(directory))
+            return train_trials(directory, todo, place_here(directory))
         from launch.sweep.on_slurm import send_trials
 
         check_slurm()
-        profile = change_profile(jobs[-1].profile, _slurm_words(arguments, sweep_dir.name), jobs[-1].cluster)
+        profile = change_profile(_known(jobs[-1]), arguments.changes, jobs[-1].cluster)
         if arguments.exclude_bad_nodes:
             for trial in todo:
                 profile = without_bad_nodes(profile, sweep_dir / trial["name"])
@@ -63,13 +82,13 @@ def _retry_run(run_dir: Path, arguments: argparse.Namespace) -> int:
     job = read_job(run_dir)
     if job is None and is_sweep(run_dir.parent):
         return _retry_trial_here(run_dir)
-    if job is None:
-        raise ValueError(f"{run_dir.name} was never sent to Slurm: launch submit recipe={shown(run_dir)} cluster=NAME")
     refuse_active(run_dir)
     if read_status(run_dir).get("state") == "finished":
         raise ValueError(f"{run_dir.name} is finished")
+    if job is None:
+        return _retry_here(run_dir, arguments)
     check_slurm()
-    profile = change_profile(job.profile, _slurm_words(arguments, run_dir.name), job.cluster)
+    profile = change_profile(_known(job), arguments.changes, job.cluster)
     if arguments.exclude_bad_nodes:
         profile = without_bad_nodes(profile, run_dir)
     snapshot = (None if arguments.new_code else _snapshot(job)) or take_snapshot(run_dir.parent / SNAPSHOTS)
@@ -81,32 +100,41 @@ def _retry_run(run_dir: Path, arguments: argparse.Namespace) -> int:
         pruned.unlink()
     job_id = send(run_dir, recipe, job.cluster, profile, snapshot, Path(job.folder))
     excluded = f", not on {profile.exclude}" if profile.exclude else ""
-    print(f"{run_dir.name} is job {job_id} on {job.cluster}{excluded}; it goes on from step {newest_step(run_dir)}")
+    print(f"{run_dir.name} is job {job_id} on {job.cluster}{excluded}; it continues from step {newest_step(run_dir)}")
     return 0
+
+
+def _retry_here(run_dir: Path, arguments: argparse.Namespace) -> int:
+    """Continue a run that was never sent to Slurm, on as many ranks of this machine as before."""
+    if arguments.changes or arguments.exclude_bad_nodes or arguments.new_code:
+        what = next(iter(arguments.changes), "--exclude-bad-nodes" if arguments.exclude_bad_nodes else "--new-code")
+        raise ValueError(f"{run_dir.name} was never sent to Slurm, so that {what} has no effect: leave it out")
+    ranks = (read_provenance(run_dir).get("attempts") or [{}])[-1].get("world_size") or 1
+    print(f"{run_dir.name} continues here from step {newest_step(run_dir)}", flush=True)
+    return train_here(words_to_continue([f"recipe={run_dir}"], run_dir), ranks)
 
 
 def _retry_trial_here(run_dir: Path) -> int:
     """Continue one trial of a sweep, also one that early stopping ended."""
     from launch.sweep.directory import SweepDir, place_here
     from launch.sweep.halving import let_go_on
-    from launch.sweep.here import await_orphans, train_here
+    from launch.sweep.here import await_orphans
+    from launch.sweep.here import train_here as train_trials
 
     with SweepDir(run_dir.parent) as directory:
         await_orphans(directory)
         let_go_on(run_dir.parent, run_dir.name)
-        return train_here(directory, [directory.trial(run_dir.name)], place_here(directory))
+        return train_trials(directory, [directory.trial(run_dir.name)], place_here(directory))
+
+
+def _known(job: Job) -> dict[str, Any]:
+    """The profile that a job was sent with, without keys that only a newer version knows."""
+    return {key: value for key, value in job.profile.items() if key in Profile.model_fields}
 
 
 def _snapshot(job: Job) -> Path | None:
     """The copy of the program that a job ran, if it is there still."""
     return Path(job.snapshot) if Path(job.snapshot).is_dir() else None
-
-
-def _slurm_words(arguments: argparse.Namespace, name: str) -> list[str]:
-    others = [word for word in arguments.words if not word.startswith("slurm.")]
-    if others:
-        raise ValueError(f"{others[0]}: what is trained stays as it is; launch submit ... run.name={name} changes it")
-    return arguments.words
 
 
 def without_bad_nodes(profile: Profile, run_dir: Path) -> Profile:

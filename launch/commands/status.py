@@ -13,22 +13,38 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from launch.arguments import add_root
 from launch.runs.job_record import job_file
 from launch.runs.logs import attempts, first_failure, log_file, log_files, tail
-from launch.runs.state import ROOT, SWEEP_FILE, find, find_sweep, folders, ordered, rows
-from recipes.text import format_duration
+from launch.runs.state import ROOT, SWEEP_FILE, by_key, find, find_sweep, folders, matches, ordered, rows
+from recipes.text import format_duration, table
 from resnet.rundir.attempts import read_attempts
 from resnet.rundir.files import to_json
+from resnet.rundir.find import roots
 
 REDRAW_SECONDS, REDRAW_SLURM_SECONDS = 2, 10
-NAME_LEAST, NOTE_LEAST, NOTE_MOST, TAIL_LINES = 20, 24, 160, 10
-DROPPED_FIRST = ("tries", "img/s", "loss", "saved", "ETA", "epoch", "top-1", "%")
+NAME_LEAST, RECIPE_LEAST, NOTE_LEAST, NOTE_MOST, TAIL_LINES = 20, 16, 20, 160, 10
+DROPPED_FIRST = ("tries", "img/s", "loss", "saved", "recipe", "ETA", "epoch", "best", "%")
 """What is left out on a narrow terminal, in this order."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("runs", nargs="*", metavar="RUN", help="a run's name or directory; one alone is told in full")
-    parser.add_argument("--root", default=ROOT, help="folder of the runs (default: %(default)s)")
+    parser.add_argument(
+        "runs",
+        nargs="*",
+        metavar="RUN",
+        help="a run's name or directory; a single one is shown in full; or cluster=NAME",
+    )
+    add_root(parser)
+    parser.add_argument("--sort", metavar="KEY", help="order by a key of --json, as best or updated: largest first")
+    parser.add_argument("--reverse", action="store_true", help="the other way round")
+    parser.add_argument(
+        "--filter",
+        metavar="TEXT",
+        action="append",
+        default=[],
+        help="only runs with KEY=VALUE, as state=failed or optimizer.lr=0.4, or with the text in name or recipe",
+    )
     shape = parser.add_mutually_exclusive_group()
     shape.add_argument("--watch", action="store_true", help="redraw until all runs are over, or Ctrl-C")
     shape.add_argument("--json", action="store_true", help="print a list of objects; of a sweep, one object")
@@ -39,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     sweep_dir = find_sweep(arguments.runs[0], arguments.root) if len(arguments.runs) == 1 else None
     if sweep_dir is None and (arguments.csv or arguments.plot):
-        raise ValueError(f"{'--csv' if arguments.csv else '--plot'} is of one sweep: launch status SWEEP")
+        raise ValueError(f"{'--csv' if arguments.csv else '--plot'} applies to one sweep: launch status SWEEP")
     if arguments.watch:
         _watch(partial(_sweep_view, sweep_dir) if sweep_dir else partial(_view, arguments))
     elif sweep_dir:
@@ -92,58 +108,41 @@ def _width() -> int | None:
 
 
 def _found(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    chosen = [find(text, arguments.root) for text in arguments.runs] or folders(arguments.root)
-    return ordered(rows(chosen))
+    names, clusters = _named(arguments)
+    found = rows([find(name, arguments.root) for name in names] or folders(arguments.root, clusters))
+    for cluster in clusters:
+        found = [row for row in found if row["cluster"] == cluster]
+    for wanted in arguments.filter:
+        found = [row for row in found if matches(row, wanted)]
+    chosen = by_key(found, arguments.sort) if arguments.sort else ordered(found)
+    return chosen[::-1] if arguments.reverse else chosen
+
+
+def _named(arguments: argparse.Namespace) -> tuple[list[str], list[str]]:
+    """The runs that are named, and the clusters."""
+    clusters = [word.partition("=")[2] for word in arguments.runs if word.startswith("cluster=")]
+    return [word for word in arguments.runs if not word.startswith("cluster=")], clusters
 
 
 def _lines(found: Sequence[dict[str, Any]], arguments: argparse.Namespace) -> list[str]:
-    if len(arguments.runs) == 1:
+    if len(_named(arguments)[0]) == 1 and found:
         return describe(found[0])
-    sweeps = [] if arguments.runs else sorted(file.parent for file in Path(arguments.root).glob(f"*/{SWEEP_FILE}"))
+    places = [] if arguments.runs or arguments.filter else roots(arguments.root)
+    sweeps = sorted(file.parent for place in places for file in place.glob(f"*/{SWEEP_FILE}"))
     told = [f"sweep {path.name}: launch status {shlex.quote(path.name)}" for path in sweeps]
-    return [*(table(found, _width()) if found else []), *told] or [f"no runs in {arguments.root}"]
+    return [*(run_table(found, _width()) if found else []), *told] or [f"no runs in {arguments.root}"]
 
 
-def table(found: Sequence[dict[str, Any]], width: int | None = None) -> list[str]:
+def run_table(found: Sequence[dict[str, Any]], width: int | None = None) -> list[str]:
     """A line for each run under a line of headings. width: columns of the terminal, to be kept within."""
     columns = {
-        header: [cell(row) for row in found]
-        for header, cell in CELLS.items()
-        if header != "tries" or any((row["attempts"] or 0) > 1 for row in found)
+        heading: [cell(row) for row in found]
+        for heading, cell in CELLS.items()
+        if heading != "tries" or any((row["attempts"] or 0) > 1 for row in found)
     }
-    columns = {header: cells for header, cells in columns.items() if any(cells)}
-    widths = {header: max(map(len, [header, *cells])) for header, cells in columns.items()}
-    if width:
-        _fit_widths(widths, width)
-    lines = [list(widths), *zip(*(columns[header] for header in widths), strict=True)]
-    return ["  ".join(map(_fit, line, widths.items())).rstrip() for line in lines]
-
-
-def _fit_widths(widths: dict[str, int], width: int) -> None:
-    """Leave columns out, and make names and notes narrower, until a line fits."""
-
-    def room() -> int:
-        """For the name and the note."""
-        taken = sum(widths[header] for header in widths if header not in ("name", ""))
-        # A character in the last column moves some terminals to the next line.
-        return width - 1 - taken - 2 * (len(widths) - 1)
-
-    name, note = min(widths["name"], NAME_LEAST), min(widths.get("", 0), NOTE_LEAST)
-    for header in DROPPED_FIRST:
-        if room() < name + note:
-            widths.pop(header, None)
-    widths["name"] = max(NAME_LEAST, min(widths["name"], room() - note))
-    if "" in widths:
-        widths[""] = max(NAME_LEAST, room() - widths["name"])
-
-
-def _fit(text: str, column: tuple[str, int]) -> str:
-    header, width = column
-    if len(text) > width:
-        # Names often differ at their ends only.
-        kept = width // 2 if header == "name" else width - 2
-        text = f"{text[:kept]}..{text[len(text) - (width - 2 - kept) :]}"
-    return text.ljust(width) if header in ("name", "state", "") else text.rjust(width)
+    columns = {heading: cells for heading, cells in columns.items() if any(cells)}
+    least = {"name": NAME_LEAST, "recipe": RECIPE_LEAST, "": NOTE_LEAST}
+    return table(columns, width, DROPPED_FIRST, least, left=("name", "state", "recipe", ""))
 
 
 def _state(row: dict[str, Any]) -> str:
@@ -180,17 +179,19 @@ def _speed(row: dict[str, Any]) -> str:
 CELLS: dict[str, Callable[[dict[str, Any]], str]] = {
     "name": lambda row: row["name"],
     "state": _state,
+    "recipe": lambda row: row["recipe"] or "",
     "epoch": _epoch,
     "%": _figure("percent", ".0f"),
     "loss": _figure("loss", ".4g"),
-    "top-1": _figure("top1", ".2f"),
+    "best": _figure("best", ".4g"),
     "img/s": _speed,
     "ETA": _time("eta_s"),
     "saved": _time("last_checkpoint_age_s"),
     "tries": _figure("attempts", ".0f"),
     "": _note,
 }
-"""By heading; `saved` is the age of the last checkpoint, the last one a reason."""
+"""By heading: `recipe` with what differs from it, `best` by the recipe's metric, `saved` the age of the last
+checkpoint; the last one is a reason."""
 
 
 def describe(row: dict[str, Any]) -> list[str]:
@@ -198,10 +199,11 @@ def describe(row: dict[str, Any]) -> list[str]:
     run_dir = Path(row["run_dir"])
     shown = {
         "": _note(row),
+        "recipe": row["recipe"],
         "progress": _progress(row),
         "metrics": _join(
             _labelled("loss", _figure("loss", ".4g")(row)),
-            _labelled("top-1", _figure("top1", ".2f")(row), "%"),
+            _labelled("last top-1", _figure("top1", ".2f")(row), "%"),
             _labelled("best", _figure("best", ".4g")(row)),
             _labelled("", _speed(row), " img/s"),
         ),
@@ -278,15 +280,11 @@ def _commands(row: dict[str, Any]) -> dict[str, str]:
     """What to type next."""
     run_dir = Path(row["run_dir"])
     name = shlex.quote(row["name"] if run_dir.parent == Path(ROOT) else str(run_dir))
-    in_slurm = job_file(run_dir).exists()
     commands = {}
     if not row["over"]:
-        if in_slurm or attempts(run_dir):
+        if job_file(run_dir).exists() or attempts(run_dir):
             commands["follow"] = f"launch logs {name} -f"
-        if in_slurm:
-            commands["cancel"] = f"launch cancel {name}"
+        commands["cancel"] = f"launch cancel {name}"
     elif row["state"] in ("failed", "stopped"):
-        folder = shlex.quote(f"recipe={run_dir}" if "/" in str(run_dir) else f"recipe=./{run_dir}")
-        root = "" if run_dir.parent == Path(ROOT) else " " + shlex.quote(f"run.root={run_dir.parent}")
-        commands["continue"] = f"launch retry {name}" if in_slurm else f"launch local {folder}{root}"
+        commands["continue"] = f"launch retry {name}"
     return commands

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from launch.runs.checks import check_batch, check_existing, check_paths, place, refuse_active
 from launch.runs.job_record import Job, job_file, job_text
+from recipes.evidence import what_differs
 from recipes.load import Loaded, dump, load_file, run_recipe_text
 from recipes.plan import Plan
 from recipes.schema.recipe import Recipe
@@ -57,7 +58,8 @@ def send(run_dir: Path, recipe: Recipe, cluster: str, profile: Profile, snapshot
         cancelled = end_file(run_dir, "cancelled").exists()
         end_file(run_dir, "cancelled").unlink(missing_ok=True)
         # Before the job can start, which writes its own.
-        write_status(run_dir, name=run_dir.name, state="queued", reason=None, failure=None, eta_s=None)
+        fields = {"name": run_dir.name, "recipe": recipe.name, "differs": what_differs(recipe)}
+        write_status(run_dir, **fields, state="queued", reason=None, failure=None, eta_s=None)
         job = Job.to_send(run_dir.name, cluster, profile, snapshot, cwd)
         try:
             submission = Submission(profile, run_dir.name, files, snapshot, cwd, [run_dir], [resolved])

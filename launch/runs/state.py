@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import os
 import re
@@ -13,10 +14,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from launch.runs.job_record import job_file
-from recipes.text import format_duration
+from recipes.text import format_duration, labels, suggestion
 from resnet.process.processes import is_alive
 from resnet.rundir.files import read_json
-from resnet.rundir.find import find_run
+from resnet.rundir.find import find_run, roots
 from resnet.rundir.lease import read_lease
 from resnet.rundir.status import read_status
 from slurm.queue import STARTED, WAITING, Job, accounted, queued
@@ -60,31 +61,55 @@ class Run(NamedTuple):
 
 def find(text: str, root: str | Path) -> Path:
     """The directory of a run by name or path. Raises ValueError with names that are near."""
-    for path in (Path(text).expanduser(), Path(root) / text):
+    for path in _places(text, root):
         if (path / "status.json").is_file():
             return path
     return find_run(text, root)
 
 
+def _places(text: str, root: str | Path) -> list[Path]:
+    return [Path(text).expanduser(), *(folder / text for folder in roots(root))]
+
+
 def find_sweep(text: str, root: str | Path) -> Path | None:
     """The absolute directory of a sweep by name or path; None where that is no sweep."""
-    places = (Path(text).expanduser(), Path(root) / text)
-    return next((path.absolute() for path in places if is_sweep(path)), None)
+    return next((path.absolute() for path in _places(text, root) if is_sweep(path)), None)
 
 
 def is_sweep(folder: Path) -> bool:
     return (folder / SWEEP_FILE).is_file()
 
 
-def folders(root: str | Path) -> list[Path]:
-    """The run directories in a folder. Raises ValueError where one that was asked for is not there."""
+def folders(root: str | Path, clusters: Sequence[str] = ()) -> list[Path]:
+    """The run directories in a folder, or, where none is named, in ./runs and wherever runs were sent to from here.
+
+    clusters: of which the profile may name another folder. Raises ValueError where one that was named is not there.
+    """
+    if root != ROOT:
+        return _runs_in(Path(root), f"--root {root}")
+    places = [*roots(root), *(place for cluster in clusters if (place := _root_of(cluster)))]
+    return [run for place in dict.fromkeys(path.absolute() for path in places) for run in _shown(place)]
+
+
+def _root_of(cluster: str) -> Path | None:
+    from slurm.profile import load_profile
+
+    root = load_profile(cluster).run_root
+    return Path(root).expanduser() if root else None
+
+
+def _shown(place: Path) -> list[Path]:
+    """The runs in a folder that need not be there, named from here on where that is shorter."""
+    near = place.relative_to(Path.cwd()) if place.is_relative_to(Path.cwd()) else place
+    return _runs_in(near, str(near)) if place.is_dir() else []
+
+
+def _runs_in(folder: Path, shown: str) -> list[Path]:
     try:
-        with os.scandir(Path(root).expanduser()) as entries:
+        with os.scandir(folder.expanduser()) as entries:
             paths = [entry.path for entry in entries if not entry.name.startswith(".")]
     except OSError as error:
-        if isinstance(error, FileNotFoundError) and root == ROOT:
-            return []
-        raise ValueError(f"--root {root}: {error.strerror}") from error
+        raise ValueError(f"{shown}: {error.strerror}") from error
     files = ("status.json", "recipe.yaml")
     return [Path(path) for path in paths if any(os.path.isfile(f"{path}/{name}") for name in files)]
 
@@ -106,6 +131,50 @@ def rows(run_dirs: Iterable[Path]) -> list[dict[str, Any]]:
 def ordered(found: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Those that need a look first, and of each state the newest."""
     return sorted(found, key=lambda row: (STATES.index(row["state"]), -(row["updated"] or 0), row["name"]))
+
+
+def by_key(found: Iterable[dict[str, Any]], key: str) -> list[dict[str, Any]]:
+    """Rows by a key: numbers with the largest first, texts from A to Z, those without it last. Raises ValueError."""
+    found = list(found)
+    if found and key not in found[0]:
+        raise ValueError(f"--sort {key}: {suggestion(key, sorted(found[0]))}")
+
+    def place(row: dict[str, Any]) -> tuple[bool, float, str]:
+        number = _number(row[key])
+        return row[key] is None, -number if number is not None else 0.0, str(row[key])
+
+    return sorted(found, key=place)
+
+
+def matches(row: Mapping[str, Any], wanted: str) -> bool:
+    """Whether a run is what `--filter` asks for: KEY=VALUE of its row or recipe, or a text in its name or recipe."""
+    key, equals, value = wanted.partition("=")
+    if not equals:
+        return wanted.lower() in f"{row['name']} {row['recipe']}".lower()
+    found = (row["differs"] or {}).get(key, row.get(key))
+    number = _number(found)
+    try:
+        return number == float(value) if number is not None else str(found).lower() == value.lower()
+    except ValueError:
+        return False
+
+
+def _recipe(status: Mapping[str, Any]) -> str | None:
+    """The recipe's name and what differs from it, which tells runs apart."""
+    name, differs = status.get("recipe"), status.get("differs")
+    if not isinstance(name, str):
+        return None
+    differs = differs if isinstance(differs, dict) else {}
+    short = labels(differs)
+    return " ".join(
+        [
+            name,
+            *(
+                f"{short[key]}={value if isinstance(value, str) else json.dumps(value)}"
+                for key, value in differs.items()
+            ),
+        ]
+    )
 
 
 def _read(folder: Path) -> Run:
@@ -170,6 +239,9 @@ def _row(run: Run, jobs: Mapping[str, Job], trouble: str | None) -> dict[str, An
     saved = max(number.get("last_checkpoint_time") or 0, _mtime(f"{run.folder}/checkpoints/latest"))
     return {
         "name": _name(run.folder),
+        "recipe": _recipe(status),
+        "differs": status.get("differs") if isinstance(status.get("differs"), dict) else None,
+        "cluster": run.sent.get("cluster"),
         "state": verdict.state,
         "slurm_state": job.state if job else None,
         **{key: number.get(key) for key in _FIGURES},

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
-import math
 import shlex
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +16,7 @@ from launch.runs.state import ROOT
 from launch.sweep.result_types import Setting, figure, goes_on, plural, shortened
 from launch.sweep.results import Board, sweep_so_far
 from recipes.metric import METRICS
-from recipes.text import format_duration, labels
+from recipes.text import format_duration, labels, table
 from resnet.rundir.files import write_atomic
 
 LAST = "done"
@@ -39,7 +38,11 @@ def lines(board: Board, width: int | None = None, top: int = 10) -> list[str]:
     told = [f"{board.name}: {board.method}{over}; the {wins} {metric} wins", f"  {'; '.join(filter(None, facts))}"]
     told += [f"  {board.wandb_url}", ""] if board.wandb_url else [""]
     ranked = [setting for setting in board.settings if setting.value is not None]
-    told += _table(_columns(board, ranked[:top]), width) if ranked else ["no trial has been evaluated yet"]
+    told += (
+        table(_columns(board, ranked[:top]), width, DROPPED_FIRST, left=(LAST,))
+        if ranked
+        else ["no trial has been evaluated yet"]
+    )
     if len(ranked) > top:
         told.append(f"... and {plural(len(ranked) - top, 'more setting')}")
     comparison = [board.comparison.text] if board.comparison else []
@@ -73,20 +76,6 @@ def _done(setting: Setting, seeds: bool) -> str:
     if not seeds:
         return "".join(others)
     return ", ".join(filter(None, [f"{setting.done} of {len(setting.trials)}", _counted(others)]))
-
-
-def _table(columns: Mapping[str, Sequence[str]], width: int | None) -> list[str]:
-    widths = {header: max(map(len, [header, *cells])) for header, cells in columns.items()}
-    # A character in the last column moves some terminals to the next line.
-    most = math.inf if width is None else width - 1
-    for header in DROPPED_FIRST:
-        if sum(widths.values()) + 2 * (len(widths) - 1) > most:
-            widths.pop(header, None)
-    rows = [list(widths), *zip(*(columns[header] for header in widths), strict=True)]
-    if LAST in widths:
-        widths[LAST] = 0
-    shown = ["  ".join(map(str.rjust, row, widths.values())) for row in rows]
-    return [line.rstrip() if len(line) <= most else f"{line[: int(most) - 2]}.." for line in shown]
 
 
 def _importance_lines(board: Board) -> list[str]:

@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, TextIO
 
 
 class _Forgiving:
-    """A text stream of which writes that fail are lost, and nothing else."""
+    """A text stream of which writes that fail are lost, and nothing else; a file may take the same."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        self.copy: TextIO | None = None
 
     def write(self, text: str) -> int:
         with contextlib.suppress(OSError):
             self._stream.write(text)
+        # A bar that is drawn over and over is for a terminal.
+        if self.copy is not None and not text.startswith("\r"):
+            with contextlib.suppress(OSError, ValueError):
+                self.copy.write(text)
         return len(text)
 
     def flush(self) -> None:
-        with contextlib.suppress(OSError):
-            self._stream.flush()
+        for stream in (self._stream, self.copy):
+            with contextlib.suppress(OSError, ValueError):
+                if stream is not None:
+                    stream.flush()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -32,3 +41,21 @@ def forgive_output() -> None:
         stream = getattr(sys, name)
         if stream is not None and not isinstance(stream, _Forgiving):
             setattr(sys, name, _Forgiving(stream))
+
+
+@contextlib.contextmanager
+def kept_in(file: Path) -> Iterator[TextIO | None]:
+    """Write what this process prints to a file too; yields it. Needs `forgive_output` before it."""
+    streams = [stream for stream in (sys.stdout, sys.stderr) if isinstance(stream, _Forgiving)]
+    with contextlib.ExitStack() as stack:
+        copy = None
+        with contextlib.suppress(OSError):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            copy = stack.enter_context(open(file, "a", encoding="utf-8", errors="replace", buffering=1))
+        for stream in streams:
+            stream.copy = copy
+        try:
+            yield copy
+        finally:
+            for stream in streams:
+                stream.copy = None

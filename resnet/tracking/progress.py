@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
@@ -20,7 +21,7 @@ class Progress:
     """Progress of a run on stderr; messages go to stdout, so that they can be kept without the bar.
 
     mode: auto picks bar on a terminal and lines elsewhere; off shows nothing, messages included (ranks but the first).
-    start_step: steps already done by earlier attempts.
+    start_step: steps already done by earlier attempts. log: takes the plain lines where there is a bar.
     """
 
     def __init__(
@@ -29,14 +30,15 @@ class Progress:
         total_steps: int,
         steps_per_epoch: int,
         start_step: int = 0,
+        log: TextIO | None = None,
     ) -> None:
         if mode == "auto":
             mode = "bar" if sys.stderr.isatty() and os.environ.get("TERM") != "dumb" else "lines"
-        self._mode = mode
+        self._mode, self._log = mode, log
         self._total_steps, self._steps_per_epoch = max(1, total_steps), max(1, steps_per_epoch)
         self._step = start_step
         self._values: dict[str, float] = {}
-        self._start = self._last_shown = self._last_time = time.monotonic()
+        self._start = self._last_shown = self._last_line = self._last_time = time.monotonic()
         self._shown_step, self._timed = -1, False
         self._mean_steps = self._mean_seconds = 0.0
         self._bar_length = 0
@@ -67,11 +69,11 @@ class Progress:
         last = step >= self._total_steps
         if self._mode == "bar" and (last or now - self._last_shown >= REDRAW_SECONDS):
             self._draw_bar()
-        if self._mode == "lines" and step != self._shown_step:
+        if self._mode != "off" and step != self._shown_step:
             gap = min(LAST_LINE_SECONDS, max(FIRST_LINE_SECONDS, (now - self._start) / 60))
-            if last or now - self._last_shown >= gap:
-                self._write("  ".join(self._fields()) + "\n")
-                self._shown_step, self._last_shown = step, now
+            if last or now - self._last_line >= gap:
+                self._write_line("  ".join(self._fields()) + "\n")
+                self._shown_step, self._last_line = step, now
 
     def message(self, text: str) -> None:
         """Print a line (or more) on stdout and go on with the bar below it."""
@@ -144,6 +146,13 @@ class Progress:
         if self._bar_length:
             self._write("\r" + " " * min(self._bar_length, _columns(sys.stderr) - 1) + "\r")
             self._bar_length = 0
+
+    def _write_line(self, line: str) -> None:
+        if self._mode == "lines":
+            self._write(line)
+        elif self._log is not None:
+            with contextlib.suppress(OSError):
+                self._log.write(line)
 
     def _write(self, text: str) -> None:
         sys.stderr.write(text)

@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from launch import cli
-from launch.commands import local
+from launch.runs import attend
+from launch.runs.here import visible_gpus
 from resnet.process.processes import children
 from resnet.rundir.status import read_status
 from tests.helpers import OFF, PROGRAM, TINY, finish, start, status
@@ -205,7 +206,7 @@ def test_nothing_slow_is_imported_here():
 )
 def test_visible_gpus_are_those_that_are_chosen(monkeypatch, chosen, count):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
-    assert local.visible_gpus() == count
+    assert visible_gpus() == count
 
 
 @pytest.mark.parametrize(
@@ -220,9 +221,9 @@ def test_visible_gpus_are_those_that_the_driver_lists(monkeypatch, tmp_path, scr
     (tmp_path / "nvidia-smi").chmod(0o755)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert local.visible_gpus() == count
+    assert visible_gpus() == count
     (tmp_path / "nvidia-smi").unlink()
-    assert local.visible_gpus() == 0
+    assert visible_gpus() == 0
 
 
 # Signals, with scripts in the place of accelerate and its ranks
@@ -258,7 +259,7 @@ def attended(tmp_path, mark):
         [sys.executable, "-c", LAUNCHER, RANK, log], start_new_session=True, env=os.environ | {"TEST_MARK": mark}
     )
     received, ended = [], []
-    thread = threading.Thread(target=lambda: ended.append(local._attend(process, 2, received)))
+    thread = threading.Thread(target=lambda: ended.append(attend.attend(process, 2, received)))
     thread.start()
     yield process, received, log, ended
     received += [signal.SIGINT] * 3
@@ -266,7 +267,7 @@ def attended(tmp_path, mark):
 
 
 def ready(process, mark):
-    wait_for(lambda: len(local._ranks(process.pid)) == 2)
+    wait_for(lambda: len(attend.ranks_of(process.pid)) == 2)
     assert len(processes_with(mark)) == 4
     time.sleep(0.5)
 
@@ -274,7 +275,7 @@ def ready(process, mark):
 def test_each_rank_gets_each_signal_once(attended, mark):
     process, received, log, ended = attended
     ready(process, mark)
-    ranks = sorted(map(str, local._ranks(process.pid)))
+    ranks = sorted(map(str, attend.ranks_of(process.pid)))
     for number, lines in ((signal.SIGTERM, 2), (signal.SIGINT, 4), (signal.SIGUSR2, 6), (signal.SIGINT, 8)):
         received.append(number)
         wait_for(lambda lines=lines: len(log.read_text().splitlines()) == lines)
@@ -298,7 +299,7 @@ def test_the_third_interrupt_kills_all(attended, mark, capsys):
 def test_a_rank_that_was_killed_is_told(attended, mark, capsys):
     process, _, _, ended = attended
     ready(process, mark)
-    for rank in local._ranks(process.pid):
+    for rank in attend.ranks_of(process.pid):
         os.kill(rank, signal.SIGKILL)
     wait_for(lambda: ended == [1])
     assert capsys.readouterr().err == "launch local: a process of the training was killed (SIGKILL)\n"
@@ -312,3 +313,34 @@ def test_children_are_found_without_proc(monkeypatch, tmp_path):
         assert child.pid in children(os.getpid())
         assert child.pid not in children(child.pid)
         child.kill()
+
+
+def test_a_local_run_is_logged_and_retried_like_a_sent_one(shapes, tmp_path):
+    """`launch logs` shows all that the ranks printed, and `launch retry` continues runs on as many ranks."""
+
+    def launched(*words: object, code: int = 0) -> str:
+        done = finish(start("-m", "launch", *words, on_cores=2))
+        assert done.returncode == code, done.stderr
+        return done.stdout + done.stderr
+
+    words = [*TINY, f"data.train={shapes}", f"run.root={tmp_path}"]
+    here = ["--root", tmp_path]
+    shown = launched("local", *words, "epochs=1", "run.name=done", "--cpu-ranks", "2")
+    assert "basic on 2 x CPU" in shown
+    log = launched("logs", "done", *here)
+    assert [line for line in log.splitlines() if line.startswith(("quickstart:", "epoch 1/1", "finished:"))] != []
+    assert "basic on 2 x CPU" in log
+    assert "finished: best top1" in log
+    assert (tmp_path / "done" / "logs" / "attempt-1" / "rank-1.log").is_file()
+
+    launched("local", *words, "epochs=2", "max_steps=5", "run.name=broken", "--cpu-ranks", "2")
+    for file in (tmp_path / "broken" / "recipe.yaml",):
+        file.write_text(file.read_text().replace("max_steps: 5", "max_steps: null"))
+    content = json.loads((tmp_path / "broken" / "status.json").read_text())
+    (tmp_path / "broken" / "status.json").write_text(json.dumps(content | {"state": "failed"}))
+    told = launched("retry", "done", "broken", *here, code=2)
+    assert "launch retry: done is finished" in told
+    assert "broken continues here from step 5" in told
+    assert (status(tmp_path / "broken")["state"], status(tmp_path / "broken")["step"]) == ("finished", 20)
+    assert "basic on 2 x CPU" in launched("logs", "broken", *here, "--attempt", "2")
+    assert "retry cannot change the recipe" in launched("retry", "done", "epochs=3", *here, code=2)

@@ -19,6 +19,7 @@ from launch import cli
 from launch.commands import status
 from launch.runs import state as run_state
 from launch.runs.state import Verdict, effective, rows
+from resnet.rundir.find import remember_root
 from slurm.queue import Job
 
 NOW = 1_700_000_000.0
@@ -341,7 +342,7 @@ def test_json_has_what_is_promised(tmp_path, launch, slurm):
 
 
 def test_table(tmp_path, launch, slurm):
-    make(tmp_path, "old", state="finished", top1=93.02, epoch=10, epochs=10, percent=100, updated=5)
+    make(tmp_path, "old", state="finished", best=93.02, epoch=10, epochs=10, percent=100, updated=5)
     make(tmp_path, "new", state="finished", top1=94, updated=time.time())
     make(
         tmp_path,
@@ -373,21 +374,21 @@ def test_table(tmp_path, launch, slurm):
 @pytest.mark.parametrize("width", [30, 60, 80, 100, 140, 300])
 def test_table_fits_the_terminal(tmp_path, width):
     name = "cifar10_resnet18_with_a_long_name-20260101-010203"
-    figures = {"epoch": 3.25, "epochs": 90, "percent": 3.6, "loss": 2.34, "top1": 5.1, "images_per_second": 2500.4}
+    figures = {"epoch": 3.25, "epochs": 90, "percent": 3.6, "loss": 2.34, "best": 5.1, "images_per_second": 2500.4}
     figures |= {"attempts": 3, "eta_s": 3720, "last_checkpoint_time": time.time() - 125}
     runs = [make(tmp_path, name, state="running", host="x", **figures)]
     runs += [make(tmp_path, "b", state="failed", failure="oom", reason="rank 1 on n2: " + "x" * 200)]
-    lines = status.table(rows(runs), width)
+    lines = status.run_table(rows(runs), width)
     # On a very narrow one what is most needed is left, and the terminal wraps it.
     assert all(len(line) < max(width, 55) for line in lines)
     assert "running" in lines[1]
     assert "010203" in lines[1]
     assert "oom: rank" in lines[2]
     if width == 300:
-        assert lines[0].split() == ["name", "state", "epoch", "%", "loss", "top-1", "img/s", "ETA", "saved", "tries"]
+        assert lines[0].split() == ["name", "state", "epoch", "%", "loss", "best", "img/s", "ETA", "saved", "tries"]
         assert name in lines[1]
     if width == 100:
-        assert {"%", "top-1", "ETA"} <= set(lines[0].split())
+        assert {"%", "best", "ETA"} <= set(lines[0].split())
 
 
 def test_one_run_in_full(tmp_path, launch, slurm):
@@ -439,11 +440,11 @@ def test_one_failed_run_shows_the_log_of_the_rank_that_failed_first(tmp_path, la
     assert "cancel" not in out
 
 
-def test_a_local_run_is_continued_by_launch_local(tmp_path, launch):
+def test_a_local_run_is_retried_too(tmp_path, launch):
     make(tmp_path, "r", state="stopped", reason="signal SIGINT")
-    assert "launch local recipe=runs/r\n" in launch("r")[1]
+    assert "launch retry r\n" in launch("r")[1]
     out = launch("r", "--root", str(tmp_path / "runs"))[1]
-    assert f"launch local recipe={tmp_path}/runs/r run.root={tmp_path}/runs\n" in out
+    assert f"launch retry {tmp_path}/runs/r\n" in out
 
 
 def test_mistakes(tmp_path, launch):
@@ -521,3 +522,50 @@ def test_imports_nothing_that_takes_long():
     code += "print([n for n in ('pydantic', 'yaml', 'torch') if n in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_runs_are_told_apart_sorted_and_filtered(tmp_path, launch):
+    lrs = {"a": 0.1, "b": 0.4, "c": 0.2}
+    for number, (name, lr) in enumerate(lrs.items()):
+        fields = {"recipe": "quickstart", "differs": {"optimizer.lr": lr, "epochs": 5}}
+        make(tmp_path, name, state="finished", best=50.0 + lr, updated=number, **fields)
+    make(tmp_path, "old", state="failed", best=None, updated=9)
+    out = launch()[1].splitlines()
+    assert [line.split()[0] for line in out[1:]] == ["old", "c", "b", "a"]
+    assert "quickstart lr=0.4 epochs=5" in out[3]
+    assert "50.4" in out[3]
+
+    def names(*words: str) -> list[str]:
+        return [line.split()[0] for line in launch(*words)[1].splitlines()[1:]]
+
+    assert names("--sort", "best") == ["b", "c", "a", "old"]
+    assert names("--sort", "name", "--reverse") == ["old", "c", "b", "a"]
+    assert names("--filter", "optimizer.lr=4e-1") == ["b"]
+    assert names("--filter", "state=finished", "--filter", "LR=0.2") == []
+    assert names("--filter", "lr=0.2") == []
+    assert names("--filter", "QUICK") == ["c", "b", "a"]
+    code, _, err = launch("--sort", "bets")
+    assert (code, "did you mean best" in err) == (2, True)
+    row = json.loads(launch("--json", "--filter", "name=b")[1])[0]
+    assert (row["recipe"], row["differs"]["optimizer.lr"]) == ("quickstart lr=0.4 epochs=5", 0.4)
+
+
+def test_runs_under_a_profiles_own_folder_are_found(tmp_path, launch, monkeypatch):
+    """Runs that were sent by a profile with `run_root`, from this machine or another."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    far = make(tmp_path / "far", "sent", state="finished", best=1.0).parent
+    profiles = tmp_path / "config" / "resnet-launch" / "clusters"
+    profiles.mkdir(parents=True)
+    (profiles / "mine.yaml").write_text(f"run_root: {far}\n")
+    make(tmp_path, "near", state="finished")
+    assert "sent" not in launch()[1]
+    assert launch("sent")[0] == 2
+    remember_root(far)
+    assert "sent" in launch()[1]
+    assert launch("sent")[1].startswith("sent: finished")
+    assert "sent" not in launch("--root", "runs/.")[1]
+    (tmp_path / "state" / "resnet-launch" / "roots").unlink()
+    (far / "sent" / "slurm").mkdir(exist_ok=True)
+    (far / "sent" / "slurm" / "job.json").write_text(json.dumps({"job_id": "1", "cluster": "mine"}))
+    assert [line.split()[0] for line in launch("cluster=mine")[1].splitlines()] == ["name", "sent"]
