@@ -26,6 +26,7 @@ MAY_IMPORT = {
 """By room: the other rooms it may import from. A room ends where one inside it begins."""
 DOORS = {
     ("resnet.rundir", "recipes"): {"recipes.text"},
+    ("resnet.process", "recipes"): {"recipes.text"},
     ("slurm", "resnet"): {"resnet.run"},
     ("launch", "resnet.api"): {"resnet.api"},
     ("resnet", "resnet.tools"): {"resnet.tools.report.report"},

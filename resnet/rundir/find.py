@@ -62,3 +62,9 @@ def new_run_dir(root: Path, recipe_name: str) -> Path:
     stamp = time.strftime("%Y%m%d-%H%M%S")
     candidates = (root / f"{recipe_name}-{stamp}{suffix}" for suffix in ("", *(f"-{n}" for n in range(2, 1000))))
     return next(path for path in candidates if not path.exists())
+
+
+def run_names(root: str | Path = ROOT) -> list[str]:
+    """Names of the runs and sweeps in `roots(root)`."""
+    files = ("recipe.yaml", "status.json", "sweep.json")
+    return sorted({path.parent.name for folder in roots(root) for file in files for path in folder.glob(f"*/{file}")})

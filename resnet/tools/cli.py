@@ -4,47 +4,35 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from recipes.load import load
-from resnet.process.exit_codes import FAILED, INTERRUPTED, MISTAKE
+from resnet.process.commands import Command, Completer, run_program
+from resnet.process.exit_codes import FAILED, FINISHED
 from resnet.rundir.files import to_json
-from resnet.rundir.find import find_run
+from resnet.rundir.find import find_run, run_names
 
 LISTED = 20
 """Differences of two runs that are printed."""
 
 
-class Command(NamedTuple):
-    help: str
+class _Tool(NamedTuple):
     add_arguments: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace], None]
+    run: Callable[[argparse.Namespace], int | None]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a subcommand; leaves with 0, or 1 (it failed), or 2 (the user's mistake, told without a traceback)."""
-    arguments = _parser().parse_args(argv)
-    try:
-        COMMANDS[arguments.command].run(arguments)
-    except (ValueError, OSError) as error:
-        if arguments.debug:
-            raise
-        print(f"resnet {arguments.command}: {error}", file=sys.stderr)
-        sys.exit(MISTAKE if isinstance(error, ValueError) else FAILED)
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+    """Run a subcommand and leave with its exit code."""
+    if code := run_program("resnet", COMMANDS, list(sys.argv[1:] if argv is None else argv), _completers):
+        sys.exit(code)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="resnet", description="Look at a run and use its weights.")
-    subcommands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, command in COMMANDS.items():
-        subparser = subcommands.add_parser(name, help=command.help)
-        command.add_arguments(subparser)
-        subparser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    return parser
+def _completers() -> Mapping[str, Completer]:
+    from recipes.completion import complete_word
+
+    return {"KEY=VALUE": complete_word, "RUN": lambda _: run_names()}
 
 
 def _takes_a_run(parser: argparse.ArgumentParser) -> None:
@@ -138,20 +126,20 @@ def _verify_resume_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep the two runs there")
 
 
-def _verify_resume(arguments: argparse.Namespace) -> None:
+def _verify_resume(arguments: argparse.Namespace) -> int:
     from resnet.tools.verify_resume import verify_resume
 
     found = verify_resume(arguments.overrides, arguments.steps, arguments.ranks, arguments.keep, tell=_print_now)
     if not found:
         print("equal to the last bit: weights, statistics, optimizer, counters, log")
-        return
+        return FINISHED
     print(f"NOT equal, {len(found)} differences:", *found[:LISTED], sep="\n  ")
     if len(found) > LISTED:
         print(f"  ... and {len(found) - LISTED} more")
     deterministic = load(arguments.overrides).recipe.deterministic
     if not deterministic and any(name in str(found) for name in ("model", "optimizer")):
         print("on a GPU, sums in unordered kernels differ from run to run: deterministic=true orders them, at a cost")
-    sys.exit(FAILED)
+    return FAILED
 
 
 def _print_now(line: str) -> None:
@@ -159,10 +147,15 @@ def _print_now(line: str) -> None:
 
 
 COMMANDS = {
-    "report": Command("write report.html, curves.png and confusion.png", _takes_a_run, _report),
-    "eval": Command("evaluate the weights on the validation images", _evaluate_arguments, _evaluate),
-    "predict": Command("classify a folder of images", _predict_arguments, _predict),
-    "verify-resume": Command(
-        "check that a recipe resumes exactly on this machine", _verify_resume_arguments, _verify_resume
-    ),
+    name: Command(what, lambda tool=tool: tool)
+    for name, what, tool in (
+        ("report", "write report.html, curves.png and confusion.png anew", _Tool(_takes_a_run, _report)),
+        ("eval", "evaluate a run's weights on the validation images", _Tool(_evaluate_arguments, _evaluate)),
+        ("predict", "classify a folder of images", _Tool(_predict_arguments, _predict)),
+        (
+            "verify-resume",
+            "check that a recipe resumes exactly on this machine",
+            _Tool(_verify_resume_arguments, _verify_resume),
+        ),
+    )
 }
