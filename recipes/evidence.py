@@ -6,15 +6,13 @@ import json
 from typing import Any, NamedTuple
 
 from recipes.changes import differences
+from recipes.keys import variants
 from recipes.load import load, names
 from recipes.schema.recipe import Recipe
 
 _NO_MATTER = (
     *("seed", "device", "precision", "channels_last", "compile", "deterministic", "max_batch_per_device", "checkpoint"),
     *("eval.every", "eval.batch_size", "max_steps"),
-    *(f"data.{key}" for key in ("train", "val", "val_labels", "images", "train_split", "val_split", "config")),
-    *(f"data.{key}" for key in ("image_column", "label_column", "file_column", "download", "train_samples")),
-    *(f"data.{key}" for key in ("num_workers", "prefetch", "max_broken")),
 )
 """Keys (and groups) that a reproduction may change beside NOT_TRAINING: where it runs, where the same images are."""
 
@@ -69,5 +67,7 @@ def what_differs(recipe: Recipe) -> dict[str, Any]:
 
 def _is_free(key: str, original: Recipe) -> bool:
     # Another source may hold the same images, where their number tells whether it does.
-    free = (*_NO_MATTER, "data.source") if original.data.train_samples else _NO_MATTER
+    sources: Any = variants()["data"][1].values()
+    free = [*_NO_MATTER, *(f"data.{name}" for source in sources for name in source.places)]
+    free += ["data.source"] if original.data.train_samples else []
     return any(key == name or key.startswith(f"{name}.") for name in free)

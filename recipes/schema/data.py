@@ -13,6 +13,8 @@ from recipes.schema.fields import Count, Fraction, Group
 class _Data(Group):
     made_here: ClassVar[bool] = False
     """Whether the images are made by the program, so that nothing has to be there before."""
+    places: ClassVar[tuple[str, ...]] = ("train", "val", "train_samples", "num_workers", "prefetch", "max_broken")
+    """Keys that say where the same images are, or how they are read, not which they are."""
 
     train: str
     """Where the training images are: the source says in which form. ~ and $VARIABLES are expanded."""
@@ -62,6 +64,7 @@ class ImageFolderData(_Data):
     """One folder a class, as in train/n01440764/x.JPEG; classes are numbered in the folders' sorted order."""
 
     source: Literal["image_folder"]
+    places: ClassVar[tuple[str, ...]] = (*_Data.places, "val_labels")
     val_labels: str | None = None
     """For a flat validation folder (ILSVRC's): a text or CSV file with a file name and its class a line."""
 
@@ -79,6 +82,10 @@ class HuggingFaceData(_Data):
     """A Hugging Face data set: a folder of parquet files, one written by save_to_disk, or a name on the hub."""
 
     source: Literal["huggingface"]
+    places: ClassVar[tuple[str, ...]] = (
+        *(*_Data.places, "config", "train_split", "val_split"),
+        *("image_column", "label_column"),
+    )
     config: str | None = None
     """Configuration of a hub data set."""
     train_split: str = "train"
@@ -107,6 +114,7 @@ class CsvData(_Data):
     """A CSV manifest with a header and an image a row."""
 
     source: Literal["csv"]
+    places: ClassVar[tuple[str, ...]] = (*_Data.places, "images", "file_column", "label_column")
     images: str | None = None
     """Folder the file names start from; null: the folder of the CSV file."""
     file_column: str | None = None
@@ -126,6 +134,7 @@ class CifarData(_Data):
     """CIFAR-10 or CIFAR-100 through torchvision; `train` is the folder they are in or are downloaded to."""
 
     source: Literal["cifar10", "cifar100"]
+    places: ClassVar[tuple[str, ...]] = (*_Data.places, "download")
     train: str = "data"
     """Folder the archive is in, or is downloaded to."""
     download: bool = True
