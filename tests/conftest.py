@@ -7,12 +7,26 @@ from resnet.data.sources.shapes import draw
 from tests.helpers import TINY
 from tests.slurm_helpers import Cluster, need_slurm, running_cluster
 
+PROCESSES = (
+    *("test_api", "test_bad_input", "test_completion", "test_ends", "test_examples", "test_front_doors", "test_gpu"),
+    *("test_local", "test_logs", "test_old_runs", "test_parity", "test_progress", "test_recipe_runs", "test_resume"),
+    *("test_sweep", "test_tools", "test_tracker", "test_train", "test_wandb_page"),
+)
+"""Modules of which most tests start processes or train."""
 LONGEST = ("test_slurm_ends.py", "test_sweep.py", "test_slurm.py", "test_local.py", "test_ends.py", "test_resume.py")
 """Files that take minutes, most of them in waiting."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest first: side by side with the others (pytest-xdist) they set the time of the whole."""
+    """Mark each test by what it needs, and put the longest first: side by side with the others they set the time."""
+    for item in items:
+        module, needs = item.path.stem, {*getattr(item, "fixturenames", ())}
+        if "cluster" in needs or module in ("test_queue", "test_testcluster"):
+            item.add_marker("slurm")
+        elif module in PROCESSES or {"tiny", "shapes"} & needs:
+            item.add_marker("process")
+        elif not item.get_closest_marker("gpu"):
+            item.add_marker("fast")
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 

@@ -140,7 +140,7 @@ def test_cancel_saves_and_retry_goes_on(cluster: Cluster, tiny):
     saved = cluster.attempts("paused")[0]["last_step"]
     assert saved >= 3
     said = cluster.launch("retry", "paused").stdout
-    assert f"goes on from step {saved}" in said
+    assert f"continues from step {saved}" in said
     ended = cluster.wait_end("paused", 120)
     assert (ended["state"], ended["step"], ended["attempts"]) == ("finished", 200, 2)
     assert cluster.attempts("paused")[1]["step"] == saved
