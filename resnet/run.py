@@ -144,11 +144,12 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals, notes: Seque
         batches = MicroBatches(train, val, order, recipe.augment)
         loader = Loader(batches, trainer.keys(), accelerator.device, workers, recipe.data.prefetch)
         trainer.batches = iter(loader)
-        lines = first_lines(recipe, plan, start, train, val, accelerator, workers)
-        lines += [text for text in (note, tracker.note) if text]
-        if start.checkpoint is not None:
-            lines.append(f"continues from {start.checkpoint} (step {state.step})")
-        for line in lines:
+        more = [
+            note,
+            tracker.note,
+            f"continues from {start.checkpoint} (step {state.step})" if start.checkpoint else "",
+        ]
+        for line in (*first_lines(recipe, plan, start, train, val, accelerator, workers), *filter(None, more)):
             progress.message(line)
         return train_to_an_end(trainer, hooks, log, loader.end)
 
