@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import PROGRAM
+from tests.helpers import PROGRAM, train
 
 MAY_IMPORT = {
     "recipes": set(),
@@ -147,3 +148,20 @@ def test_names_that_queued_jobs_and_old_copies_of_the_code_use():
     assert callable(slurm.batch.main)
     assert callable(launch.trial.main)
     assert (slurm.job.train.__module__, slurm.job.train.__qualname__) == ("slurm.job", "train")
+
+
+RUN_FILES = {
+    *("recipe.yaml", "status.json", "provenance.json", "metrics.jsonl", "evaluation.json", "final.safetensors"),
+    *("lease.lock", "logs/rank-0.json", "logs/rank-0.log", "logs/attempt-1/rank-0.log"),
+    *("checkpoints/latest", "checkpoints/best", "checkpoints/step-00000010/manifest.json"),
+    *("checkpoints/step-00000010/model.safetensors", "checkpoints/step-00000010/training_state.pt"),
+}
+"""Of a finished run, beside its pictures and report: other programs, and other versions of this one, know them."""
+
+
+def test_names_of_the_files_in_a_run_directory(tiny, tmp_path):
+    assert train(*tiny, "epochs=1", f"run.root={tmp_path}", "run.name=r") == 0
+    run = tmp_path / "r"
+    assert {str(file.relative_to(run)) for file in run.rglob("*") if file.is_file()} == RUN_FILES
+    for name in ("recipe.yaml", "status.json"):
+        assert re.search(r"^ ?\"?format\"?: 1", (run / name).read_text(), re.MULTILINE)

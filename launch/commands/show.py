@@ -80,7 +80,9 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
     samples = f"{facts['samples']} an epoch, " if facts["samples"] else ""
     rows = [("training images", samples + facts["samples_from"])]
     if facts["total_steps"]:
-        rows.append(("optimizer steps", f"{facts['steps_per_epoch']} an epoch, {facts['total_steps']} in all"))
+        end, total = facts["end_step"], facts["total_steps"]
+        cut = f"; ends after {end} (max_steps), with the schedule of all of them" if end < total else ""
+        rows.append(("optimizer steps", f"{facts['steps_per_epoch']} an epoch, {total} in all{cut}"))
     micro = f"in {slots} micro-batches of {facts['micro_batch']}" if slots > 1 else "in one pass"
     rows.append(("batch", f"{facts['batch_size']}, {facts['per_device_batch']} per device {micro}"))
     backbone = f", backbone {facts['backbone_lr']:.6g}" if facts["backbone_lr"] else ""

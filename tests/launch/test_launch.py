@@ -363,3 +363,8 @@ def test_python_m_launch_is_the_command():
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout)["recipe"]["name"] == "quickstart"
     assert process("shwo").returncode == 2
+
+
+def test_a_run_that_ends_early_says_so(launch):
+    shown = " ".join(launch("show", "recipe=quickstart", "max_steps=60")[1].replace("#", "").split())
+    assert "in all; ends after 60 (max_steps), with the schedule of all of them" in shown

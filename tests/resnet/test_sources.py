@@ -98,6 +98,9 @@ def test_mistakes_in_image_folders(folder, tmp_path):
     assert os.path.abspath("../nowhere/imagenet") in missing
     assert "image-net.org" in missing
     assert "ILSVRC/imagenet-1k" in missing
+    cats = message(train="data/cats_vs_dogs/train")
+    assert "one folder a class" in cats
+    assert "image-net.org" not in cats
     assert "data.val=" in message(val="nowhere")
     assert "README.md is a file" in message(train=f"{folder}/train/README.md")
     assert "holds splits" in message(train=str(folder))
@@ -336,6 +339,9 @@ def test_cifar_that_cannot_be_had(tmp_path, monkeypatch):
 
     monkeypatch.setattr(CIFAR100, "download", offline)
     with pytest.raises(ValueError, match=r"could not be downloaded.*not known.*cifar-100-python.tar.gz"):
+        opened("cifar100", train=f"{tmp_path}/cifar")
+    (tmp_path / "cifar" / CIFAR100.filename).write_bytes(b"something else")
+    with pytest.raises(ValueError, match=r"cifar-100-python\.tar\.gz is damaged, or not what"):
         opened("cifar100", train=f"{tmp_path}/cifar")
 
 

@@ -48,6 +48,11 @@ def _split(data: CifarData, path: str, train: bool) -> Cifar:
                 raise
             found = _download(kind, folder, train)
     except (OSError, RuntimeError) as error:
+        if there := [file for file in (folder / kind.filename, folder / kind.base_folder) if file.exists()]:
+            raise ValueError(
+                f"data.train={path}: {there[0]} is damaged, or not what {kind.url} holds ({error}): remove it to "
+                "fetch it again, or put a whole one in its place"
+            ) from None
         fetch = "it could not be downloaded" if data.download else "data.download is false"
         raise ValueError(
             f"data.train={path}: no {data.source} in {folder}, and {fetch} ({error}). Unpack {kind.url} there, or read "

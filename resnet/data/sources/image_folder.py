@@ -13,8 +13,8 @@ from recipes.schema.data import ImageFolderData
 from recipes.text import listed
 from resnet.data.sources.files import Files, existing
 
-_MISSING = """\
-It should hold one folder a class, as in train/n01440764/x.JPEG. ImageNet: log in at image-net.org, download
+_SHAPE = "It should hold one folder a class, as in train/dog/1.jpg."
+_IMAGENET = """ImageNet: log in at image-net.org, download
 ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar and unpack them into such folders; or take it from the hub with
 data.source=huggingface data.train=ILSVRC/imagenet-1k (an account that accepted its terms, and `hf auth login`)."""
 
@@ -26,13 +26,18 @@ _THREADS = 16
 
 def open_image_folder(data: ImageFolderData) -> tuple[Files, Files | None]:
     """Training and validation images; the second is None where `val` is null."""
-    train = read_folder(existing(data.train, "data.train", _MISSING), "data.train")
+    train = read_folder(existing(data.train, "data.train", _hint(data.train)), "data.train")
     if data.val is None:
         return train, None
-    folder = existing(data.val, "data.val", _MISSING)
+    folder = existing(data.val, "data.val", _hint(data.val))
     if data.val_labels is not None:
         return train, _flat_folder(folder, existing(data.val_labels, "data.val_labels"), train.classes)
     return train, read_folder(folder, "data.val", train.classes)
+
+
+def _hint(path: str) -> str:
+    """What to do where there is no such folder."""
+    return f"{_SHAPE} {_IMAGENET}" if "imagenet" in path.lower() else _SHAPE
 
 
 def read_folder(root: Path, key: str, classes: list[str] | None = None) -> Files:
