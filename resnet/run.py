@@ -128,10 +128,7 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals, notes: Seque
         )
         metrics, tracker = None, NullTracker()
         if rank == 0:
-            metrics = lifetime.enter_context(contextlib.closing(MetricsLog(start.run_dir / "metrics.jsonl")))
-            metrics.truncate(start.log_length)
-            tracker = open_wandb(recipe, start.run_dir, information)
-            write_status(start.run_dir, wandb_url=tracker.url)
+            metrics, tracker = _open_logs(recipe, start, information, lifetime)
             for message in dict.fromkeys([*notes, *start.messages]):
                 print(message, file=sys.stderr)
         watchdog = Watchdog(recipe.watchdog, log, state.step) if recipe.watchdog else None
@@ -152,6 +149,17 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals, notes: Seque
         for line in (*first_lines(recipe, plan, start, train, val, accelerator, workers), *filter(None, more)):
             progress.message(line)
         return train_to_an_end(trainer, hooks, log, loader.end)
+
+
+def _open_logs(
+    recipe: Recipe, start: Start, information: dict[str, Any], lifetime: contextlib.ExitStack
+) -> tuple[MetricsLog, NullTracker]:
+    """The metrics log, cut back to the start's checkpoint and closed with the run, and W&B's run. On rank 0."""
+    metrics = lifetime.enter_context(contextlib.closing(MetricsLog(start.run_dir / "metrics.jsonl")))
+    metrics.truncate(start.log_length)
+    tracker = open_wandb(recipe, start.run_dir, information)
+    write_status(start.run_dir, wandb_url=tracker.url)
+    return metrics, tracker
 
 
 def _kept_output(run_dir: Path, attempt: int | None, rank: int) -> contextlib.AbstractContextManager[TextIO | None]:
