@@ -12,12 +12,14 @@ from resnet.data.on_device import normalise
 from resnet.metrics import Tally
 
 
-def network_input(images: torch.Tensor, recipe: Recipe, device: torch.device) -> torch.Tensor:
-    """uint8 (N, 3, H, W) as it comes from the loader -> the network's normalised float input on the device."""
-    images = images.to(device)
-    if recipe.channels_last:
-        images = images.contiguous(memory_format=torch.channels_last)
-    return normalise(images, recipe.augment.mean, recipe.augment.std, torch.float32)
+def network_input(images: torch.Tensor, recipe: Recipe, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """uint8 (N, 3, H, W) as it comes from the loader -> the network's normalised input on the device.
+
+    dtype: what the network computes in, since a wider one would be read and converted once more.
+    """
+    memory_format = torch.channels_last if recipe.channels_last else torch.contiguous_format
+    images = images.to(device).contiguous(memory_format=memory_format)
+    return normalise(images, recipe.augment.mean, recipe.augment.std, dtype)
 
 
 def count_batch(tally: Tally, network: nn.Module, batch: Batch, recipe: Recipe) -> None:
@@ -29,7 +31,9 @@ def count_batch(tally: Tally, network: nn.Module, batch: Batch, recipe: Recipe) 
 
 def predict_logits(network: nn.Module, images: torch.Tensor, recipe: Recipe, device: torch.device) -> torch.Tensor:
     """Logits float32 (N, classes) of uint8 images (N, 3, H, W); with `eval.flip` the mean of both mirror images."""
-    images = network_input(images, recipe, device)
+    kind = device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
+    images = network_input(images, recipe, device, dtype)
     logits = network(images).float()
     if recipe.eval.flip:
         logits = (logits + network(images.flip(3)).float()) / 2

@@ -76,7 +76,7 @@ def _forward(trainer: Trainer, batch: Batch, turn: int) -> tuple[torch.Tensor, f
     slot = trainer.rank * plan.accumulation + turn
     assert (batch.key.epoch, *batch.key[1:3]) == (step // plan.steps_per_epoch, *plan.slot(step, slot)), batch.key
     labels = batch.labels.to(trainer.device)
-    images = network_input(batch.images, recipe, trainer.device)
+    images = network_input(batch.images, recipe, trainer.device, trainer.input_dtype)
     if batch.erased is not None:
         images = erase(images, batch.erased.to(trainer.device))
     mixing = draw_mix(recipe.augment, recipe.seed, step, slot, images.shape[-2], images.shape[-1])

@@ -11,6 +11,9 @@ WINDOW = 6
 """Numbers in a window."""
 _HORIZON = 2**52
 """Above any step; HORIZON - step is largest for the earliest step, so that MAX over ranks finds it."""
+_UNIT = 2.0**20
+_MOST_KEPT = 256
+"""Micro-batches whose losses are kept before they are summed, which bounds the memory that they take."""
 
 
 class Means(NamedTuple):
@@ -28,26 +31,52 @@ class Means(NamedTuple):
 
 
 class Window:
-    """Sums over the steps since the last line of the log, of this rank."""
+    """Sums over the steps since the last line of the log, of this rank.
+
+    A micro-batch costs the device nothing here: its loss is kept as it is, and all are summed when someone asks. The
+    sums are of whole multiples of 2**-20, which doubles add without rounding, so that they are the same whenever and
+    over however many ranks they are added up.
+    """
 
     def __init__(self, device: torch.device) -> None:
-        self.sums = torch.zeros(WINDOW, dtype=torch.float64, device=device)
+        self._sums = torch.zeros(WINDOW, dtype=torch.float64, device=device)
+        self._losses: list[torch.Tensor] = []
+        self._right: list[torch.Tensor] = []
+        self._facts: list[tuple[int, int, int]] = []
+
+    @property
+    def sums(self) -> torch.Tensor:
         """Loss, right, samples, broken images of the epoch, skipped steps, HORIZON - the first bad step (0: none)."""
+        self._fold()
+        return self._sums
 
     def add(self, step: int, loss: torch.Tensor, right: torch.Tensor, samples: int, broken: int) -> None:
-        """loss: mean over `samples` images; right: how many of them the network got right."""
-        loss = loss.detach().double()
-        self.sums[0].add_(loss, alpha=samples)
-        self.sums[1].add_(right)
-        self.sums[2].add_(samples)
-        if broken:
-            self.sums[3].add_(broken)
-        self.sums[5].masked_fill_((self.sums[5] == 0) & ~torch.isfinite(loss), _HORIZON - step)
+        """loss: mean over `samples` images; right: how many of them the network got right. Both are kept, not copied."""
+        self._losses.append(loss.detach())
+        self._right.append(right)
+        self._facts.append((samples, broken, _HORIZON - step))
+        if len(self._losses) == _MOST_KEPT:
+            self._fold()
+
+    @torch.no_grad()
+    def _fold(self) -> None:
+        if not self._losses:
+            return
+        sums, losses = self._sums, torch.stack(self._losses).double()
+        facts = torch.tensor(self._facts, dtype=torch.float64, pin_memory=sums.is_cuda)
+        samples, broken, bad = facts.to(sums.device, non_blocking=True).unbind(1)
+        finite = torch.isfinite(losses)
+        # What is not finite ends the run by its step alone.
+        weighted = torch.where(finite, losses * samples, 0.0)
+        right = torch.stack(self._right).double()
+        sums[:4].add_(torch.stack([(weighted * _UNIT).round() / _UNIT, right, samples, broken]).sum(1))
+        sums[5].clamp_(min=torch.where(finite, 0.0, bad).amax())
+        self._losses, self._right, self._facts = [], [], []
 
     def add_skipped(self, scaler: Any, optimizer: torch.optim.Optimizer) -> None:
         """Count a step that the scaler left out, where the scaler noted it: on the device."""
         for found in scaler._found_inf_per_device(optimizer).values():
-            self.sums[4].add_(found.to(self.sums.device))
+            self._sums[4].add_(found.to(self._sums.device))
 
     def read(self) -> Means:
         """Over all ranks; waits for the device."""

@@ -23,15 +23,15 @@ def build_optimizer(model: nn.Module, config: schema.Optimizer, lr: float) -> to
     """
     groups = _groups(model, config, lr)
     on_gpu = all(parameter.is_cuda for group in groups for parameter in group["params"])
-    # On the CPU torch's plain loop: its fused kernel rounds differently.
-    fused = True if on_gpu else None
+    # On the CPU torch's fused kernel rounds differently from its plain loop; its lists of tensors do not.
+    how: Any = {"fused": True} if on_gpu else {"foreach": True}
     match config:
         case schema.Sgd():
-            return torch.optim.SGD(groups, lr, config.momentum, nesterov=config.nesterov, fused=fused)
+            return torch.optim.SGD(groups, lr, config.momentum, nesterov=config.nesterov, **how)
         case schema.AdamW():
-            return torch.optim.AdamW(groups, lr, config.betas, config.eps, fused=fused)
+            return torch.optim.AdamW(groups, lr, config.betas, config.eps, **how)
         case schema.Adam():
-            return torch.optim.Adam(groups, lr, config.betas, config.eps, fused=fused)
+            return torch.optim.Adam(groups, lr, config.betas, config.eps, **how)
         case schema.Lamb():
             return Lamb(groups, lr, config.betas, config.eps)
         case schema.Lars():
@@ -62,11 +62,15 @@ def _groups(model: nn.Module, config: schema.Optimizer, lr: float) -> list[dict[
     for name, kind, parameter in _by_kind(model):
         scale = 1.0 if name == "fc" else config.backbone_lr_scale
         members[scale, kind].append(parameter)
-    return [
-        {"params": parameters, "lr": lr * scale, "lr_scale": scale, "weight_decay": decays[kind]}
-        for (scale, kind), parameters in members.items()
-        if parameters
-    ]
+    groups: list[dict[str, Any]] = []
+    for (scale, kind), parameters in members.items():
+        options = {"lr": lr * scale, "lr_scale": scale, "weight_decay": decays[kind]}
+        # Of neighbours only: a checkpoint knows the parameters by their place in this order.
+        if groups and groups[-1].items() >= options.items():
+            groups[-1]["params"] += parameters
+        elif parameters:
+            groups.append({"params": parameters, **options})
+    return groups
 
 
 def _by_kind(model: nn.Module) -> Iterator[tuple[str, str, nn.Parameter]]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from accelerate import Accelerator
 from torch import nn
 
@@ -17,6 +18,7 @@ from resnet.data.batches import Batch, Key, training_keys, validation_keys
 from resnet.net import has_randomness
 from resnet.state import TrainState
 
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _MOST_NAMED = 20
 """Unreadable images that a rank names as it meets them."""
 
@@ -66,6 +68,9 @@ class Trainer:
         self.rank = self.accelerator.process_index
         self.recipe = self.plan.recipe
         self.parameters = [p for p in self.state.model.parameters() if p.requires_grad]
+        # Mixup would round what it makes a second time.
+        precision = "no" if self.recipe.augment.mixup else self.accelerator.mixed_precision
+        self.input_dtype = _DTYPES.get(precision, torch.float32)
         self.random_layers = has_randomness(self.state.model)
         self.state.model.train()
         self.statistics = StatisticsOfStep(self.state.model) if self.plan.accumulation > 1 else None

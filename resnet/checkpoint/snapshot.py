@@ -169,12 +169,12 @@ def load_weights(network: nn.Module, file: Path) -> None:
 def _restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any], checkpoint: Path) -> None:
     """Load the moments, in the parameters' memory format; options (lr, weight decay ...) stay those of the recipe."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    sizes = [len(group["params"]) for group in saved["param_groups"]]
-    if sizes != [len(group["params"]) for group in optimizer.param_groups]:
-        raise CheckpointError(f"{checkpoint} is of an optimizer with other groups of parameters")
-    for group, old in zip(optimizer.param_groups, saved["param_groups"], strict=True):
+    # Not by groups: version 0.1.0 had one more where norms or biases decay as weights do, in the same order.
+    if sum(len(group["params"]) for group in saved["param_groups"]) != len(parameters):
+        raise CheckpointError(f"{checkpoint} is of an optimizer of other parameters")
+    for group in optimizer.param_groups:
         if "step" in group:
-            group["step"] = old["step"]
+            group["step"] = saved["param_groups"][0]["step"]
     for index, moments in saved["state"].items():
         parameter = parameters[index]
         for name, value in moments.items():

@@ -35,7 +35,7 @@ class Key(NamedTuple):
 class Batch(NamedTuple):
     key: Key
     images: torch.Tensor
-    """uint8 (N, 3, H, W)."""
+    """uint8 (N, 3, H, W), in NHWC order in memory."""
     labels: torch.Tensor
     """int64 (N,)."""
     erased: torch.Tensor | None
@@ -66,7 +66,7 @@ class MicroBatches(Dataset):
     def _training(self, key: Key, epoch: int) -> Batch:
         transform = self._transform(key)
         order, broken, erased = self.order.epoch(epoch), [], []
-        images = torch.empty((key.stop - key.start, 3, key.size, key.size), dtype=torch.uint8)
+        images = _memory(key.stop - key.start, key.size)
         labels = torch.empty(key.stop - key.start, dtype=torch.int64)
         for row, position in enumerate(range(key.start, key.stop)):
             image, index = self._readable(order, position, broken)
@@ -89,10 +89,16 @@ class MicroBatches(Dataset):
     def _validation(self, key: Key) -> Batch:
         transform, broken = self._transform(key), []
         rows = [(_read(self.val, index, broken), int(self.val.labels[index])) for index in range(key.start, key.stop)]
-        images = [transform(image) for image, _ in rows if image is not None]
         labels = [label for image, label in rows if image is not None]
-        stacked = torch.stack(images) if images else torch.empty((0, 3, key.size, key.size), dtype=torch.uint8)
-        return Batch(key, stacked, torch.tensor(labels, dtype=torch.int64), None, broken)
+        images = _memory(len(labels), key.size)
+        for row, image in enumerate(image for image, _ in rows if image is not None):
+            images[row] = transform(image)
+        return Batch(key, images, torch.tensor(labels, dtype=torch.int64), None, broken)
+
+
+def _memory(images: int, size: int) -> torch.Tensor:
+    """For uint8 (images, 3, size, size), a pixel's channels side by side: as decoders give them and GPUs like them."""
+    return torch.empty((images, 3, size, size), dtype=torch.uint8, memory_format=torch.channels_last)
 
 
 def _read(source: Source, index: int, broken: list[str]) -> torch.Tensor | None:

@@ -32,12 +32,14 @@ class Mix(NamedTuple):
 def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype) -> Tensor:
     """uint8 (N, 3, H, W) to `dtype`, each channel less its mean and divided by its std (both on a scale of 0 to 1)."""
     shift, scale = _shift_and_scale(tuple(mean), tuple(std), images.device)
-    return ((images - shift) * scale).to(dtype)
+    # One pass over the memory, in which float32 is only what is computed in.
+    return torch.addcmul(shift, images, scale, out=torch.empty_like(images, dtype=dtype))
 
 
 @cache
 def _shift_and_scale(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    shift, scale = torch.tensor(mean).mul(255), torch.tensor(std).mul(255).reciprocal()
+    """What to add to a channel of 0 to 255, after it was multiplied by the second."""
+    shift, scale = torch.tensor(mean).div(torch.tensor(std)).neg(), torch.tensor(std).mul(255).reciprocal()
     return shift.view(1, -1, 1, 1).to(device), scale.view(1, -1, 1, 1).to(device)
 
 
@@ -55,7 +57,7 @@ def draw_erasing(p: float, size: int) -> tuple[int, int, int, int]:
 
 
 def erase(images: Tensor, boxes: Tensor) -> Tensor:
-    """The normalised images (N, C, H, W) with a rectangle of each set to 0, the mean.
+    """Set a rectangle of each of the normalised images (N, C, H, W) to 0, the mean, in place.
 
     boxes: integers (N, 4): top, left, height and width in pixels; a height of 0 leaves the image as it is.
     """
@@ -65,8 +67,7 @@ def erase(images: Tensor, boxes: Tensor) -> Tensor:
     in_rows = (rows >= top) & (rows < top + height)
     in_columns = (columns >= left) & (columns < left + width)
     mask = in_rows[:, None, :, None] & in_columns[:, None, None, :]
-    # Not images.masked_fill, which gives up channels_last.
-    return images.clone().masked_fill_(mask, 0)
+    return images.masked_fill_(mask, 0)
 
 
 def draw_mix(augment: Augment, seed: int, step: int, slot: int, height: int, width: int) -> Mix | None:

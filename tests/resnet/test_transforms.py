@@ -125,6 +125,19 @@ def test_random_resized_crop_keeps_to_its_ranges():
     assert torch.equal(whole, v2.functional.resize(ramp, [50, 50], antialias=True))
 
 
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("seed", range(5))
+def test_random_resized_crop_is_torchvisions(seed, interpolation):
+    image = picture(90, 70)
+    ours = train_transform(Augment(interpolation=interpolation, hflip=0), 48)
+    theirs = v2.RandomResizedCrop(48, interpolation=v2.InterpolationMode(interpolation), antialias=True)
+    torch.manual_seed(seed)
+    got = ours(image)
+    torch.manual_seed(seed)
+    assert torch.equal(got, theirs(image))
+    assert got[None].is_contiguous(memory_format=torch.channels_last)
+
+
 @pytest.mark.parametrize(("magnitude", "std", "bins"), [(0, 0, {0}), (5, 0, {15}), (9, 0, {27}), (10, 0, {30})])
 def test_randaugment_magnitude(monkeypatch, magnitude, std, bins):
     assert drawn_bins(monkeypatch, magnitude, std) == bins
