@@ -1,6 +1,6 @@
 """Train what a recipe says: accelerate launch train.py recipe=quickstart [key=value ...]"""
 
-import gc
+import os
 import sys
 
 HELP = """\
@@ -29,13 +29,14 @@ def main() -> None:
 
         print(f"resnet-launch {VERSION}")
         return
-    # While modules are imported nothing is garbage, and looking for it takes a third of the time.
-    gc.disable()
-    import resnet.process.signals  # noqa: F401  (notes which process started this one, before seconds have passed)
-    from resnet.run import main
+    import resnet.process.signals  # noqa: F401  (notes which process started this one, before time has passed)
+    from resnet.main import main
 
-    gc.enable()
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # All is closed, and for Python to take its modules apart would take more than a second.
+    os._exit(code)
 
 
 if __name__ == "__main__":

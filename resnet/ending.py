@@ -44,14 +44,16 @@ def train_to_an_end(trainer: Trainer, hooks: RunHooks, log: RankLog, end_workers
     """
     begin, first_step = time.time(), trainer.state.step
     end = _train(trainer, hooks, log, end_workers)
+    hooks.tracker.end(exit_code=int(end.outcome == "failed"))
     if end.failure is not None and (end.failure.kind == "lease" or hooks.lost):
         # The run is another process's: nothing is written to it.
         print(f"train.py: {end.reason}", file=sys.stderr)
-        hooks.tracker.finish(exit_code=1, timeout=15)
+        hooks.tracker.finish(timeout=15)
         return FAILED
     if end.failure is not None:
         _tell_of_failure(trainer, hooks, log, end.failure)
     if hooks.metrics is not None:
+        hooks.tell_of_tracker()
         _write_end(trainer, hooks, end)
         _say_end(trainer, hooks, end, begin, first_step)
     return _EXIT_CODES[end.outcome]
@@ -130,7 +132,7 @@ def _write_report(hooks: RunHooks) -> None:
 def _say_end(trainer: Trainer, hooks: RunHooks, end: End, begin: float, first_step: int) -> None:
     if end.outcome == "finished":
         print(summary(trainer, hooks, begin, first_step), flush=True)
-    hooks.tracker.finish(exit_code=int(end.outcome == "failed"), timeout=30 if end.outcome == "finished" else 15)
+    hooks.tracker.finish(timeout=30 if end.outcome == "finished" else 15)
     if command := hooks.tracker.sync_command():
         print(f"W&B: nothing was uploaded; to do so: {command}")
     if end.outcome == "stopped":

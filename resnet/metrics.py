@@ -51,7 +51,10 @@ class Window:
         return self._sums
 
     def add(self, step: int, loss: torch.Tensor, right: torch.Tensor, samples: int, broken: int) -> None:
-        """loss: mean over `samples` images; right: how many of them the network got right. Both are kept, not copied."""
+        """Count a micro-batch of step `step`; the tensors are kept as they are.
+
+        loss: mean over its `samples` images; right: how many of them the network got right.
+        """
         self._losses.append(loss.detach())
         self._right.append(right)
         self._facts.append((samples, broken, _HORIZON - step))

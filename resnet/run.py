@@ -1,11 +1,10 @@
-"""The wiring of a run: build everything, restore, fit, report. `main` turns its end into an exit code."""
+"""The wiring of a run: build everything, restore, fit, report. `train` leaves the other ranks."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -14,8 +13,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 
-from recipes.errors import RecipeError
-from recipes.load import digest, load
+from recipes.load import digest
 from recipes.plan import Plan, make_plan
 from recipes.schema.recipe import Recipe
 from resnet.build import (
@@ -38,9 +36,9 @@ from resnet.ending import train_to_an_end
 from resnet.failure import out_of_memory
 from resnet.opening import first_lines, open_run_dir
 from resnet.process.environment import ATTEMPT
-from resnet.process.exit_codes import FAILED, FINISHED, MISTAKE
-from resnet.process.signals import Signals, die_with_launcher
-from resnet.process.streams import forgive_output, kept_in
+from resnet.process.exit_codes import FAILED, FINISHED
+from resnet.process.signals import Signals
+from resnet.process.streams import kept_in
 from resnet.run_hooks import RunHooks
 from resnet.rundir.metrics_log import MetricsLog
 from resnet.rundir.status import write_status
@@ -51,41 +49,28 @@ from resnet.tracking.watchdog import Watchdog
 from resnet.trainer import Trainer
 
 
-def main(argv: Sequence[str], signals: Signals | None = None) -> int:
-    """Run what a command line says; returns the exit code.
-
-    signals: those already listened for, of a caller that did so before the imports that take seconds.
-    """
-    debug = "--debug" in argv
-    signals = signals or Signals()
-    signals.install()
-    forgive_output()
-    die_with_launcher()
+def train(recipe: Recipe, signals: Signals, notes: Sequence[str] = ()) -> int:
+    """Train on this rank and take leave of the others; returns the exit code. Raises as `run` does."""
     try:
-        recipe, _, notes = load([argument for argument in argv if argument != "--debug"])
-        accelerator = build_accelerator(recipe)
-        code = run(recipe, accelerator, signals, notes)
-    except (RecipeError, ValueError) as error:
-        if debug:
-            traceback.print_exc()
-        if int(os.environ.get("RANK", "0")) == 0:
-            print(f"train.py: {error}", file=sys.stderr)
-        code = MISTAKE
+        code = run(recipe, build_accelerator(recipe), signals, notes)
     except torch.cuda.OutOfMemoryError as error:
         print(f"train.py: {error}", file=sys.stderr)
         code = FAILED
-    if dist.is_initialized():
-        if code == FAILED:
-            # To take leave of a process group one of whose members is gone, or hangs, could take for ever.
-            _leave(code)
-        dist.destroy_process_group()
+    except ValueError:
+        _leave_ranks()
+        raise
+    if code == FAILED and dist.is_initialized():
+        # To take leave of a process group one of whose members is gone, or hangs, could take for ever.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    _leave_ranks()
     return code
 
 
-def _leave(code: int) -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+def _leave_ranks() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def run(recipe: Recipe, accelerator: Accelerator, signals: Signals, notes: Sequence[str] = ()) -> int:
@@ -141,11 +126,7 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals, notes: Seque
         batches = MicroBatches(train, val, order, recipe.augment)
         loader = Loader(batches, trainer.keys(), accelerator.device, workers, recipe.data.prefetch)
         trainer.batches = iter(loader)
-        more = [
-            note,
-            tracker.note,
-            f"continues from {start.checkpoint} (step {state.step})" if start.checkpoint else "",
-        ]
+        more = [note, f"continues from {start.checkpoint} (step {state.step})" if start.checkpoint else ""]
         for line in (*first_lines(recipe, plan, start, train, val, accelerator, workers), *filter(None, more)):
             progress.message(line)
         return train_to_an_end(trainer, hooks, log, loader.end)
@@ -158,7 +139,7 @@ def _open_logs(
     metrics = lifetime.enter_context(contextlib.closing(MetricsLog(start.run_dir / "metrics.jsonl")))
     metrics.truncate(start.log_length)
     tracker = open_wandb(recipe, start.run_dir, information)
-    write_status(start.run_dir, wandb_url=tracker.url)
+    write_status(start.run_dir, wandb_url=None)
     return metrics, tracker
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ class RunHooks:
         """Of the last evaluation."""
         self.images_per_second: list[float] = []
         self._since_evaluation: list[dict[str, Any]] = []
+        self._tracker_told = False
 
     def log(self, row: dict[str, Any]) -> None:
         row = row | {"time": time.time()}
@@ -56,6 +58,8 @@ class RunHooks:
             )
         if self.metrics is None or self.lost:
             return
+        if self.tracker.started:
+            self.tell_of_tracker(self.progress.message)
         self.metrics.log(row)
         self.tracker.log(row | {"images_per_second_per_device": row["images_per_second"] / self.plan.world_size}
                          if "images_per_second" in row else row)  # fmt: skip
@@ -67,6 +71,14 @@ class RunHooks:
             last_checkpoint_time=self.saver.committed_time,
             **{name: row[key] for key, name in shown.items() if key in row},
         )
+
+    def tell_of_tracker(self, say: Callable[[str], None] = print) -> None:
+        """Say once where W&B's data goes, waiting for W&B where it has not started yet."""
+        if not self._tracker_told:
+            self._tracker_told = True
+            if note := self.tracker.note:
+                say(note)
+            self._tell(wandb_url=self.tracker.url)
 
     def after_step(self) -> bool:
         step = self.state.step

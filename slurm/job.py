@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import json
 import os
 import signal
@@ -32,11 +31,8 @@ def train(words: list[str], folder: str, ranks: int) -> None:
         os.chdir(folder)
     except OSError as error:
         _fail(f"the folder of the submission cannot be entered here ({error}): a node needs the same file systems")
-    # As in train.py.
-    gc.disable()
-    from resnet.run import main
+    from resnet.main import main
 
-    gc.enable()
     # What provenance.json and W&B name as the command, in the place of submitit's.
     sys.argv = ["train.py", *words]
     code = main(words, signals)

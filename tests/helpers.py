@@ -16,8 +16,8 @@ import safetensors.torch
 import torch
 from accelerate.state import AcceleratorState
 
+from resnet.main import main
 from resnet.process.signals import SIGNALS
-from resnet.run import main
 
 PROGRAM = Path(__file__).parent.parent
 OFF = ["device=cpu", "wandb.mode=disabled"]

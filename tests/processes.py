@@ -54,7 +54,7 @@ def _be_a_rank(argv: Sequence[str], rank: int, world_size: int, port: int, outpu
         os.sched_setaffinity(0, {rank % os.cpu_count()} if os.cpu_count() else {0})
         import torch
 
-        from resnet.run import main
+        from resnet.main import main
 
         torch.set_num_threads(1)
         # Pictures take longer than the rest of a tiny run.

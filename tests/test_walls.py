@@ -28,7 +28,7 @@ MAY_IMPORT = {
 DOORS = {
     ("resnet.rundir", "recipes"): {"recipes.text"},
     ("resnet.process", "recipes"): {"recipes.text"},
-    ("slurm", "resnet"): {"resnet.run"},
+    ("slurm", "resnet"): {"resnet.main"},
     ("launch", "resnet.api"): {"resnet.api"},
     ("resnet", "resnet.tools"): {"resnet.tools.report.report"},
     ("resnet", "resnet.api"): {"resnet.api"},
@@ -99,7 +99,7 @@ def test_imports_go_one_way(package):
         ("recipes.plan", "from resnet.rundir.files import write_atomic"),
         ("resnet.rundir.files", "from recipes.load import load"),
         ("resnet.loop", "from resnet.tools.report.report import write_report"),
-        ("slurm.job", "from resnet.run import main"),
+        ("slurm.job", "from resnet.main import main"),
         ("slurm.queue", "def ask():\n    import launch.runs.state"),
         ("launch.runs.state", "import resnet.run"),
         ("launch.runs.state", "from launch.commands import status"),

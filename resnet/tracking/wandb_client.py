@@ -13,6 +13,7 @@ import shlex
 import subprocess
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,6 +34,8 @@ QUEUE_ROWS = 10_000
 class NullTracker:
     """A tracker that does nothing: without W&B, and on all ranks but the first."""
 
+    started: bool = True
+    """Whether `url` and `note` are known, and need not be waited for."""
     url: str | None = None
     """Page of the run."""
     note: str = ""
@@ -43,6 +46,9 @@ class NullTracker:
 
     def summary(self, values: Mapping[str, Value]) -> None:
         """Set the run's summary values, as the best top-1."""
+
+    def end(self, exit_code: int = 0) -> None:
+        """Begin to end W&B's part: nothing more will be logged."""
 
     def finish(self, exit_code: int = 0, timeout: float = 30.0) -> None:
         """End W&B's part, waiting for uploads at most `timeout` seconds."""
@@ -55,7 +61,8 @@ class NullTracker:
 class WandbTracker(NullTracker):
     """A W&B run, held by a process of its own that is told what to do in lines of JSON.
 
-    Trouble of any kind is told once on stderr; from then on the tracker does nothing.
+    It starts while training does: rows wait for it. Trouble of any kind is told once on stderr; from then on the
+    tracker does nothing.
     """
 
     def __init__(self, request: dict[str, Any], run_dir: Path, start_timeout: float) -> None:
@@ -69,10 +76,24 @@ class WandbTracker(NullTracker):
         self._rows.put(request)
         for target in (self._write, self._read):
             threading.Thread(target=target, name=f"wandb{target.__name__}", daemon=True).start()
-        if not self._started.wait(start_timeout):
-            self._give_up(f"no start within {start_timeout:g} s")
-        elif self._answer is not None:
-            self.url, self.note = self._answer.get("url"), self._answer["note"]
+        self._start_timeout, self._deadline = start_timeout, time.monotonic() + start_timeout
+
+    @property
+    def started(self) -> bool:
+        return self._started.is_set()
+
+    @property
+    def url(self) -> str | None:
+        return self._answer_waited_for().get("url")
+
+    @property
+    def note(self) -> str:
+        return self._answer_waited_for().get("note", "")
+
+    def _answer_waited_for(self) -> dict[str, Any]:
+        if not self._started.wait(max(0.0, self._deadline - time.monotonic())):
+            self._give_up(f"no start within {self._start_timeout:g} s")
+        return self._answer or {}
 
     def log(self, row: Mapping[str, Value]) -> None:
         self._send({"do": "log", "values": dict(row)})
@@ -80,11 +101,12 @@ class WandbTracker(NullTracker):
     def summary(self, values: Mapping[str, Value]) -> None:
         self._send({"do": "summary", "values": dict(values)})
 
-    def finish(self, exit_code: int = 0, timeout: float = 30.0) -> None:
-        if self._finishing:
-            return
+    def end(self, exit_code: int = 0) -> None:
         self._send({"do": "finish", "exit_code": exit_code})
         self._finishing = True
+
+    def finish(self, exit_code: int = 0, timeout: float = 30.0) -> None:
+        self.end(exit_code)
         if not self._broken and not self._ended.wait(timeout):
             self._give_up(f"not done within {timeout:g} s")
 
@@ -160,7 +182,7 @@ def _start_process(run_dir: Path) -> subprocess.Popen[bytes]:
 
 
 def open_wandb(recipe: Recipe, run_dir: Path, provenance: Mapping[str, Any], run_id: str | None = None) -> NullTracker:
-    """Start W&B for a run, on the first rank only; never raises and takes a few seconds at most.
+    """Start W&B for a run, on the first rank only; never raises, and does not wait for it.
 
     recipe.wandb.mode=auto asks W&B's own settings (WANDB_MODE, `wandb offline`, `wandb disabled`) first, is online
     where a key is set and the server answers within 3 s, and offline otherwise.

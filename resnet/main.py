@@ -1,0 +1,49 @@
+"""The program behind train.py: from a command line to an exit code."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from types import ModuleType
+
+from recipes.load import load
+from resnet.process.exit_codes import MISTAKE
+from resnet.process.signals import Signals, die_with_launcher
+from resnet.process.streams import forgive_output
+
+
+def main(argv: Sequence[str], signals: Signals | None = None) -> int:
+    """Run what a command line says; returns the exit code.
+
+    signals: those already listened for, of a caller that did so before.
+    """
+    debug = "--debug" in argv
+    signals = signals or Signals()
+    signals.install()
+    forgive_output()
+    die_with_launcher()
+    try:
+        recipe, _, notes = load([argument for argument in argv if argument != "--debug"])
+        # Only now, so that a mistake is told at once.
+        return _heavy().train(recipe, signals, notes)
+    except ValueError as error:
+        if debug:
+            traceback.print_exc()
+        if int(os.environ.get("RANK", "0")) == 0:
+            print(f"train.py: {error}", file=sys.stderr)
+        return MISTAKE
+
+
+def _heavy() -> ModuleType:
+    """The module that trains, whose imports take seconds."""
+    collects = gc.isenabled()
+    # While modules are imported nothing is garbage, and looking for it takes a third of the time.
+    gc.disable()
+    from resnet import run
+
+    if collects:
+        gc.enable()
+    return run
