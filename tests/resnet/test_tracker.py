@@ -173,7 +173,7 @@ def test_offline_data_survives_a_trainer_that_is_killed(wandb_home):
         "import os, signal, sys, time; from pathlib import Path; from recipes.load import load\n"
         "from resnet.tracking.wandb_client import open_wandb\n"
         "run = open_wandb(load(['recipe=quickstart', 'wandb.mode=offline']).recipe, Path(sys.argv[1]), {})\n"
-        "run.log({'step': 1, 'train/loss': 0.5}); time.sleep(0.3); os.kill(os.getpid(), signal.SIGKILL)"
+        "run.note; run.log({'step': 1, 'train/loss': 0.5}); time.sleep(0.3); os.kill(os.getpid(), signal.SIGKILL)"
     )
     assert subprocess.run([sys.executable, "-c", code, str(wandb_home)]).returncode == -signal.SIGKILL
     deadline = time.monotonic() + 10
