@@ -78,10 +78,12 @@ class Setting:
 
 
 class Loop:
-    """A loop over one setting, `model` the net it trains."""
+    """A loop over one setting: `model` is the net it trains, `average` the average of its weights, if told."""
 
-    def __init__(self, model: nn.Module, step: Callable[[], object] | None = None) -> None:
-        self.model, self._step = model, step
+    def __init__(
+        self, model: nn.Module, step: Callable[[], object] | None = None, average: nn.Module | None = None
+    ) -> None:
+        self.model, self._step, self.average = model, step, average
 
     def __call__(self) -> None:
         """Make one optimizer step."""
@@ -206,7 +208,7 @@ def bare_features(setting: Setting, next_batch: NextBatch) -> Loop:
             loss_sum.zero_()
             right.zero_()
 
-    return Loop(model, step)
+    return Loop(model, step, average.module)
 
 
 class Average:

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from torch import nn
 
 from recipes.plan import Plan, make_plan
 from recipes.schema.recipe import Recipe
@@ -86,7 +85,7 @@ class Ours(Loop):
         accelerator = _fresh(recipe)
         plan = make_plan(recipe, recipe.batch_size * setting.total_steps, accelerator.num_processes)
         state = build_state(recipe, plan, setting.build(), accelerator)
-        super().__init__(state.model)
+        super().__init__(state.model, average=state.weights)
         network = wrap(recipe, plan, state.model, accelerator, 0)
         self._folder = tempfile.TemporaryDirectory()
         run_dir, rank = Path(self._folder.name), accelerator.process_index
@@ -103,10 +102,6 @@ class Ours(Loop):
         outcome = fit(self.trainer)
         mark()
         assert outcome == "stopped", "a bench must end before the run does"
-
-    @property
-    def average(self) -> nn.Module:
-        return self.trainer.state.weights
 
     def close(self) -> None:
         self.hooks.close()
