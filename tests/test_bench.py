@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.bench import loop as bench
+from tests.bench import scaling
 from tests.bench.counting import READ_BY_HOST, ops_per_step
 from tests.bench.loops import LOOPS, Setting, TinyNet, installed, make_loop
 from tests.helpers import cores, furthest, unchanged_process
@@ -76,3 +77,12 @@ def test_a_profile_names_every_part(capsys) -> None:
     parts = dict(line.rsplit(None, 1) for line in capsys.readouterr().out.splitlines() if line[-2:-1] == ".")
     assert float(parts["train_step"]) > float(parts["  backward"]) > 0
     assert float(parts["hooks.after_step"]) > 0
+
+
+def test_ranks_take_turns_beside_plain_ddp(tmp_path) -> None:
+    out = tmp_path / "scaling.json"
+    assert scaling.main(["--quick", "--rounds", "1", "--steps", "2", "--ranks", "1", "2", "--out", str(out)]) == 0
+    one, two = json.loads(out.read_text())["nets"]["tiny"]
+    assert (one["ranks"], two["ranks"]) == (1, 2)
+    assert list(one["rows"]) == list(two["rows"]) == ["ddp", "ddp_again", "ddp_features", "ours"]
+    assert all(row["images_per_second"] > 0 for turn in (one, two) for row in turn["rows"].values())

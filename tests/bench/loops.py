@@ -10,13 +10,16 @@ import contextlib
 import copy
 import importlib.util
 import itertools
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from recipes.schema.model import Model
@@ -70,6 +73,16 @@ class Setting:
         """The net on the device, in training mode."""
         model = self.build().to(device=self.device, memory_format=self.memory_format)  # pyright: ignore[reportCallIssue]
         return model.train()
+
+    def wrapped(self, model: nn.Module) -> nn.Module:
+        """The net as it is called: DDP where there is a process group, torch.compile where it is asked for."""
+        network = model
+        if dist.is_initialized():
+            with warnings.catch_warnings():
+                # torch renames the argument in 2.15 and keeps the old name, which older versions need.
+                warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
+                network = DistributedDataParallel(model, gradient_as_bucket_view=True, broadcast_buffers=False)
+        return torch.compile(network) if self.compile else network  # pyright: ignore[reportReturnType]
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self.precision == "no":
@@ -163,7 +176,7 @@ def sgd(setting: Setting, params: Any) -> torch.optim.Optimizer:
 def bare(setting: Setting, next_batch: NextBatch) -> Loop:
     """The shortest honest loop: nothing is clipped, averaged or measured."""
     model, prepare = setting.placed(), input_on_device(setting)
-    network = torch.compile(model) if setting.compile else model
+    network = setting.wrapped(model)
     optimizer = sgd(setting, model.parameters())
     scheduler = CosineAnnealingLR(optimizer, setting.total_steps)
 
@@ -182,7 +195,7 @@ def bare(setting: Setting, next_batch: NextBatch) -> Loop:
 def bare_features(setting: Setting, next_batch: NextBatch) -> Loop:
     """Bare, and by hand what ours does in a step: clipping, an average, sums of loss and hits read every so often."""
     model, prepare = setting.placed(), input_on_device(setting)
-    network = torch.compile(model) if setting.compile else model
+    network = setting.wrapped(model)
     optimizer = sgd(setting, parameter_groups(model, setting.weight_decay))
     scheduler = CosineAnnealingLR(optimizer, setting.total_steps)
     average = Average(model, setting.ema_decay)

@@ -41,7 +41,7 @@ def timm(setting: Setting, next_batch: NextBatch) -> Loop:
     from timm.utils import AverageMeter, ModelEmaV3, dispatch_clip_grad
 
     model, prepare = setting.placed(), input_on_device(setting)
-    network = torch.compile(model) if setting.compile else model
+    network = setting.wrapped(model)
     optimizer = create_optimizer_v2(
         model, opt="momentum", lr=setting.lr, weight_decay=setting.weight_decay, momentum=setting.momentum
     )
@@ -80,7 +80,7 @@ def timm(setting: Setting, next_batch: NextBatch) -> Loop:
 def torchvision(setting: Setting, next_batch: NextBatch) -> Loop:
     """torchvision's reference script: loss, top-1 and top-5 by `.item()` each step; its schedule moves by epochs."""
     model, prepare = setting.placed(), input_on_device(setting)
-    network = torch.compile(model) if setting.compile else model
+    network = setting.wrapped(model)
     optimizer = sgd(setting, parameter_groups(model, setting.weight_decay))
     criterion, keep = nn.CrossEntropyLoss(), setting.ema_decay
     average = AveragedModel(
