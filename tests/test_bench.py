@@ -1,0 +1,88 @@
+"""The benchmarks run, and compare loops that do the same work. No test here asserts a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from tests.bench import loop as bench
+from tests.bench import scaling
+from tests.bench.counting import READ_BY_HOST, ops_per_step
+from tests.bench.loops import LOOPS, Setting, TinyNet, installed, make_loop
+from tests.helpers import cores, furthest, unchanged_process
+
+SETTING = Setting(TinyNet, batch_size=4, size=8, log_every=2, total_steps=16, lr=0.1, ema_decay=0.9)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    with unchanged_process(), cores(1):
+        torch.set_num_threads(1)
+        yield
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("name", LOOPS)
+def test_each_loop_trains_and_marks_the_ends_of_a_block(name: str, precision: str) -> None:
+    if name not in installed([name])[0]:
+        pytest.skip(f"{name} is not installed")
+    loop, marks = make_loop(name, Setting(TinyNet, batch_size=4, size=8, precision=precision)), []
+    before = {key: value.clone() for key, value in loop.model.state_dict().items()}
+    loop()
+    loop.block(2, lambda: marks.append(furthest(before, loop.model.state_dict())))
+    loop.close()
+    assert 0 < marks[0] < marks[1]
+
+
+def test_what_ours_is_compared_with_does_the_same_work() -> None:
+    peer, ours = (make_loop(name, SETTING) for name in ("bare_features", "ours"))
+    start = {name: value.clone() for name, value in ours.model.state_dict().items()}
+    for loop in (peer, ours):
+        loop.block(8)
+    ours.close()
+    assert furthest(start, ours.model.state_dict()) > 0.05
+    assert furthest(peer.model.state_dict(), ours.model.state_dict()) < 1e-5
+    assert peer.average is not None
+    assert ours.average is not None
+    assert furthest(*(dict(loop.average.named_parameters()) for loop in (peer, ours))) < 1e-5
+    assert furthest(dict(ours.average.named_parameters()), dict(ours.model.named_parameters())) > 0.01
+
+
+def test_operations_are_counted_backward_passes_included() -> None:
+    loop = make_loop("bare_features", SETTING)
+    loop()
+    counts = ops_per_step(loop, 2)
+    assert counts["aten::convolution"] == counts["aten::convolution_backward"] == 2 * 5
+    assert counts[READ_BY_HOST] == 2
+
+
+def test_the_command_prints_a_table_and_writes_json(tmp_path, capsys) -> None:
+    out = tmp_path / "loop.json"
+    assert bench.main(["--quick", "--rounds", "1", "--only", "bare", "bare_again", "bare_features", "ours",
+                       "--out", str(out)]) == 0  # fmt: skip
+    report = json.loads(out.read_text())
+    rows = report["nets"]["tiny"]["rows"]
+    assert list(rows) == ["bare", "bare_again", "bare_features", "ours"]
+    assert all(row["ms"] > 0 and row["ops"] > 100 for row in rows.values())
+    assert rows["bare"]["to_bare"] == 1.0
+    assert report["machine"]["versions"]["torch"] == torch.__version__
+    assert "control: bare_again / bare" in capsys.readouterr().out
+
+
+def test_a_profile_names_every_part(capsys) -> None:
+    assert bench.main(["--quick", "--profile"]) == 0
+    parts = dict(line.rsplit(None, 1) for line in capsys.readouterr().out.splitlines() if line[-2:-1] == ".")
+    assert float(parts["train_step"]) > float(parts["  backward"]) > 0
+    assert float(parts["hooks.after_step"]) > 0
+
+
+def test_ranks_take_turns_beside_plain_ddp(tmp_path) -> None:
+    out = tmp_path / "scaling.json"
+    assert scaling.main(["--quick", "--rounds", "1", "--steps", "2", "--ranks", "1", "2", "--out", str(out)]) == 0
+    one, two = json.loads(out.read_text())["nets"]["tiny"]
+    assert (one["ranks"], two["ranks"]) == (1, 2)
+    assert list(one["rows"]) == list(two["rows"]) == ["ddp", "ddp_again", "ddp_features", "ours"]
+    assert all(row["images_per_second"] > 0 for turn in (one, two) for row in turn["rows"].values())
