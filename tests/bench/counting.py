@@ -44,14 +44,20 @@ class CountOps(TorchDispatchMode):
 
 
 def ops_per_step(loop: Loop, steps: int) -> Counter[str]:
-    """Operations over so many steps, those of backward passes on the CPU included, by name."""
+    """Operations over so many steps by name, those of backward passes on the CPU included.
+
+    A compiled net runs uncompiled while it is counted.
+    """
     counter = CountOps()
     loop.block(steps, counter.mark)
     return counter.counts
 
 
 class CountLookUps:
-    """Counts system calls that look a file up by its name, from the first call of `mark` to the second, by strace."""
+    """Counts system calls that look a file up by its name, from the first call of `mark` to the second, by strace.
+
+    Those of this thread: what other loops keep running beside it is not counted.
+    """
 
     def __init__(self) -> None:
         self.count: int | None = None
@@ -72,7 +78,7 @@ class CountLookUps:
 
     def _attach(self) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PTRACER, _ANY_PROCESS, 0, 0, 0)
-        command = ["strace", "-f", "-c", "-e", f"trace={_LOOK_UPS}", "-o", str(self._file), "-p", str(os.getpid())]
+        command = ["strace", "-c", "-e", f"trace={_LOOK_UPS}", "-o", str(self._file), "-p", str(os.getpid())]
         self._process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         assert self._process.stderr is not None
         said = self._process.stderr.readline()

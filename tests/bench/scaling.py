@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measure(case: Case, ranks: int, rounds: int, of_one: dict[str, float]) -> dict[str, Any]:
-    """Print the lines of so many ranks. of_one: images a second of each loop on one rank, filled in by that turn."""
+    """Print the lines of so many ranks. of_one: images a second of each loop on one rank, filled in there."""
     cores = cores_of(ranks)
     with tempfile.TemporaryDirectory() as folder:
         result, port = Path(folder, "turns.json"), free_port()
@@ -73,21 +73,11 @@ def measure(case: Case, ranks: int, rounds: int, of_one: dict[str, float]) -> di
     number = len(set(cores))
     shared = ", which they share" if ranks > number else ""
     print(f"{ranks} rank{'s' * (ranks > 1)} on {number} core{'s' * (number > 1)}{shared}")
-    print(
-        f"{'':16}{'images/s':>10}{'/ ddp_features':>16}{'/ ddp':>8}{'cpu ms/step':>13}{'/ ddp_features':>16}{'/ ddp':>8}"
-    )
     images = ranks * case.setting.batch_size * case.steps
     rows = {name: summary(name, turns, images, case.steps) for name in turns}
-    for name, row in rows.items():
-        rate = row["images_per_second"]
-        if ranks == 1:
-            of_one[name] = rate
-        scaled = f"   {rate / of_one[name]:.2f} x one rank" if name in of_one and ranks > 1 else ""
-        print(
-            f"  {name:14}{rate:10.1f}{row['speed_to_ddp_features']:16.3f}{row['speed_to_ddp']:8.3f}{row['cpu_ms']:13.3f}"
-            f"{row['cpu_to_ddp_features']:16.3f}{row['cpu_to_ddp']:8.3f}{scaled}",
-            flush=True,
-        )
+    if ranks == 1:
+        of_one.update((name, row["images_per_second"]) for name, row in rows.items())
+    print_table(rows, of_one)
     return {"ranks": ranks, "cores": cores, "rows": rows}
 
 
@@ -105,6 +95,17 @@ def summary(name: str, turns: dict[str, list[tuple[float, float]]], images: int,
         row[f"speed_to_{base}"] = statistics.median(other[0] / mine[0] for mine, other in pairs)
         row[f"cpu_to_{base}"] = statistics.median(mine[1] / other[1] for mine, other in pairs)
     return row
+
+
+def print_table(rows: dict[str, dict[str, Any]], of_one: dict[str, float]) -> None:
+    ratios = f"{'/ ddp_features':>16}{'/ ddp':>8}"
+    print(f"{'':16}{'images/s':>10}{ratios}{'cpu ms/step':>13}{ratios}{'x one rank':>12}")
+    for name, row in rows.items():
+        rate = row["images_per_second"]
+        speed = f"{rate:10.1f}{row['speed_to_ddp_features']:16.3f}{row['speed_to_ddp']:8.3f}"
+        processor = f"{row['cpu_ms']:13.3f}{row['cpu_to_ddp_features']:16.3f}{row['cpu_to_ddp']:8.3f}"
+        scaled = f"{rate / of_one[name]:12.2f}" if name in of_one else ""
+        print(f"  {name:14}{speed}{processor}{scaled}", flush=True)
 
 
 def cores_of(ranks: int) -> list[int]:
