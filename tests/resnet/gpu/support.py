@@ -54,3 +54,8 @@ def stopped(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str, *words: st
     with monkeypatch.context() as patched:
         before_each_step(patched, signalled)
         return run(folder, name, *words, code=85)
+
+
+def occupy(milliseconds: int) -> None:
+    """Keep the GPU's current stream busy, so that the host runs ahead of it; about so long at 2 GHz."""
+    torch.cuda._sleep(2_000_000 * milliseconds)
