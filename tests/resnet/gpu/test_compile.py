@@ -17,7 +17,7 @@ from tests import helpers
 from tests.helpers import column, weights
 from tests.resnet.gpu.support import CUDA, run, stopped
 
-SIZES = "augment.progressive=[{epoch: 0, size: 32}, {epoch: 1, size: 64}, {epoch: 2, size: 96}]"
+SIZES = ["augment.progressive=[{epoch: 0, size: 32}, {epoch: 1, size: 64}, {epoch: 2, size: 96}]", "data.max_train=32"]
 
 
 @pytest.fixture
@@ -61,20 +61,23 @@ def test_a_network_is_compiled_once_and_named_as_it_is_without(tmp_path, monkeyp
 
 @EAGER
 def test_another_image_size_compiles_once(tmp_path, compiled, device):
-    run(tmp_path, "r", f"device={device}", "compile=true", "epochs=3", SIZES)
+    run(tmp_path, "r", f"device={device}", "compile=true", "epochs=3", *SIZES)
     # The second size shows that it varies: what is compiled then is for any size.
     assert compiled.frame_count == 2
 
 
 @EAGER
-@pytest.mark.parametrize("first", ["true", "false"])
-def test_a_run_continues_with_compilation_switched(tmp_path, monkeypatch, compiled, device, first):
-    words = [f"device={device}", "deterministic=true", "ema.decay=0.9"]
+@pytest.mark.parametrize(
+    ("where", "first"),
+    [("cpu", "true"), pytest.param("cuda", "true", marks=CUDA), pytest.param("cuda", "false", marks=CUDA)],
+)
+def test_a_run_continues_with_compilation_switched(tmp_path, monkeypatch, compiled, where, first):
+    words = [f"device={where}", "deterministic=true", "ema.decay=0.9"]
     straight = run(tmp_path, "straight", *words)
     assert compiled.frame_count == 0
     stopped(monkeypatch, tmp_path, "r", *words, f"compile={first}", step=4)
     found = run(tmp_path, "r", *words, f"compile={json.dumps(first == 'false')}")
     assert compiled.frame_count == 1
     assert column(found, "train/loss") == pytest.approx(column(straight, "train/loss"), rel=0.02)
-    if device == "cpu":
+    if where == "cpu":
         assert compare_runs(straight, found) == []

@@ -65,7 +65,7 @@ ONLY_CUDA = {
 @pytest.mark.parametrize(
     ("where", "variant"),
     [
-        *(("cpu", variant) for variant in ("mixed", "accumulating", "lamb")),
+        *(("cpu", variant) for variant in ("accumulating", "lamb")),
         *(pytest.param("cuda", variant, marks=CUDA) for variant in VARIANTS | ONLY_CUDA),
     ],
 )

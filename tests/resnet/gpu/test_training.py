@@ -13,7 +13,7 @@ from tests.resnet.gpu.support import CUDA, ON_CUDA, before_each_step, run
 
 @pytest.mark.parametrize(
     ("where", "precision"),
-    [("cpu", "no"), *(pytest.param("cuda", precision, marks=CUDA) for precision in ("bf16", "fp16", "no"))],
+    [("cpu", "no"), *(pytest.param("cuda", precision, marks=CUDA) for precision in ("bf16", "fp16"))],
 )
 def test_it_learns(tmp_path, where, precision):
     found = run(tmp_path, "r", f"device={where}", f"precision={precision}", "epochs=3")
@@ -70,7 +70,7 @@ def test_a_step_whose_gradient_overflows_is_left_out_and_counted(tmp_path, monke
 
 
 def test_two_deterministic_runs_are_equal(tmp_path, device):
-    words = [f"device={device}", "deterministic=true", "augment.mixup=0.2", "ema.decay=0.9"]
+    words = [f"device={device}", "deterministic=true", "max_steps=5", "augment.mixup=0.2", "ema.decay=0.9"]
     one, other = (run(tmp_path, name, *words) for name in ("one", "other"))
     assert compare_runs(one, other) == []
     differs = run(tmp_path, "differs", *words, "seed=1")
