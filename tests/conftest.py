@@ -8,9 +8,9 @@ from tests.helpers import TINY
 from tests.slurm_helpers import Cluster, need_slurm, running_cluster
 
 PROCESSES = (
-    *("test_api", "test_bad_input", "test_completion", "test_ends", "test_examples", "test_front_doors", "test_gpu"),
+    *("test_api", "test_bad_input", "test_completion", "test_ends", "test_examples", "test_front_doors"),
     *("test_local", "test_logs", "test_old_runs", "test_parity", "test_progress", "test_recipe_runs", "test_resume"),
-    *("test_sweep", "test_tools", "test_tracker", "test_train", "test_wandb_page"),
+    *("test_sweep", "test_tools", "test_tracker", "test_train", "test_wandb_page", "test_pinning"),
 )
 """Modules of which most tests start processes or train."""
 LONGEST = ("test_slurm_ends.py", "test_sweep.py", "test_slurm.py", "test_local.py", "test_ends.py", "test_resume.py")
@@ -26,7 +26,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         elif module in PROCESSES or {"tiny", "shapes"} & needs:
             item.add_marker("process")
         elif not item.get_closest_marker("gpu"):
-            item.add_marker("fast")
+            # What a test of a GPU does on a CPU is training, as it is there.
+            item.add_marker("process" if item.path.parent.name == "gpu" else "fast")
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 

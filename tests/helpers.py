@@ -44,6 +44,7 @@ def train(*words: object, report: bool = False) -> int:
 def unchanged_process() -> Iterator[None]:
     """Put back afterwards what a run changes for its whole process."""
     environment, threads = dict(os.environ), torch.get_num_threads()
+    deterministic, benchmark = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     AcceleratorState._reset_state(True)
     try:
@@ -53,6 +54,8 @@ def unchanged_process() -> Iterator[None]:
         for number, handler in handlers.items():
             signal.signal(number, handler)
         torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic)
+        torch.backends.cudnn.benchmark = benchmark
         os.environ.clear()
         os.environ.update(environment)
 

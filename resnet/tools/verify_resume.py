@@ -14,10 +14,9 @@ from pathlib import Path
 
 from recipes.load import load
 from resnet.checkpoint.commit import newest_first, step_of
-from resnet.process.command_lines import accelerate_argv
+from resnet.process.command_lines import TRAIN, accelerate_argv
 from resnet.rundir.status import read_status
 from resnet.tools.compare import compare_runs
-from resnet.tools.report.plots import TRAIN
 
 START_SECONDS = 1800.0
 """How long a run may take to reach the step it is interrupted at."""

@@ -10,10 +10,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from recipes.load import dump, load
+from resnet.tools import verify_resume
 from resnet.tools.cli import main
 
 PROGRAM = Path(__file__).parents[2]
@@ -227,9 +227,15 @@ def test_mistakes_of_an_evaluation(run, capsys):
     assert "give a finished run, or --weights" in mistake(capsys, "eval", run)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_a_gpu_predicts_nearly_the_same(finished, images, tmp_path):
-    on_cpu = predict(finished.run, images, tmp_path / "out.csv")
-    on_gpu = predict(finished.run, images, tmp_path / "out.csv", "--device", "cuda:0")
-    assert [float(row[2]) for row in on_gpu] == pytest.approx([float(row[2]) for row in on_cpu], abs=0.05)
+def test_verifying_a_resume_on_one_rank_starts_the_trainer(monkeypatch, tmp_path):
+    started = []
+
+    def noted(command: list[str], folder: Path, name: str) -> None:
+        started.append(command)
+        raise ValueError("enough")
+
+    monkeypatch.setattr(verify_resume, "_finish", noted)
+    with pytest.raises(ValueError, match="enough"):
+        verify_resume.verify_resume(TINY.split(), keep=tmp_path)
+    assert started[0][:2] == [sys.executable, str(PROGRAM / "train.py")]
+    assert started[0][2] == "recipe=quickstart"

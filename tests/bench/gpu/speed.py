@@ -52,27 +52,39 @@ def run(options: Options, report: Report) -> None:
         report.attempt("real JPEGs", lambda: measure_loader(options, report))
 
 
+def large(options: Options) -> Setting:
+    """ImageNet's: what the memory bounds."""
+    net, size, batch = ("resnet50", 224, 256) if options.on_gpu else ("resnet18", 64, 4)
+    precision = "bf16" if options.on_gpu else "no"
+    return Setting({"name": net}, 1000, batch, size, options.device, precision, log_every=20)
+
+
+def small(options: Options) -> Setting:
+    """CIFAR's: what the host may bound."""
+    net = {"name": "resnet18", "stem": "cifar"}
+    return dataclasses.replace(large(options), net=net, classes=10, size=32, batch_size=512 if options.on_gpu else 4)
+
+
 def cases(options: Options) -> list[Case]:
     """In order of worth."""
-    net, size, batch = ("resnet50", 224, 256) if options.on_gpu else ("resnet18", 32, 8)
-    setting = Setting(
-        {"name": net}, 1000, batch, size, options.device, "bf16" if options.on_gpu else "no", log_every=20
-    )
-    compiled = dataclasses.replace(setting, compile=True)
-    first = Case(f"{net}, batch {batch}", setting, ALL)
+    setting = large(options)
+    pinned = Case(name_of(setting, "pinned"), setting, OURS, "pinned")
     if options.quick:
-        return [first, Case(f"{net}, batch {batch}, pinned", setting, OURS, "pinned")]
-    found = [
-        first,
-        Case(f"{net}, batch {batch}, compiled", compiled, OURS),
-        Case(f"{net}, batch {batch}, pinned", setting, OURS, "pinned"),
-        Case(f"{net}, batch {2 * batch}", dataclasses.replace(setting, batch_size=2 * batch), OURS),
+        return [Case(name_of(setting), setting, ALL), pinned]
+    compiled = dataclasses.replace(setting, compile=True)
+    double = dataclasses.replace(setting, batch_size=2 * setting.batch_size)
+    others = [dataclasses.replace(setting, net={"name": name}) for name in ("resnet18", "resnet101", "resnet152")]
+    return [
+        Case(name_of(setting), setting, ALL),
+        Case(name_of(compiled, "compiled"), compiled, OURS),
+        pinned,
+        *(Case(name_of(one), one, OURS) for one in (small(options), double, *others)),
     ]
-    for other in ("resnet18", "resnet101", "resnet152"):
-        found.append(Case(f"{other}, batch {batch}", dataclasses.replace(setting, net={"name": other}), OURS))
-    small = dataclasses.replace(setting, net={"name": "resnet18", "stem": "cifar"}, classes=10, size=32)
-    small = dataclasses.replace(small, batch_size=512 if options.on_gpu else 8)
-    return [*found, Case(f"resnet18 with CIFAR's stem at 32 px, batch {small.batch_size}", small, OURS)]
+
+
+def name_of(setting: Setting, *more: str) -> str:
+    assert not callable(setting.net)
+    return ", ".join([str(setting.net["name"]), f"{setting.batch_size} of {setting.size} px", *more])
 
 
 def measure(case: Case, bandwidth: float, options: Options, report: Report) -> None:
@@ -108,7 +120,7 @@ def _begun(name: str, case: Case) -> Loop:
 
 
 def pinned_batches(setting: Setting, count: int = 4) -> NextBatch:
-    """Random uint8 batches in page-locked memory of the host, each copied to the device while the one before is used."""
+    """Random uint8 batches in page-locked memory of the host, copied to the device without waiting."""
     on_gpu = setting.device == "cuda"
     shape = (setting.batch_size, 3, setting.size, setting.size)
     random = torch.Generator().manual_seed(0)
@@ -160,7 +172,7 @@ class Tiled:
 
 def measure_loader(options: Options, report: Report) -> None:
     """Our loader on all cores: before the trainer, whose speed on resident batches is beside it, and alone."""
-    setting = dataclasses.replace(cases(options)[0].setting, total_steps=400 if options.on_gpu else 40)
+    setting = dataclasses.replace(large(options), total_steps=400 if options.on_gpu else 40)
     workers, steps = min(16, len(os.sched_getaffinity(0))), 40 if options.on_gpu else 2
     resident, fed = Ours(setting, resident_batches(setting)), Ours(setting, resident_batches(setting))
     loader = _jpegs(fed, options, setting, workers)

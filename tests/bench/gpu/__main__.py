@@ -1,0 +1,112 @@
+"""What this program gives on a GPU, in stages of which a failing one does not stop the others.
+
+    python -m tests.bench.gpu [--out FOLDER] [--images FOLDER] [--cifar FOLDER] [--only|--skip STAGE ...] [--quick]
+
+All of it takes less than 8 minutes on an H100, with --quick less than 3; needs no network. --device cpu --quick goes
+through the same in miniature, so that a fault of the bench is not found on a GPU's time. Each stage is a process with
+a time limit; what it prints is in FOLDER/STAGE.txt, what it finds in FOLDER/STAGE.jsonl, all together in report.json.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from resnet.process.environment import PROGRAM
+from tests.bench.gpu.stage import describe, parser
+from tests.bench.machine import facts, headline
+
+
+class Stage(NamedTuple):
+    what: str
+    seconds: int
+    """Most that it may take."""
+    quick: int
+    """The same with --quick; 0: it is left out."""
+
+
+STAGES = {
+    "here": Stage("what is here", 30, 20),
+    "right": Stage("the tests of a GPU", 170, 60),
+    "speed": Stage("images a second", 150, 60),
+    "host": Stage("where the time goes", 40, 25),
+    "learns": Stage("CIFAR-10 to 94%", 75, 40),
+    "saves": Stage("checkpoints", 30, 20),
+}
+"""In order of worth."""
+_GRACE = 10
+"""Seconds between what a stage is asked to keep to and its end."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parser("python -m tests.bench.gpu")
+    options.add_argument("--only", nargs="+", choices=STAGES, default=list(STAGES), metavar="STAGE")
+    options.add_argument("--skip", nargs="+", choices=STAGES, default=[], metavar="STAGE")
+    given = options.parse_args(arguments)
+    if given.device == "cuda" and not torch.cuda.is_available():
+        print("torch finds no GPU here (nvidia-smi says what there is); --device cpu --quick tries the bench itself")
+        return 2
+    given.out.mkdir(parents=True, exist_ok=True)
+    found = facts()
+    print(headline(found), flush=True)
+    report: dict[str, Any] = {"machine": found, "stages": {}}
+    for name in (name for name in STAGES if name in given.only and name not in given.skip):
+        report["stages"][name] = run_stage(name, given)
+        (given.out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    print(f"\nall of it: {given.out / 'report.json'}")
+    return int(any(stage["problem"] for stage in report["stages"].values()))
+
+
+def run_stage(name: str, given: Any) -> dict[str, Any]:
+    """Run a stage in a process of its own, print what it found, and return that, with its seconds and its problem."""
+    stage = STAGES[name]
+    # On a CPU all is in miniature, and slow nevertheless.
+    limit = 600 if given.device == "cpu" else stage.quick if given.quick else stage.seconds
+    print(f"\n{stage.what} ({name}, at most {limit} s)", flush=True)
+    start, output = time.monotonic(), given.out / f"{name}.txt"
+    problem = _run(_command(name, given, limit - _GRACE), output, limit)
+    seconds = time.monotonic() - start
+    rows = _rows(given.out / f"{name}.jsonl")
+    for row in rows:
+        print(f"  {describe(row)}")
+    problem = problem or next((row["what"] for row in rows if "failed" in row), "")
+    print(f"  {seconds:.0f} s{f'; PROBLEM: {problem}, see {output}' if problem else ''}", flush=True)
+    return {"seconds": seconds, "problem": problem, "rows": rows}
+
+
+def _command(name: str, given: Any, seconds: float) -> list[str]:
+    places = [word for key in ("images", "cifar") if (path := getattr(given, key)) for word in (f"--{key}", str(path))]
+    options = ["--device", given.device, "--out", str(given.out), "--seconds", str(seconds), *places]
+    module = f"tests.bench.gpu.{name}"
+    return [sys.executable, "-m", module, *options, *(["--quick"] if given.quick else [])]
+
+
+def _run(command: list[str], output: Path, limit: float) -> str:
+    """What went wrong; nothing where all went well. Ends all processes of the stage when its time is over."""
+    with output.open("w") as file:
+        process = subprocess.Popen(command, cwd=PROGRAM, stdout=file, stderr=file, start_new_session=True)
+    try:
+        code = process.wait(limit)
+    except subprocess.TimeoutExpired:
+        return f"not done within {limit} s"
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    return f"left with {code}" if code else ""
+
+
+def _rows(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,18 @@
+"""One rank of a run whose ranks share a GPU: as train.py, but over gloo, since NCCL takes one rank a GPU."""
+
+import functools
+import os
+import sys
+
+import torch
+from accelerate.utils import InitProcessGroupKwargs
+
+import resnet.build
+from resnet.run import main
+
+if __name__ == "__main__":
+    # Else Accelerate lets DDP look for the GPU that has the rank's number.
+    os.environ["ACCELERATE_BYPASS_DEVICE_MAP"] = "true"
+    resnet.build.InitProcessGroupKwargs = functools.partial(InitProcessGroupKwargs, backend="gloo")  # pyright: ignore
+    torch.backends.cudnn.allow_tf32 = False
+    sys.exit(main(sys.argv[1:]))
