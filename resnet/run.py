@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -29,6 +30,7 @@ from resnet.checkpoint.resume import Start, find_start
 from resnet.checkpoint.saver import Saver, check_space
 from resnet.checkpoint.snapshot import restore
 from resnet.data.batches import MicroBatches
+from resnet.data.cache import DrawnBatches, check_room, fill
 from resnet.data.loader import Loader, check_shared_memory, workers_per_rank
 from resnet.data.order import Order
 from resnet.data.sources.registry import Source
@@ -85,6 +87,8 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals, notes: Seque
     with contextlib.ExitStack() as lifetime:
         lifetime.callback(start.release)
         plan = together(lambda: make_plan(recipe, len(order), accelerator.num_processes, start.micro_batch))
+        if recipe.data.cache == "device":
+            together(lambda: check_room(len(train), len(val), recipe.augment, accelerator.device))
         if start.is_finished(plan):
             if rank == 0:
                 print(f"{start.run_dir} is finished: nothing to do (raise epochs= to continue it)")
@@ -123,13 +127,26 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals, notes: Seque
         trainer = Trainer(plan, accelerator, network, state, len(train.classes), len(val), hooks)
         workers = workers_per_rank(recipe.data.num_workers)
         check_shared_memory(plan, workers, recipe.data.prefetch)
-        batches = MicroBatches(train, val, order, recipe.augment)
-        loader = Loader(batches, trainer.keys(), accelerator.device, workers, recipe.data.prefetch)
-        trainer.batches = iter(loader)
-        more = [note, f"continues from {start.checkpoint} (step {state.step})" if start.checkpoint else ""]
+        loader, cached = _open_batches(trainer, train, val, order, workers)
+        more = [note, cached, f"continues from {start.checkpoint} (step {state.step})" if start.checkpoint else ""]
         for line in (*first_lines(recipe, plan, start, train, val, accelerator, workers), *filter(None, more)):
             progress.message(line)
         return train_to_an_end(trainer, hooks, log, loader.end)
+
+
+def _open_batches(trainer: Trainer, train: Source, val: Source, order: Order, workers: int) -> tuple[Loader, str]:
+    """Let the trainer's batches be made, and a sentence on where their images are kept ("" for nowhere)."""
+    recipe, device = trainer.recipe, trainer.device
+    cache, note, kind = None, "", MicroBatches
+    if recipe.data.cache == "device":
+        start = time.monotonic()
+        cache, train, val = fill(train, val, recipe.augment, device, workers, recipe.data.prefetch)
+        note = f"all images decoded onto the device: {cache.bytes / 1e6:.0f} MB in {time.monotonic() - start:.1f} s"
+        kind = DrawnBatches
+    batches = kind(train, val, order, recipe.augment)
+    loader = Loader(batches, trainer.keys(), device, workers, recipe.data.prefetch)
+    trainer.batches = iter(loader) if cache is None else cache.look_up(iter(loader))
+    return loader, note
 
 
 def _open_logs(

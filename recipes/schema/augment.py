@@ -66,6 +66,12 @@ class Augment(Group):
     progressive: list[SizeAt] = []
     """Corners of the training size over epochs, linear in between and rounded to multiples of 32; empty: train_size."""
 
+    def beyond_cache(self) -> list[str]:
+        """What is not done to images that are kept on the device."""
+        beyond = [f"augment.crop={self.crop}"] if self.crop == "random_resized" else []
+        beyond += [f"augment.policy={self.policy}"] if self.policy != "none" else []
+        return beyond + [f"augment.{key}" for key in ("rotation", "color_jitter", "progressive") if getattr(self, key)]
+
     @model_validator(mode="after")
     def _ranges(self) -> Augment:
         if self.val_size > self.val_resize and self.crop != "resize":

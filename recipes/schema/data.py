@@ -13,7 +13,9 @@ from recipes.schema.fields import Count, Fraction, Group
 class _Data(Group):
     made_here: ClassVar[bool] = False
     """Whether the images are made by the program, so that nothing has to be there before."""
-    places: ClassVar[tuple[str, ...]] = ("train", "val", "train_samples", "num_workers", "prefetch", "max_broken")
+    places: ClassVar[tuple[str, ...]] = (
+        *("train", "val", "train_samples", "num_workers", "prefetch", "cache", "max_broken"),
+    )
     """Keys that say where the same images are, or how they are read, not which they are."""
 
     train: str
@@ -32,6 +34,8 @@ class _Data(Group):
     """Decoding processes per rank; null: one a CPU core that the rank has, at most 16."""
     prefetch: Count = 2
     """Batches each worker prepares ahead."""
+    cache: Literal["none", "device"] = "none"
+    """device: decode all images once and keep them on each GPU, where small ones (CIFAR's) are cropped and flipped."""
     last_batch: Literal["drop", "keep"] = "drop"
     """What becomes of the samples that do not fill an epoch's last batch."""
     balance: Literal["none", "oversample"] = "none"

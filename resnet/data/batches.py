@@ -35,7 +35,7 @@ class Key(NamedTuple):
 class Batch(NamedTuple):
     key: Key
     images: torch.Tensor
-    """uint8 (N, 3, H, W), in NHWC order in memory."""
+    """uint8 (N, 3, H, W), in NHWC order in memory; of a `cache`, before it has looked them up, int64 (N, DRAWN)."""
     labels: torch.Tensor
     """int64 (N,)."""
     erased: torch.Tensor | None
@@ -54,6 +54,10 @@ class MicroBatches(Dataset):
     def __getitem__(self, key: Key) -> Batch:
         return self._validation(key) if key.epoch is None else self._training(key, key.epoch)
 
+    def _memory(self, images: int, size: int) -> torch.Tensor:
+        """A pixel's channels side by side: as decoders give them and GPUs like them."""
+        return torch.empty((images, 3, size, size), dtype=torch.uint8, memory_format=torch.channels_last)
+
     def _transform(self, key: Key) -> Transform:
         """That of training at the key's size, or of validation; made once."""
         size = None if key.epoch is None else key.size
@@ -66,7 +70,7 @@ class MicroBatches(Dataset):
     def _training(self, key: Key, epoch: int) -> Batch:
         transform = self._transform(key)
         order, broken, erased = self.order.epoch(epoch), [], []
-        images = _memory(key.stop - key.start, key.size)
+        images = self._memory(key.stop - key.start, key.size)
         labels = torch.empty(key.stop - key.start, dtype=torch.int64)
         for row, position in enumerate(range(key.start, key.stop)):
             image, index = self._readable(order, position, broken)
@@ -81,27 +85,25 @@ class MicroBatches(Dataset):
         """The image at a position; in place of a broken one, the next of the same order."""
         for ahead in range(_MOST_BROKEN_IN_A_ROW):
             index = int(order[(position + ahead) % len(order)])
-            image = _read(self.train, index, broken)
+            image = read_image(self.train, index, broken)
             if image is not None:
                 return image, index
         raise BrokenImage(f"{_MOST_BROKEN_IN_A_ROW} images in a row cannot be read; the last is {broken[-1]}")
 
     def _validation(self, key: Key) -> Batch:
         transform, broken = self._transform(key), []
-        rows = [(_read(self.val, index, broken), int(self.val.labels[index])) for index in range(key.start, key.stop)]
+        rows = [
+            (read_image(self.val, index, broken), int(self.val.labels[index])) for index in range(key.start, key.stop)
+        ]
         labels = [label for image, label in rows if image is not None]
-        images = _memory(len(labels), key.size)
+        images = self._memory(len(labels), key.size)
         for row, image in enumerate(image for image, _ in rows if image is not None):
             images[row] = transform(image)
         return Batch(key, images, torch.tensor(labels, dtype=torch.int64), None, broken)
 
 
-def _memory(images: int, size: int) -> torch.Tensor:
-    """For uint8 (images, 3, size, size), a pixel's channels side by side: as decoders give them and GPUs like them."""
-    return torch.empty((images, 3, size, size), dtype=torch.uint8, memory_format=torch.channels_last)
-
-
-def _read(source: Source, index: int, broken: list[str]) -> torch.Tensor | None:
+def read_image(source: Source, index: int, broken: list[str]) -> torch.Tensor | None:
+    """An image uint8 (3, H, W); None, and the reason added to `broken`, where it cannot be read."""
     try:
         data = source.read(index)
         return decode(data) if isinstance(data, bytes) else data

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from recipes.plan import Plan
 from recipes.schema.augment import SizeAt
-from resnet.data.batches import Batch, Key, MicroBatches
+from resnet.data.batches import Batch, Key
 from resnet.process.environment import cores_of_rank
 from resnet.process.signals import SIGNALS, die_with_parent
 
@@ -51,7 +51,7 @@ class Loader:
     """Iterates over the batches of `keys`, decoded by worker processes ahead of time."""
 
     def __init__(
-        self, batches: MicroBatches, keys: Iterable[Key], device: torch.device, workers: int, prefetch: int
+        self, batches: Dataset[Batch], keys: Iterable[Key], device: torch.device, workers: int, prefetch: int
     ) -> None:
         self._loader = DataLoader(
             batches,

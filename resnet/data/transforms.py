@@ -44,7 +44,7 @@ def eval_transform(augment: Augment) -> Transform:
     squeezed where it has not that size already.
     """
     if augment.crop != "random_resized":
-        return _squeeze(augment.val_size, augment)
+        return squeeze(augment.val_size, augment)
     resize = v2.Resize(augment.val_resize, InterpolationMode(augment.interpolation), antialias=True)
     return _in_turn([_without_far_ends, resize, v2.CenterCrop(augment.val_size)])
 
@@ -53,8 +53,8 @@ def _train_crop(augment: Augment, size: int) -> Transform:
     if augment.crop == "random_resized":
         return _random_resized_crop(augment, size)
     if augment.crop == "pad":
-        return _in_turn([_squeeze(size, augment), v2.RandomCrop(size, padding=augment.padding)])
-    return _squeeze(size, augment)
+        return _in_turn([squeeze(size, augment), v2.RandomCrop(size, padding=augment.padding)])
+    return squeeze(size, augment)
 
 
 def _random_resized_crop(augment: Augment, size: int) -> Transform:
@@ -70,7 +70,8 @@ def _random_resized_crop(augment: Augment, size: int) -> Transform:
     return apply
 
 
-def _squeeze(size: int, augment: Augment) -> Transform:
+def squeeze(size: int, augment: Augment) -> Transform:
+    """A function that gives any image the size of size x size pixels, whatever its shape was."""
     return v2.Resize((size, size), InterpolationMode(augment.interpolation), antialias=True)
 
 

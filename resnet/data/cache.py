@@ -1,0 +1,176 @@
+"""All images of a run on its device, decoded once: the workers only draw, and the device crops and flips.
+
+The same draws from the same seeds as without a cache (see resnet.data.transforms), and the same pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch.utils.data import Dataset
+from torchvision.transforms import v2
+
+from recipes.schema.augment import Augment
+from resnet.data.batches import Batch, Key, MicroBatches, read_image
+from resnet.data.decode import BrokenImage
+from resnet.data.loader import Loader
+from resnet.data.sources.registry import Source
+from resnet.data.transforms import Transform, eval_transform, squeeze
+
+DRAWN = 5
+"""What is drawn for an image: its index, the top and left of its crop in pixels, whether to mirror it, and to flip it."""
+_CHUNK = 256
+_TRAINING = 0
+"""The epoch of a key that stands for training images while the cache is filled."""
+
+
+class Cache:
+    """uint8 images on a device in NHWC order: those of training in a frame of zeros to crop from, and of validation."""
+
+    def __init__(self, train: torch.Tensor, val: torch.Tensor, size: int) -> None:
+        self._train, self._val = train, val
+        self._range = torch.arange(size, device=train.device)
+
+    @property
+    def bytes(self) -> int:
+        return self._train.nbytes + self._val.nbytes
+
+    def look_up(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The images of batches that hold what was drawn for them."""
+        for batch in batches:
+            drawn = batch.images.to(self._train.device)
+            images = self._val[drawn[:, 0]] if batch.key.epoch is None else self._cropped(drawn)
+            yield batch._replace(images=images.permute(0, 3, 1, 2))
+
+    def _cropped(self, drawn: torch.Tensor) -> torch.Tensor:
+        index, top, left, mirrored, flipped = (column[:, None] for column in drawn.unbind(1))
+        backwards = len(self._range) - 1 - self._range
+        rows = top + torch.where(flipped > 0, backwards, self._range)
+        columns = left + torch.where(mirrored > 0, backwards, self._range)
+        return self._train[index[:, :, None], rows[:, :, None], columns[:, None, :]]
+
+
+class CachedSource:
+    """A source whose images lie in the cache: reading one gives its index there, or the reason why it has none."""
+
+    def __init__(self, source: Source, broken: dict[int, str]) -> None:
+        self._source, self._broken = source, broken
+        self.labels, self.classes = source.labels, source.classes
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, index: int) -> torch.Tensor:
+        if index in self._broken:
+            raise BrokenImage(self._broken[index])
+        return torch.tensor(index)
+
+    def describe(self, index: int) -> str:
+        return self._source.describe(index)
+
+
+class DrawnBatches(MicroBatches):
+    """Micro-batches of cached sources: in the place of images (N, DRAWN) what is drawn for them."""
+
+    def _memory(self, images: int, size: int) -> torch.Tensor:
+        return torch.empty((images, DRAWN), dtype=torch.int64)
+
+    def _transform(self, key: Key) -> Transform:
+        draw = _nothing if key.epoch is None else _draw(self.augment, key.size)
+        return lambda index: torch.tensor([int(index), *draw()])
+
+
+def _nothing() -> tuple[int, int, int, int]:
+    return 0, 0, 0, 0
+
+
+def _draw(augment: Augment, size: int) -> Callable[[], tuple[int, int, int, int]]:
+    """A function that draws what `train_transform` does, in the same order."""
+    padded = torch.empty((3, *(size + 2 * frame_of(augment),) * 2), device="meta")
+    crop = v2.RandomCrop(size)
+
+    def draw() -> tuple[int, int, int, int]:
+        top = left = 0
+        if augment.crop == "pad":
+            box = crop.make_params([padded])
+            top, left = int(box["top"]), int(box["left"])
+        mirrored = bool(augment.hflip) and bool(torch.rand(1) < augment.hflip)
+        return top, left, mirrored, bool(augment.vflip) and bool(torch.rand(1) < augment.vflip)
+
+    return draw
+
+
+def frame_of(augment: Augment) -> int:
+    """Pixels of zeros on each side of a training image."""
+    return augment.padding if augment.crop == "pad" else 0
+
+
+class _Prepared(Dataset):
+    """Makes consecutive images as they lie in the cache; those that cannot be read are black and have the label -1."""
+
+    def __init__(self, train: Source, val: Source, augment: Augment) -> None:
+        size = augment.train_size
+        self.sources = {_TRAINING: (train, squeeze(size, augment)), None: (val, eval_transform(augment))}
+        self.frame = frame_of(augment)
+
+    def __getitem__(self, key: Key) -> Batch:
+        source, transform = self.sources[key.epoch]
+        broken: list[str] = []
+        images = torch.zeros((key.stop - key.start, 3, key.size, key.size), dtype=torch.uint8)
+        labels = torch.from_numpy(source.labels[key.start : key.stop].astype("int64"))
+        for row, index in enumerate(range(key.start, key.stop)):
+            image = read_image(source, index, broken)
+            if image is None:
+                labels[row] = -1
+            else:
+                images[row] = transform(image)
+        if key.epoch is not None:
+            images = F.pad(images, (self.frame,) * 4)
+        return Batch(key, images.permute(0, 2, 3, 1).contiguous(), labels, None, broken)
+
+
+def fill(
+    train: Source, val: Source, augment: Augment, device: torch.device, workers: int, prefetch: int
+) -> tuple[Cache, CachedSource, CachedSource]:
+    """Decode everything onto the device."""
+    memory = {
+        which: torch.empty(shape, dtype=torch.uint8, device=device)
+        for which, shape in _shapes(len(train), len(val), augment).items()
+    }
+    sizes, broken = {_TRAINING: augment.train_size, None: augment.val_size}, {_TRAINING: {}, None: {}}
+    keys = [
+        Key(which, start, min(start + _CHUNK, len(images)), sizes[which])
+        for which, images in memory.items()
+        for start in range(0, len(images), _CHUNK)
+    ]
+    loader = Loader(_Prepared(train, val, augment), keys, device, workers, prefetch)
+    try:
+        for batch in loader:
+            memory[batch.key.epoch][batch.key.start : batch.key.stop] = batch.images
+            missing = (batch.labels < 0).nonzero().flatten().tolist() if batch.broken else []
+            for row, told in zip(missing, batch.broken, strict=True):
+                index, source = batch.key.start + row, train if batch.key.epoch == _TRAINING else val
+                broken[batch.key.epoch][index] = told.removeprefix(f"{source.describe(index)}: ")
+    finally:
+        loader.end()
+    cache = Cache(memory[_TRAINING], memory[None], augment.train_size)
+    return cache, CachedSource(train, broken[_TRAINING]), CachedSource(val, broken[None])
+
+
+def check_room(train: int, val: int, augment: Augment, device: torch.device) -> None:
+    """Raise ValueError where so many images would take more than half of what is free on a GPU."""
+    needed = sum(math.prod(shape) for shape in _shapes(train, val, augment).values())
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 2 * needed
+    if needed > free / 2:
+        raise ValueError(
+            f"data.cache=device needs {needed / 1e9:.1f} GB, more than half of the {free / 1e9:.1f} GB that are free on "
+            "the GPU: set data.cache=none"
+        )
+
+
+def _shapes(train: int, val: int, augment: Augment) -> dict[int | None, tuple[int, int, int, int]]:
+    side = augment.train_size + 2 * frame_of(augment)
+    return {_TRAINING: (train, side, side, 3), None: (val, augment.val_size, augment.val_size, 3)}
