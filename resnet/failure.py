@@ -26,6 +26,11 @@ class Failure(NamedTuple):
         return self.kind != "peer"
 
 
+_SIGNS_OF_NO_MEMORY = (
+    *("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "CUDA error: out of memory"),
+    "unable to find an engine to execute this computation",
+)
+"""What a GPU's libraries say that need memory beside torch's own."""
 _SIGNS_OF_A_LOST_PEER = (
     *("connection closed by peer", "connection reset by peer", "broken pipe", "remote process exited"),
     *("connection refused", "read error", "timed out", "timeout"),
@@ -54,6 +59,8 @@ def explain(error: Exception, plan: Plan) -> Failure:
             # Raised in a worker it comes with that one's traceback before it.
             return Failure("data", text.rpartition("BrokenImage: ")[2])
         case torch.cuda.OutOfMemoryError():
+            return Failure("oom", out_of_memory(error, plan.micro_batch))
+        case RuntimeError() if any(sign.lower() in text.lower() for sign in _SIGNS_OF_NO_MEMORY):
             return Failure("oom", out_of_memory(error, plan.micro_batch))
         case OSError() if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return Failure("disk", text)

@@ -51,10 +51,11 @@ class _Here:
         self.received: list[int] = []
         self.passed_on = 0
         self.failed = self.stopped = 0
-        self.most = place.parallel or 1
+        asked = place.parallel or 1
+        self.most = min(asked, self.gpus or asked)
         self.at_once = max(1, min(self.most, len(todo)))
-        if self.gpus and self.at_once > self.gpus:
-            raise ValueError(f"--parallel {self.most}: there are {self.gpus} GPUs here, one for each trial")
+        if self.most < min(asked, len(todo)):
+            print(f"--parallel {asked}: trials take turns, since each has a GPU and there are {self.gpus}", flush=True)
 
     def run(self) -> int:
         before = {number: signal.getsignal(number) for number in SIGNALS}
@@ -102,7 +103,7 @@ class _Here:
         environment = own_environment() | {CORES: str(max(1, usable() // self.most))}
         if self.gpus:
             visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-            environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[slot] if visible else str(slot)
+            environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[slot].strip() if visible else str(slot)
         number = len([*run_dir.glob("logs/attempt-*")]) + 1
         logs = run_dir / "logs" / f"attempt-{number}"
         logs.mkdir(parents=True, exist_ok=True)

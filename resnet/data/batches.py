@@ -92,14 +92,12 @@ class MicroBatches(Dataset):
 
     def _validation(self, key: Key) -> Batch:
         transform, broken = self._transform(key), []
-        rows = [
-            (read_image(self.val, index, broken), int(self.val.labels[index])) for index in range(key.start, key.stop)
-        ]
-        labels = [label for image, label in rows if image is not None]
-        images = self._memory(len(labels), key.size)
-        for row, image in enumerate(image for image, _ in rows if image is not None):
-            images[row] = transform(image)
-        return Batch(key, images, torch.tensor(labels, dtype=torch.int64), None, broken)
+        found = [(index, read_image(self.val, index, broken)) for index in range(key.start, key.stop)]
+        whole = [(index, image) for index, image in found if image is not None]
+        images, labels = self._memory(len(whole), key.size), torch.empty(len(whole), dtype=torch.int64)
+        for row, (index, image) in enumerate(whole):
+            images[row], labels[row] = transform(image), int(self.val.labels[index])
+        return Batch(key, images, labels, None, broken)
 
 
 def read_image(source: Source, index: int, broken: list[str]) -> torch.Tensor | None:

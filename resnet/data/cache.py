@@ -21,7 +21,7 @@ from resnet.data.sources.registry import Source
 from resnet.data.transforms import Transform, eval_transform, squeeze
 
 DRAWN = 5
-"""What is drawn for an image: its index, the top and left of its crop in pixels, whether to mirror it, and to flip it."""
+"""What is drawn for an image: its index, the top and left of its crop in pixels, whether to mirror and to flip it."""
 _CHUNK = 256
 _TRAINING = 0
 """The epoch of a key that stands for training images while the cache is filled."""
@@ -166,8 +166,8 @@ def check_room(train: int, val: int, augment: Augment, device: torch.device) -> 
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 2 * needed
     if needed > free / 2:
         raise ValueError(
-            f"data.cache=device needs {needed / 1e9:.1f} GB, more than half of the {free / 1e9:.1f} GB that are free on "
-            "the GPU: set data.cache=none"
+            f"data.cache=device needs {needed / 1e9:.1f} GB, more than half of the {free / 1e9:.1f} GB that are free "
+            "on the GPU: set data.cache=none"
         )
 
 

@@ -34,12 +34,20 @@ QUEUE_ROWS = 10_000
 class NullTracker:
     """A tracker that does nothing: without W&B, and on all ranks but the first."""
 
-    started: bool = True
-    """Whether `url` and `note` are known, and need not be waited for."""
-    url: str | None = None
-    """Page of the run."""
-    note: str = ""
-    """One line on where W&B's data goes; empty: nothing to tell."""
+    @property
+    def started(self) -> bool:
+        """Whether `url` and `note` are known, and need not be waited for."""
+        return True
+
+    @property
+    def url(self) -> str | None:
+        """Page of the run."""
+        return None
+
+    @property
+    def note(self) -> str:
+        """One line on where W&B's data goes; empty: nothing to tell."""
+        return ""
 
     def log(self, row: Mapping[str, Value]) -> None:
         """Send a row of metrics.jsonl."""

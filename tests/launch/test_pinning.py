@@ -21,7 +21,7 @@ with open(sys.argv[0] + "." + str(os.getpid()), "w") as file:
 """
 
 
-def places(monkeypatch: pytest.MonkeyPatch, folder: Path, visible: str, *words: str, code: int = 0) -> list[dict]:
+def places(monkeypatch: pytest.MonkeyPatch, folder: Path, visible: str, *words: str) -> list[dict]:
     """Where and when each trial ran, by `launch sweep`, with a script that only tells in the place of train.py."""
     script = folder / "train.py"
     script.write_text(TRIAL)
@@ -29,7 +29,7 @@ def places(monkeypatch: pytest.MonkeyPatch, folder: Path, visible: str, *words: 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     with pytest.raises(SystemExit) as left:
         cli.main(["sweep", "recipe=quickstart", *OFF[1:], f"run.root={folder}", "--name", "study", *words])
-    assert left.value.code == code
+    assert left.value.code == 0
     return [json.loads(file.read_text()) for file in folder.glob("train.py.*")]
 
 
@@ -38,6 +38,7 @@ def places(monkeypatch: pytest.MonkeyPatch, folder: Path, visible: str, *words: 
     [
         ("3,GPU-8f,5", ["seed=0,1,2", "--parallel", "2"], {"3", "GPU-8f"}),
         ("2", ["seed=0,1"], {"2"}),
+        ("2, 4", ["seed=0,1", "--parallel", "2"], {"2", "4"}),
     ],
 )
 def test_each_trial_has_a_gpu_of_its_own(monkeypatch, tmp_path, visible, words, gpus):
@@ -54,6 +55,7 @@ def test_each_trial_has_a_gpu_of_its_own(monkeypatch, tmp_path, visible, words, 
         assert max(first[0], second[0]) < min(first[1], second[1]), "side by side"
 
 
-def test_more_at_once_than_there_are_gpus_is_refused(monkeypatch, tmp_path, capsys):
-    assert places(monkeypatch, tmp_path, "0", "seed=0,1", "--parallel", "2", code=2) == []
-    assert "--parallel 2: there are 1 GPUs here" in capsys.readouterr().err
+def test_more_at_once_than_there_are_gpus_take_turns(monkeypatch, tmp_path, capsys):
+    first, second = sorted(places(monkeypatch, tmp_path, "0", "seed=0,1", "--parallel", "2"), key=lambda p: p["begin"])
+    assert "--parallel 2: trials take turns, since each has a GPU and there are 1\n" in capsys.readouterr().out
+    assert first["end"] <= second["begin"]

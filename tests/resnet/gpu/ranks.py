@@ -8,7 +8,7 @@ import torch
 from accelerate.utils import InitProcessGroupKwargs
 
 import resnet.build
-from resnet.run import main
+from resnet.main import main
 
 if __name__ == "__main__":
     # Else Accelerate lets DDP look for the GPU that has the rank's number.
