@@ -24,7 +24,7 @@ from resnet.metrics import Window
 from resnet.net import build_model, freeze_backbone
 from resnet.optim import build_optimizer
 from resnet.pretrained import load_pretrained
-from resnet.process.environment import cores_of_rank
+from resnet.process.environment import cores_of_rank, threads_asked
 from resnet.state import TrainState
 
 T = TypeVar("T")
@@ -40,8 +40,8 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
     """
     on_cpu = takes_cpu(recipe)
     if on_cpu:
-        threads = cores_of_rank()
-        # Accelerate sets another number where this is not set, and torchrun sets 1.
+        threads = threads_asked() or cores_of_rank()
+        # Accelerate sets another number where this is not set.
         os.environ["OMP_NUM_THREADS"] = str(threads)
         torch.set_num_threads(threads)
     # torch renames the argument in 2.15 and keeps the old name, which older versions need.

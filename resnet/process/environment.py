@@ -34,6 +34,26 @@ def is_launchers(name: str) -> bool:
     return name in RANK_VARIABLES or name.startswith(("ACCELERATE_", "TORCHELASTIC_"))
 
 
+def threads_asked() -> int | None:
+    """Threads that the user wants (OMP_NUM_THREADS); None: not told, as where a launcher set it for its ranks, to 1."""
+    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    if not given.isdigit() or given == "0":
+        return None
+    by_launcher = given == "1" and (is_under_accelerate() or "TORCHELASTIC_RUN_ID" in os.environ)
+    return None if by_launcher and not _launcher_was_given("OMP_NUM_THREADS") else int(given)
+
+
+def _launcher_was_given(name: str) -> bool:
+    """Whether the variable was there when the process that started this one began (on Linux)."""
+    try:
+        return any(
+            variable.startswith(f"{name}=".encode())
+            for variable in Path(f"/proc/{os.getppid()}/environ").read_bytes().split(b"\0")
+        )
+    except OSError:
+        return False
+
+
 CORES = "RESNET_CORES"
 """The environment variable by which a launcher tells each rank, or each of several runs on a machine, its share."""
 
