@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import time
@@ -19,7 +20,13 @@ def run(options: Options, report: Report) -> None:
     if options.cifar is None:
         report.row("CIFAR-10", left_out="--cifar FOLDER was not given")
         return
-    report.attempt("to 94%", lambda: report.row("to 94%", **train(options, "to-94", 94.0)))
+    for epochs in (10, 16):
+        found: dict[str, Any] = {}
+        more = [f"epochs={epochs}"] if options.on_gpu else ["epochs=1"]
+        report.attempt("to 94%", lambda found=found, more=more: found.update(train(options, "to-94", 94.0, *more)))
+        report.row(f"to 94% in {epochs} epochs", **found)
+        if found.get("seconds_to_94") or not options.on_gpu:
+            break
     report.attempt("resume", lambda: report.row("kill and stop, bitwise", **verify(options)))
 
 
@@ -31,10 +38,10 @@ def words(options: Options, *more: str) -> list[str]:
 
 def train(options: Options, name: str, wanted: float, *more: str) -> dict[str, Any]:
     """Train to the recipe's end in a process; how well it did, and the seconds until the accuracy that is wanted."""
-    quick = [] if options.on_gpu else ["epochs=1"]
-    places = [f"run.root={options.out.resolve()}", f"run.name={name}", "resume=never", "wandb.mode=disabled"]
+    places = [f"run.root={options.out.resolve()}", f"run.name={name}", "wandb.mode=disabled"]
+    shutil.rmtree(options.out / name, ignore_errors=True)
     start = time.time()
-    done = subprocess.run([sys.executable, "train.py", *words(options, *places, *quick, *more)], cwd=PROGRAM)
+    done = subprocess.run([sys.executable, "train.py", *words(options, *places, *more)], cwd=PROGRAM)
     seconds = time.time() - start
     if done.returncode:
         raise RuntimeError(f"train.py left with {done.returncode}")
