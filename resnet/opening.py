@@ -94,9 +94,16 @@ def first_lines(
         f"{_steps(plan)}; batch {plan.batch_size}, {plan.batch_size // ranks} per device{accumulated}; "
         f"lr {plan.lr:g}; {workers} workers per device",
     ]
+    if accelerator.device.type == "cpu" and accelerator.mixed_precision == "no" and has_bf16():
+        lines.append("this CPU computes in bf16 too: precision=bf16 is faster, and was as accurate where it was tried")
     if accelerator.device.type == "cpu" and plan.end_step * plan.batch_size * plan.image_size(0) ** 2 > _YEARS:
         lines.append("no GPU: this would take years; train it where torch sees one")
     return lines
+
+
+def has_bf16() -> bool:
+    """Whether this CPU has instructions for bf16; without them it only imitates it, slowly."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def describe_data(train: Source, val: Source, plan: Plan) -> str:
