@@ -113,9 +113,7 @@ def _write_end(trainer: Trainer, hooks: RunHooks, end: End) -> None:
         step = write_final_weights(run_dir, trainer.state.best_step)
         write_status(run_dir, top1=hooks.result["top1"], final_step=step)
     if end.failure is None:
-        step, epoch = trainer.state.step, round(trainer.plan.epoch(trainer.state.step), 4)
-        ended = {"state": end.outcome, "reason": end.reason, "failure": None, "eta_s": None}
-        write_status(run_dir, **ended, step=step, epoch=epoch)
+        write_status(run_dir, state=end.outcome, reason=end.reason, failure=None, eta_s=None)
     # A job that stops is about to be queued again, and its time is short.
     if end.outcome != "stopped" or ATTEMPT not in os.environ:
         _write_report(hooks)

@@ -21,10 +21,6 @@ from resnet.tracking.wandb_client import NullTracker
 from resnet.tracking.watchdog import Watchdog
 
 
-STATUS_SECONDS = 1.0
-"""From one writing of status.json to the next while training goes on: on a shared file system each takes its time."""
-
-
 class RunHooks:
     """`loop.Hooks` of a real run. `log` and `tracker` write on rank 0 only; the rest goes on everywhere."""
 
@@ -51,7 +47,6 @@ class RunHooks:
         self.images_per_second: list[float] = []
         self._since_evaluation: list[dict[str, Any]] = []
         self._tracker_told = False
-        self._status_time = 0.0
 
     def log(self, row: dict[str, Any]) -> None:
         row = row | {"time": time.time()}
@@ -68,9 +63,6 @@ class RunHooks:
         self.metrics.log(row)
         self.tracker.log(row | {"images_per_second_per_device": row["images_per_second"] / self.plan.world_size}
                          if "images_per_second" in row else row)  # fmt: skip
-        if "train/loss" in row and row["time"] - self._status_time < STATUS_SECONDS:
-            return
-        self._status_time = row["time"]
         shown = {"images_per_second": "images_per_second", "train/loss": "loss", "val/top1": "top1"}
         self._tell(
             step=row["step"],
