@@ -1,6 +1,5 @@
 """Train what a recipe says: accelerate launch train.py recipe=quickstart [key=value ...]"""
 
-import os
 import sys
 
 HELP = """\
@@ -31,12 +30,9 @@ def main() -> None:
         return
     import resnet.process.signals  # noqa: F401  (notes which process started this one, before time has passed)
     from resnet.main import main
+    from resnet.process.streams import leave
 
-    code = main(sys.argv[1:])
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # All is closed, and for Python to take its modules apart would take more than a second.
-    os._exit(code)
+    leave(main(sys.argv[1:]))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from recipes.schema.recipe import Recipe
 from resnet.agreement import STEP_TIMEOUT
 from resnet.data.sources.registry import Source, open_sources
 from resnet.ema import Ema
+from resnet.inference import input_dtype
 from resnet.metrics import Window
 from resnet.net import build_model, freeze_backbone
 from resnet.optim import build_optimizer
@@ -189,7 +190,9 @@ def _settle_buckets(recipe: Recipe, plan: Plan, network, model: nn.Module, accel
     images, size = (plan.micro_batch, plan.image_size(step)) if on_gpu or recipe.compile else (2, 64)
     before = {name: tensor.clone() for name, tensor in model.named_buffers()}
     memory_format = torch.channels_last if recipe.channels_last else torch.contiguous_format
-    noise = torch.randn(images, 3, size, size, device=accelerator.device).contiguous(memory_format=memory_format)
+    dtype = input_dtype(recipe, accelerator.mixed_precision)
+    noise = torch.randn(images, 3, size, size, device=accelerator.device, dtype=dtype)
+    noise = noise.contiguous(memory_format=memory_format)
     for _ in range(2):
         network(noise).float().square().mean().backward()
         for parameter in model.parameters():

@@ -8,10 +8,11 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from resnet.build import first_of_ranks
+from resnet.data.loader import Loader
 from resnet.failure import Failure, explain
 from resnet.last_files import summary, write_final_weights
 from resnet.loop import fit
@@ -37,13 +38,13 @@ class End(NamedTuple):
     failure: Failure | None = None
 
 
-def train_to_an_end(trainer: Trainer, hooks: RunHooks, log: RankLog, end_workers: Callable[[], None]) -> int:
+def train_to_an_end(trainer: Trainer, hooks: RunHooks, log: RankLog, loaders: Sequence[Loader]) -> int:
     """Train, and leave the run directory in a state that says how it ended; returns the exit code.
 
-    end_workers: called once no more batches are needed.
+    loaders: of which the workers are ended once no more batches are needed; some may come while it trains.
     """
     begin, first_step = time.time(), trainer.state.step
-    end = _train(trainer, hooks, log, end_workers)
+    end = _train(trainer, hooks, log, loaders)
     hooks.tracker.end(exit_code=int(end.outcome == "failed"))
     if end.failure is not None and (end.failure.kind == "lease" or hooks.lost):
         # The run is another process's: nothing is written to it.
@@ -59,7 +60,7 @@ def train_to_an_end(trainer: Trainer, hooks: RunHooks, log: RankLog, end_workers
     return _EXIT_CODES[end.outcome]
 
 
-def _train(trainer: Trainer, hooks: RunHooks, log: RankLog, end_workers: Callable[[], None]) -> End:
+def _train(trainer: Trainer, hooks: RunHooks, log: RankLog, loaders: Sequence[Loader]) -> End:
     outcome, failure, signal = "failed", None, None
     gc.collect()
     gc.freeze()
@@ -81,7 +82,8 @@ def _train(trainer: Trainer, hooks: RunHooks, log: RankLog, end_workers: Callabl
         gc.unfreeze()
         hooks.close()
         trainer.batches = iter(())
-        end_workers()
+        for loader in loaders:
+            loader.end()
     if failure is not None:
         return End("failed", failure.reason, failure)
     return End(outcome, "finished" if outcome == "finished" else f"signal {signal}")
@@ -136,7 +138,8 @@ def _say_end(trainer: Trainer, hooks: RunHooks, end: End, begin: float, first_st
     if command := hooks.tracker.sync_command():
         print(f"W&B: nothing was uploaded; to do so: {command}")
     if end.outcome == "stopped":
-        at = "which could not be saved" if hooks.saver.failures else "with a checkpoint"
+        saved = any((hooks.run_dir / "checkpoints").glob("step-*[0-9]"))
+        at = "which could not be saved" if hooks.saver.failures or not saved else "with a checkpoint"
         # In a job the batch script decides whether it continues by itself.
         then = "" if ATTEMPT in os.environ else f"; to continue: {continue_command(hooks.run_dir)}"
         print(f"stopped ({end.reason}) after step {trainer.state.step}, {at}{then}", flush=True)

@@ -26,10 +26,7 @@ class Failure(NamedTuple):
         return self.kind != "peer"
 
 
-_SIGNS_OF_NO_MEMORY = (
-    *("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "CUDA error: out of memory"),
-    "unable to find an engine to execute this computation",
-)
+_SIGNS_OF_NO_MEMORY = ("cublas_status_alloc_failed", "cudnn_status_alloc_failed", "cuda error: out of memory")
 """What a GPU's libraries say that need memory beside torch's own."""
 _SIGNS_OF_A_LOST_PEER = (
     *("connection closed by peer", "connection reset by peer", "broken pipe", "remote process exited"),
@@ -60,7 +57,7 @@ def explain(error: Exception, plan: Plan) -> Failure:
             return Failure("data", text.rpartition("BrokenImage: ")[2])
         case torch.cuda.OutOfMemoryError():
             return Failure("oom", out_of_memory(error, plan.micro_batch))
-        case RuntimeError() if any(sign.lower() in text.lower() for sign in _SIGNS_OF_NO_MEMORY):
+        case RuntimeError() if any(sign in text.lower() for sign in _SIGNS_OF_NO_MEMORY):
             return Failure("oom", out_of_memory(error, plan.micro_batch))
         case OSError() if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return Failure("disk", text)

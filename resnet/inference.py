@@ -11,6 +11,8 @@ from resnet.data.batches import Batch
 from resnet.data.on_device import normalise
 from resnet.metrics import Tally
 
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 def network_input(images: torch.Tensor, recipe: Recipe, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
     """uint8 (N, 3, H, W) as it comes from the loader -> the network's normalised input on the device.
@@ -20,6 +22,12 @@ def network_input(images: torch.Tensor, recipe: Recipe, device: torch.device, dt
     memory_format = torch.channels_last if recipe.channels_last else torch.contiguous_format
     images = images.to(device).contiguous(memory_format=memory_format)
     return normalise(images, recipe.augment.mean, recipe.augment.std, dtype)
+
+
+def input_dtype(recipe: Recipe, precision: str) -> torch.dtype:
+    """What training's network is given. precision: Accelerate's name of it."""
+    # Mixup would round what it makes a second time.
+    return torch.float32 if recipe.augment.mixup else _DTYPES.get(precision, torch.float32)
 
 
 def count_batch(tally: Tally, network: nn.Module, batch: Batch, recipe: Recipe) -> None:

@@ -27,6 +27,8 @@ def fit(trainer: Trainer) -> str:
     Raises TrainingError where the loss is not finite or too many images are broken.
     """
     plan, state, hooks = trainer.plan, trainer.state, trainer.hooks
+    if not trainer.prepare():
+        return "stopped"
     if trainer.evaluation_is_due and not evaluate_and_report(trainer):
         return "stopped"
     clock = Clock(trainer)

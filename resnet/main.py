@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from recipes.load import load
-from resnet.process.exit_codes import MISTAKE
+from resnet.process.environment import ATTEMPT
+from resnet.process.exit_codes import MISTAKE, STOPPED
 from resnet.process.signals import Signals, die_with_launcher
 from resnet.process.streams import forgive_output
 
@@ -28,7 +29,12 @@ def main(argv: Sequence[str], signals: Signals | None = None) -> int:
     try:
         recipe, _, notes = load([argument for argument in argv if argument != "--debug"])
         # Only now, so that a mistake is told at once.
-        return _heavy().train(recipe, signals, notes)
+        program = _heavy()
+        if signals.received and "WORLD_SIZE" not in os.environ and ATTEMPT not in os.environ:
+            # Nothing has begun. (Ranks, and a job's batch script, are told by the run that it has stopped.)
+            print(f"stopped ({signals.received}) before anything was written", file=sys.stderr)
+            return STOPPED
+        return program.train(recipe, signals, notes)
     except ValueError as error:
         if debug:
             traceback.print_exc()
@@ -42,8 +48,9 @@ def _heavy() -> ModuleType:
     collects = gc.isenabled()
     # While modules are imported nothing is garbage, and looking for it takes a third of the time.
     gc.disable()
-    from resnet import run
-
-    if collects:
-        gc.enable()
+    try:
+        from resnet import run
+    finally:
+        if collects:
+            gc.enable()
     return run

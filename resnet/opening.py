@@ -17,6 +17,7 @@ from recipes.schema.recipe import Recipe
 from resnet.checkpoint.commit import clean
 from resnet.checkpoint.resume import Start
 from resnet.data.sources.registry import Source
+from resnet.process.environment import threads_asked
 from resnet.rundir.files import write_atomic
 from resnet.rundir.provenance import provenance, record_attempt
 from resnet.rundir.status import write_status
@@ -95,7 +96,9 @@ def first_lines(
         f"lr {plan.lr:g}; {workers} workers per device",
     ]
     if accelerator.device.type == "cpu" and accelerator.mixed_precision == "no" and has_bf16():
-        lines.append("this CPU computes in bf16 too: precision=bf16 is faster, and was as accurate where it was tried")
+        lines.append("this CPU has instructions for bf16: precision=bf16 is faster (docs/speed.md)")
+    if accelerator.device.type == "cpu" and (threads := threads_asked()):
+        lines.append(f"OMP_NUM_THREADS: each rank computes on {threads} thread{'s' * (threads > 1)}")
     if accelerator.device.type == "cpu" and plan.end_step * plan.batch_size * plan.image_size(0) ** 2 > _YEARS:
         lines.append("no GPU: this would take years; train it where torch sees one")
     return lines
@@ -103,7 +106,8 @@ def first_lines(
 
 def has_bf16() -> bool:
     """Whether this CPU has instructions for bf16; without them it only imitates it, slowly."""
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    # Without public names.
+    return any(getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
 
 
 def describe_data(train: Source, val: Source, plan: Plan) -> str:

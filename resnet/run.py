@@ -6,13 +6,14 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from torch.utils.data import Dataset
 
 from recipes.load import digest
 from recipes.plan import Plan, make_plan
@@ -29,7 +30,7 @@ from resnet.build import (
 from resnet.checkpoint.resume import Start, find_start
 from resnet.checkpoint.saver import Saver, check_space
 from resnet.checkpoint.snapshot import restore
-from resnet.data.batches import MicroBatches
+from resnet.data.batches import Batch, Key, MicroBatches
 from resnet.data.cache import DrawnBatches, check_room, fill
 from resnet.data.loader import Loader, check_shared_memory, workers_per_rank
 from resnet.data.order import Order
@@ -40,7 +41,7 @@ from resnet.opening import first_lines, open_run_dir
 from resnet.process.environment import ATTEMPT
 from resnet.process.exit_codes import FAILED, FINISHED
 from resnet.process.signals import Signals
-from resnet.process.streams import kept_in
+from resnet.process.streams import kept_in, leave
 from resnet.run_hooks import RunHooks
 from resnet.rundir.metrics_log import MetricsLog
 from resnet.rundir.status import write_status
@@ -63,9 +64,7 @@ def train(recipe: Recipe, signals: Signals, notes: Sequence[str] = ()) -> int:
         raise
     if code == FAILED and dist.is_initialized():
         # To take leave of a process group one of whose members is gone, or hangs, could take for ever.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        leave(code)
     _leave_ranks()
     return code
 
@@ -87,12 +86,12 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals, notes: Seque
     with contextlib.ExitStack() as lifetime:
         lifetime.callback(start.release)
         plan = together(lambda: make_plan(recipe, len(order), accelerator.num_processes, start.micro_batch))
-        if recipe.data.cache == "device":
-            together(lambda: check_room(len(train), len(val), recipe.augment, accelerator.device))
         if start.is_finished(plan):
             if rank == 0:
                 print(f"{start.run_dir} is finished: nothing to do (raise epochs= to continue it)")
             return FINISHED
+        if recipe.data.cache == "device":
+            together(lambda: check_room(len(train), len(val), recipe.augment, accelerator.device))
         model, note = together(lambda: build_model_for(recipe, len(train.classes)), local_rank, first_alone=True)
         state = build_state(recipe, plan, model, accelerator)
         together(lambda: check_space(start.run_dir, state, recipe.checkpoint.keep))
@@ -127,26 +126,40 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals, notes: Seque
         trainer = Trainer(plan, accelerator, network, state, len(train.classes), len(val), hooks)
         workers = workers_per_rank(recipe.data.num_workers)
         check_shared_memory(plan, workers, recipe.data.prefetch)
-        loader, cached = _open_batches(trainer, train, val, order, workers)
-        more = [note, cached, f"continues from {start.checkpoint} (step {state.step})" if start.checkpoint else ""]
+        loaders = _open_batches(trainer, train, val, order, workers, progress.message)
+        more = [note, f"continues from {start.checkpoint} (step {state.step})" if start.checkpoint else ""]
         for line in (*first_lines(recipe, plan, start, train, val, accelerator, workers), *filter(None, more)):
             progress.message(line)
-        return train_to_an_end(trainer, hooks, log, loader.end)
+        return train_to_an_end(trainer, hooks, log, loaders)
 
 
-def _open_batches(trainer: Trainer, train: Source, val: Source, order: Order, workers: int) -> tuple[Loader, str]:
-    """Let the trainer's batches be made, and a sentence on where their images are kept ("" for nowhere)."""
-    recipe, device = trainer.recipe, trainer.device
-    cache, note, kind = None, "", MicroBatches
-    if recipe.data.cache == "device":
+def _open_batches(
+    trainer: Trainer, train: Source, val: Source, order: Order, workers: int, say: Callable[[str], None]
+) -> list[Loader]:
+    """Let the trainer's batches be made; returns the loaders whose workers are to be ended, more of them later."""
+    recipe, loaders = trainer.recipe, []
+
+    def loader(batches: Dataset[Batch], keys: Iterable[Key]) -> Loader:
+        loaders.append(Loader(batches, keys, trainer.device, workers, recipe.data.prefetch))
+        return loaders[-1]
+
+    def fill_cache() -> bool:
+        say("data.cache=device: all images are decoded onto the device first")
         start = time.monotonic()
-        cache, train, val = fill(train, val, recipe.augment, device, workers, recipe.data.prefetch)
-        note = f"all images decoded onto the device: {cache.bytes / 1e6:.0f} MB in {time.monotonic() - start:.1f} s"
-        kind = DrawnBatches
-    batches = kind(train, val, order, recipe.augment)
-    loader = Loader(batches, trainer.keys(), device, workers, recipe.data.prefetch)
-    trainer.batches = iter(loader) if cache is None else cache.look_up(iter(loader))
-    return loader, note
+        for filled in fill(train, val, recipe.augment, loader, trainer.plan.micro_batch):
+            if filled is not None:
+                say(f"{filled.cache.bytes / 1e6:.0f} MB of images in {time.monotonic() - start:.1f} s")
+                batches = DrawnBatches(filled.train, filled.val, order, recipe.augment)
+                trainer.batches = filled.cache.look_up(iter(loader(batches, trainer.keys())))
+            elif trainer.hooks.stop_now():
+                return False
+        return True
+
+    if recipe.data.cache == "device":
+        trainer.prepare = fill_cache
+    else:
+        trainer.batches = iter(loader(MicroBatches(train, val, order, recipe.augment), trainer.keys()))
+    return loaders
 
 
 def _open_logs(
@@ -156,7 +169,8 @@ def _open_logs(
     metrics = lifetime.enter_context(contextlib.closing(MetricsLog(start.run_dir / "metrics.jsonl")))
     metrics.truncate(start.log_length)
     tracker = open_wandb(recipe, start.run_dir, information)
-    write_status(start.run_dir, wandb_url=None)
+    if tracker.started:
+        write_status(start.run_dir, wandb_url=tracker.url)
     return metrics, tracker
 
 

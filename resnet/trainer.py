@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import torch
 from accelerate import Accelerator
 from torch import nn
 
 from recipes.plan import Plan
 from resnet.batchnorm import StatisticsOfStep
 from resnet.data.batches import Batch, Key, training_keys, validation_keys
+from resnet.inference import input_dtype
 from resnet.net import has_randomness
 from resnet.state import TrainState
 
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _MOST_NAMED = 20
 """Unreadable images that a rank names as it meets them."""
 
@@ -58,6 +57,8 @@ class Trainer:
     val_samples: int
     hooks: Hooks
     batches: Iterator[Batch] = field(default_factory=lambda: iter(()))
+    prepare: Callable[[], bool] = lambda: True
+    """What is to be done before the first batch; False where a hook asked to stop before it was done."""
     broken: dict[str, None] = field(default_factory=dict)
     """Images this rank could not read, each with the reason, in the order they were met."""
     waited: float = 0.0
@@ -68,9 +69,7 @@ class Trainer:
         self.rank = self.accelerator.process_index
         self.recipe = self.plan.recipe
         self.parameters = [p for p in self.state.model.parameters() if p.requires_grad]
-        # Mixup would round what it makes a second time.
-        precision = "no" if self.recipe.augment.mixup else self.accelerator.mixed_precision
-        self.input_dtype = _DTYPES.get(precision, torch.float32)
+        self.input_dtype = input_dtype(self.recipe, self.accelerator.mixed_precision)
         self.random_layers = has_randomness(self.state.model)
         self.state.model.train()
         self.statistics = StatisticsOfStep(self.state.model) if self.plan.accumulation > 1 else None

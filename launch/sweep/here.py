@@ -55,7 +55,9 @@ class _Here:
         self.most = min(asked, self.gpus or asked)
         self.at_once = max(1, min(self.most, len(todo)))
         if self.most < min(asked, len(todo)):
-            print(f"--parallel {asked}: trials take turns, since each has a GPU and there are {self.gpus}", flush=True)
+            print(
+                f"--parallel {asked}: GPUs here: {self.gpus}, one for each trial, so {self.most} at a time", flush=True
+            )
 
     def run(self) -> int:
         before = {number: signal.getsignal(number) for number in SIGNALS}

@@ -14,7 +14,13 @@ class _Data(Group):
     made_here: ClassVar[bool] = False
     """Whether the images are made by the program, so that nothing has to be there before."""
     places: ClassVar[tuple[str, ...]] = (
-        *("train", "val", "train_samples", "num_workers", "prefetch", "cache", "max_broken"),
+        "train",
+        "val",
+        "train_samples",
+        "num_workers",
+        "prefetch",
+        "cache",
+        "max_broken",
     )
     """Keys that say where the same images are, or how they are read, not which they are."""
 
@@ -35,7 +41,7 @@ class _Data(Group):
     prefetch: Count = 2
     """Batches each worker prepares ahead."""
     cache: Literal["none", "device"] = "none"
-    """device: decode all images once and keep them on each GPU, where small ones (CIFAR's) are cropped and flipped."""
+    """device: decode all images once, keep them on the device (on each rank's) and crop and flip them there."""
     last_batch: Literal["drop", "keep"] = "drop"
     """What becomes of the samples that do not fill an epoch's last batch."""
     balance: Literal["none", "oversample"] = "none"

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
@@ -19,10 +19,10 @@ from resnet.data.decode import BrokenImage
 from resnet.data.loader import Loader
 from resnet.data.sources.registry import Source
 from resnet.data.transforms import Transform, eval_transform, squeeze
+from resnet.process.environment import available_memory
 
 DRAWN = 5
 """What is drawn for an image: its index, the top and left of its crop in pixels, whether to mirror and to flip it."""
-_CHUNK = 256
 _TRAINING = 0
 """The epoch of a key that stands for training images while the cache is filled."""
 
@@ -114,7 +114,6 @@ class _Prepared(Dataset):
     def __init__(self, train: Source, val: Source, augment: Augment) -> None:
         size = augment.train_size
         self.sources = {_TRAINING: (train, squeeze(size, augment)), None: (val, eval_transform(augment))}
-        self.frame = frame_of(augment)
 
     def __getitem__(self, key: Key) -> Batch:
         source, transform = self.sources[key.epoch]
@@ -127,47 +126,60 @@ class _Prepared(Dataset):
                 labels[row] = -1
             else:
                 images[row] = transform(image)
-        if key.epoch is not None:
-            images = F.pad(images, (self.frame,) * 4)
         return Batch(key, images.permute(0, 2, 3, 1).contiguous(), labels, None, broken)
 
 
+class Filled(NamedTuple):
+    """What `fill` made: the cache, and the sources as they lie in it."""
+
+    cache: Cache
+    train: CachedSource
+    val: CachedSource
+
+
 def fill(
-    train: Source, val: Source, augment: Augment, device: torch.device, workers: int, prefetch: int
-) -> tuple[Cache, CachedSource, CachedSource]:
-    """Decode everything onto the device."""
-    memory = {
-        which: torch.empty(shape, dtype=torch.uint8, device=device)
-        for which, shape in _shapes(len(train), len(val), augment).items()
-    }
-    sizes, broken = {_TRAINING: augment.train_size, None: augment.val_size}, {_TRAINING: {}, None: {}}
+    train: Source, val: Source, augment: Augment, loader: Callable[[Dataset[Batch], list[Key]], Loader], chunk: int
+) -> Iterator[Filled | None]:
+    """Decode everything onto the device: yields None so often that one can ask to stop, and at last what was made.
+
+    loader: makes the workers. chunk: images that a worker decodes at a time.
+    """
+    sizes, memory = {_TRAINING: augment.train_size, None: augment.val_size}, {}
+    broken: dict[int | None, dict[int, str]] = {_TRAINING: {}, None: {}}
     keys = [
-        Key(which, start, min(start + _CHUNK, len(images)), sizes[which])
-        for which, images in memory.items()
-        for start in range(0, len(images), _CHUNK)
+        Key(which, start, min(start + chunk, len(source)), sizes[which])
+        for which, source in ((_TRAINING, train), (None, val))
+        for start in range(0, len(source), chunk)
     ]
-    loader = Loader(_Prepared(train, val, augment), keys, device, workers, prefetch)
+    workers = loader(_Prepared(train, val, augment), keys)
     try:
-        for batch in loader:
-            memory[batch.key.epoch][batch.key.start : batch.key.stop] = batch.images
+        for batch in workers:
+            if not memory:
+                shapes = _shapes(len(train), len(val), augment).items()
+                memory = {w: torch.zeros(shape, dtype=torch.uint8, device=workers.device) for w, shape in shapes}
+            which, start, stop, size = batch.key
+            frame = frame_of(augment) if which == _TRAINING else 0
+            memory[which][start:stop, frame : frame + size, frame : frame + size] = batch.images
             missing = (batch.labels < 0).nonzero().flatten().tolist() if batch.broken else []
             for row, told in zip(missing, batch.broken, strict=True):
-                index, source = batch.key.start + row, train if batch.key.epoch == _TRAINING else val
-                broken[batch.key.epoch][index] = told.removeprefix(f"{source.describe(index)}: ")
+                broken[which][start + row] = told.removeprefix(
+                    f"{(val if which is None else train).describe(start + row)}: "
+                )
+            yield None
     finally:
-        loader.end()
+        workers.end()
     cache = Cache(memory[_TRAINING], memory[None], augment.train_size)
-    return cache, CachedSource(train, broken[_TRAINING]), CachedSource(val, broken[None])
+    yield Filled(cache, CachedSource(train, broken[_TRAINING]), CachedSource(val, broken[None]))
 
 
 def check_room(train: int, val: int, augment: Augment, device: torch.device) -> None:
-    """Raise ValueError where so many images would take more than half of what is free on a GPU."""
+    """Raise ValueError where so many images would take more than half of the memory that is free on the device."""
     needed = sum(math.prod(shape) for shape in _shapes(train, val, augment).values())
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 2 * needed
-    if needed > free / 2:
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
+    if free is not None and needed > free / 2:
         raise ValueError(
             f"data.cache=device needs {needed / 1e9:.1f} GB, more than half of the {free / 1e9:.1f} GB that are free "
-            "on the GPU: set data.cache=none"
+            f"on the {'GPU' if device.type == 'cuda' else 'CPU for each rank'}: set data.cache=none"
         )
 
 

@@ -63,13 +63,13 @@ class Loader:
             pin_memory=device.type == "cuda",
             worker_init_fn=_start_worker,
         )
-        self._device = device
+        self.device = device
         self._workers: list[Any] = []
 
     def __iter__(self) -> Iterator[Batch]:
         batches = iter(self._loader)
         self._workers += getattr(batches, "_workers", ())
-        return _copied_ahead(batches, self._device) if self._device.type == "cuda" else batches
+        return _copied_ahead(batches, self.device) if self.device.type == "cuda" else batches
 
     def end(self) -> None:
         """End what is left of the workers: they do not heed the SIGTERM by which Python ends them at its exit."""

@@ -63,6 +63,16 @@ def usable() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def available_memory() -> int | None:
+    """Bytes of this machine's memory that each of its ranks can take without swapping; None where nobody tells."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    kilobytes = next((int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
+    return None if kilobytes is None else 1024 * kilobytes // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def cores_of_rank() -> int:
     """Cores for the threads and data workers of this rank: what the launcher gave it, else an equal share of all.
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 
 class _Forgiving:
@@ -59,3 +60,19 @@ def kept_in(file: Path) -> Iterator[TextIO | None]:
         finally:
             for stream in streams:
                 stream.copy = None
+
+
+def leave(code: int) -> NoReturn:
+    """End this process at once: what Python does at its exit, as to take its modules apart, can take seconds.
+
+    Under a profiler or a debugger, which write what they have found at the exit, in the usual way.
+    """
+    monitoring = getattr(sys, "monitoring", None)  # from Python 3.12 on
+    tools = [monitoring.get_tool(number) for number in range(6)] if monitoring else []
+    if sys.getprofile() or sys.gettrace() or any(tools):
+        sys.exit(code)
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+    os._exit(code)

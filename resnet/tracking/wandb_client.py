@@ -27,6 +27,8 @@ ONLINE_TIMEOUT = 30.0
 """Seconds that W&B may take to start where the recipe insists on it."""
 AUTO_TIMEOUT = 8.0
 """Seconds that W&B may take to start where it answered the probe."""
+# By its path: with -m it would be looked for in the working directory, where anything may be called like it.
+_PROGRAM = Path(__file__).with_name("wandb_process.py")
 QUEUE_ROWS = 10_000
 """Rows that may wait for W&B before it counts as hung."""
 
@@ -77,6 +79,7 @@ class WandbTracker(NullTracker):
         self._run_dir, self._id = run_dir, request["id"]
         self._broken, self._finishing = False, False
         self._lock = threading.Lock()
+        self._start_timeout, self._deadline = start_timeout, time.monotonic() + start_timeout
         self._rows: queue.Queue[dict[str, Any]] = queue.Queue(QUEUE_ROWS)
         self._answer: dict[str, Any] | None = None
         self._started, self._ended = threading.Event(), threading.Event()
@@ -84,11 +87,10 @@ class WandbTracker(NullTracker):
         self._rows.put(request)
         for target in (self._write, self._read):
             threading.Thread(target=target, name=f"wandb{target.__name__}", daemon=True).start()
-        self._start_timeout, self._deadline = start_timeout, time.monotonic() + start_timeout
 
     @property
     def started(self) -> bool:
-        return self._started.is_set()
+        return self._started.is_set() or time.monotonic() > self._deadline
 
     @property
     def url(self) -> str | None:
@@ -175,12 +177,10 @@ class WandbTracker(NullTracker):
 
 
 def _start_process(run_dir: Path) -> subprocess.Popen[bytes]:
-    # By its path: with -m it would be looked for in the working directory, where anything may be called like it.
-    program = Path(__file__).with_name("wandb_process.py")
     (run_dir / "logs").mkdir(exist_ok=True)
     with open(run_dir / "logs" / "wandb.log", "ab") as log:
         return subprocess.Popen(
-            [sys.executable, str(program)],
+            [sys.executable, str(_PROGRAM)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,

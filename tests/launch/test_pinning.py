@@ -57,5 +57,5 @@ def test_each_trial_has_a_gpu_of_its_own(monkeypatch, tmp_path, visible, words, 
 
 def test_more_at_once_than_there_are_gpus_take_turns(monkeypatch, tmp_path, capsys):
     first, second = sorted(places(monkeypatch, tmp_path, "0", "seed=0,1", "--parallel", "2"), key=lambda p: p["begin"])
-    assert "--parallel 2: trials take turns, since each has a GPU and there are 1\n" in capsys.readouterr().out
+    assert "--parallel 2: GPUs here: 1, one for each trial, so 1 at a time\n" in capsys.readouterr().out
     assert first["end"] <= second["begin"]

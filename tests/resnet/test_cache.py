@@ -1,5 +1,8 @@
 """Images that are kept on the device: the same pixels as without, and the same run."""
 
+import os
+import signal
+
 import numpy as np
 import pytest
 import torch
@@ -9,13 +12,14 @@ from recipes.load import load
 from recipes.schema.augment import Augment
 from resnet.data import cache
 from resnet.data.batches import Key, MicroBatches
-from resnet.data.cache import DrawnBatches, fill
+from resnet.data.cache import DrawnBatches, Filled, fill
 from resnet.data.decode import BrokenImage
+from resnet.data.loader import Loader
 from resnet.data.order import Order
 from resnet.tools.compare import compare_runs
-from tests.helpers import metrics, train
+from tests.helpers import metrics, status, train
 
-CPU = torch.device("cpu")
+on_cuda = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
 ALL = {"crop": "pad", "padding": 3, "train_size": 24, "val_size": 20, "val_resize": 20, "vflip": 0.3}
 
 
@@ -38,6 +42,15 @@ class Pictures:
         return f"picture {index}"
 
 
+def filled(training, validation, augment, device) -> Filled:
+    def loader(batches, keys):
+        return Loader(batches, keys, torch.device(device), workers=0, prefetch=2)
+
+    *parts, last = fill(training, validation, augment, loader, chunk=16)
+    assert parts == [None] * 4
+    return last
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -49,17 +62,18 @@ class Pictures:
         {"hflip": 1, "vflip": 1, "interpolation": "bicubic"},
     ],
 )
-def test_batches_are_the_same_to_the_last_bit(changes):
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=on_cuda)])
+def test_batches_are_the_same_to_the_last_bit(changes, device):
     training, validation, augment = Pictures(40, broken=7), Pictures(11, broken=2), Augment(**(ALL | changes))
     order = Order(training.labels, seed=3, batch_size=8)
     plain = MicroBatches(training, validation, order, augment)
-    kept, *sources = fill(training, validation, augment, CPU, workers=0, prefetch=2)
+    kept, *sources = filled(training, validation, augment, device)
     drawn = DrawnBatches(*sources, order, augment)
     keys = [Key(epoch, start, start + 8, 24) for epoch in (0, 1) for start in range(0, 40, 8)]
     keys += [Key(None, 0, 8, 20), Key(None, 8, 11, 20)]
     for key, got in zip(keys, kept.look_up(drawn[key] for key in keys), strict=True):
         expected = plain[key]
-        assert torch.equal(got.images, expected.images), key
+        assert torch.equal(got.images.cpu(), expected.images), key
         assert got.images.is_contiguous(memory_format=torch.channels_last)
         assert torch.equal(got.labels, expected.labels)
         assert got.broken == expected.broken
@@ -75,7 +89,7 @@ def test_a_run_is_the_same_to_the_last_bit(tmp_path, tiny, capsys, workers):
     words = [*tiny, *SMALL, "epochs=2", f"run.root={tmp_path}", f"data.num_workers={workers}"]
     assert train(*words, "run.name=plain") == 0
     assert train(*words, "run.name=kept", "data.cache=device", "max_steps=5") == 0
-    assert "all images decoded onto the device: 1 MB in " in capsys.readouterr().out
+    assert "1 MB of images in " in capsys.readouterr().out
     assert train(*words, "run.name=kept", "data.cache=device") == 0
     differences = compare_runs(tmp_path / "plain", tmp_path / "kept")
     assert differences == []
@@ -87,22 +101,50 @@ def test_a_run_is_the_same_to_the_last_bit(tmp_path, tiny, capsys, workers):
     [
         (["recipe=resnet50_imagenet"], "augment.crop=random_resized"),
         (["recipe=cifar10_resnet18", "augment.policy=trivial_augment_wide"], "augment.policy=trivial_augment_wide"),
-        (["recipe=cifar10_resnet18", "augment.rotation=5", "augment.color_jitter=1"], "rotation nor augment.color"),
+        (["recipe=cifar10_resnet18", "augment.rotation=5", "augment.color_jitter=1"], "rotation or augment.color"),
     ],
 )
 def test_what_it_cannot_do_is_refused(words, told):
-    with pytest.raises(RecipeError, match=rf"data.cache=device crops and flips, and has no .*{told}.*data.cache=none"):
+    with pytest.raises(RecipeError, match=rf"data.cache=device cannot do .*{told}.*data.cache=none"):
         load([*words, "data.cache=device", "data.train=x", *(["data.val=y"] if "image" in words[0] else [])])
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path, tiny, monkeypatch, capsys):
-    def too_large(*_: object) -> None:
-        raise ValueError("data.cache=device needs 9.9 GB")
-
-    monkeypatch.setattr("resnet.run.check_room", too_large)
-    assert train(*tiny, *SMALL, f"run.root={tmp_path}", "run.name=r", "data.cache=device") == 2
-    assert "needs 9.9 GB" in capsys.readouterr().err
+    monkeypatch.setattr(cache, "available_memory", lambda: 10**6)
+    words = [*tiny, *SMALL, f"run.root={tmp_path}", "run.name=r", "data.cache=device"]
+    assert train(*words) == 2
+    assert "needs 0.0 GB, more than half of the 0.0 GB that are free on the CPU" in capsys.readouterr().err
     assert not (tmp_path / "r").exists()
+    monkeypatch.setattr(cache, "available_memory", lambda: None)
+    assert train(*words, "max_steps=1") == 0
+
+
+def test_a_signal_is_heeded_while_the_cache_fills(tmp_path, tiny, monkeypatch, capsys):
+    prepared, counted = cache._Prepared.__getitem__, []
+
+    def signalled(self, key):
+        counted.append(key)
+        if len(counted) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return prepared(self, key)
+
+    monkeypatch.setattr(cache._Prepared, "__getitem__", signalled)
+    words = [*tiny, *SMALL, f"run.root={tmp_path}", "run.name=r", "data.cache=device", "max_steps=2"]
+    assert train(*words) == 85
+    assert len(counted) <= 4
+    assert status(tmp_path / "r")["state"] == "stopped"
+    assert "stopped (signal SIGTERM) after step 0, which could not be saved; to continue: " in capsys.readouterr().out
+    assert train(*words) == 0
+
+
+def test_a_failure_while_the_cache_fills_is_told(tmp_path, tiny, monkeypatch, capsys):
+    def broken(self, key):
+        raise RuntimeError("DataLoader worker is killed by signal: Bus error.")
+
+    monkeypatch.setattr(cache._Prepared, "__getitem__", broken)
+    assert train(*tiny, *SMALL, f"run.root={tmp_path}", "run.name=r", "data.cache=device") == 1
+    assert status(tmp_path / "r")["state"] == "failed"
+    assert "enlarge /dev/shm" in capsys.readouterr().err
 
 
 def test_room_is_counted_with_the_frame(monkeypatch):

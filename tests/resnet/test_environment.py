@@ -1,11 +1,15 @@
-"""What a process takes from the environment that its launcher and its user gave it."""
+"""What a process takes from the environment that its launcher and its user gave it, and how it leaves."""
 
 import os
+import signal
+import subprocess
 import sys
+import time
 
 import pytest
 
-from tests.helpers import PROGRAM, finish, start
+import resnet.main
+from tests.helpers import PROGRAM, finish, start, train
 
 TELL = f"import sys; sys.path.insert(0, {str(PROGRAM)!r})\n" + (
     "from resnet.process.environment import threads_asked\nprint('threads', threads_asked(), flush=True)\n"
@@ -36,3 +40,31 @@ def test_threads_are_those_that_the_user_asked_for(tmp_path, monkeypatch, launch
     done = finish(start(*launcher, tmp_path / "tell.py", **({"OMP_NUM_THREADS": given} if given else {})))
     assert done.returncode == 0, done.stderr
     assert {line for line in done.stdout.splitlines() if line.startswith("threads")} == {f"threads {asked}"}
+
+
+def test_without_an_output_the_exit_code_is_right():
+    command = f"exec {sys.executable} train.py recipe=nobodys >&- 2>&-"
+    assert subprocess.run(command, shell=True, cwd=PROGRAM).returncode == 2
+
+
+@pytest.mark.parametrize("code", [0, 85])
+def test_leaving_loses_nothing_that_was_printed(code):
+    text = f"from resnet.process.streams import leave; print('x' * 100_000); leave({code})"
+    done = finish(start("-c", text))
+    assert (done.returncode, len(done.stdout)) == (code, 100_001)
+
+
+def test_a_profiler_gets_to_write(tmp_path):
+    finish(start("-m", "cProfile", "-o", tmp_path / "profile", "train.py", "recipe=nobodys"))
+    assert (tmp_path / "profile").stat().st_size > 1000
+
+
+def test_a_signal_during_the_imports_ends_at_once(monkeypatch, tmp_path, capsys):
+    def slow():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+
+    monkeypatch.setattr(resnet.main, "_heavy", slow)
+    assert train("recipe=quickstart", f"run.root={tmp_path}") == 85
+    assert "stopped (SIGTERM) before anything was written" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())

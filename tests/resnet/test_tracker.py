@@ -157,6 +157,20 @@ def test_process_that_dies_or_hangs_is_told_once_and_left(wandb_home, monkeypatc
     assert told.count("continuing without it") == 1
 
 
+def test_process_that_never_answers_is_told(wandb_home, monkeypatch, capfd):
+    silent = wandb_home / "silent.py"
+    silent.write_text("import time; time.sleep(60)")
+    monkeypatch.setattr(tracker, "ONLINE_TIMEOUT", -13.5)  # 15 s are given beside it
+    monkeypatch.setattr(tracker, "_PROGRAM", silent)
+    run = open_quickstart(wandb_home, "wandb.mode=online")
+    assert not run.started
+    time.sleep(1.6)
+    assert run.started
+    assert run.note == ""
+    assert capfd.readouterr().err.startswith("W&B: no start within 1.5 s; continuing without it")
+    run.finish(timeout=1)
+
+
 def test_trouble_at_the_start_is_no_trouble_for_the_run(wandb_home, capfd):
     (wandb_home / "wandb").write_text("a file where a folder should be")
     run = open_quickstart(wandb_home)

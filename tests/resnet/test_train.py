@@ -19,6 +19,8 @@ from torchvision.transforms import v2
 
 import resnet.data.batches
 from recipes.load import load, load_file
+from recipes.plan import make_plan
+from resnet.build import _settle_buckets
 from resnet.net import build_model
 from tests.helpers import (
     TINY,
@@ -337,3 +339,24 @@ def test_the_last_batch_is_dropped_or_kept(tiny, tmp_path):
     assert train(*words, "data.last_batch=keep", "run.name=keep") == 0
     assert column(tmp_path / "drop", "samples") == [16, 32, 48, 64]
     assert column(tmp_path / "keep", "samples") == [16, 32, 37, 53, 69, 74]
+
+
+@pytest.mark.parametrize(
+    ("precision", "mixup", "dtype"),
+    [("bf16", 0, torch.bfloat16), ("bf16", 0.2, torch.float32), ("no", 0, torch.float32)],
+)
+def test_ddp_settles_on_what_training_gives_the_network(precision, mixup, dtype):
+    # Another type would be compiled once more.
+    recipe = load(["recipe=quickstart", f"precision={precision}", f"augment.mixup={mixup}"]).recipe
+    model, given = build_model(recipe.model, 10), []
+
+    def network(images):
+        given.append(images)
+        return model(images.float())
+
+    accelerator = SimpleNamespace(device=torch.device("cpu"), mixed_precision=precision)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    _settle_buckets(recipe, make_plan(recipe, 2000, 1), network, model, accelerator, 0)
+    assert [images.dtype for images in given] == [dtype] * 2
+    assert given[0].is_contiguous(memory_format=torch.channels_last)
+    assert same(before, model.state_dict())
