@@ -157,7 +157,7 @@ def test_without_a_gpu_it_says_so(tmp_path, capsys):
 
 
 def test_a_stage_that_fails_or_hangs_does_not_stop_the_next(tmp_path, monkeypatch, capsys):
-    stages = {name: bench.Stage(name, 1, 1) for name in ("broken", "hanging", "here")}
+    stages = {name: bench.Stage(name, seconds, 0) for name, seconds in (("broken", 60), ("hanging", 2), ("here", 60))}
     programs = {"broken": "raise SystemExit(3)", "hanging": "import time; time.sleep(60)"}
     command = bench._command
 
@@ -165,14 +165,13 @@ def test_a_stage_that_fails_or_hangs_does_not_stop_the_next(tmp_path, monkeypatc
         return [sys.executable, "-c", programs[name]] if name in programs else command(name, given, seconds)
 
     monkeypatch.setattr(bench, "STAGES", stages)
-    monkeypatch.setattr(bench, "_CPU_SECONDS", 20)
+    monkeypatch.setattr(bench, "_limit", lambda stage, given, deadline: stage.seconds)
+    monkeypatch.setattr(bench, "_GRACE", 1)
     monkeypatch.setattr(bench, "_command", instead)
-    begin = time.monotonic()
     assert bench.main(["--device", "cpu", "--quick", "--out", str(tmp_path)]) == 1
-    assert 20 < time.monotonic() - begin < 55
     stages = json.loads((tmp_path / "report.json").read_text())["stages"]
     problems = {name: stage["problem"] for name, stage in stages.items()}
-    assert problems == {"broken": "left with 3", "hanging": "not done within 20 s", "here": ""}
+    assert problems == {"broken": "left with 3", "hanging": "not done within 2 s", "here": ""}
     assert [row["what"] for row in stages["here"]["rows"]] == ["machine", "copy", "multiply bf16"]
     told = capsys.readouterr().out
     assert f"PROBLEM: left with 3, see {tmp_path / 'broken.txt'}" in told

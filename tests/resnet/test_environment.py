@@ -26,10 +26,8 @@ TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node", "2")
         (ALONE, "1", "1"),
         (ALONE, "3,2", "3"),
         (ALONE, "many", "None"),
-        (ACCELERATE, None, "None"),
         (ACCELERATE, "1", "1"),
         (TORCHRUN, None, "None"),
-        (TORCHRUN, "2", "2"),
     ],
 )
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at the launcher's environment in /proc")

@@ -5,9 +5,11 @@ import os
 import sys
 
 import torch
+import torch.distributed as dist
 from accelerate.utils import InitProcessGroupKwargs
 
 import resnet.build
+import resnet.run
 from resnet.main import main
 
 if __name__ == "__main__":
@@ -15,4 +17,11 @@ if __name__ == "__main__":
     os.environ["ACCELERATE_BYPASS_DEVICE_MAP"] = "true"
     resnet.build.InitProcessGroupKwargs = functools.partial(InitProcessGroupKwargs, backend="gloo")  # pyright: ignore
     torch.backends.cudnn.allow_tf32 = False
+    train = resnet.run.train_to_an_end
+
+    def over_gloo(*arguments: object) -> int:
+        assert dist.get_backend() == "gloo"
+        return train(*arguments)
+
+    resnet.run.train_to_an_end = over_gloo
     sys.exit(main(sys.argv[1:]))
