@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import gc
 import json
 import os
-import random
 import statistics
 import time
 from collections.abc import Sequence
@@ -26,7 +24,7 @@ import torch
 
 from tests.bench.counting import READ_BY_HOST, look_ups_per_step, ops_per_step
 from tests.bench.host_time import host_time
-from tests.bench.loops import LOOPS, Loop, Setting, TinyNet, installed, make_loop
+from tests.bench.loops import LOOPS, Loop, Setting, TinyNet, in_turns, installed, make_loop
 from tests.bench.machine import facts, headline
 
 
@@ -114,20 +112,13 @@ def measure(net: str, case: Case, names: Sequence[str], rounds: int, seed: int =
 
 def take_turns(loops: dict[str, Loop], steps: int, rounds: int, seed: int) -> dict[str, list[float]]:
     """Seconds of processor time a step, of each loop in each round; the first round warms up and is not kept."""
-    order, shuffle = list(loops), random.Random(seed).shuffle
     seconds: dict[str, list[float]] = {name: [] for name in loops}
-    gc.collect()
-    gc.freeze()
-    for number in range(rounds + 1):
-        shuffle(order)
-        for name in order:
-            gc.collect()
-            loops[name].block(max(1, steps // 10))
-            marks: list[float] = []
-            loops[name].block(steps, lambda marks=marks: marks.append(time.process_time()))
-            if number:
-                seconds[name].append((marks[1] - marks[0]) / steps)
-    gc.unfreeze()
+    for name, loop, counts in in_turns(loops, rounds, seed):
+        loop.block(max(1, steps // 10))
+        marks: list[float] = []
+        loop.block(steps, lambda marks=marks: marks.append(time.process_time()))
+        if counts:
+            seconds[name].append((marks[1] - marks[0]) / steps)
     return seconds
 
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import gc
 import importlib.util
 import itertools
+import random
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -138,12 +140,12 @@ class TinyNet(nn.Module):
 
 def resident_batches(setting: Setting, count: int = 4) -> NextBatch:
     """So many random batches of the setting's seed on its device, over and over."""
-    random = torch.Generator().manual_seed(setting.seed)
+    generator = torch.Generator().manual_seed(setting.seed)
     shape = (setting.batch_size, 3, setting.size, setting.size)
     batches = []
     for _ in range(count):
-        images = torch.randint(256, shape, generator=random, dtype=torch.uint8).to(setting.device)
-        labels = torch.randint(setting.classes, shape[:1], generator=random).to(setting.device)
+        images = torch.randint(256, shape, generator=generator, dtype=torch.uint8).to(setting.device)
+        labels = torch.randint(setting.classes, shape[:1], generator=generator).to(setting.device)
         batches.append((images.contiguous(memory_format=setting.memory_format), labels))
     return itertools.cycle(batches).__next__
 
@@ -284,6 +286,21 @@ def installed(names: list[str]) -> tuple[list[str], dict[str, str]]:
     missing = {name: f"{name} is not installed" for name in names if name in ("timm", "lightning")}
     missing = {name: why for name, why in missing.items() if importlib.util.find_spec(name) is None}
     return [name for name in names if name not in missing], missing
+
+
+def in_turns(loops: Mapping[str, Loop], rounds: int, seed: int = 0) -> Iterator[tuple[str, Loop, bool]]:
+    """The loops in shuffled order in each round, and whether it counts: one round before the others warms up."""
+    order, shuffle = list(loops), random.Random(seed).shuffle
+    gc.collect()
+    gc.freeze()
+    try:
+        for number in range(rounds + 1):
+            shuffle(order)
+            for name in order:
+                gc.collect()
+                yield name, loops[name], number > 0
+    finally:
+        gc.unfreeze()
 
 
 def make_loop(name: str, setting: Setting, next_batch: NextBatch | None = None) -> Loop:

@@ -13,10 +13,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import gc
 import json
 import os
-import random
 import statistics
 import tempfile
 import time
@@ -29,7 +27,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from tests.bench.loop import CASES, Case
-from tests.bench.loops import Loop, bare, bare_features, resident_batches
+from tests.bench.loops import Loop, bare, bare_features, in_turns, resident_batches
 from tests.bench.machine import facts, headline
 from tests.processes import free_port
 
@@ -144,23 +142,17 @@ def take_turns(loops: dict[str, Loop], steps: int, rounds: int) -> dict[str, lis
 
     The first round is not kept.
     """
-    order, shuffle = list(loops), random.Random(0).shuffle
     turns: dict[str, list[tuple[float, float]]] = {name: [] for name in loops}
     together = dist.barrier if dist.is_initialized() else contextlib.nullcontext
-    gc.collect()
-    gc.freeze()
-    for number in range(rounds + 1):
-        shuffle(order)
-        for name in order:
-            gc.collect()
-            loops[name].block(max(1, steps // 10))
-            together()
-            start, processor = time.perf_counter(), time.process_time()
-            loops[name].block(steps)
-            used = time.process_time() - processor
-            together()
-            if number:
-                turns[name].append((time.perf_counter() - start, used))
+    for name, loop, counts in in_turns(loops, rounds):
+        loop.block(max(1, steps // 10))
+        together()
+        start, processor = time.perf_counter(), time.process_time()
+        loop.block(steps)
+        used = time.process_time() - processor
+        together()
+        if counts:
+            turns[name].append((time.perf_counter() - start, used))
     return turns
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import gc
-import random
 import time
 from dataclasses import dataclass, field
 
 import torch
 
 from tests.bench.gpu.stage import synchronize
-from tests.bench.loops import Loop
+from tests.bench.loops import Loop, in_turns
 
 
 @dataclass
@@ -25,19 +23,15 @@ class Turns:
     """Most bytes that a step took beside what lies there between steps."""
 
 
-def take_turns(loops: dict[str, Loop], device: str, steps: int, rounds: int, seed: int = 0) -> dict[str, Turns]:
+def take_turns(loops: dict[str, Loop], device: str, steps: int, rounds: int) -> dict[str, Turns]:
     """Time each loop's steps in every round; a round before them warms up and is not kept."""
-    order, turns = list(loops), {name: Turns() for name in loops}
-    shuffle = random.Random(seed).shuffle
-    gc.collect()
-    for number in range(rounds + 1):
-        shuffle(order)
-        for name in order:
-            device_seconds, host_seconds, memory = timed_block(loops[name], device, steps)
-            if number:
-                turns[name].device_seconds.append(device_seconds / steps)
-                turns[name].host_seconds.append(host_seconds / steps)
-                turns[name].step_memory = max(turns[name].step_memory, memory)
+    turns = {name: Turns() for name in loops}
+    for name, loop, counts in in_turns(loops, rounds):
+        device_seconds, host_seconds, memory = timed_block(loop, device, steps)
+        if counts:
+            turns[name].device_seconds.append(device_seconds / steps)
+            turns[name].host_seconds.append(host_seconds / steps)
+            turns[name].step_memory = max(turns[name].step_memory, memory)
     return turns
 
 
