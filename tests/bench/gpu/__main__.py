@@ -116,8 +116,10 @@ def run_stage(name: str, given: Any, limit: float) -> dict[str, Any]:
 
 
 def _command(name: str, given: Any, seconds: float) -> list[str]:
-    places = [word for key in ("images", "cifar") if (path := getattr(given, key)) for word in (f"--{key}", str(path))]
-    options = ["--device", given.device, "--out", str(given.out), "--seconds", str(seconds), *places]
+    # From wherever this was started: a stage runs in the program's folder.
+    paths = {key: path.resolve() for key in ("out", "images", "cifar") if (path := getattr(given, key))}
+    places = [word for key, path in paths.items() for word in (f"--{key}", str(path))]
+    options = ["--device", given.device, "--seconds", str(seconds), *places]
     module = f"tests.bench.gpu.{name}"
     return [sys.executable, "-m", module, *options, *(["--quick"] if given.quick else [])]
 
