@@ -23,18 +23,18 @@ def build_optimizer(model: nn.Module, config: schema.Optimizer, lr: float) -> to
     """
     groups = _groups(model, config, lr)
     on_gpu = all(parameter.is_cuda for group in groups for parameter in group["params"])
-    # On the CPU torch's fused kernel rounds differently from its plain loop; its lists of tensors do not.
-    how: Any = {"fused": True} if on_gpu else {"foreach": True}
+    # On the CPU torch's plain loop: its fused kernel rounds differently, and lists of tensors do not fit its caches.
+    fused = True if on_gpu else None
     match config:
         case schema.Sgd():
-            optimizer = torch.optim.SGD(groups, lr, config.momentum, nesterov=config.nesterov, **how)
+            optimizer = torch.optim.SGD(groups, lr, config.momentum, nesterov=config.nesterov, fused=fused)
             if on_gpu and config.momentum:
                 _begin_without_momentum(optimizer)
             return optimizer
         case schema.AdamW():
-            return torch.optim.AdamW(groups, lr, config.betas, config.eps, **how)
+            return torch.optim.AdamW(groups, lr, config.betas, config.eps, fused=fused)
         case schema.Adam():
-            return torch.optim.Adam(groups, lr, config.betas, config.eps, **how)
+            return torch.optim.Adam(groups, lr, config.betas, config.eps, fused=fused)
         case schema.Lamb():
             return Lamb(groups, lr, config.betas, config.eps)
         case schema.Lars():

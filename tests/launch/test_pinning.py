@@ -37,7 +37,6 @@ def places(monkeypatch: pytest.MonkeyPatch, folder: Path, visible: str, *words: 
     ("visible", "words", "gpus"),
     [
         ("3,GPU-8f,5", ["seed=0,1,2", "--parallel", "2"], {"3", "GPU-8f"}),
-        ("2", ["seed=0,1"], {"2"}),
         ("2, 4", ["seed=0,1", "--parallel", "2"], {"2", "4"}),
     ],
 )
