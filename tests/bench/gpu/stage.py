@@ -68,7 +68,7 @@ class Report:
 def describe(row: dict[str, Any]) -> str:
     """A row in one line; lists and tables of it are in the file alone."""
     shown = {name: value for name, value in row.items() if name != "what" and not isinstance(value, (list, dict))}
-    return f"{row['what']:44}" + "  ".join(f"{name} {_short(value)}" for name, value in shown.items())
+    return f"{row['what']:44}  " + "  ".join(f"{name} {_short(value)}" for name, value in shown.items())
 
 
 def _short(value: Any) -> str:
