@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -37,9 +38,14 @@ class _Forgiving:
 
 
 def forgive_output() -> None:
-    """Go on when nobody can read what is printed."""
+    """Go on when nobody can read what is printed; and write whole lines, since ranks share an output.
+
+    (Under PYTHONUNBUFFERED Python writes a line in pieces, and those of two ranks mix.)
+    """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(line_buffering=True, write_through=False)
         if stream is not None and not isinstance(stream, _Forgiving):
             setattr(sys, name, _Forgiving(stream))
 

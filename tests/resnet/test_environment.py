@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,7 +13,8 @@ import resnet.main
 from tests.helpers import PROGRAM, finish, start, train
 
 TELL = f"import sys; sys.path.insert(0, {str(PROGRAM)!r})\n" + (
-    "from resnet.process.environment import threads_asked\nprint('threads', threads_asked(), flush=True)\n"
+    "from resnet.process.environment import threads_asked\nfrom resnet.process.streams import forgive_output\n"
+    "forgive_output()\nprint('threads', threads_asked(), flush=True)\n"
 )
 ALONE = ()
 ACCELERATE = ("-m", "accelerate.commands.launch", "--num_processes", "1", "--mixed_precision", "no")
@@ -43,6 +45,18 @@ def test_threads_are_those_that_the_user_asked_for(tmp_path, monkeypatch, launch
 def test_without_an_output_the_exit_code_is_right():
     command = f"exec {sys.executable} train.py recipe=nobodys >&- 2>&-"
     assert subprocess.run(command, shell=True, cwd=PROGRAM).returncode == 2
+
+
+@pytest.mark.skipif(not hasattr(socket, "SOCK_SEQPACKET"), reason="one write has to be told from the next")
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_a_line_is_one_write(monkeypatch, name):
+    monkeypatch.setenv("PYTHONUNBUFFERED", "1")
+    text = f"import sys; from resnet.process.streams import forgive_output; forgive_output(); stream = sys.{name}\n"
+    text += "for rank in range(2): print('rank', rank, file=stream)\nprint('50%', end='\\r', file=stream, flush=True)"
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        subprocess.run([sys.executable, "-c", text], cwd=PROGRAM, check=True, **{name: theirs})
+        assert [ours.recv(100) for _ in range(3)] == [b"rank 0\n", b"rank 1\n", b"50%\r"]
 
 
 @pytest.mark.parametrize("code", [0, 85])
