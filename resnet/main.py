@@ -46,10 +46,12 @@ def main(argv: Sequence[str], signals: Signals | None = None) -> int:
 def _heavy() -> ModuleType:
     """The module that trains, whose imports take seconds."""
     collects = gc.isenabled()
-    # While modules are imported nothing is garbage, and looking for it takes a third of the time.
+    # While modules are imported nothing is garbage, and looking for it takes a third of the time. Nor is it later.
     gc.disable()
     try:
         from resnet import run
+
+        gc.freeze()
     finally:
         if collects:
             gc.enable()

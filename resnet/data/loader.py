@@ -73,7 +73,8 @@ class Loader:
 
     def end(self) -> None:
         """End what is left of the workers: they do not heed the SIGTERM by which Python ends them at its exit."""
-        gc.collect()
+        if self._workers:
+            gc.collect()
         for worker in self._workers:
             if worker.is_alive():
                 worker.kill()

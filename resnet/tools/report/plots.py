@@ -24,7 +24,7 @@ def draw_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 6.4), dpi=150, layout="constrained")
+    figure = Figure(figsize=(10, 6.4), dpi=150, layout="tight")
     FigureCanvasAgg(figure)
     (loss, accuracy), (rate, speed) = figure.subplots(2, 2, sharex=True)
     _line(loss, rows, "train/loss", "training", TRAIN)
