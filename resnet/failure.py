@@ -36,17 +36,24 @@ _SIGNS_OF_A_LOST_PEER = (
 
 def out_of_memory(error: Exception, micro_batch: int) -> str:
     """What to do about a GPU that is too small for the micro-batch."""
-    what = str(error).partition(".")[0]
+    what = _gist(error).partition(".")[0]
     return (
         f"out of GPU memory ({what}): try max_batch_per_device={max(2, micro_batch // 2)} (in a new run: a checkpoint "
         "keeps its micro-batch, which BatchNorm normalises over)"
     )
 
 
+def _gist(error: Exception) -> str:
+    """The one line of an exception's text that tells what happened."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    # A data worker's ends with its traceback and NCCL's with its library's word; after others comes advice, or C++.
+    return lines[-1 if lines[0].startswith("Caught ") or "Last error:" in lines else 0]
+
+
 def explain(error: Exception, plan: Plan) -> Failure:
     """Sort an exception of the loop into a failure."""
     text = str(error).strip()
-    last_line = text.splitlines()[-1] if text else type(error).__name__
+    gist = _gist(error)
     match error:
         case TrainingError():
             return Failure("nan" if "finite" in text else "data", text)
@@ -59,13 +66,15 @@ def explain(error: Exception, plan: Plan) -> Failure:
             return Failure("oom", out_of_memory(error, plan.micro_batch))
         case RuntimeError() if any(sign in text.lower() for sign in _SIGNS_OF_NO_MEMORY):
             return Failure("oom", out_of_memory(error, plan.micro_batch))
+        case torch.AcceleratorError():
+            return Failure("crash", f"{type(error).__name__}: {gist}", unexpected=True)
         case OSError() if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return Failure("disk", text)
         case dist.DistError() | RuntimeError() if any(sign in text.lower() for sign in _SIGNS_OF_A_LOST_PEER):
-            return Failure("peer", f"lost the other ranks ({last_line})")
+            return Failure("peer", f"lost the other ranks ({gist})")
         case RuntimeError() if "bus error" in text.lower() or "shared memory" in text.lower():
             hint = "enlarge /dev/shm (docker: --shm-size), or set data.num_workers=0"
             return Failure("crash", f"a data worker ran out of shared memory: {hint}")
         case dist.DistError():
-            return Failure("nccl", f"{type(error).__name__}: {last_line}", unexpected=True)
-    return Failure("crash", f"{type(error).__name__}: {last_line}", unexpected=True)
+            return Failure("nccl", f"{type(error).__name__}: {gist}", unexpected=True)
+    return Failure("crash", f"{type(error).__name__}: {gist}", unexpected=True)

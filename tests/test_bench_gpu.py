@@ -15,12 +15,15 @@ from resnet.net import build_model
 from tests.bench.gpu import __main__ as bench
 from tests.bench.gpu.host import _covered, _of, kernels
 from tests.bench.gpu.learns import reached
-from tests.bench.gpu.right import counts, failures
+from tests.bench.gpu.outcomes import VARIABLE
+from tests.bench.gpu.right import tell
 from tests.bench.gpu.saves import plain, resume, stall
 from tests.bench.gpu.speed import OURS, Case, measure
 from tests.bench.gpu.stage import Options, Report, describe, parser
 from tests.bench.gpu.traffic import traffic
-from tests.bench.loops import Setting, make_loop
+from tests.bench.gpu.turns import take_turns
+from tests.bench.loops import Loop, Setting, make_loop
+from tests.helpers import finish, start
 
 TINY = Setting({"block": "basic", "layers": [1, 1, 1]}, batch_size=4, size=32, log_every=2)
 
@@ -67,15 +70,38 @@ def test_seconds_to_an_accuracy_begin_with_the_first_step(tmp_path):
     assert reached(tmp_path, 95.0)["seconds_to_95"] is None
 
 
-def test_tests_that_fail_are_named(tmp_path):
-    results = tmp_path / "tests.xml"
-    results.write_text(
-        '<testsuites><testsuite tests="4" failures="1" errors="1" skipped="1" time="2.5"><testcase name="good"/>'
-        '<testcase name="bad"><failure message="assert 1 == 2&#10;more"/></testcase><testcase name="late"><skipped/>'
-        '</testcase><testcase name="torn"><error message="no fixture"/></testcase></testsuite></testsuites>'
-    )
-    assert counts(results) == {"passed": 1, "failing": 2, "skipped": 1, "seconds": 2.5}
-    assert failures(results) == [("bad", "assert 1 == 2"), ("torn", "no fixture")]
+FOUR_TESTS = """
+import os, signal, pytest
+
+@pytest.fixture
+def torn():
+    raise OSError("no fixture")
+
+def test_good(): pass
+@pytest.mark.parametrize("number", [2])
+def test_bad(number): assert 1 == number
+@pytest.mark.skip
+def test_late(): pass
+def test_torn(torn): pass
+def test_killed(): os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_outcomes_are_kept_of_tests_that_are_killed(options, monkeypatch):
+    (options.out / "test_four.py").write_text(FOUR_TESTS)
+    outcomes, report = options.out / "four.outcomes", Report("right", options)
+    monkeypatch.setenv(VARIABLE, str(outcomes))
+    plugins = ("-p", "no:cacheprovider", "-p", "tests.bench.gpu.outcomes")
+    done = finish(start("-m", "pytest", *plugins, options.out / "test_four.py"))
+    tell("four", outcomes, report, done.returncode)
+    found = rows(report, options, "right")
+    assert found[0].pop("seconds") >= 0
+    assert found == [
+        {"what": "four", "passed": 1, "failing": 2, "skipped": 1},
+        {"what": "four: test_bad[2]", "failed": "assert 1 == 2"},
+        {"what": "four: test_torn", "failed": "OSError: no fixture"},
+        {"what": "four", "failed": "pytest left with -9: see four.txt"},
+    ]
 
 
 def test_speed_of_loops_is_told_beside_the_bound(options):
@@ -97,6 +123,15 @@ def test_a_loop_that_fails_leaves_the_others(options, monkeypatch):
     assert failed["what"] == "tiny: nobody's"
     assert failed["failed"].startswith("KeyError")
     assert ours["images_per_second"] > 0
+
+
+def test_whole_rounds_are_kept_when_time_is_over():
+    loops = {name: Loop(nn.Identity(), lambda: None) for name in ("one", "other")}
+    turns = take_turns(loops, "cpu", 2, 5, over=lambda: True)
+    assert [len(turn.device_seconds) for turn in turns.values()] == [1, 1]
+    over = iter([False, False, True])
+    turns = take_turns(loops, "cpu", 2, 5, over=lambda: next(over))
+    assert [len(turn.device_seconds) for turn in turns.values()] == [3, 3]
 
 
 def test_named_ranges_are_no_kernels():
@@ -134,6 +169,7 @@ def test_saves_and_resumes_are_timed(options):
     loop = make_loop("ours", TINY)
     loop.block(2)
     saved = stall(loop, options, rounds=2)
+    loop.block(1)
     step = loop.trainer.state.step
     assert saved["on_disk_ms"] > 0
     assert plain(loop, options, 1)["megabytes"] > 0.1
@@ -181,7 +217,7 @@ def test_a_stage_that_fails_or_hangs_does_not_stop_the_next(tmp_path, monkeypatc
 def test_stages_fit_the_time_that_is_promised():
     # Nothing begins that could end later than promised.
     given = SimpleNamespace(quick=False, device="cuda")
-    assert bench._limit(bench.Stage("long", 100, 0), given, time.monotonic() + 30) == pytest.approx(30, abs=1)
+    assert bench._limit(bench.Stage("long", 100, 0), given, time.monotonic() + 30) == pytest.approx(20, abs=1)
     assert bench._limit(bench.Stage("short", 10, 0), given, time.monotonic() + 30) == 10
     assert sum(stage.quick for stage in bench.STAGES.values()) <= bench._QUICK_TOTAL == 3 * 60
     assert bench._TOTAL == 8 * 60

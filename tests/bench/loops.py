@@ -140,12 +140,12 @@ class TinyNet(nn.Module):
 
 def resident_batches(setting: Setting, count: int = 4) -> NextBatch:
     """So many random batches of the setting's seed on its device, over and over."""
-    generator = torch.Generator().manual_seed(setting.seed)
+    generator = torch.Generator(setting.device).manual_seed(setting.seed)
     shape = (setting.batch_size, 3, setting.size, setting.size)
     batches = []
     for _ in range(count):
-        images = torch.randint(256, shape, generator=generator, dtype=torch.uint8).to(setting.device)
-        labels = torch.randint(setting.classes, shape[:1], generator=generator).to(setting.device)
+        images = torch.randint(256, shape, generator=generator, dtype=torch.uint8, device=setting.device)
+        labels = torch.randint(setting.classes, shape[:1], generator=generator, device=setting.device)
         batches.append((images.contiguous(memory_format=setting.memory_format), labels))
     return itertools.cycle(batches).__next__
 

@@ -2,69 +2,60 @@
 
 from __future__ import annotations
 
-import signal
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
-from xml.etree import ElementTree
 
 from resnet.process.environment import PROGRAM
+from tests.bench.gpu.outcomes import VARIABLE, counts, read_outcomes
 from tests.bench.gpu.stage import Options, Report, main
 
-QUICK = ("test_steps", "test_numerics")
+QUICK = {"test_steps": "nothing_waits or channels_last", "test_numerics": "steps_equal"}
+"""Files, and which of their tests."""
 
 
 def run(options: Options, report: Report) -> None:
     folder = PROGRAM / "tests" / "resnet"
     files = sorted([*folder.glob("gpu/test_*.py"), folder / "test_cache.py"])
-    running = {file.stem: _start(file, options.out) for file in files if not options.quick or file.stem in QUICK}
-    told = False
+    running = {file.stem: _start(file, options) for file in files if not options.quick or file.stem in QUICK}
     while running:
-        for name in [name for name, process in running.items() if process.poll() is not None]:
-            running.pop(name)
-            _tell(name, options.out / f"{name}.xml", report)
-        if report.time_is_over and not told:
-            told = True
-            for name, process in running.items():
-                # On a Ctrl-C pytest writes down what it has done.
-                process.send_signal(signal.SIGINT)
+        for name, process in list(running.items()):
+            if process.poll() is None and report.time_is_over:
+                # A signal that asks would be the trainer's that a test is just training with.
+                process.kill()
+                process.wait()
                 report.row(name, failed="not done in time")
+            if process.poll() is not None:
+                del running[name]
+                tell(name, options.out / f"{name}.outcomes", report, process.returncode)
         time.sleep(0.1)
 
 
-def _start(file: Path, out: Path) -> subprocess.Popen[bytes]:
+def _start(file: Path, options: Options) -> subprocess.Popen[bytes]:
     """pytest of one file, which a crash of another does not end."""
+    outcomes = (options.out / f"{file.stem}.outcomes").resolve()
+    outcomes.unlink(missing_ok=True)
     command = [sys.executable, "-m", "pytest", "-m", "gpu", str(file), "--durations=5", "--color=no"]
-    command += ["-p", "no:cacheprovider", f"--junitxml={(out / file.stem).resolve()}.xml"]
-    with (out / f"{file.stem}.txt").open("w") as output:
-        return subprocess.Popen(command, cwd=PROGRAM, stdout=output, stderr=output)
+    command += ["-p", "no:cacheprovider", "-p", "tests.bench.gpu.outcomes"]
+    command += ["-k", QUICK[file.stem]] if options.quick else []
+    with (options.out / f"{file.stem}.txt").open("w") as output:
+        environment = os.environ | {VARIABLE: str(outcomes)}
+        return subprocess.Popen(command, cwd=PROGRAM, env=environment, stdout=output, stderr=output)
 
 
-def _tell(name: str, results: Path, report: Report) -> None:
-    if not results.is_file():
-        report.row(name, failed=f"pytest ended without results: see {name}.txt")
-        return
-    report.row(name, **counts(results))
-    for test, why in failures(results):
-        report.row(f"{name}: {test}", failed=why)
-
-
-def counts(results: Path) -> dict[str, int | float]:
-    suite = next(ElementTree.parse(results).iter("testsuite"))
-    total, skipped = int(suite.attrib["tests"]), int(suite.attrib["skipped"])
-    failed = int(suite.attrib["failures"]) + int(suite.attrib["errors"])
-    seconds = float(suite.attrib["time"])
-    return {"passed": total - skipped - failed, "failing": failed, "skipped": skipped, "seconds": seconds}
-
-
-def failures(results: Path) -> list[tuple[str, str]]:
-    """Names of tests, and the first line of why each failed."""
-    found = []
-    for case in ElementTree.parse(results).iter("testcase"):
-        for outcome in (*case.iter("failure"), *case.iter("error")):
-            found.append((case.attrib["name"], outcome.attrib.get("message", "").split("\n")[0][:200]))
-    return found
+def tell(name: str, file: Path, report: Report, code: int) -> None:
+    """A row for a file of tests, and one for each that failed."""
+    outcomes = read_outcomes(file)
+    failed = [outcome for outcome in outcomes if outcome.outcome == "failed"]
+    if outcomes:
+        report.row(name, **counts(outcomes))
+    for outcome in failed:
+        report.row(f"{name}: {outcome.test}", failed=outcome.why)
+    # 1 is pytest's own, for tests that failed.
+    if code not in (0, 1):
+        report.row(name, failed=f"pytest left with {code}: see {name}.txt")
 
 
 if __name__ == "__main__":

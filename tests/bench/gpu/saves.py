@@ -46,12 +46,15 @@ def stall(loop: Ours, options: Options, rounds: int) -> dict[str, Any]:
         start = time.perf_counter()
         loop.block(steps // 2)
         hooks.save()
-        own.append(hooks.saver.stall)
         loop.block(steps - steps // 2)
         synchronize(options.device)
         with_save.append(time.perf_counter() - start)
         hooks.saver.wait()
         written.append(time.perf_counter() - start)
+        # On an idle device, as torch.save is timed: a save in training waits for the steps before it.
+        hooks.save()
+        own.append(hooks.saver.stall)
+        hooks.saver.wait()
     if hooks.saver.failures:
         raise RuntimeError(hooks.saver.problem)
     extra = [1000 * (one - other) for one, other in zip(with_save, without, strict=True)]

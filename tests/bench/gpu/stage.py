@@ -84,6 +84,8 @@ def main(stage: str, run: Callable[[Options, Report], None], arguments: list[str
     """Run a stage by its command line, which `python -m tests.bench.gpu` writes."""
     options = Options(**vars(parser(f"python -m tests.bench.gpu.{stage}").parse_args(arguments)))
     options.out.mkdir(parents=True, exist_ok=True)
+    # cuDNN keeps the first plan that it finds for a convolution, whichever loop asked: all search, as ours does.
+    torch.backends.cudnn.benchmark = options.on_gpu
     run(options, Report(stage, options))
     return 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -18,25 +19,35 @@ class Turns:
     device_seconds: list[float] = field(default_factory=list)
     """A step, in each round."""
     host_seconds: list[float] = field(default_factory=list)
-    """Until the host had given the device all of a step's work, without waiting for it."""
+    """Until the host had given the device a step's work, without waiting for it."""
     step_memory: int = 0
     """Most bytes that a step took beside what lies there between steps."""
 
 
-def take_turns(loops: dict[str, Loop], device: str, steps: int, rounds: int) -> dict[str, Turns]:
-    """Time each loop's steps in every round; a round before them warms up and is not kept."""
+def take_turns(
+    loops: dict[str, Loop], device: str, steps: int, rounds: int, over: Callable[[], bool] = lambda: False
+) -> dict[str, Turns]:
+    """Time each loop's steps in every round; a round before them warms up and is not kept.
+
+    over: whether time is; no round but the first begins then.
+    """
     turns = {name: Turns() for name in loops}
-    for name, loop, counts in in_turns(loops, rounds):
+    for number, (name, loop, counts) in enumerate(in_turns(loops, rounds)):
+        if number % len(loops) == 0 and number > len(loops) and over():
+            break
         device_seconds, host_seconds, memory = timed_block(loop, device, steps)
         if counts:
             turns[name].device_seconds.append(device_seconds / steps)
-            turns[name].host_seconds.append(host_seconds / steps)
+            turns[name].host_seconds.append(host_seconds)
             turns[name].step_memory = max(turns[name].step_memory, memory)
     return turns
 
 
 def timed_block(loop: Loop, device: str, steps: int) -> tuple[float, float, int]:
-    """Seconds of the device and of the host for so many steps, and the most memory they took beside what there was."""
+    """Seconds of the device for so many steps, of the host for a single one, and the most memory beside what there was.
+
+    The host's step is one more: the queue of the device is short (some 1,000 launches), and who fills it has to wait.
+    """
     on_gpu = device == "cuda"
     marks: list[tuple[float, torch.cuda.Event | None]] = []
 
@@ -54,7 +65,11 @@ def timed_block(loop: Loop, device: str, steps: int) -> tuple[float, float, int]
     loop.block(steps, mark)
     synchronize(device)
     (begin, first), (end, last) = marks
-    host = end - begin
     if first is None or last is None:
-        return host, host, 0
-    return first.elapsed_time(last) / 1000, host, torch.cuda.max_memory_allocated() - before
+        return end - begin, (end - begin) / steps, 0
+    memory = torch.cuda.max_memory_allocated() - before
+    start = time.perf_counter()
+    loop.block(1)
+    host = time.perf_counter() - start
+    synchronize(device)
+    return first.elapsed_time(last) / 1000, host, memory
