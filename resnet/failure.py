@@ -36,7 +36,7 @@ _SIGNS_OF_A_LOST_PEER = (
 
 def out_of_memory(error: Exception, micro_batch: int) -> str:
     """What to do about a GPU that is too small for the micro-batch."""
-    what = _gist(error).partition(".")[0]
+    what = _gist(error).partition(". ")[0]
     return (
         f"out of GPU memory ({what}): try max_batch_per_device={max(2, micro_batch // 2)} (in a new run: a checkpoint "
         "keeps its micro-batch, which BatchNorm normalises over)"
@@ -46,8 +46,15 @@ def out_of_memory(error: Exception, micro_batch: int) -> str:
 def _gist(error: Exception) -> str:
     """The one line of an exception's text that tells what happened."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    # A data worker's ends with its traceback and NCCL's with its library's word; after others comes advice, or C++.
-    return lines[-1 if lines[0].startswith("Caught ") or "Last error:" in lines else 0]
+    if lines[0].startswith("Caught "):
+        # A data worker's, or of the thread that pins memory: what follows the traceback, whose lines are indented.
+        begins = [number for number, line in enumerate(lines) if line.endswith("(most recent call last):")]
+        lines = [line for line in lines[begins[-1] + 1 if begins else 0 :] if not line.startswith(" ")] or lines
+    elif "Last error:" in lines[:-1]:
+        # The last word is that of NCCL's library.
+        lines = lines[lines.index("Last error:") + 1 :]
+    # What comes after it is advice, or a stack of C++; and a line that ends with a colon announces the next.
+    return next((line.strip() for line in lines if line.strip() and not line.endswith(":")), lines[0])
 
 
 def explain(error: Exception, plan: Plan) -> Failure:

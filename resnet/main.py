@@ -45,13 +45,15 @@ def main(argv: Sequence[str], signals: Signals | None = None) -> int:
 
 def _heavy() -> ModuleType:
     """The module that trains, whose imports take seconds."""
-    collects = gc.isenabled()
-    # While modules are imported nothing is garbage, and looking for it takes a third of the time. Nor is it later.
+    collects, first = gc.isenabled(), "resnet.run" not in sys.modules
+    # While modules are imported nothing is garbage, and looking for it takes a third of the time.
     gc.disable()
     try:
         from resnet import run
 
-        gc.freeze()
+        if first:
+            # They stay to the end: no later look need take them in.
+            gc.freeze()
     finally:
         if collects:
             gc.enable()

@@ -95,7 +95,10 @@ class Cluster:
     def _why(self) -> str:
         logs = [*self.work.glob("runs/*/slurm/*_log.out"), *self.work.glob("runs/*/logs/attempt-*/*.log")]
         tails = "\n".join(f"{log}:\n{log.read_text(errors='replace')[-1500:]}" for log in logs)
-        return f"{self.queue()}\n{tails}"
+        queue = self.ask("squeue", "-h", "-o", "%i %T %r", code=None).stdout
+        nodes = self.ask("sinfo", "-h", "-N", "-o", "%N %T %E", code=None).stdout
+        controller = (self.folder / "logs" / "slurmctld.log").read_text(errors="replace")[-4000:]
+        return f"{queue}{nodes}{tails}\nslurmctld:\n{controller}"
 
 
 @contextlib.contextmanager

@@ -45,7 +45,8 @@ def forgive_output() -> None:
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(line_buffering=True, write_through=False)
+            with contextlib.suppress(OSError, ValueError):
+                stream.reconfigure(line_buffering=True, write_through=False)
         if stream is not None and not isinstance(stream, _Forgiving):
             setattr(sys, name, _Forgiving(stream))
 

@@ -54,6 +54,7 @@ def test_a_line_is_one_write(monkeypatch, name):
     text = f"import sys; from resnet.process.streams import forgive_output; forgive_output(); stream = sys.{name}\n"
     text += "for rank in range(2): print('rank', rank, file=stream)\nprint('50%', end='\\r', file=stream, flush=True)"
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.settimeout(10)
     with ours, theirs:
         subprocess.run([sys.executable, "-c", text], cwd=PROGRAM, check=True, **{name: theirs})
         assert [ours.recv(100) for _ in range(3)] == [b"rank 0\n", b"rank 1\n", b"50%\r"]

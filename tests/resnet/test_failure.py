@@ -23,6 +23,10 @@ STORE = (
     "[3] store->get('0') got error: Connection reset by peer\nException raised from recvBytes at ../torch/csrc/"
     "distributed/c10d/Utils.hpp:667 (most recent call first):\nframe #0: c10::Error::Error(c10::SourceLocation)"
 )
+PINNING = (
+    "Caught AcceleratorError in pin memory thread for device 0.\nOriginal Traceback (most recent call last):\n  File "
+    '"pin_memory.py", line 44, in do_one_step\n    data = pin_memory(data, device)\n'
+)
 WORKER = (
     'Caught KeyError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n  File "a.py", '
     "line 1, in read\n    return images[index]\nKeyError: 'image'\n"
@@ -58,6 +62,28 @@ WORKER = (
             dist.DistNetworkError(STORE),
             "peer",
             "lost the other ranks ([3] store->get('0') got error: Connection reset by peer)",
+        ),
+        (
+            dist.DistBackendError(NCCL.partition("Cuda")[0]),
+            "nccl",
+            "DistBackendError: NCCL error in: ../torch/csrc/distributed/c10d/NCCLUtils.cpp:77, unhandled cuda error",
+        ),
+        (
+            torch.AcceleratorError(
+                PINNING + "torch.AcceleratorError: CUDA error: device-side assert triggered" + ADVICE
+            ),
+            "crash",
+            "AcceleratorError: torch.AcceleratorError: CUDA error: device-side assert triggered",
+        ),
+        (
+            torch.cuda.OutOfMemoryError(PINNING + "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate"),
+            "oom",
+            "out of GPU memory (torch.OutOfMemoryError: CUDA out of memory): try max_batch_per_device=4 ",
+        ),
+        (
+            RuntimeError("backend='inductor' raised:\nRuntimeError: Cannot find a working triton\n\nSet TORCH_LOGS"),
+            "crash",
+            "RuntimeError: RuntimeError: Cannot find a working triton",
         ),
         (KeyError(), "crash", "KeyError: KeyError"),
         (RuntimeError(WORKER), "crash", "RuntimeError: KeyError: 'image'"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -26,7 +27,6 @@ def run(options: Options, report: Report) -> None:
                 # A signal that asks would be the trainer's that a test is just training with.
                 process.kill()
                 process.wait()
-                report.row(name, failed="not done in time")
             if process.poll() is not None:
                 del running[name]
                 tell(name, options.out / f"{name}.outcomes", report, process.returncode)
@@ -53,8 +53,9 @@ def tell(name: str, file: Path, report: Report, code: int) -> None:
         report.row(name, **counts(outcomes))
     for outcome in failed:
         report.row(f"{name}: {outcome.test}", failed=outcome.why)
-    # 1 is pytest's own, for tests that failed.
-    if code not in (0, 1):
+    if code == -signal.SIGKILL:
+        report.row(name, failed="not done in time")
+    elif code != (1 if failed else 0):
         report.row(name, failed=f"pytest left with {code}: see {name}.txt")
 
 

@@ -25,7 +25,7 @@ def run(options: Options, report: Report) -> None:
     assert isinstance(loop, Ours)
     try:
         loop.block(3)
-        rounds = 3 if options.quick else 8
+        rounds = 2 if options.quick else 4
         report.attempt("a save in training", lambda: report.row("a save in training", **stall(loop, options, rounds)))
         report.attempt("torch.save + fsync", lambda: report.row("torch.save + fsync", **plain(loop, options, rounds)))
         report.attempt("resume", lambda: report.row("resume", **resume(loop, options)))

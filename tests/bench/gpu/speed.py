@@ -1,4 +1,4 @@
-"""Stage *fast*: images a second of our trainer beside bare PyTorch and other people's loops, and the memory's bound."""
+"""Stage *speed*: images a second of our trainer beside bare PyTorch and other people's loops, and its bound."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def take_turns(
 ) -> dict[str, Turns]:
     """Time each loop's steps in every round; a round before them warms up and is not kept.
 
-    over: whether time is; no round but the first begins then.
+    over: whether time is up; after the first round none begins then.
     """
     turns = {name: Turns() for name in loops}
     for number, (name, loop, counts) in enumerate(in_turns(loops, rounds)):
@@ -46,7 +46,7 @@ def take_turns(
 def timed_block(loop: Loop, device: str, steps: int) -> tuple[float, float, int]:
     """Seconds of the device for so many steps, of the host for a single one, and the most memory beside what there was.
 
-    The host's step is one more: the queue of the device is short (some 1,000 launches), and who fills it has to wait.
+    The host's step is one more: the device's queue is short (some 1,000 launches), and a host that has filled it waits.
     """
     on_gpu = device == "cuda"
     marks: list[tuple[float, torch.cuda.Event | None]] = []
