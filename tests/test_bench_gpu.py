@@ -100,8 +100,11 @@ def test_outcomes_are_kept_of_tests_that_are_killed(options, monkeypatch):
         {"what": "four", "passed": 1, "failing": 2, "skipped": 1},
         {"what": "four: test_bad[2]", "failed": "assert 1 == 2"},
         {"what": "four: test_torn", "failed": "OSError: no fixture"},
-        {"what": "four", "failed": "not done in time"},
+        {"what": "four", "failed": "pytest left with -9: see four.txt"},
     ]
+    late = Report("late", Options("cpu", True, options.out, None, None, -1.0))
+    tell("four", outcomes, late, done.returncode)
+    assert rows(late, options, "late")[-1] == {"what": "four", "failed": "not done in time"}
 
 
 def test_speed_of_loops_is_told_beside_the_bound(options):

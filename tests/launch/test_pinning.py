@@ -38,6 +38,7 @@ def places(monkeypatch: pytest.MonkeyPatch, folder: Path, visible: str, *words: 
     [
         ("3,GPU-8f,5", ["seed=0,1,2", "--parallel", "2"], {"3", "GPU-8f"}),
         ("2, 4", ["seed=0,1", "--parallel", "2"], {"2", "4"}),
+        ("2", ["seed=0,1"], {"2"}),
     ],
 )
 def test_each_trial_has_a_gpu_of_its_own(monkeypatch, tmp_path, visible, words, gpus):

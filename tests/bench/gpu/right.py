@@ -53,7 +53,7 @@ def tell(name: str, file: Path, report: Report, code: int) -> None:
         report.row(name, **counts(outcomes))
     for outcome in failed:
         report.row(f"{name}: {outcome.test}", failed=outcome.why)
-    if code == -signal.SIGKILL:
+    if code == -signal.SIGKILL and report.time_is_over:
         report.row(name, failed="not done in time")
     elif code != (1 if failed else 0):
         report.row(name, failed=f"pytest left with {code}: see {name}.txt")
