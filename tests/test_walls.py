@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "resnet.rundir": {"resnet.process"},
     "resnet": {"recipes", "resnet.process", "resnet.rundir"},
     "resnet.tools": {"recipes", "resnet.process", "resnet.rundir", "resnet"},
+    "resnet.tools.commands": {"recipes", "resnet.process", "resnet.rundir", "resnet", "resnet.tools"},
     "resnet.api": {"recipes", "resnet.process", "resnet.rundir", "resnet", "resnet.tools"},
     "slurm": {"recipes", "resnet.process", "resnet.rundir"},
     "launch": {"recipes", "resnet.process", "resnet.rundir", "slurm"},
@@ -109,11 +110,10 @@ def test_walls_hold(module, line):
     assert forbidden(module, line)
 
 
-def test_commands_import_no_other_command():
-    for name in modules("launch.commands"):
-        others = [
-            other for other, _ in imported(name, file_of(name).read_text()) if room_of(other) == "launch.commands"
-        ]
+@pytest.mark.parametrize("room", ["launch.commands", "resnet.tools.commands"])
+def test_commands_import_no_other_command(room):
+    for name in modules(room):
+        others = [other for other, _ in imported(name, file_of(name).read_text()) if room_of(other) == room]
         assert not others, name
 
 
