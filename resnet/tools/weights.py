@@ -1,4 +1,4 @@
-"""A run's network and its images outside of training: what evaluating and predicting share."""
+"""A trained network and images to run it on, outside of training: what evaluating and predicting share."""
 
 from __future__ import annotations
 
@@ -10,47 +10,14 @@ import torch
 from torch import nn
 
 from recipes.schema.recipe import Recipe
-from resnet.checkpoint.commit import name_of, newest_first, step_of
-from resnet.checkpoint.snapshot import EMA, MODEL, load_weights
+from resnet.checkpoint.snapshot import load_weights
 from resnet.data.batches import Batch, MicroBatches, validation_keys
 from resnet.data.loader import Loader, workers_per_rank
 from resnet.data.order import Order
 from resnet.data.sources.registry import Source
 from resnet.net import build_model
 
-FINAL = "final.safetensors"
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def final_weights(run_dir: Path) -> Path:
-    """The weights a finished run leaves. Raises ValueError where there are none."""
-    path = run_dir / FINAL
-    if not path.is_file():
-        raise ValueError(
-            f"{run_dir} has no {FINAL}: give a finished run, or --weights with one of its checkpoints' files"
-        )
-    return path
-
-
-def weights_of(run_dir: Path, which: str | int | Path) -> Path:
-    """The safetensors file that "best", "latest", a step or a path means in a run; averaged weights where it has them.
-
-    "best" is what a finished run leaves, or the best checkpoint until then. Raises ValueError where there is none.
-    """
-    if which == "best" and (run_dir / FINAL).is_file():
-        return run_dir / FINAL
-    if isinstance(which, (str, Path)) and Path(which).expanduser().is_file():
-        return Path(which).expanduser()
-    checkpoints = run_dir / "checkpoints"
-    with contextlib.suppress(OSError, ValueError):
-        pointer = checkpoints / str(which)
-        name = pointer.read_text().strip() if which in ("best", "latest") else name_of(int(which))  # pyright: ignore[reportArgumentType]
-        for file in (EMA, MODEL):
-            if (checkpoints / name / file).is_file():
-                return checkpoints / name / file
-    steps = ", ".join(str(step_of(path)) for path in reversed(newest_first(checkpoints)))
-    have = f"a checkpoint's step ({steps})" if steps else "it has no checkpoint yet"
-    raise ValueError(f"{run_dir} has no weights {str(which)!r}: give best, latest or a safetensors file; {have}")
 
 
 def load_network(recipe: Recipe, classes: int, weights: Path, device: torch.device) -> nn.Module:
