@@ -121,7 +121,7 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals, notes: Seque
                 print(message, file=sys.stderr)
         watchdog = Watchdog(recipe.watchdog, log, state.step) if recipe.watchdog else None
         hooks = RunHooks(
-            start.run_dir, plan, state, saver, signals, progress, metrics, tracker, train.classes, len(train), watchdog
+            start.run_dir, plan, state, saver, signals, progress, metrics, tracker, val, len(train), watchdog
         )
         trainer = Trainer(plan, accelerator, network, state, len(train.classes), len(val), hooks)
         workers = workers_per_rank(recipe.data.num_workers)

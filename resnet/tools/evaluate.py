@@ -10,9 +10,9 @@ import torch
 from recipes.schema.recipe import Recipe
 from resnet.build import build_data, choose_precision, takes_cpu
 from resnet.inference import count_batch
-from resnet.metrics import Tally
 from resnet.rundir.evaluation import class_names, read_evaluation
 from resnet.rundir.provenance import read_provenance
+from resnet.tally import Tally
 from resnet.tools.trained import weights_of
 from resnet.tools.weights import autocast, batches_of, load_network, own_settings
 
