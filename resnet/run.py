@@ -108,9 +108,8 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals, notes: Seque
         )
         log = lifetime.enter_context(contextlib.closing(RankLog(start.run_dir, rank)))
         kept = lifetime.enter_context(_kept_output(start.run_dir, first_of_ranks(information.get("attempt")), rank))
-        saver = Saver(
-            start.run_dir, plan, _facts(recipe, plan, start, accelerator.mixed_precision), start.lease, writes=rank == 0
-        )
+        facts = _facts(recipe, plan, start, accelerator.mixed_precision)
+        saver = Saver(start.run_dir, plan, train.classes, facts, start.lease, writes=rank == 0)
         progress = Progress(
             recipe.progress if rank == 0 else "off", plan.end_step, plan.steps_per_epoch, state.step, kept
         )
