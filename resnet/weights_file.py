@@ -53,7 +53,7 @@ class WeightsInfo(NamedTuple):
     format: int
 
 
-_AUGMENT = ("mean", "std", "crop", "train_size", "val_resize", "val_size", "interpolation")
+AUGMENT = ("mean", "std", "crop", "train_size", "val_resize", "val_size", "interpolation")
 
 
 def metadata_of(recipe: Recipe, classes: Sequence[str], step: int) -> dict[str, str]:
@@ -62,7 +62,7 @@ def metadata_of(recipe: Recipe, classes: Sequence[str], step: int) -> dict[str, 
     content = {
         "model": recipe.model.model_dump(mode="json", exclude=_NOT_ARCHITECTURE),
         "classes": list(classes),
-        **{key: augment[key] for key in _AUGMENT},
+        **{key: augment[key] for key in AUGMENT},
         "loss": recipe.loss,
         "recipe": recipe.name,
         "digest": digest(recipe),

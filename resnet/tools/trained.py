@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from recipes.load import load, load_file
+from recipes.load import Loaded, load, load_file, load_over, names
 from recipes.schema.recipe import Recipe
 from resnet.checkpoint.commit import name_of, newest_first, step_of
 from resnet.checkpoint.snapshot import EMA, MODEL
@@ -15,10 +15,13 @@ from resnet.rundir.attempts import step_of_name
 from resnet.rundir.evaluation import class_names, read_evaluation
 from resnet.rundir.find import ROOT, find_run
 from resnet.rundir.status import read_status
+from resnet.weights_file import AUGMENT, WeightsInfo, read_info
 
 FINAL = "final.safetensors"
 ENDINGS = (".safetensors", ".pth", ".pt")
 """Of files of weights."""
+UNKNOWN = "(not known)"
+"""`data.train` and `data.val` of a recipe that is known by its weights alone."""
 
 
 class Trained(NamedTuple):
@@ -118,11 +121,9 @@ def _is_run(text: str, root: str | Path) -> bool:
 def _of_run(name: str, run_dir: Path, weights: Path, overrides: Sequence[str]) -> Trained:
     loaded = load([f"recipe={run_dir / 'recipe.yaml'}", *overrides])
     averaged = weights.name != MODEL and (weights.name == EMA or _has_average(run_dir))
-    return Trained(name, weights, loaded.recipe, _classes(run_dir), run_dir, averaged, loaded.notes)
-
-
-def _classes(run_dir: Path) -> list[str]:
-    return class_names(run_dir) if read_evaluation(run_dir) else []
+    info = read_info(weights)
+    classes = info.classes if info else class_names(run_dir) if read_evaluation(run_dir) else []
+    return Trained(name, weights, loaded.recipe, classes, run_dir, averaged, loaded.notes)
 
 
 def _of_file(name: str, file: Path, plain: bool, overrides: Sequence[str]) -> Trained:
@@ -131,10 +132,23 @@ def _of_file(name: str, file: Path, plain: bool, overrides: Sequence[str]) -> Tr
         if plain and file.name == EMA:
             raise ValueError(f"{file} is an average (EMA): the plain weights are in {file.with_name(MODEL)}")
         return _of_run(name, run_dir, file, overrides)
-    if not given:
+    info = read_info(file)
+    if given:
+        loaded = load(overrides)
+    elif info is not None:
+        loaded = _described(info, file, overrides)
+    else:
         raise ValueError(f"{file} does not say which network it is of: add recipe=NAME (`launch recipes` lists them)")
-    loaded = load(overrides)
-    return Trained(name, file, loaded.recipe, [], None, None, loaded.notes)
+    return Trained(name, file, loaded.recipe, info.classes if info else [], None, None, loaded.notes)
+
+
+def _described(info: WeightsInfo, file: Path, overrides: Sequence[str]) -> Loaded:
+    """The recipe of weights by what they say of themselves: their own where it comes with the program."""
+    augment = {key: getattr(info, key) for key in AUGMENT}
+    values: dict[str, Any] = {"model": info.model.model_dump(mode="json"), "augment": augment, "loss": info.loss}
+    if info.recipe not in names():
+        values |= {"data": {"source": "image_folder", "train": UNKNOWN, "val": UNKNOWN}, "epochs": 1, "batch_size": 64}
+    return load_over(info.recipe, values, str(file), overrides)
 
 
 def _run_of_file(file: Path) -> Path | None:
