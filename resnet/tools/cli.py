@@ -13,7 +13,7 @@ from resnet.rundir.find import run_names
 COMMANDS = {
     name: Command(what, partial(importlib.import_module, f"resnet.tools.commands.{name.replace('-', '_')}"))
     for name, what in {
-        "eval": "evaluate a run's weights on the validation images",
+        "eval": "evaluate runs, checkpoints and files of weights on labelled images",
         "predict": "classify a folder of images",
         "report": "write report.html, curves.png and confusion.png anew",
         "verify-resume": "check that a recipe resumes exactly on this machine",
@@ -30,4 +30,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _completers() -> Mapping[str, Completer]:
     from recipes.completion import complete_word
 
-    return {"KEY=VALUE": complete_word, "RUN": lambda _: run_names()}
+    return {
+        "KEY=VALUE": complete_word,
+        "RUN": lambda _: run_names(),
+        "RUN|KEY=VALUE": lambda word: [*run_names(), *complete_word(word)],
+    }

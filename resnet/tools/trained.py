@@ -59,7 +59,7 @@ def find_trained(text: str, root: str | Path = ROOT, plain: bool = False, overri
     if not at or _is_run(text, root):
         name, which = text, "best"
     run_dir = find_run(name, root)
-    return _of_run(text, run_dir, weights_of(run_dir, which, plain), overrides)
+    return of_run(text, run_dir, weights_of(run_dir, which, plain), overrides)
 
 
 def weights_of(run_dir: Path, which: str | int | Path = "best", plain: bool = False) -> Path:
@@ -118,7 +118,8 @@ def _is_run(text: str, root: str | Path) -> bool:
     return False
 
 
-def _of_run(name: str, run_dir: Path, weights: Path, overrides: Sequence[str]) -> Trained:
+def of_run(name: str, run_dir: Path, weights: Path, overrides: Sequence[str] = ()) -> Trained:
+    """A run with one of its weights files. overrides: changes to its recipe."""
     loaded = load([f"recipe={run_dir / 'recipe.yaml'}", *overrides])
     averaged = weights.name != MODEL and (weights.name == EMA or _has_average(run_dir))
     info = read_info(weights)
@@ -131,7 +132,7 @@ def _of_file(name: str, file: Path, plain: bool, overrides: Sequence[str]) -> Tr
     if not given and (run_dir := _run_of_file(file)) is not None:
         if plain and file.name == EMA:
             raise ValueError(f"{file} is an average (EMA): the plain weights are in {file.with_name(MODEL)}")
-        return _of_run(name, run_dir, file, overrides)
+        return of_run(name, run_dir, file, overrides)
     info = read_info(file)
     if given:
         loaded = load(overrides)

@@ -56,13 +56,15 @@ def _put(tensors: dict[str, torch.Tensor], network: nn.Module, file: Path) -> No
     network.load_state_dict(tensors, strict=False)
 
 
-def batches_of(source: Source, recipe: Recipe, batch_size: int, device: torch.device) -> Iterator[Batch]:
+def batches_of(
+    source: Source, recipe: Recipe, batch_size: int, device: torch.device, rank: int = 0, ranks: int = 1
+) -> Iterator[Batch]:
     """The images of a source in order, as the recipe evaluates them, decoded by worker processes ahead of use.
 
-    Those that cannot be read are left out of a batch, which names them.
+    Those that cannot be read are left out of a batch, which names them. Of several ranks each takes its own batches.
     """
-    keys = list(validation_keys(len(source), batch_size, 1, 0, recipe.augment.val_size))
-    workers = min(workers_per_rank(recipe.data.num_workers), len(keys) - 1)
+    keys = list(validation_keys(len(source), batch_size, ranks, rank, recipe.augment.val_size))
+    workers = max(min(workers_per_rank(recipe.data.num_workers), len(keys) - 1), 0)
     order = Order(source.labels, recipe.seed, batch_size)
     loader = Loader(MicroBatches(source, source, order, recipe.augment), keys, device, workers, recipe.data.prefetch)
     try:
