@@ -33,5 +33,5 @@ def _completers() -> Mapping[str, Completer]:
     return {
         "KEY=VALUE": complete_word,
         "RUN": lambda _: run_names(),
-        "RUN|KEY=VALUE": lambda word: [*run_names(), *complete_word(word)],
+        "RUN|KEY=VALUE": lambda word: [name for name in run_names() if name.startswith(word)] or complete_word(word),
     }
