@@ -92,7 +92,10 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals, notes: Seque
             return FINISHED
         if recipe.data.cache == "device":
             together(lambda: check_room(len(train), len(val), recipe.augment, accelerator.device))
-        model, note = together(lambda: build_model_for(recipe, len(train.classes)), local_rank, first_alone=True)
+        anew = start.checkpoint is None
+        model, note = together(
+            lambda: build_model_for(recipe, len(train.classes), train.classes, anew), local_rank, first_alone=True
+        )
         state = build_state(recipe, plan, model, accelerator)
         together(lambda: check_space(start.run_dir, state, recipe.checkpoint.keep))
         try:
@@ -126,7 +129,10 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals, notes: Seque
         workers = workers_per_rank(recipe.data.num_workers)
         check_shared_memory(plan, workers, recipe.data.prefetch)
         loaders = _open_batches(trainer, train, val, order, workers, progress.message)
-        more = [note, f"continues from {start.checkpoint} (step {state.step})" if start.checkpoint else ""]
+        more = [
+            *note.splitlines(),
+            f"continues from {start.checkpoint} (step {state.step})" if start.checkpoint else "",
+        ]
         for line in (*first_lines(recipe, plan, start, train, val, accelerator, workers), *filter(None, more)):
             progress.message(line)
         return train_to_an_end(trainer, hooks, log, loaders)

@@ -146,10 +146,10 @@ def _subjects(trained: Sequence[Trained], options: DataOptions) -> list[_Subject
     opened: list[tuple[Any, EvalData]] = []
     subjects = []
     for one in trained:
-        recipe, on_cpu = one.recipe, takes_cpu(one.recipe)
+        recipe, on_cpu, notes = one.recipe, takes_cpu(one.recipe), [*one.notes]
         device = torch.device("cpu") if on_cpu else torch.device("cuda", torch.cuda.current_device())
         with own_settings(recipe, device):
-            network = load_network(recipe, len(one.classes) or None, one.weights, device)
+            network = load_network(recipe, len(one.classes) or None, one.weights, device, notes.append)
         outputs = network.get_parameter("fc.weight").shape[0]
         # Networks of the same classes and data share the images, and with these the passes over them.
         asked = (recipe.data, one.classes, outputs)
@@ -158,6 +158,7 @@ def _subjects(trained: Sequence[Trained], options: DataOptions) -> list[_Subject
             data = open_eval_data(one, outputs, options)
             opened.append((asked, data))
         batch_size = recipe.eval.batch_size or _micro_batch(one.run_dir) or min(recipe.batch_size, _MOST_AT_ONCE)
+        one = one._replace(notes=tuple(notes))
         subjects.append(_Subject(one, network, data, device, choose_precision(recipe, on_cpu), batch_size))
     return subjects
 

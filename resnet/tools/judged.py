@@ -8,8 +8,9 @@ from recipes.changes import differences
 from recipes.evidence import judge
 from recipes.load import load_file
 from resnet.checkpoint.commit import name_of
+from resnet.run_weights import FINAL
 from resnet.rundir.status import status_or_nothing
-from resnet.tools.trained import FINAL, Trained
+from resnet.tools.trained import Trained
 
 _SAME_FIGURES = (
     *("eval.batch_size", "eval.every", "device", "precision", "channels_last", "deterministic", "compile"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -16,20 +16,27 @@ from resnet.data.loader import Loader, workers_per_rank
 from resnet.data.order import Order
 from resnet.data.sources.registry import Source
 from resnet.net import build_model
-from resnet.weights_file import check_fits, read_info, read_weights
+from resnet.weights_file import find_weights
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def load_network(recipe: Recipe, classes: int | None, weights: Path, device: torch.device) -> nn.Module:
+def load_network(
+    recipe: Recipe,
+    classes: int | None,
+    weights: Path,
+    device: torch.device,
+    tell: Callable[[str], object] = lambda _: None,
+) -> nn.Module:
     """The recipe's network on the device, with weights from a file, to be evaluated.
 
-    classes: outputs that the network must have; None: as many as the weights do.
+    classes: outputs that the network must have; None: as many as the weights do. tell: is called with what the user
+    should know of how another trainer's file was read.
     Raises ValueError where the weights are of another network, or cannot be read.
     """
-    if (info := read_info(weights)) is not None:
-        check_fits(info, recipe.model, None, str(weights))
-    tensors = read_weights(weights)
+    tensors, notes, _ = find_weights(weights, recipe.model)
+    for note in notes:
+        tell(f"{weights}: {note}")
     if classes is None:
         if "fc.weight" not in tensors:
             raise ValueError(f"{weights} has no classifier fc.weight, as torchvision calls it")

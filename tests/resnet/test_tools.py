@@ -221,7 +221,8 @@ def test_the_place_of_the_csv_is_checked_first(finished, images, tmp_path, capsy
 
 def test_mistakes_of_an_evaluation(run, capsys):
     assert "did you mean eval.flip" in mistake(capsys, "eval", run, "eval.flop=true")
-    assert "does not match this network" in mistake(capsys, "eval", run, "model.layers=[1,1,2]")
+    said = mistake(capsys, "eval", run, "model.layers=[1,1,2]")
+    assert "is of another network: layers [1,1,1]; here: layers [1,1,2]. It needs model.layers=[1,1,1]" in said
     assert "give one recipe" in mistake(capsys, "eval", run, "recipe=quickstart")
     (run / "final.safetensors").unlink()
     assert "give a finished run, or --weights" in mistake(capsys, "eval", run)
