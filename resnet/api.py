@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -135,17 +135,31 @@ class Run:
     ) -> list[Prediction]:
         """Classify images as in the recipe's evaluation; a `Prediction` each, in their order.
 
-        paths: an image, a folder of images (with its subfolders, in sorted order), or several of these.
-        top: classes of each prediction. weights: as for `load`. batch_size: images of a forward pass.
-        device: auto, cpu, cuda or cuda:N. An image that cannot be read has no label, and its `problem` says why.
+        paths: an image, a folder (with its subfolders, in sorted order), a pattern, a CSV file or another list, parquet
+        files, or several of these (see `resnet predict --help`). top: classes of each prediction. weights: as for
+        `load`. batch_size: images of a forward pass. device: auto, cpu, cuda or cuda:N.
+        An image that cannot be read has no label, and its `problem` says why.
         Raises ValueError for paths that are not there and weights that cannot be used.
         """
-        from resnet.tools.predict import images_of, predict
-        from resnet.tools.trained import weights_of
+        return list(self.predictions(paths, top, weights=weights, batch_size=batch_size, device=device))
 
-        given = [paths] if isinstance(paths, (str, Path)) else paths
-        file = weights_of(self.path, weights)
-        return predict(self.path, images_of(given), top=top, batch_size=batch_size, device=device, weights=file)
+    def predictions(
+        self,
+        paths: str | Path | Iterable[str | Path],
+        top: int = 5,
+        *,
+        weights: str | int | Path = "best",
+        batch_size: int = 64,
+        device: str = "auto",
+    ) -> Iterator[Prediction]:
+        """As `predict`, one after the other as they are made: any number of images in the memory of a few batches."""
+        from resnet.data.sources.given import open_given
+        from resnet.tools.predict import classes_of, predictions
+        from resnet.tools.trained import Trained, weights_of
+
+        trained = Trained(self.name, weights_of(self.path, weights), self.recipe, self.classes, self.path)
+        source = open_given(paths, classes_of(trained), like=trained.recipe.data)
+        return predictions(trained, source, top, batch_size, device)
 
     def evaluate(self, weights: str | int | Path = "best", /, **changes: Any) -> Evaluation:
         """Evaluate on the validation images as in training.

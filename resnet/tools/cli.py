@@ -14,7 +14,7 @@ COMMANDS = {
     name: Command(what, partial(importlib.import_module, f"resnet.tools.commands.{name.replace('-', '_')}"))
     for name, what in {
         "eval": "evaluate runs, checkpoints and files of weights on labelled images",
-        "predict": "classify a folder of images",
+        "predict": "classify images: files, folders, lists",
         "report": "write report.html, curves.png and confusion.png anew",
         "verify-resume": "check that a recipe resumes exactly on this machine",
     }.items()
