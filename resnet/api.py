@@ -205,7 +205,12 @@ def evaluate(
     ]
     trained = [find_trained(os.fspath(one), root, plain, words) for one in what]
     given = (data,) if isinstance(data, (str, Path)) else data
-    options = DataOptions(tuple(map(str, given)), None if real is None else Path(real), only_present, known_only)
+    options = DataOptions(
+        tuple(map(str, given)),
+        real=None if real is None else Path(real),
+        only_present=only_present,
+        known_only=known_only,
+    )
     return tool.evaluate(trained, options)
 
 

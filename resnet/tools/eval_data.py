@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +16,7 @@ import numpy as np
 
 from recipes.text import listed
 from resnet.build import build_data
-from resnet.data.sources.given import open_given
+from resnet.data.sources.given import Given, open_given
 from resnet.data.sources.registry import Source, Subset
 from resnet.tools.trained import UNKNOWN, Trained
 
@@ -29,6 +28,10 @@ class DataOptions(NamedTuple):
 
     data: tuple[str, ...] = ()
     """Files, folders, patterns or lists of labelled images; empty: the recipe's validation images."""
+    images: Path | None = None
+    """Folder that the names in a list start from; None: the list's."""
+    columns: tuple[str | None, str | None] = (None, None)
+    """Of a CSV file: those of file names and of labels."""
     real: Path | None = None
     """ReaL's real.json."""
     only_present: bool = False
@@ -114,8 +117,8 @@ def _given(trained: Trained, outputs: int, options: DataOptions) -> EvalData:
     """The images of --data, their classes matched to the network's by name, or by number."""
     classes, notes = trained.classes, []
     if not classes:
-        classes, notes = _unnamed_classes(trained, outputs, options.data)
-    given = open_given(options.data, classes, like=trained.recipe.data)
+        classes, notes = _unnamed_classes(trained, outputs, options)
+    given = _open(trained, classes, options)
     unmatched = given.unmatched
     if unmatched and not options.known_only:
         counts = listed([f"{name} ({count:,})" for name, count in unmatched.items()])
@@ -133,9 +136,13 @@ def _given(trained: Trained, outputs: int, options: DataOptions) -> EvalData:
     return EvalData(source, classes, False, notes=(*notes, *given.notes))
 
 
-def _unnamed_classes(trained: Trained, outputs: int, data: Sequence[str]) -> tuple[list[str], list[str]]:
+def _open(trained: Trained, classes: list[str] | None, options: DataOptions) -> Given:
+    return open_given(options.data, classes, options.columns, options.images, trained.recipe.data)
+
+
+def _unnamed_classes(trained: Trained, outputs: int, options: DataOptions) -> tuple[list[str], list[str]]:
     """Names for the outputs of a network whose weights name none: numbers, the data's own, or those of its recipe."""
-    there = open_given(data, like=trained.recipe.data).classes
+    there = _open(trained, None, options).classes
     numbers = [str(number) for number in range(outputs)]
     if set(there) <= set(numbers):
         return numbers, ["the classes of the data are numbers, taken as the network's outputs from 0"]

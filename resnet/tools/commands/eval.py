@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from resnet.rundir.files import to_json, write_atomic
-from resnet.tools.arguments import add_root
+from resnet.tools.arguments import add_lists, add_root, split_changes
 
 if TYPE_CHECKING:
     from resnet.tools.evaluate import Evaluation
-
-_OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,12 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--csv", nargs="?", const="-", metavar="OUT.csv", help="write CSV, by default to standard output")
     form.add_argument("--json", action="store_true", help="print a JSON list, an object an evaluation")
+    add_lists(parser)
     add_root(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    overrides = [word for word in arguments.runs if _OVERRIDE.match(word)]
-    names = [word for word in arguments.runs if not _OVERRIDE.match(word)]
+    names, changes = split_changes(arguments.runs)
     _check(arguments, names)
     import torch
     import torch.distributed as dist
@@ -54,8 +51,15 @@ def run(arguments: argparse.Namespace) -> None:
     from resnet.tools.evaluate import evaluate
     from resnet.tools.trained import find_trained
 
-    trained = [find_trained(name, arguments.root, arguments.plain, overrides) for name in names]
-    options = DataOptions(tuple(arguments.data or ()), arguments.real, arguments.only_present, arguments.known_only)
+    trained = [find_trained(name, arguments.root, arguments.plain, changes) for name in names]
+    options = DataOptions(
+        tuple(arguments.data or ()),
+        arguments.images,
+        (arguments.file_column, arguments.label_column),
+        arguments.real,
+        arguments.only_present,
+        arguments.known_only,
+    )
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if several:
         build_accelerator(trained[0].recipe)
@@ -78,8 +82,9 @@ def _check(arguments: argparse.Namespace, names: list[str]) -> None:
         raise ValueError(f"--csv {arguments.csv}: give a file that ends in .csv, or --csv last for standard output")
     if arguments.csv not in (None, "-") and not Path(arguments.csv).absolute().parent.is_dir():
         raise ValueError(f"--csv {arguments.csv}: there is no folder {Path(arguments.csv).absolute().parent}")
-    if arguments.known_only and not arguments.data:
-        raise ValueError("--known-only is for other data, which --data names")
+    for option in ("known_only", "images", "file_column", "label_column"):
+        if getattr(arguments, option) and not arguments.data:
+            raise ValueError(f"--{option.replace('_', '-')} is for other data, which --data names")
     if arguments.real is not None and arguments.per_class:
         raise ValueError("--real counts several classes as right for an image: it has no --per-class")
 
