@@ -16,6 +16,8 @@ from resnet.data.loader import Loader, workers_per_rank
 from resnet.data.order import Order
 from resnet.data.sources.registry import Source
 from resnet.net import build_model
+from resnet.state_dicts import mismatches
+from resnet.weights_file import find_weights, read_info
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -27,6 +29,26 @@ def load_network(recipe: Recipe, classes: int, weights: Path, device: torch.devi
         load_weights(network, weights)
     memory_format = torch.channels_last if recipe.channels_last else torch.contiguous_format
     return network.eval().to(device=device, memory_format=memory_format)  # pyright: ignore[reportCallIssue]
+
+
+def load_alone(weights: Path, recipe: Recipe | None = None) -> nn.Module:
+    """The network of a weights file on the CPU, to be evaluated: as the file itself says, or as the recipe does.
+
+    Raises ValueError where neither does, or where they do not agree.
+    """
+    if not weights.is_file():
+        raise ValueError(f"there is no file {weights}")
+    info = read_info(weights)
+    if info is None and recipe is None:
+        raise ValueError(f"{weights} does not say which network it is of: give recipe= (a recipe, or its name)")
+    model = recipe.model if recipe is not None else info.model  # pyright: ignore[reportOptionalMemberAccess]
+    tensors = find_weights(weights, model).tensors
+    with torch.random.fork_rng(devices=[]):
+        network = build_model(model, len(tensors.get("fc.weight", ())) or 1)
+    if wrong := mismatches(tensors, network.state_dict(), counts=False):
+        raise ValueError(f"{weights} does not match this network: {wrong}")
+    network.load_state_dict(tensors, strict=False)
+    return network.eval()
 
 
 def batches_of(source: Source, recipe: Recipe, batch_size: int, device: torch.device) -> Iterator[Batch]:
