@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from resnet.tools.evaluate import Evaluation
     from resnet.tools.predict import Prediction
+    from resnet.weights_file import WeightsInfo
 
 
 def load_recipe(name: str | Path, changes: Mapping[str, Any] | None = None) -> Recipe:
@@ -56,6 +57,27 @@ def build_model(recipe: Recipe | str, num_classes: int | None = None) -> nn.Modu
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(recipe.seed)
         return initial_model(recipe, classes)[0]
+
+
+def load(weights: str | Path, recipe: Recipe | str | None = None) -> nn.Module:
+    """Load the network of a weights file, on the CPU and in evaluation mode: normalised float (N, 3, H, W) -> logits.
+
+    recipe: for a file that does not say which network it is of, a recipe that does, or the name of one.
+    Raises ValueError where it cannot be read, or is of another network than the recipe's.
+    """
+    from resnet.tools.weights import load_alone
+
+    return load_alone(Path(weights).expanduser(), load_recipe(recipe) if isinstance(recipe, str) else recipe)
+
+
+def weights_info(weights: str | Path) -> WeightsInfo | None:
+    """What a weights file says of itself: architecture, classes, mean and std, sizes, recipe, step.
+
+    None: nothing, as it is of another program or of version 0.1.0. Raises ValueError where it cannot be read.
+    """
+    from resnet.weights_file import read_info
+
+    return read_info(Path(weights).expanduser())
 
 
 class Run:

@@ -140,11 +140,13 @@ def _described(effective: Mapping[str, Any], keys: Sequence[str]) -> str:
 
 
 def _to_set(wrong: Sequence[str], here: Model, there: Model) -> Iterator[str]:
-    """Those of the keys that differ which the command line has to name."""
+    """The keys that the command line has to name: also, where nets differ, those that the other one leaves unset."""
+    if {*wrong} & {*_NET}:
+        effective = effective_model(there)
+        yield from (key for key in _NET if effective[key] != getattr(here, key))
     for key in wrong:
-        # By hand and by name exclude each other: what was given of the other way has to be taken back.
-        unsaid = there.activation_args or here.activation_args if key == "activation_args" else key not in _NET
-        if unsaid or (key in _NET and effective_model(there)[key] != getattr(here, key)):
+        unsaid = key == "activation_args" and not there.activation_args and not here.activation_args
+        if key not in _NET and not unsaid:
             yield key
 
 
@@ -187,9 +189,9 @@ def find_weights(path: Path, model: Model | None = None) -> Found:
         else:
             found = find_state_dict(_unpickled(path))
     except pickle.UnpicklingError as error:
-        reason = f"it is damaged or no file of torch.save ({error})"
+        reason = f"it is damaged, or no file of torch.save of version 1.6 or later ({error})"
         raise ValueError(f"cannot read the weights {path}: {reason}") from error
-    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
+    except (SafetensorError, OSError) as error:
         raise ValueError(f"cannot read the weights {path}: {error}") from error
     except ValueError as error:
         raise ValueError(f"{path} {error}") from error
@@ -199,7 +201,11 @@ def find_weights(path: Path, model: Model | None = None) -> Found:
 
 
 def _unpickled(path: Path) -> Any:
+    """The content of a file of torch.save, without anything of it being run."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
+    except OSError:
+        raise
+    except Exception:
+        # Of any kind, as what a stranger wrote can make it fail; most often it holds more than tensors.
         return read_inertly(path)

@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from recipes.schema.recipe import Recipe
-from recipes.text import listed
 from resnet.data.batches import Batch, MicroBatches, validation_keys
 from resnet.data.loader import Loader, workers_per_rank
 from resnet.data.order import Order
 from resnet.data.sources.registry import Source
 from resnet.net import build_model
-from resnet.weights_file import find_weights
+from resnet.state_dicts import mismatches
+from resnet.weights_file import find_weights, read_info
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -43,24 +43,31 @@ def load_network(
         classes = len(tensors["fc.weight"])
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         network = build_model(recipe.model, classes)
-    _put(tensors, network, weights)
+    if wrong := mismatches(tensors, network.state_dict(), counts=False):
+        raise ValueError(f"{weights} does not match this network: {wrong}")
+    network.load_state_dict(tensors, strict=False)
     memory_format = torch.channels_last if recipe.channels_last else torch.contiguous_format
     return network.eval().to(device=device, memory_format=memory_format)  # pyright: ignore[reportCallIssue]
 
 
-def _put(tensors: dict[str, torch.Tensor], network: nn.Module, file: Path) -> None:
-    """Load the tensors of a file into the network, all of them. Raises ValueError."""
-    own = network.state_dict()
-    # Weights from before torch 0.4.1 have no count of batches, and nothing here needs it.
-    counts = {name for name in own if name.endswith("num_batches_tracked")}
-    wrong = sorted((own.keys() ^ tensors.keys()) - counts)
-    wrong = wrong or [name for name in own if name not in counts and own[name].shape != tensors[name].shape]
-    if {*wrong} == {"fc.weight", "fc.bias"} and "fc.weight" in tensors:
-        here, there = len(own["fc.weight"]), len(tensors["fc.weight"])
-        raise ValueError(f"{file} does not match this network: it is for {there} classes, and there are {here} here")
-    if wrong:
-        raise ValueError(f"{file} does not match this network: {listed(wrong, 4)}")
+def load_alone(weights: Path, recipe: Recipe | None = None) -> nn.Module:
+    """The network of a weights file on the CPU, to be evaluated: as the file itself says, or as the recipe does.
+
+    Raises ValueError where neither does, or where they do not agree.
+    """
+    if not weights.is_file():
+        raise ValueError(f"there is no file {weights}")
+    info = read_info(weights)
+    if info is None and recipe is None:
+        raise ValueError(f"{weights} does not say which network it is of: give recipe= (a recipe, or its name)")
+    model = recipe.model if recipe is not None else info.model  # pyright: ignore[reportOptionalMemberAccess]
+    tensors = find_weights(weights, model).tensors
+    with torch.random.fork_rng(devices=[]):
+        network = build_model(model, len(tensors.get("fc.weight", ())) or 1)
+    if wrong := mismatches(tensors, network.state_dict(), counts=False):
+        raise ValueError(f"{weights} does not match this network: {wrong}")
     network.load_state_dict(tensors, strict=False)
+    return network.eval()
 
 
 def batches_of(
