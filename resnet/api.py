@@ -5,8 +5,10 @@ Nothing here changes the process that calls it: threads, environment, signals, r
 
 from __future__ import annotations
 
+import json
+import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -155,17 +157,31 @@ class Run:
     ) -> list[Prediction]:
         """Classify images as in the recipe's evaluation; a `Prediction` each, in their order.
 
-        paths: an image, a folder of images (with its subfolders, in sorted order), or several of these.
-        top: classes of each prediction. weights: as for `load`. batch_size: images of a forward pass.
-        device: auto, cpu, cuda or cuda:N. An image that cannot be read has no label, and its `problem` says why.
+        paths: an image, a folder (with its subfolders, in sorted order), a pattern, a CSV file or another list, parquet
+        files, or several of these (see `resnet predict --help`). top: classes of each prediction. weights: as for
+        `load`. batch_size: images of a forward pass. device: auto, cpu, cuda or cuda:N.
+        An image that cannot be read has no label, and its `problem` says why.
         Raises ValueError for paths that are not there and weights that cannot be used.
         """
-        from resnet.tools.predict import images_of, predict
-        from resnet.tools.trained import weights_of
+        return list(self.predictions(paths, top, weights=weights, batch_size=batch_size, device=device))
 
-        given = [paths] if isinstance(paths, (str, Path)) else paths
-        file = weights_of(self.path, weights)
-        return predict(self.path, images_of(given), top=top, batch_size=batch_size, device=device, weights=file)
+    def predictions(
+        self,
+        paths: str | Path | Iterable[str | Path],
+        top: int = 5,
+        *,
+        weights: str | int | Path = "best",
+        batch_size: int = 64,
+        device: str = "auto",
+    ) -> Iterator[Prediction]:
+        """As `predict`, one after the other as they are made: any number of images in the memory of a few batches."""
+        from resnet.data.sources.given import open_given
+        from resnet.tools.predict import classes_of, predictions
+        from resnet.tools.trained import Trained, weights_of
+
+        trained = Trained(self.name, weights_of(self.path, weights), self.recipe, self.classes, self.path)
+        source = open_given(paths, classes_of(trained), like=trained.recipe.data)
+        return predictions(trained, source, top, batch_size, device)
 
     def evaluate(self, weights: str | int | Path = "best", /, **changes: Any) -> Evaluation:
         """Evaluate on the validation images as in training.
@@ -173,11 +189,51 @@ class Run:
         weights: as for `load`. changes: to the recipe, as in `run.evaluate(**{"eval.flip": True})`.
         Raises ValueError for changes, data or weights that cannot be used.
         """
-        from resnet.tools.evaluate import evaluate
-        from resnet.tools.trained import weights_of
+        from resnet.tools import evaluate as tool
+        from resnet.tools.trained import of_run, weights_of
 
-        recipe = load_recipe(self.path / "recipe.yaml", changes)
-        return evaluate(self.path, recipe, weights_of(self.path, weights))
+        trained = of_run(f"{self.name}@{weights}", self.path, weights_of(self.path, weights))
+        changed = load_recipe(self.path / "recipe.yaml", changes)
+        return tool.evaluate([trained._replace(recipe=changed)])[0]
+
+
+def evaluate(
+    what: Iterable[str | Path | Run],
+    changes: Mapping[str, Any] | None = None,
+    *,
+    data: str | Path | Iterable[str | Path] = (),
+    real: str | Path | None = None,
+    only_present: bool = False,
+    known_only: bool = False,
+    plain: bool = False,
+    root: str | Path = "runs",
+) -> list[Evaluation]:
+    """Evaluate several networks; where they take the same images, these are decoded once.
+
+    what: runs, "RUN@last", "RUN@step-500" and the like, or files of weights. changes: to their recipes, by dotted key;
+    "recipe" for files that do not say what they are. data: other labelled images (a folder of classes, a CSV file,
+    parquet files), their classes matched by name. real: ImageNet-ReaL's real.json. only_present: let the networks
+    answer only the classes that the data holds, as for ImageNet-A and -R. known_only: leave out images of classes that
+    the networks do not have. plain: the trained weights in place of their average. root: folder of the runs.
+    Raises ValueError for what cannot be used.
+    """
+    from resnet.tools import evaluate as tool
+    from resnet.tools.eval_data import DataOptions
+    from resnet.tools.trained import find_trained
+
+    words = [
+        f"{key}={value if key == 'recipe' else json.dumps(value, default=str)}"
+        for key, value in (changes or {}).items()
+    ]
+    trained = [find_trained(os.fspath(one), root, plain, words) for one in what]
+    given = (data,) if isinstance(data, (str, Path)) else data
+    options = DataOptions(
+        tuple(map(str, given)),
+        real=None if real is None else Path(real),
+        only_present=only_present,
+        known_only=known_only,
+    )
+    return tool.evaluate(trained, options)
 
 
 def runs(root: str | Path = "runs") -> list[Run]:

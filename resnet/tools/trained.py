@@ -5,14 +5,18 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from recipes.load import load
+from recipes.load import Loaded, load, load_over, names
 from recipes.schema.recipe import Recipe
 from resnet.checkpoint.snapshot import EMA, MODEL
 from resnet.run_weights import ENDINGS, has_average, weights_of
 from resnet.rundir.evaluation import class_names, read_evaluation
 from resnet.rundir.find import ROOT, find_run
+from resnet.weights_file import PREPARED, WeightsInfo, read_info
+
+UNKNOWN = "(not known)"
+"""`data.train` and `data.val` of a recipe that is known by its weights alone."""
 
 
 class Trained(NamedTuple):
@@ -50,7 +54,7 @@ def find_trained(text: str, root: str | Path = ROOT, plain: bool = False, overri
     if not at or _is_run(text, root):
         name, which = text, "best"
     run_dir = find_run(name, root)
-    return _of_run(text, run_dir, weights_of(run_dir, which, plain), overrides)
+    return of_run(text, run_dir, weights_of(run_dir, which, plain), overrides)
 
 
 def _is_run(text: str, root: str | Path) -> bool:
@@ -59,14 +63,13 @@ def _is_run(text: str, root: str | Path) -> bool:
     return False
 
 
-def _of_run(name: str, run_dir: Path, weights: Path, overrides: Sequence[str]) -> Trained:
+def of_run(name: str, run_dir: Path, weights: Path, overrides: Sequence[str] = ()) -> Trained:
+    """A run with one of its weights files. overrides: changes to its recipe."""
     loaded = load([f"recipe={run_dir / 'recipe.yaml'}", *overrides])
     averaged = weights.name != MODEL and (weights.name == EMA or has_average(run_dir))
-    return Trained(name, weights, loaded.recipe, _classes(run_dir), run_dir, averaged, loaded.notes)
-
-
-def _classes(run_dir: Path) -> list[str]:
-    return class_names(run_dir) if read_evaluation(run_dir) else []
+    info = read_info(weights)
+    classes = info.classes if info else class_names(run_dir) if read_evaluation(run_dir) else []
+    return Trained(name, weights, loaded.recipe, classes, run_dir, averaged, loaded.notes)
 
 
 def _of_file(name: str, file: Path, plain: bool, overrides: Sequence[str]) -> Trained:
@@ -74,11 +77,24 @@ def _of_file(name: str, file: Path, plain: bool, overrides: Sequence[str]) -> Tr
     if not given and (run_dir := _run_of_file(file)) is not None:
         if plain and file.name == EMA:
             raise ValueError(f"{file} is an average (EMA): the plain weights are in {file.with_name(MODEL)}")
-        return _of_run(name, run_dir, file, overrides)
-    if not given:
+        return of_run(name, run_dir, file, overrides)
+    info = read_info(file)
+    if given:
+        loaded = load(overrides)
+    elif info is not None:
+        loaded = _described(info, file, overrides)
+    else:
         raise ValueError(f"{file} does not say which network it is of: add recipe=NAME (`launch recipes` lists them)")
-    loaded = load(overrides)
-    return Trained(name, file, loaded.recipe, [], None, None, loaded.notes)
+    return Trained(name, file, loaded.recipe, info.classes if info else [], None, None, loaded.notes)
+
+
+def _described(info: WeightsInfo, file: Path, overrides: Sequence[str]) -> Loaded:
+    """The recipe of weights by what they say of themselves: their own where it comes with the program."""
+    augment = {key: getattr(info, key) for key in PREPARED}
+    values: dict[str, Any] = {"model": info.model.model_dump(mode="json"), "augment": augment, "loss": info.loss}
+    if info.recipe not in names():
+        values |= {"data": {"source": "image_folder", "train": UNKNOWN, "val": UNKNOWN}, "epochs": 1, "batch_size": 64}
+    return load_over(info.recipe, values, str(file), overrides)
 
 
 def _run_of_file(file: Path) -> Path | None:
