@@ -15,6 +15,7 @@ COMMANDS = {
     for name, what in {
         "eval": "evaluate runs, checkpoints and files of weights on labelled images",
         "predict": "classify images: files, folders, lists",
+        "features": "write what a layer makes of images to a parquet file",
         "report": "write report.html, curves.png and confusion.png anew",
         "verify-resume": "check that a recipe resumes exactly on this machine",
     }.items()

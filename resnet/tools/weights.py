@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from recipes.schema.model import Model
 from recipes.schema.recipe import Recipe
-from recipes.text import listed
 from resnet.data.batches import Batch, MicroBatches, validation_keys
 from resnet.data.loader import Loader, workers_per_rank
 from resnet.data.order import Order
@@ -35,16 +35,7 @@ def load_network(
     should know of how another trainer's file was read.
     Raises ValueError where the weights are of another network, or cannot be read.
     """
-    tensors, notes, _ = find_weights(weights, recipe.model)
-    for note in notes:
-        tell(f"{weights}: {note}")
-    if classes is None:
-        if "fc.weight" not in tensors:
-            raise ValueError(f"{weights} has no classifier fc.weight, as torchvision calls it")
-        classes = len(tensors["fc.weight"])
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        network = build_model(recipe.model, classes)
-    _put(tensors, network, weights)
+    network = _network(recipe.model, classes, weights, tell)
     memory_format = torch.channels_last if recipe.channels_last else torch.contiguous_format
     return network.eval().to(device=device, memory_format=memory_format)  # pyright: ignore[reportCallIssue]
 
@@ -60,11 +51,23 @@ def load_alone(weights: Path, recipe: Recipe | None = None) -> nn.Module:
     if info is None and recipe is None:
         raise ValueError(f"{weights} does not say which network it is of: give recipe= (a recipe, or its name)")
     model = recipe.model if recipe is not None else info.model  # pyright: ignore[reportOptionalMemberAccess]
-    tensors = find_weights(weights, model).tensors
-    with torch.random.fork_rng(devices=[]):
-        network = build_model(model, len(tensors.get("fc.weight", ())) or 1)
+    return _network(model, None, weights).eval()
+
+
+def _network(
+    model: Model, classes: int | None, weights: Path, tell: Callable[[str], object] = lambda _: None
+) -> nn.Module:
+    tensors, notes, _ = find_weights(weights, model)
+    for note in notes:
+        tell(f"{weights}: {note}")
+    if classes is None:
+        if "fc.weight" not in tensors:
+            raise ValueError(f"{weights} has no classifier fc.weight, as torchvision calls it")
+        classes = len(tensors["fc.weight"])
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        network = build_model(model, classes)
     _put(tensors, network, weights)
-    return network.eval()
+    return network
 
 
 def _put(tensors: dict[str, torch.Tensor], network: nn.Module, file: Path) -> None:
