@@ -130,7 +130,7 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals, notes: Seque
         more = [note, f"continues from {start.checkpoint} (step {state.step})" if start.checkpoint else ""]
         for line in (*first_lines(recipe, plan, start, train, val, accelerator, workers), *filter(None, more)):
             progress.message(line)
-        return train_to_an_end(trainer, hooks, log, loaders)
+        return train_to_an_end(trainer, hooks, log, loaders, (train, val))
 
 
 def _open_batches(

@@ -65,7 +65,7 @@ def mapping(values: Mapping[str, Any]) -> str:
         for key, value in values.items()
         if value not in (None, "", [], {})
     )
-    return f'<div class="scroll"><table>{rows}</table></div>' if rows else ""
+    return f'<table class="mapping">{rows}</table>' if rows else ""
 
 
 def show(value: Any) -> str:

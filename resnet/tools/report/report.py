@@ -145,14 +145,12 @@ def _facts(
     if best is not None and best.get("val/top1") is not None:
         mark = {True: "good", False: "bad", None: ""}
         judged = _judged(recipe, rows, best, information)
-        found.append(
-            (f"{best['val/top1']:.2f}%", f"best top-1 (epoch {best['epoch']:g}); {judged.text}", mark[judged.good])
-        )
-    if evaluation.get("top1") is not None:
-        what = f"top-1 of the weights kept, {evaluation.get('samples', 0):,} images"
-        if evaluation.get("top5") is not None and len(evaluation.get("classes", ())) > 5:
-            what += f"; top-5 {evaluation['top5']:.2f}%"
-        found.append((f"{evaluation['top1']:.2f}%", what, ""))
+        what = f"best top-1 (epoch {best['epoch']:.4g})"
+        if best.get("val/top5") is not None and len(evaluation.get("classes") or ()) > 5:
+            what += f", top-5 {best['val/top5']:.2f}%"
+        if best.get("val/samples"):
+            what += f", of {best['val/samples']:,} images"
+        found.append((f"{best['val/top1']:.2f}%", f"{what}; {judged.text}", mark[judged.good]))
     if status.get("step") is not None:
         epoch, epochs = status.get("epoch"), status.get("epochs")
         where = f"; epoch {epoch:g} of {epochs:g}" if epoch is not None and epochs is not None else ""
@@ -244,7 +242,7 @@ def _attempts(attempts: list[dict[str, Any]]) -> str:
             code,
         )
         rows.append([escape(cell) for cell in cells])
-    return table(["", "start", "time", "steps", "end", "host", "devices", "commit"], rows, numbers=(2,))
+    return table(["", "start", "time", "steps", "end", "host", "devices", "commit"], rows, numbers=(2,), style="lines")
 
 
 def _made_with(information: Mapping[str, Any]) -> dict[str, Any]:
