@@ -82,19 +82,20 @@ def make_pictures(
         write_atomic(run_dir / NAME, to_json(content | packed))
         return Pictures(training, mistakes)
     except Exception as error:
-        return kept._replace(problem=f"The images could not be shown: {str(error) or type(error).__name__}")
+        return kept._replace(problem=f"The images are not shown: {str(error) or type(error).__name__}.")
 
 
 def _open(recipe: Recipe) -> tuple[Source, Source]:
     """The recipe's images, without downloading or drawing any. Raises ValueError where they are not on this machine."""
     from resnet.data.sources.files import expanded
-    from resnet.data.sources.registry import open_sources
 
     data = recipe.data
     named = [path for path in data.paths().values() if path] or [data.train]
     missing = [path for path in named if data.source != "synthetic" and not expanded(path).exists()]
     if missing:
-        raise ValueError(f"{missing[0]} is not on this machine, or not relative to this folder.")
+        raise ValueError(f"there is no {expanded(missing[0])} on this machine")
+    from resnet.data.sources.registry import open_sources
+
     print(f"opening the images of {data.train} for the pictures of the report", file=sys.stderr)
     return open_sources(data.model_copy(update={"download": False}) if hasattr(data, "download") else data)
 

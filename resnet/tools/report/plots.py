@@ -28,8 +28,10 @@ def draw_curves(
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(10, 6.4), dpi=150, layout="tight")
+    figure = Figure(figsize=(10, 6.4), dpi=150)
     FigureCanvasAgg(figure)
+    # Margins that are given cost nothing; to find tight ones, matplotlib draws all of it once more.
+    figure.subplots_adjust(left=0.075, right=0.985, bottom=0.075, top=0.95, hspace=0.28, wspace=0.17)
     (loss, accuracy), (rate, speed) = figure.subplots(2, 2)
     _line(loss, rows, "train/loss", "training", TRAIN)
     _line(loss, rows, "val/loss", "validation", VALIDATION, measured=True)

@@ -62,7 +62,7 @@ def write_report(run_dir: Path, sources: tuple[Source, Source] | None = None, pa
         _headline(name, recipe, status),
         _facts(recipe, status, information, rows, evaluation),
         section("Curves", result_charts(recipe, information, rows, marks, classes)),
-        section("Most confident mistakes", _mistakes(pictures)),
+        section("Most confident mistakes", _mistakes(pictures, bool(evaluation.get("mistakes")))),
         section("Confusion", heat_map(evaluation)),
         section("Classes confused most", confused_table(evaluation)),
         section("Accuracy by class, worst first", class_table(evaluation)),
@@ -94,16 +94,20 @@ def _draw(
         draw_confusion(evaluation["confusion"], evaluation["classes"], run_dir / "confusion.png")
 
 
-def _mistakes(pictures: Pictures) -> str:
-    shown = tiles((picture.jpeg, picture.caption, picture.file) for picture in pictures.mistakes)
+def _mistakes(pictures: Pictures, expected: bool) -> str:
+    """expected: whether the evaluation has any."""
+    if not pictures.mistakes:
+        return _problem(pictures) if expected else ""
     what = "<p class='soft'>True class → predicted class, and the probability given to it.</p>"
-    return (what + shown if shown else "") + _problem(pictures)
+    return what + tiles((picture.jpeg, picture.caption, picture.file) for picture in pictures.mistakes)
 
 
 def _training_images(pictures: Pictures) -> str:
+    if not pictures.training:
+        return _problem(pictures)
+    what = "The first images of step 0, cropped, augmented and mixed. <code>resnet look</code> shows those of any step."
     shown = tiles((picture.jpeg, picture.caption, picture.file) for picture in pictures.training)
-    what = "<p class='soft'>The first images of step 0, cropped, augmented and mixed. <code>resnet look</code> shows "
-    return what + f"those of any step.</p>{shown}" if shown else ""
+    return f"<p class='soft'>{what}</p>{shown}"
 
 
 def _problem(pictures: Pictures) -> str:
@@ -210,7 +214,7 @@ def _settings(recipe: Recipe) -> str:
         [f"<code>{escape(key)}</code>", escape(show(value)), f"<span class='soft'>{escape(_default(default))}</span>"]
         for key, value, default in differing(recipe)
     ]
-    return table(["setting", "value", "default"], rows)
+    return table(["setting", "value", "default"], rows, style="settings")
 
 
 def _default(value: Any) -> str:

@@ -68,7 +68,7 @@ def confused_table(evaluation: Mapping[str, Any]) -> str:
     for true, predicted, count in confused_pairs(evaluation)[:SHOWN_PAIRS]:
         share = 100 * count / max(1, totals[true])
         rows.append([names[true], names[predicted], f"{count:,} of {totals[true]:,}", f"{share:.1f}%", bar(share)])
-    return table(["true class", "taken for", "images", "share", ""], rows, numbers=(2, 3), style="bars")
+    return table(["true class", "taken for", "images", "share", ""], rows, numbers=(2, 3), style="bars pairs")
 
 
 def class_table(evaluation: Mapping[str, Any]) -> str:

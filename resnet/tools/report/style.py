@@ -27,10 +27,11 @@ th { text-align: left; color: var(--soft); font-weight: 600; font-size: 13px; }
 th, td { padding: 4px 14px 4px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 td { overflow-wrap: break-word; min-width: 3em; max-width: 32em; }
 tr:last-child td, tr:last-child th { border-bottom: 0; }
+.settings td { overflow-wrap: anywhere; min-width: 5.5em; } .settings code { white-space: nowrap; }
 .mapping td { overflow-wrap: anywhere; max-width: none; } .lines td { white-space: nowrap; }
 .number { text-align: right; white-space: nowrap; }
 .soft { color: var(--soft); }
-.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 210px), 1fr)); gap: 12px;
+.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 180px), 1fr)); gap: 12px;
   margin-top: 18px; }
 .fact { padding: 12px 16px; border: 1px solid var(--line); border-radius: 10px; background: var(--card); }
 .fact b { display: block; font-size: 23px; line-height: 1.3; }
@@ -87,6 +88,7 @@ code { overflow-wrap: anywhere; }
   body { padding: 16px 10px 40px; } section { padding: 14px 12px; } h1 { font-size: 21px; }
   .facts { grid-template-columns: 1fr 1fr; gap: 8px; } .fact { padding: 9px 11px; } .fact b { font-size: 19px; }
   th, td { padding-right: 10px; } .label { width: 38%; } .chart text { font-size: 15px; }
+  .pairs th:last-child, .pairs td:last-child { display: none; }
   .pictures { grid-template-columns: repeat(3, 1fr); gap: 10px; }
 }
 @media print {
