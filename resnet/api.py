@@ -261,6 +261,15 @@ def evaluate(
     )
     return tool.evaluate(trained, options)
 
+    def report(self) -> Path:
+        """Write report.html anew, with curves.png and confusion.png beside it, and return its path.
+
+        Also while the run trains. Raises ValueError where one of the run's files is damaged.
+        """
+        from resnet.tools.report.report import write_report
+
+        return write_report(self.path)
+
 
 def runs(root: str | Path = "runs") -> list[Run]:
     """The runs that lie in a folder, by name."""
