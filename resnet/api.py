@@ -222,6 +222,15 @@ class Run:
         changed = load_recipe(self.path / "recipe.yaml", changes)
         return tool.evaluate([trained._replace(recipe=changed)])[0]
 
+    def report(self) -> Path:
+        """Write report.html anew, with curves.png and confusion.png beside it, and return its path.
+
+        Also while the run trains. Raises ValueError where one of the run's files is damaged.
+        """
+        from resnet.tools.report.report import write_report
+
+        return write_report(self.path)
+
 
 def evaluate(
     what: Iterable[str | Path | Run],
