@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from resnet.tools.evaluate import Evaluation
+    from resnet.tools.features import Features
     from resnet.tools.predict import Prediction
+    from resnet.tools.trained import Trained
     from resnet.weights_file import WeightsInfo
 
 
@@ -177,11 +179,35 @@ class Run:
         """As `predict`, one after the other as they are made: any number of images in the memory of a few batches."""
         from resnet.data.sources.given import open_given
         from resnet.tools.predict import classes_of, predictions
-        from resnet.tools.trained import Trained, weights_of
 
-        trained = Trained(self.name, weights_of(self.path, weights), self.recipe, self.classes, self.path)
+        trained = self._trained(weights)
         source = open_given(paths, classes_of(trained), like=trained.recipe.data)
         return predictions(trained, source, top, batch_size, device)
+
+    def features(
+        self,
+        paths: str | Path | Iterable[str | Path],
+        layer: str = "avgpool",
+        *,
+        weights: str | int | Path = "best",
+        batch_size: int = 64,
+        device: str = "auto",
+    ) -> Features:
+        """What a layer makes of images: `features` float32 (n, size), `ids` and `labels` (-1 for none), in order.
+
+        paths: as for `predict`, or "train" or "val" for the run's own images. layer: avgpool, or the mean over height
+        and width of layer1 ... layer4. Images that cannot be read are left out. `resnet features` writes files of any
+        size. Raises ValueError for another layer, and where no image can be read.
+        """
+        from resnet.tools.features import features_of, open_images
+
+        trained = self._trained(weights)
+        return features_of(trained, open_images(trained, paths), layer, batch_size, device)
+
+    def _trained(self, weights: str | int | Path) -> Trained:
+        from resnet.tools.trained import Trained, weights_of
+
+        return Trained(self.name, weights_of(self.path, weights), self.recipe, self.classes, self.path)
 
     def evaluate(self, weights: str | int | Path = "best", /, **changes: Any) -> Evaluation:
         """Evaluate on the validation images as in training.
@@ -195,6 +221,15 @@ class Run:
         trained = of_run(f"{self.name}@{weights}", self.path, weights_of(self.path, weights))
         changed = load_recipe(self.path / "recipe.yaml", changes)
         return tool.evaluate([trained._replace(recipe=changed)])[0]
+
+    def report(self) -> Path:
+        """Write report.html anew, with curves.png and confusion.png beside it, and return its path.
+
+        Also while the run trains. Raises ValueError where one of the run's files is damaged.
+        """
+        from resnet.tools.report.report import write_report
+
+        return write_report(self.path)
 
 
 def evaluate(

@@ -20,11 +20,12 @@ _IN_BETWEEN = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_check
 _ANCHOR = "layer1.0.conv1.weight"
 """A tensor that every ResNet has: what stands before it is the name of the network within a larger one."""
 _OTHER_KINDS = {
-    r"conv1\.\d+\.weight": "a stem of several convolutions (timm's resnet*d and *t): no network here has one",
-    r"layer1\.0\.(se|attn)\.": "attention to channels (SE, ECA): no network here has it",
-    r"(stem|stages|blocks|features)\.": "not torchvision's ResNet",
-    r"(patch_embed|pos_embed|cls_token)": "a transformer, not a ResNet",
+    r"conv1\.\d+\.weight": "a ResNet with a stem of several convolutions (timm's resnet*d and *t)",
+    r"layer1\.0\.(se|attn)\.": "a ResNet with attention to channels (SE, ECA)",
+    r"(patch_embed|pos_embed|cls_token)": "a transformer",
+    r"(stem|stages|blocks|features)\.": "another network than torchvision's ResNet",
 }
+"""What a tensor's name tells of a network that cannot be built here."""
 
 
 class Found(NamedTuple):
@@ -108,16 +109,14 @@ def mismatches(given: Mapping[str, Tensor], own: Mapping[str, Tensor], counts: b
         for name in own
         if name in given and given[name].shape != own[name].shape
     ]
-    if missing and (kind := next(_kinds(unknown), None)):
-        return f"it has {kind}"
+    if kind := next(_kinds(unknown), None):
+        return f"it is of {kind}, which cannot be built here"
     lists = (("without", _with_nearest(missing, unknown)), ("with unknown", unknown), ("in another shape:", misshaped))
     return "; ".join(f"{what} {listed(names, 3)}" for what, names in lists if names)
 
 
 def _kinds(names: list[str]) -> Iterator[str]:
-    for pattern, kind in _OTHER_KINDS.items():
-        if any(re.match(pattern, name) for name in names):
-            yield kind
+    return (kind for pattern, kind in _OTHER_KINDS.items() if any(re.match(pattern, name) for name in names))
 
 
 def _with_nearest(missing: list[str], unknown: list[str]) -> list[str]:

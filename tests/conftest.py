@@ -8,7 +8,15 @@ from tests.helpers import TINY
 from tests.slurm_helpers import Cluster, need_slurm, running_cluster
 
 PROCESSES = (
-    *("test_api", "test_bad_input", "test_completion", "test_ends", "test_examples", "test_front_doors"),
+    *(
+        "test_api",
+        "test_bad_input",
+        "test_completion",
+        "test_ends",
+        "test_examples",
+        "test_features",
+        "test_front_doors",
+    ),
     *(
         "test_local",
         "test_logs",

@@ -10,7 +10,6 @@ import torch
 
 from recipes.schema.recipe import Recipe
 from resnet.build import choose_precision
-from resnet.data.batches import Batch
 from resnet.data.sources.registry import Source
 from resnet.tools.weights import autocast, batches_of, own_settings
 
@@ -30,21 +29,21 @@ class Forwarded(NamedTuple):
 
 
 class _Indexed:
-    """A source whose labels are its indices: they tell which images a batch holds."""
+    """The images of a source from `start` on; their labels are the indices there, and tell which ones a batch holds."""
 
-    def __init__(self, source: Source) -> None:
-        self._source = source
-        self.labels = np.arange(len(source))
+    def __init__(self, source: Source, start: int) -> None:
+        self._source, self._start = source, start
+        self.labels = np.arange(start, len(source))
         self.classes = source.classes
 
     def __len__(self) -> int:
-        return len(self._source)
+        return len(self.labels)
 
     def read(self, index: int) -> bytes | torch.Tensor:
-        return self._source.read(index)
+        return self._source.read(self._start + index)
 
     def describe(self, index: int) -> str:
-        return self._source.describe(index)
+        return self._source.describe(self._start + index)
 
 
 def forward(
@@ -53,13 +52,15 @@ def forward(
     batch_size: int,
     device: torch.device,
     compute: Callable[[torch.Tensor], torch.Tensor],
+    start: int = 0,
 ) -> Iterator[Forwarded]:
     """What `compute` makes of the images uint8 (N, 3, H, W) of each batch, prepared as in the recipe's evaluation.
 
-    Between two batches torch is as the caller left it; a batch or two is held at a time.
+    start: index of the first image. Between two batches torch is as the caller left it; a few batches are held at a
+    time, those that workers prepare included.
     """
     precision = choose_precision(recipe, on_cpu=False) if device.type == "cuda" else "no"
-    batches = batches_of(_Indexed(source), recipe, batch_size, device)
+    batches = batches_of(_Indexed(source, start), recipe, batch_size, device)
     try:
         while True:
             with own_settings(recipe, device), torch.inference_mode(), autocast(precision, device):
@@ -67,18 +68,14 @@ def forward(
                 outputs = compute(batch.images) if batch is not None and len(batch.labels) else None
             if batch is None:
                 return
-            yield Forwarded(batch.key.start, batch.key.stop, batch.labels.tolist(), outputs, _problems(batch, source))
+            first, stop = start + batch.key.start, start + batch.key.stop
+            indices = batch.labels.tolist()
+            missing = sorted(set(range(first, stop)) - set(indices))
+            problems = dict(zip(missing, batch.broken, strict=True))
+            reasons = {at: text.removeprefix(f"{source.describe(at)}: ") for at, text in problems.items()}
+            yield Forwarded(first, stop, indices, outputs, reasons)
     finally:
         batches.close()  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def _problems(batch: Batch, source: Source) -> dict[int, str]:
-    """By index of each image that the batch lacks: the reason."""
-    missing = sorted(set(range(batch.key.start, batch.key.stop)) - set(batch.labels.tolist()))
-    return {
-        index: problem.removeprefix(f"{source.describe(index)}: ")
-        for index, problem in zip(missing, batch.broken, strict=True)
-    }
 
 
 def choose_device(text: str) -> torch.device:

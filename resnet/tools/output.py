@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -18,22 +18,31 @@ _REDRAW_SECONDS, _LINE_SECONDS = 0.2, 30.0
 Item = TypeVar("Item")
 
 
-def counted(items: Iterable[Item], total: int, quiet: bool = False) -> Iterator[Item]:
-    """The items, which are images, as they come; a count is kept on a terminal, and told every 30 s elsewhere.
+def counted(
+    items: Iterable[Item],
+    total: int,
+    quiet: bool = False,
+    weight: Callable[[Item], int] = lambda _: 1,
+    done: int = 0,
+) -> Iterator[Item]:
+    """The items as they come; a count of their images is kept on a terminal, and told every 30 s elsewhere.
 
-    quiet: tell nothing, since something else is written to the same terminal.
+    quiet: tell nothing, since something else is written to the same terminal. weight: images of an item. done: images
+    that were there before.
     """
     live = sys.stderr.isatty()
     start = last = time.monotonic()
-    drawn = 0
+    count = drawn = 0
     try:
-        for count, item in enumerate(items, start=1):
+        for item in items:
             yield item
+            count += weight(item)
             now = time.monotonic()
             if quiet or now - last < (_REDRAW_SECONDS if live else _LINE_SECONDS):
                 continue
-            last, rate = now, count / (now - start)
-            text = f"{count:,} of {total:,} images  {rate:,.0f}/s  ETA {format_duration((total - count) / rate)}"
+            last, rate = now, max(count, 1) / (now - start)
+            left = format_duration((total - done - count) / rate)
+            text = f"{done + count:,} of {total:,} images  {rate:,.0f}/s  ETA {left}"
             sys.stderr.write(f"\r{text:{drawn}}" if live else f"{text}\n")
             sys.stderr.flush()
             drawn = len(text)

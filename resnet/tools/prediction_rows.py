@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _OTHER_NAMES = {
     "id": ("file", "filename", "file_name", "image", "image_id", "path"),
-    "label": ("class", "category", "prediction", "predicted", "target"),
+    "label": ("class", "category", "breed", "prediction", "predicted", "target"),
     "probability": ("confidence", "score"),
     "index": ("label_index", "class_index"),
 }

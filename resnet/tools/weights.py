@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from recipes.schema.model import Model
 from recipes.schema.recipe import Recipe
 from resnet.data.batches import Batch, MicroBatches, validation_keys
 from resnet.data.loader import Loader, workers_per_rank
@@ -34,18 +35,7 @@ def load_network(
     should know of how another trainer's file was read.
     Raises ValueError where the weights are of another network, or cannot be read.
     """
-    tensors, notes, _ = find_weights(weights, recipe.model)
-    for note in notes:
-        tell(f"{weights}: {note}")
-    if classes is None:
-        if "fc.weight" not in tensors:
-            raise ValueError(f"{weights} has no classifier fc.weight, as torchvision calls it")
-        classes = len(tensors["fc.weight"])
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        network = build_model(recipe.model, classes)
-    if wrong := mismatches(tensors, network.state_dict(), counts=False):
-        raise ValueError(f"{weights} does not match this network: {wrong}")
-    network.load_state_dict(tensors, strict=False)
+    network = _network(recipe.model, classes, weights, tell)
     memory_format = torch.channels_last if recipe.channels_last else torch.contiguous_format
     return network.eval().to(device=device, memory_format=memory_format)  # pyright: ignore[reportCallIssue]
 
@@ -61,13 +51,34 @@ def load_alone(weights: Path, recipe: Recipe | None = None) -> nn.Module:
     if info is None and recipe is None:
         raise ValueError(f"{weights} does not say which network it is of: give recipe= (a recipe, or its name)")
     model = recipe.model if recipe is not None else info.model  # pyright: ignore[reportOptionalMemberAccess]
-    tensors = find_weights(weights, model).tensors
-    with torch.random.fork_rng(devices=[]):
-        network = build_model(model, len(tensors.get("fc.weight", ())) or 1)
-    if wrong := mismatches(tensors, network.state_dict(), counts=False):
-        raise ValueError(f"{weights} does not match this network: {wrong}")
+    return _network(model, None, weights).eval()
+
+
+def _network(
+    model: Model, classes: int | None, weights: Path, tell: Callable[[str], object] = lambda _: None
+) -> nn.Module:
+    tensors, notes, _ = find_weights(weights, model)
+    for note in notes:
+        tell(f"{weights}: {note}")
+    if classes is None:
+        if "fc.weight" not in tensors:
+            raise ValueError(f"{weights} has no classifier fc.weight, as torchvision calls it")
+        classes = len(tensors["fc.weight"])
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        network = build_model(model, classes)
+    _put(tensors, network, weights)
+    return network
+
+
+def _put(tensors: dict[str, torch.Tensor], network: nn.Module, file: Path) -> None:
+    """Load the tensors of a file into the network, all of them. Raises ValueError."""
+    own = network.state_dict()
+    here, there = (len(weights["fc.weight"]) if "fc.weight" in weights else 0 for weights in (own, tensors))
+    if there and here != there:
+        raise ValueError(f"{file} does not match this network: it is for {there} classes, and there are {here} here")
+    if wrong := mismatches(tensors, own, counts=False):
+        raise ValueError(f"{file} does not match this network: {wrong}")
     network.load_state_dict(tensors, strict=False)
-    return network.eval()
 
 
 def batches_of(

@@ -161,7 +161,7 @@ REFUSED = {
         lambda s: {**{n: t for n, t in s.items() if n != "conv1.weight"}, "conv1.0.weight": torch.ones(32, 3, 3, 3)},
         "a stem of several convolutions",
     ),
-    "squeeze and excitation": (lambda s: {**s, "layer1.0.se.fc1.weight": torch.ones(1)}, "with unknown layer1.0.se"),
+    "squeeze and excitation": (lambda s: {**s, "layer1.0.se.fc1.weight": torch.ones(1)}, "attention to channels"),
     "two networks": (
         lambda s: under("encoder_q.", s) | under("encoder_k.", s), r"several networks \(encoder_k\.\*, encoder_q\.\*\)",
     ),

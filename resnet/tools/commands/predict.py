@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
     _check(arguments)
     paths, changes = split_changes(arguments.paths)
 
-    from resnet.data.sources.given import open_given
+    from resnet.data.sources.given import open_given, unmatched_text
     from resnet.tools.picture_grid import draw_grid
     from resnet.tools.predict import classes_of, predictions, spread_over, tiles_of
     from resnet.tools.trained import find_trained
@@ -70,14 +70,15 @@ def run(arguments: argparse.Namespace) -> None:
     shown = spread_over(len(source), MOST_IN_A_GRID) if arguments.grid else set()
     kept = {}
     with writer.open() as write:
-        for index, prediction in enumerate(counted(found, len(source), quiet=writer.on_terminal)):
+        for index, prediction in enumerate(counted(found, len(source), quiet=writer.shown)):
             write(prediction)
             if index in shown:
                 kept[index] = prediction
     if arguments.grid:
-        draw_grid(
-            tiles_of(kept, source, trained), arguments.grid, title=f"{trained.name}: {len(kept)} of {len(source):,}"
-        )
+        title = f"{trained.name}: {len(kept)} of {len(source):,} images"
+        draw_grid(tiles_of(kept, source, trained), arguments.grid, title=title)
+    if source.unmatched and (source.labels >= 0).any():
+        print(unmatched_text(source), file=sys.stderr)
     writer.tell()
 
 
@@ -101,6 +102,7 @@ class _Writer:
         self._longest = min(30, max(map(len, classes)))
         plain = not (arguments.csv or arguments.json or arguments.columns)
         self.on_terminal = plain and sys.stdout.isatty()
+        self.shown = arguments.csv is None and sys.stdout.isatty()
         self._one = self.on_terminal and len(source) == 1
         self._columns = self._chosen_columns(classes)
         self.top = max(arguments.top or (_TOP_OF_ONE if self._one or arguments.json else 1), self._columns.top)
@@ -131,6 +133,8 @@ class _Writer:
             self._labelled += 1
             self._right += prediction.true == prediction.label
         file.write(self._row(prediction))
+        if self.shown:
+            file.flush()
 
     def _row(self, prediction: Prediction) -> bytes:
         if self._arguments.json:
@@ -156,4 +160,5 @@ class _Writer:
             return
         where = f" in {self._arguments.csv}" if self._arguments.csv else ""
         note = f"; {self._broken:,} could not be read and have no label" if self._broken else ""
-        print(f"{len(self._source):,} images{where}{note}", file=sys.stderr)
+        images = "1 image" if len(self._source) == 1 else f"{len(self._source):,} images"
+        print(f"{images}{where}{note}", file=sys.stderr)
