@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from resnet.tools.evaluate import Evaluation
+    from resnet.tools.look import Seen
     from resnet.tools.predict import Prediction
 
 
@@ -143,6 +144,16 @@ class Run:
         given = [paths] if isinstance(paths, (str, Path)) else paths
         file = weights_of(self.path, weights)
         return predict(self.path, images_of(given), top=top, batch_size=batch_size, device=device, weights=file)
+
+    def look(self, step: int = 0, count: int = 32, **changes: Any) -> Seen:
+        """The first `count` images of a training step exactly as the network got them, and what was done to each.
+
+        Step s leads from s steps done to s + 1. changes: to the recipe, as in `run.look(7, **{"data.train": "photos"})`
+        for data that lies elsewhere on this machine. Raises ValueError for data or steps that are not there.
+        """
+        from resnet.tools.look import look_at_run
+
+        return look_at_run(self.path, load_recipe(self.path / "recipe.yaml", changes), step, count)
 
     def evaluate(self, weights: str | int | Path = "best", /, **changes: Any) -> Evaluation:
         """Evaluate on the validation images as in training.
