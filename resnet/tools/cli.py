@@ -13,9 +13,11 @@ from resnet.rundir.find import run_names
 COMMANDS = {
     name: Command(what, partial(importlib.import_module, f"resnet.tools.commands.{name.replace('-', '_')}"))
     for name, what in {
+        "diff": "tell what matters of how two runs or recipes differ",
         "eval": "evaluate a run's weights on the validation images",
         "look": "show the images of a training step exactly as the network gets them",
         "predict": "classify a folder of images",
+        "replay": "train some steps of a run again and compare with what it left",
         "report": "write report.html, curves.png and confusion.png anew",
         "verify-resume": "check that a recipe resumes exactly on this machine",
     }.items()
