@@ -5,6 +5,7 @@ Nothing here changes the process that calls it: threads, environment, signals, r
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from resnet.tools.evaluate import Evaluation
     from resnet.tools.look import Seen
     from resnet.tools.predict import Prediction
+    from resnet.tools.replay import Replay
 
 
 def load_recipe(name: str | Path, changes: Mapping[str, Any] | None = None) -> Recipe:
@@ -154,6 +156,18 @@ class Run:
         from resnet.tools.look import look_at_run
 
         return look_at_run(self.path, load_recipe(self.path / "recipe.yaml", changes), step, count)
+
+    def replay(self, first: int | None = None, last: int | None = None, **changes: Any) -> Replay:
+        """Train the steps after checkpoint `first` up to `last` again, elsewhere, and compare with what the run left.
+
+        first: None: the earliest checkpoint's step. last: None: the next checkpoint's, else the last that was logged.
+        changes: to the recipe, as where the data lies on this machine. The run is only read; a process trains.
+        Raises ValueError for steps that the run does not have, and a checkpoint or data that cannot be used.
+        """
+        from resnet.tools.replay import replay
+
+        words = [f"{key}={json.dumps(value, default=str)}" for key, value in changes.items()]
+        return replay(self.path, first, last, overrides=words)
 
     def evaluate(self, weights: str | int | Path = "best", /, **changes: Any) -> Evaluation:
         """Evaluate on the validation images as in training.

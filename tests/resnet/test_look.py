@@ -117,7 +117,7 @@ def test_the_command_draws_and_tells(run, tmp_path, capsys):
     picture = tmp_path / "step.png"
     main(["look", str(run), "--step", "4", "--count", "5", "--out", str(picture)])
     out = capsys.readouterr().out
-    assert f"{run}, step 4 (epoch 0.40): the first 5 of 16 images in micro-batches of 8" in out
+    assert f"{run}, step 4 (step 5 in the log, epoch 0.40): the first 5 of 16 images in micro-batches of 8" in out
     assert out.count(".jpg") == 5
     assert "erased" in out
     assert Image.open(picture).width > 4 * SIDE
@@ -132,7 +132,7 @@ def test_the_command_draws_and_tells(run, tmp_path, capsys):
 
 def test_a_recipe_is_looked_at_without_a_run(tiny, tmp_path, capsys):
     main(["look", *tiny, "--count", "3", "--out", str(tmp_path / "a.png")])
-    assert "quickstart, step 0 (epoch 0.00): the first 3 of 16 images\n" in capsys.readouterr().out
+    assert "quickstart, step 0 (step 1 in the log, epoch 0.00): the first 3 of 16 images\n" in capsys.readouterr().out
 
 
 def test_other_data_is_told(run, shapes, tmp_path, capsys):
