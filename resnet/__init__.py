@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from recipes.schema.recipe import Recipe
-    from resnet.api import Evaluation, Prediction, Run, build_model, compare, load_recipe, runs
+    from resnet.api import Evaluation, Prediction, Run, build_model, compare, diff, load_recipe, runs
     from resnet.process.version import VERSION as __version__
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "__version__",
     "build_model",
     "compare",
+    "diff",
     "load_recipe",
     "runs",
 ]
@@ -42,6 +43,7 @@ _HOMES = {
     "Run": "resnet.api",
     "build_model": "resnet.api",
     "compare": "resnet.api",
+    "diff": "resnet.api",
     "load_recipe": "resnet.api",
     "runs": "resnet.api",
 }

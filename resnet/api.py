@@ -22,6 +22,7 @@ from resnet.rundir.status import read_status, status_or_nothing
 if TYPE_CHECKING:
     from torch import nn
 
+    from resnet.tools.difference import Difference
     from resnet.tools.evaluate import Evaluation
     from resnet.tools.look import Seen
     from resnet.tools.predict import Prediction
@@ -196,6 +197,17 @@ def compare(one: Run | str | Path, other: Run | str | Path) -> list[str]:
 
     first, second = (run if isinstance(run, Run) else Run(run) for run in (one, other))
     return compare_runs(first.path, second.path)
+
+
+def diff(one: Run | str | Path, other: Run | str | Path) -> Difference:
+    """What matters of how two runs differ: recipe, environment, data, results, and the step at which the logs part.
+
+    Unlike `compare`, which looks at every bit of the newest checkpoints. Raises ValueError for damaged files.
+    """
+    from resnet.tools.difference import diff_runs
+
+    first, second = (run if isinstance(run, Run) else Run(run) for run in (one, other))
+    return diff_runs(first.path, second.path, (first.recipe, second.recipe))
 
 
 def _noted(loaded: Loaded) -> Recipe:

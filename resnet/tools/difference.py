@@ -180,7 +180,7 @@ def told_parting(parting: Parting | None, common: int) -> str:
     if parting is None:
         return f"the {common} lines that both have are equal" if common else "no line of the same step in both"
     keys = ", ".join(f"{key} {_text(a)} | {_text(b)}" for key, (a, b) in list(parting.keys.items())[:3])
-    before = f" (the {parting.same_lines} lines before are equal)" if parting.same_lines else ""
+    before = f"; lines before that are equal: {parting.same_lines}" if parting.same_lines else ""
     far = "never" if parting.far_step is None else f"from step {parting.far_step} on"
     return f"parts at step {parting.step}: {keys}{before}; losses more than {FAR:.0%} apart: {far}"
 
