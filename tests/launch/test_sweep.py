@@ -19,11 +19,11 @@ import pytest
 
 from launch.sweep.directory import SweepDir
 from launch.sweep.points import grid
-from launch.sweep.sweep_file import read_sweep
 from launch.sweep.sweep_json import sweep_json
 from launch.sweep.trials import trials
 from launch.sweep.words import from_words
 from recipes.load import load
+from resnet.rundir.sweep.sweep_file import read_sweep
 from tests.helpers import PROGRAM, TINY, column, status
 from tests.slurm_helpers import Cluster, tell_ranks
 
