@@ -111,12 +111,13 @@ class Run:
     def load(self, weights: str | int | Path = "best") -> nn.Module:
         """Load the network, on the CPU and in evaluation mode: normalised float (N, 3, H, W) -> logits (N, classes).
 
-        weights: "best" (what a finished run leaves), "latest", a checkpoint's step, or a safetensors file.
+        weights: "best" (what a finished run leaves), "last", a checkpoint's step, or a safetensors file.
         Raises ValueError where the run has no such weights.
         """
         import torch
 
-        from resnet.tools.weights import load_network, weights_of
+        from resnet.tools.trained import weights_of
+        from resnet.tools.weights import load_network
 
         file = weights_of(self.path, weights)
         return load_network(self.recipe, len(self.classes), file, torch.device("cpu"))
@@ -138,7 +139,7 @@ class Run:
         Raises ValueError for paths that are not there and weights that cannot be used.
         """
         from resnet.tools.predict import images_of, predict
-        from resnet.tools.weights import weights_of
+        from resnet.tools.trained import weights_of
 
         given = [paths] if isinstance(paths, (str, Path)) else paths
         file = weights_of(self.path, weights)
@@ -151,7 +152,7 @@ class Run:
         Raises ValueError for changes, data or weights that cannot be used.
         """
         from resnet.tools.evaluate import evaluate
-        from resnet.tools.weights import weights_of
+        from resnet.tools.trained import weights_of
 
         recipe = load_recipe(self.path / "recipe.yaml", changes)
         return evaluate(self.path, recipe, weights_of(self.path, weights))

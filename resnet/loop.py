@@ -10,13 +10,12 @@ from torch import nn
 
 from recipes.schema.recipe import Recipe
 from resnet.data.batches import Batch
-from resnet.data.on_device import draw_mix, erase, mix, soft_targets
 from resnet.data.order import mix as mix_numbers
 from resnet.evaluation import evaluate_and_report
-from resnet.inference import network_input
 from resnet.log_window import Clock, log_is_due, log_window
 from resnet.optim import set_hyper
 from resnet.trainer import Trainer
+from resnet.training_input import training_input
 
 _DROP = 2
 
@@ -77,26 +76,17 @@ def _forward(trainer: Trainer, batch: Batch, turn: int) -> tuple[torch.Tensor, f
     plan, recipe, step = trainer.plan, trainer.recipe, trainer.state.step
     slot = trainer.rank * plan.accumulation + turn
     assert (batch.key.epoch, *batch.key[1:3]) == (step // plan.steps_per_epoch, *plan.slot(step, slot)), batch.key
-    labels = batch.labels.to(trainer.device)
-    images = network_input(batch.images, recipe, trainer.device, trainer.input_dtype)
-    if batch.erased is not None:
-        images = erase(images, batch.erased.to(trainer.device))
-    mixing = draw_mix(recipe.augment, recipe.seed, step, slot, images.shape[-2], images.shape[-1])
-    targets = None
-    if mixing is not None or recipe.loss == "bce":
-        targets = soft_targets(labels, trainer.classes, recipe.label_smoothing)
-    if mixing is not None and targets is not None:
-        images, targets = mix(images, targets, mixing)
+    given = training_input(batch, recipe, step, slot, trainer.classes, trainer.device, trainer.input_dtype)
     if trainer.random_layers:
         torch.manual_seed(mix_numbers(recipe.seed, step, slot, _DROP))
-    logits = trainer.network(images).float()
-    if targets is None:
-        loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
+    logits = trainer.network(given.images).float()
+    if given.targets is None:
+        loss = F.cross_entropy(logits, given.labels, label_smoothing=recipe.label_smoothing)
     else:
-        loss = _soft_loss(logits, targets, recipe)
-    right = logits.argmax(1) == (labels if mixing is None or targets is None else targets.argmax(1))
-    trainer.state.window.add(step, loss, right.sum(), len(labels), len(batch.broken))
-    return loss, len(labels) / plan.samples_of_step(step)
+        loss = _soft_loss(logits, given.targets, recipe)
+    right = logits.argmax(1) == given.expected
+    trainer.state.window.add(step, loss, right.sum(), len(batch.labels), len(batch.broken))
+    return loss, len(batch.labels) / plan.samples_of_step(step)
 
 
 def _soft_loss(logits: torch.Tensor, targets: torch.Tensor, recipe: Recipe) -> torch.Tensor:

@@ -63,7 +63,7 @@ def _read_weights(model: ResNet, source: str) -> dict[str, Tensor]:
         return _read_file(path)
     if path.suffix in (".safetensors", ".pth", ".pt") or len(path.parts) > 1:
         raise ValueError(f"model.pretrained {source}: there is no such file")
-    return _fetch_weights(model.architecture, source)
+    return _fetch_weights(model.config.name, source)
 
 
 def _read_file(path: Path) -> dict[str, Tensor]:

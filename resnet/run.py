@@ -108,9 +108,8 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals, notes: Seque
         )
         log = lifetime.enter_context(contextlib.closing(RankLog(start.run_dir, rank)))
         kept = lifetime.enter_context(_kept_output(start.run_dir, first_of_ranks(information.get("attempt")), rank))
-        saver = Saver(
-            start.run_dir, plan, _facts(recipe, plan, start, accelerator.mixed_precision), start.lease, writes=rank == 0
-        )
+        facts = _facts(recipe, plan, start, accelerator.mixed_precision)
+        saver = Saver(start.run_dir, plan, train.classes, facts, start.lease, writes=rank == 0)
         progress = Progress(
             recipe.progress if rank == 0 else "off", plan.end_step, plan.steps_per_epoch, state.step, kept
         )
@@ -121,7 +120,7 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals, notes: Seque
                 print(message, file=sys.stderr)
         watchdog = Watchdog(recipe.watchdog, log, state.step) if recipe.watchdog else None
         hooks = RunHooks(
-            start.run_dir, plan, state, saver, signals, progress, metrics, tracker, train.classes, len(train), watchdog
+            start.run_dir, plan, state, saver, signals, progress, metrics, tracker, val, len(train), watchdog
         )
         trainer = Trainer(plan, accelerator, network, state, len(train.classes), len(val), hooks)
         workers = workers_per_rank(recipe.data.num_workers)

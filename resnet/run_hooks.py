@@ -11,6 +11,7 @@ from typing import Any
 from recipes.plan import Plan
 from resnet.agreement import NOTHING, SAVE, STOP, Agreement
 from resnet.checkpoint.saver import MOST_FAILURES, Saver
+from resnet.data.sources.registry import Source
 from resnet.process.signals import Signals
 from resnet.rundir.evaluation import write_evaluation
 from resnet.rundir.metrics_log import MetricsLog
@@ -34,13 +35,13 @@ class RunHooks:
         progress: Progress,
         metrics: MetricsLog | None,
         tracker: NullTracker,
-        classes: list[str],
+        val: Source,
         training_images: int,
         watchdog: Watchdog | None = None,
     ) -> None:
         self.run_dir, self.plan, self.state, self.saver = run_dir, plan, state, saver
         self.signals, self.progress, self.metrics, self.tracker = signals, progress, metrics, tracker
-        self.watchdog, self.classes, self.training_images = watchdog, classes, training_images
+        self.watchdog, self.val, self.training_images = watchdog, val, training_images
         self.agreement = Agreement()
         self.result: dict[str, Any] = {}
         """Of the last evaluation."""
@@ -115,7 +116,7 @@ class RunHooks:
             self._tell(best=self.state.best)
             if best:
                 with contextlib.suppress(OSError):
-                    write_evaluation(self.run_dir, result, self.classes, self.state.step)
+                    write_evaluation(self.run_dir, result, self.val.classes, self.state.step, self.val.describe)
 
     def save(self, wait: bool = False) -> None:
         length: int | None = 0

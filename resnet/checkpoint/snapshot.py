@@ -49,8 +49,11 @@ class Snapshot:
             self._copied = torch.cuda.Event()
             self._copied.record(torch.cuda.current_stream())
 
-    def files(self) -> dict[str, bytes]:
-        """The files' contents; waits for the copies, so best called by the writing thread."""
+    def files(self, metadata: dict[str, str]) -> dict[str, bytes]:
+        """The files' contents; waits for the copies, so best called by the writing thread.
+
+        metadata: what the weights are to say of themselves, see `resnet.weights_file`.
+        """
         if self._copied is not None:
             self._copied.synchronize()
         weights = [self.model, *([self.ema] if self.ema is not None else [])]
@@ -58,9 +61,9 @@ class Snapshot:
         scatter(self.rest["per_rank"][:, :-WINDOW].mean(0), statistics)
         stream = io.BytesIO()
         torch.save(self.rest, stream)
-        files = {MODEL: _safetensors(self.model), REST: stream.getvalue()}
+        files = {MODEL: _safetensors(self.model, metadata), REST: stream.getvalue()}
         if self.ema is not None:
-            files[EMA] = _safetensors(self.ema)
+            files[EMA] = _safetensors(self.ema, metadata)
         return files
 
     def _copy_nested(self, name: str, value: Any) -> Any:
@@ -82,8 +85,8 @@ class Snapshot:
         return memory.copy_(tensor, non_blocking=True)
 
 
-def _safetensors(tensors: dict[str, torch.Tensor]) -> bytes:
-    return safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
+def _safetensors(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> bytes:
+    return safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)
 
 
 def _per_rank(state: TrainState) -> torch.Tensor:

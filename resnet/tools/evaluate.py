@@ -10,10 +10,11 @@ import torch
 from recipes.schema.recipe import Recipe
 from resnet.build import build_data, choose_precision, takes_cpu
 from resnet.inference import count_batch
-from resnet.metrics import Tally
 from resnet.rundir.evaluation import class_names, read_evaluation
 from resnet.rundir.provenance import read_provenance
-from resnet.tools.weights import autocast, batches_of, final_weights, load_network, own_settings
+from resnet.tally import Tally
+from resnet.tools.trained import weights_of
+from resnet.tools.weights import autocast, batches_of, load_network, own_settings
 
 
 class Evaluation(NamedTuple):
@@ -38,7 +39,7 @@ def evaluate(run_dir: Path, recipe: Recipe, weights: Path | None = None) -> Eval
     recipe: the run's, changed or not. weights: a safetensors file; None: the run's final.safetensors.
     Raises ValueError for a recipe, data or weights that cannot be used.
     """
-    weights = weights or final_weights(run_dir)
+    weights = weights or weights_of(run_dir)
     on_cpu = takes_cpu(recipe)
     device = torch.device("cpu") if on_cpu else torch.device("cuda", torch.cuda.current_device())
     precision = choose_precision(recipe, on_cpu)

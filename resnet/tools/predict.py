@@ -18,9 +18,10 @@ from resnet.build import choose_precision
 from resnet.data.batches import Batch
 from resnet.data.sources.files import Files
 from resnet.data.sources.image_folder import EXTENSIONS, images_below
-from resnet.inference import predict_logits
+from resnet.inference import class_probabilities, predict_logits
 from resnet.rundir.evaluation import class_names
-from resnet.tools.weights import autocast, batches_of, final_weights, load_network, own_settings
+from resnet.tools.trained import weights_of
+from resnet.tools.weights import autocast, batches_of, load_network, own_settings
 
 
 class Prediction(NamedTuple):
@@ -54,7 +55,7 @@ def predict(
     classes = class_names(run_dir)
     recipe = load_file(run_dir / "recipe.yaml").recipe
     chosen = _device(device)
-    weights = weights or final_weights(run_dir)
+    weights = weights or weights_of(run_dir)
     with own_settings(recipe, chosen):
         found = _predict(recipe, files, classes, weights, min(top, len(classes)), batch_size, chosen)
     return [found[index] for index in range(len(files))]
@@ -84,8 +85,7 @@ def _predict(
             continue
         with autocast(precision, device):
             logits = predict_logits(network, batch.images, recipe, device)
-        # A network trained with BCE has learnt a probability for each class on its own.
-        scores = logits.sigmoid() if recipe.loss == "bce" else logits.softmax(1)
+        scores = class_probabilities(logits, recipe)
         best, labels = (tensor.tolist() for tensor in scores.topk(top))
         for index, probabilities, numbers in zip(batch.labels.tolist(), best, labels, strict=True):
             ranked = tuple((classes[number], value) for number, value in zip(numbers, probabilities, strict=True))

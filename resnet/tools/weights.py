@@ -1,4 +1,4 @@
-"""A run's network and its images outside of training: what evaluating and predicting share."""
+"""A trained network and images to run it on, outside of training: what evaluating and predicting share."""
 
 from __future__ import annotations
 
@@ -10,56 +10,50 @@ import torch
 from torch import nn
 
 from recipes.schema.recipe import Recipe
-from resnet.checkpoint.commit import name_of, newest_first, step_of
-from resnet.checkpoint.snapshot import EMA, MODEL, load_weights
+from recipes.text import listed
 from resnet.data.batches import Batch, MicroBatches, validation_keys
 from resnet.data.loader import Loader, workers_per_rank
 from resnet.data.order import Order
 from resnet.data.sources.registry import Source
 from resnet.net import build_model
+from resnet.weights_file import check_fits, read_info, read_weights
 
-FINAL = "final.safetensors"
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def final_weights(run_dir: Path) -> Path:
-    """The weights a finished run leaves. Raises ValueError where there are none."""
-    path = run_dir / FINAL
-    if not path.is_file():
-        raise ValueError(
-            f"{run_dir} has no {FINAL}: give a finished run, or --weights with one of its checkpoints' files"
-        )
-    return path
+def load_network(recipe: Recipe, classes: int | None, weights: Path, device: torch.device) -> nn.Module:
+    """The recipe's network on the device, with weights from a file, to be evaluated.
 
-
-def weights_of(run_dir: Path, which: str | int | Path) -> Path:
-    """The safetensors file that "best", "latest", a step or a path means in a run; averaged weights where it has them.
-
-    "best" is what a finished run leaves, or the best checkpoint until then. Raises ValueError where there is none.
+    classes: outputs that the network must have; None: as many as the weights do.
+    Raises ValueError where the weights are of another network, or cannot be read.
     """
-    if which == "best" and (run_dir / FINAL).is_file():
-        return run_dir / FINAL
-    if isinstance(which, (str, Path)) and Path(which).expanduser().is_file():
-        return Path(which).expanduser()
-    checkpoints = run_dir / "checkpoints"
-    with contextlib.suppress(OSError, ValueError):
-        pointer = checkpoints / str(which)
-        name = pointer.read_text().strip() if which in ("best", "latest") else name_of(int(which))  # pyright: ignore[reportArgumentType]
-        for file in (EMA, MODEL):
-            if (checkpoints / name / file).is_file():
-                return checkpoints / name / file
-    steps = ", ".join(str(step_of(path)) for path in reversed(newest_first(checkpoints)))
-    have = f"a checkpoint's step ({steps})" if steps else "it has no checkpoint yet"
-    raise ValueError(f"{run_dir} has no weights {str(which)!r}: give best, latest or a safetensors file; {have}")
-
-
-def load_network(recipe: Recipe, classes: int, weights: Path, device: torch.device) -> nn.Module:
-    """The recipe's network on the device, with weights from a safetensors file, to be evaluated."""
+    if (info := read_info(weights)) is not None:
+        check_fits(info, recipe.model, None, str(weights))
+    tensors = read_weights(weights)
+    if classes is None:
+        if "fc.weight" not in tensors:
+            raise ValueError(f"{weights} has no classifier fc.weight, as torchvision calls it")
+        classes = len(tensors["fc.weight"])
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         network = build_model(recipe.model, classes)
-        load_weights(network, weights)
+    _put(tensors, network, weights)
     memory_format = torch.channels_last if recipe.channels_last else torch.contiguous_format
     return network.eval().to(device=device, memory_format=memory_format)  # pyright: ignore[reportCallIssue]
+
+
+def _put(tensors: dict[str, torch.Tensor], network: nn.Module, file: Path) -> None:
+    """Load the tensors of a file into the network, all of them. Raises ValueError."""
+    own = network.state_dict()
+    # Weights from before torch 0.4.1 have no count of batches, and nothing here needs it.
+    counts = {name for name in own if name.endswith("num_batches_tracked")}
+    wrong = sorted((own.keys() ^ tensors.keys()) - counts)
+    wrong = wrong or [name for name in own if name not in counts and own[name].shape != tensors[name].shape]
+    if {*wrong} == {"fc.weight", "fc.bias"} and "fc.weight" in tensors:
+        here, there = len(own["fc.weight"]), len(tensors["fc.weight"])
+        raise ValueError(f"{file} does not match this network: it is for {there} classes, and there are {here} here")
+    if wrong:
+        raise ValueError(f"{file} does not match this network: {listed(wrong, 4)}")
+    network.load_state_dict(tensors, strict=False)
 
 
 def batches_of(source: Source, recipe: Recipe, batch_size: int, device: torch.device) -> Iterator[Batch]:
