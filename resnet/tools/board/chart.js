@@ -1,4 +1,3 @@
-"use strict";
 // Curves of several runs in one drawing. Names of runs are texts of nodes, never HTML.
 
 const SVG = "http://www.w3.org/2000/svg";
@@ -19,6 +18,7 @@ function makeView() {
     lit: null,
     axis: 0,
     log: false,
+    smooth: true,
     watch: (redraw, light) => watchers.push({ redraw, light }),
     redraw: () => watchers.forEach((one) => one.redraw && one.redraw()),
     light: (run) => {
@@ -79,7 +79,7 @@ function lineChart(host, chart, axes, view, look) {
     const log = view.log && chart.can_log;
     const lines = chart.lines
       .filter((line) => !view.hidden.has(line.run))
-      .map((line) => ({ run: line.run, points: line.y.map((y, i) => [line.x[view.axis][i], y]).filter(([x, y]) => x !== null && (!log || y > 0)) }))
+      .map((line) => ({ run: line.run, points: (chart.noisy && view.smooth ? movingMean(line.y) : line.y).map((y, i) => [line.x[view.axis][i], y]).filter(([x, y]) => x !== null && (!log || y > 0)) }))
       .filter((line) => line.points.length);
     drawn = [];
     svg = element("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${caption} by ${axes[view.axis]}` });
@@ -135,13 +135,14 @@ function lineChart(host, chart, axes, view, look) {
       `${figure(line.points[index][1])}${chart.unit ? ` ${chart.unit}` : ""} at ${axes[view.axis]} ${figure(line.points[index][0])}`);
     const box = svg.getBoundingClientRect(), ratio = box.width / svg.viewBox.baseVal.width;
     tip.style.left = `${Math.max(0, Math.min(x * ratio + 12, host.clientWidth - tip.offsetWidth - 2))}px`;
-    tip.style.top = `${svg.offsetTop === undefined ? 0 : box.top - host.getBoundingClientRect().top + Math.max(0, y * ratio - tip.offsetHeight - 10)}px`;
+    const above = y * ratio - tip.offsetHeight - 10;
+    tip.style.top = `${box.top - host.getBoundingClientRect().top + (above < 0 ? y * ratio + 14 : above)}px`;
   }
 
   function point(event) {
     const box = svg.getBoundingClientRect(), ratio = svg.viewBox.baseVal.width / box.width;
     const x = (event.clientX - box.left) * ratio, y = (event.clientY - box.top) * ratio;
-    let best = null, least = 60;
+    let best = null, least = 90;
     for (const line of drawn) {
       const index = nearest(line.places, x);
       const distance = Math.hypot(heightAt(line.places, index, x) - y, Math.max(0, line.places[0][0] - x, x - line.places[line.places.length - 1][0]));
@@ -157,6 +158,17 @@ function lineChart(host, chart, axes, view, look) {
   view.watch(redraw, light);
   let before = 0;
   new ResizeObserver(() => { if (host.clientWidth !== before) { before = host.clientWidth; redraw(); } }).observe(host);
+}
+
+// Centred, over about a thirtieth of the values, fewer at the ends.
+function movingMean(values) {
+  if (values.length < 60) return values;
+  const reach = Math.floor(values.length / 60) + 2, sums = [0];
+  for (const value of values) sums.push(sums[sums.length - 1] + value);
+  return values.map((_, index) => {
+    const low = Math.max(0, index - reach), high = Math.min(values.length, index + reach + 1);
+    return (sums[high] - sums[low]) / (high - low);
+  });
 }
 
 function extent(values) {
@@ -241,10 +253,10 @@ function choice(names, chosen, set) {
   return element("div", { class: "choice", role: "group" }, ...buttons);
 }
 
-function toggle(name, set) {
-  const button = element("button", { type: "button", "aria-pressed": "false" }, name);
+function toggle(name, on, set) {
+  const button = element("button", { type: "button", "aria-pressed": String(on) }, name);
   button.addEventListener("click", () => {
-    const on = button.getAttribute("aria-pressed") !== "true";
+    on = !on;
     button.setAttribute("aria-pressed", String(on));
     set(on);
   });

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -12,7 +11,7 @@ from recipes.changes import differences
 from recipes.load import load_file
 from recipes.metric import METRICS, cost
 from recipes.schema.recipe import Recipe
-from recipes.text import format_duration
+from recipes.text import format_duration, listed
 from resnet.rundir.evaluation import read_evaluation
 from resnet.rundir.files import number, read_lines
 from resnet.rundir.metrics_log import Point, points_of
@@ -82,8 +81,8 @@ def write_comparison(run_dirs: Sequence[Path], path: Path | None = None) -> Path
         section("Results", _results(runs, path)),
         section(
             "Curves",
-            '<div class="several-legend" id="legend"></div><div class="several-tools" id="tools"></div>'
-            '<div class="several-charts" id="charts"></div>',
+            '<div class="picks runs-shown" id="legend"></div><div class="picks tools" id="tools"></div>'
+            '<div class="charts" id="charts"></div>',
         ),
         section("Recipes, where they differ", _recipes(runs)),
         section("Environments, where they differ", _environments(runs)),
@@ -128,22 +127,18 @@ def _results(runs: Sequence[Compared], page_file: Path) -> str:
     }
     cells = {heading: [cell(run) for run in runs] for heading, cell in columns.items()}
     cells = {heading: shown for heading, shown in cells.items() if any(shown)}
-    swatches = [f'<svg class="swatch" viewBox="0 0 22 8"><path d="M1 4H21" style="{_tone(i)}"/></svg>'
-                for i in range(len(runs))]  # fmt: skip
-    names = [linked(run.name, report_link(run.folder, page_file)) for run in runs]
-    rows = [
-        [f'<span data-run="{index}">{swatch}{name}</span>', *(shown[index] for shown in cells.values())]
-        for index, (swatch, name) in enumerate(zip(swatches, names, strict=True))
-    ]
+    names = [_marked(index, linked(run.name, report_link(run.folder, page_file))) for index, run in enumerate(runs)]
+    rows = list(zip(names, *cells.values(), strict=True))
     numbers = tuple(index for index, heading in enumerate(["", *cells]) if heading not in ("", "state"))
     missing = [run.name for run in runs if report_link(run.folder, page_file) is None]
-    note = f"No report yet of {', '.join(missing)}: <code>resnet report NAME</code> writes it." if missing else ""
-    shown = table(["run", *map(escape, cells)], rows, numbers=numbers)
-    return f'<div class="scroll">{shown}</div>' + (f"<p class='soft'>{escape(note)}</p>" if note else "")
+    note = f"No report yet of {escape(listed(missing))}: <code>resnet report NAME</code> writes it." if missing else ""
+    return table(["run", *map(escape, cells)], rows, numbers, "side") + (f"<p class='soft'>{note}</p>" if note else "")
 
 
-def _tone(index: int) -> str:
-    return f"stroke:var(--tone-{index % 10})"
+def _marked(index: int, name: str) -> str:
+    """HTML of a run's name after the colour of its curves."""
+    path = f'<path d="M1 4H21" style="stroke:var(--tone-{index % 10})"/>'
+    return f'<span data-run="{index}"><svg class="swatch" viewBox="0 0 22 8">{path}</svg>{name}</span>'
 
 
 def _figure(value: Any, form: str) -> str:
@@ -220,7 +215,7 @@ def _data(runs: Sequence[Compared]) -> dict[str, Any]:
                 ]
                 lines.append({"run": index, "x": x, "y": [digits(point.value) for point in points]})
         if lines:
-            told = {"title": curve.title, "unit": curve.unit, "can_log": curve.can_log, "from_zero": curve.from_zero}
+            told = {key: value for key, value in curve._asdict().items() if key != "key"}
             charts.append({**told, "lines": lines})
     return {"axes": ["epoch", "step", f"{unit} of training"], "runs": [run.name for run in runs], "charts": charts}
 
@@ -285,13 +280,13 @@ def _environment(information: Mapping[str, Any]) -> dict[str, Any]:
         "host": information.get("host"),
         "platform": information.get("platform"),
     }
-    return found | {name: version for name, version in (information.get("packages") or {}).items()}
+    return found | (information.get("packages") or {})
 
 
 def _side_by_side(runs: Sequence[Compared], rows: Mapping[str, Sequence[Any]]) -> str:
-    header = ["", *(f'<span data-run="{index}">{escape(run.name)}</span>' for index, run in enumerate(runs))]
+    header = ["", *(_marked(index, escape(run.name)) for index, run in enumerate(runs))]
     lines = [
         [f"<code>{escape(key)}</code>", *("" if value is None else escape(show(value)) for value in values)]
         for key, values in rows.items()
     ]
-    return f'<div class="scroll">{table(header, lines)}</div>' if lines else ""
+    return table(header, lines, style="side")

@@ -1,4 +1,4 @@
-"""What the pages of several runs share: one file with its data and scripts, links to reports, curves that are thinned."""
+"""What the pages of several runs share: one file with data and scripts, links, thinned curves."""
 
 from __future__ import annotations
 
@@ -21,13 +21,10 @@ def write_page(path: Path, title: str, sections: Iterable[str], data: Mapping[st
 
     sections: HTML. data: what `script`, one of the files beside this one, finds in the element with the id `data`.
     """
-    styles = f"<style>body {{ max-width: 1500px; }} {(_FOLDER / 'several.css').read_text(encoding='utf-8')}</style>"
-    scripts = "".join(
-        f"<script>{(_FOLDER / name).read_text(encoding='utf-8')}</script>" for name in ("chart.js", script)
-    )
+    style, *scripts = ((_FOLDER / name).read_text(encoding="utf-8") for name in ("several.css", "chart.js", script))
     held = f'<script type="application/json" id="data">{to_script(data)}</script>'
     try:
-        write_atomic(path, page(title, [styles, *sections, held, scripts]))
+        write_atomic(path, page(title, [f"<style>{style}</style>", *sections, held], "".join(scripts)))
     except OSError as error:
         raise ValueError(f"cannot write {path} ({error.strerror}): give another place with --out") from error
     return path
@@ -79,5 +76,5 @@ def digits(value: float | None, number: int = 5) -> float | None:
 
 def state_mark(state: str) -> str:
     """HTML of a run's state."""
-    kind = state if state in ("finished", "failed") else ""
+    kind = state if state in ("finished", "failed", "running") else ""
     return f'<span class="state {kind}">{escape(state)}</span>'
