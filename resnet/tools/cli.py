@@ -15,7 +15,8 @@ COMMANDS = {
     for name, what in {
         "eval": "evaluate a run's weights on the validation images",
         "predict": "classify a folder of images",
-        "report": "write report.html, curves.png and confusion.png anew",
+        "report": "a page that explains a run, compares several, or shows a sweep",
+        "board": "a page of all runs and sweeps in a folder",
         "verify-resume": "check that a recipe resumes exactly on this machine",
     }.items()
 }

@@ -16,15 +16,15 @@ from resnet.tools.report.html import page
 _FOLDER = Path(__file__).parent
 
 
-def write_page(path: Path, title: str, sections: Iterable[str], data: Mapping[str, Any], script: str) -> Path:
+def write_page(path: Path, title: str, sections: Iterable[str], data: Mapping[str, Any], *scripts: str) -> Path:
     """Write a page of several runs and return its path. Raises ValueError where it cannot be written.
 
-    sections: HTML. data: what `script`, one of the files beside this one, finds in the element with the id `data`.
+    sections: HTML. data: what `scripts`, of the files beside this one, find in the element with the id `data`.
     """
-    style, *scripts = ((_FOLDER / name).read_text(encoding="utf-8") for name in ("several.css", "chart.js", script))
+    style, *code = ((_FOLDER / name).read_text(encoding="utf-8") for name in ("several.css", "chart.js", *scripts))
     held = f'<script type="application/json" id="data">{to_script(data)}</script>'
     try:
-        write_atomic(path, page(title, [f"<style>{style}</style>", *sections, held], "".join(scripts)))
+        write_atomic(path, page(title, [f"<style>{style}</style>", *sections, held], "".join(code)))
     except OSError as error:
         raise ValueError(f"cannot write {path} ({error.strerror}): give another place with --out") from error
     return path

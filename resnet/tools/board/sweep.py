@@ -243,7 +243,7 @@ def _axes(board: Board, sweep: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _placed(axis: Axis, having: Sequence[int], count: int) -> dict[str, Any]:
-    """Where each of `count` trials and the ticks are, in shares of the axis from its foot; having: trials with a value."""
+    """Where `count` trials and the ticks are, in shares of the axis from its foot; having: trials with a value."""
 
     def place(value: float) -> float:
         return math.log(value) if axis.log else value
