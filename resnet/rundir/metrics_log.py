@@ -48,19 +48,19 @@ def read_points(path: str | Path, key: str) -> tuple[list[Point], int]:
     Few lines are decoded where few have the key: a sweep's runs may have a million. Raises OSError.
     """
     quoted, rows, damaged = json.dumps(key).encode(), [], 0
-    with open(path, "rb") as file:
-        for line in file:
-            # A last line without its end is being written.
-            if quoted not in line or not line.endswith(b"\n"):
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError:
-                row = None
-            if isinstance(row, dict) and key in row:
-                rows.append(row)
-            else:
-                damaged += 1
+    text = Path(path).read_bytes()
+    # A last line without its end is being written.
+    end, found = text.rfind(b"\n") + 1, -1
+    while (found := text.find(quoted, found + 1, end)) >= 0:
+        start, found = text.rfind(b"\n", 0, found) + 1, text.find(b"\n", found)
+        try:
+            row = json.loads(text[start:found])
+        except ValueError:
+            row = None
+        if isinstance(row, dict) and key in row:
+            rows.append(row)
+        else:
+            damaged += 1
     return points_of(rows, key), damaged
 
 

@@ -139,4 +139,4 @@ def _sweeps(sweeps: list[Swept], page_file: Path) -> str:
         value = f"{figure(best.value, found.metric)} {METRICS[found.metric].label}" if best else ""
         over = f"{found.method} over {', '.join(found.keys)}" if found.keys else found.method
         rows.append([name, escape(over), escape(states), escape(value), escape(best.label if best else "")])
-    return table(["sweep", "method", "trials", "best", "of"], rows, style="side")
+    return table(["sweep", "method", "trials", "best", "of"], rows)
