@@ -96,7 +96,7 @@ function lineChart(host, chart, axes, view, look) {
       const paths = element("g", { class: "lines" });
       for (const line of lines) {
         const places = line.points.map(([x, y]) => [across(x), up(y)]);
-        const path = element("path", { class: "line", d: outline(places, chart.steps), style: stroke(look(line.run)) });
+        const path = element("path", { class: `line ${look(line.run).kind || ""}`, d: outline(places), style: stroke(look(line.run)) });
         paths.append(path);
         if (places.length === 1) paths.append(element("circle", { class: "dot", cx: places[0][0], cy: places[0][1], r: 3, style: `fill:${look(line.run).color}` }));
         drawn.push({ ...line, places, path });
@@ -182,8 +182,8 @@ function stroke(look) {
   return `stroke:${look.color}${look.dash ? `;stroke-dasharray:${look.dash}` : ""}`;
 }
 
-function outline(places, steps) {
-  return places.map(([x, y], index) => (index && steps ? `H${x.toFixed(1)}V${y.toFixed(1)}` : `${index ? "L" : "M"}${x.toFixed(1)} ${y.toFixed(1)}`)).join("");
+function outline(places) {
+  return places.map(([x, y], index) => `${index ? "L" : "M"}${x.toFixed(1)} ${y.toFixed(1)}`).join("");
 }
 
 function grid(body, area, across, up, heights, widths) {

@@ -9,7 +9,7 @@
   };
   const look = (run) => {
     const trial = trials[run];
-    return { name: `${trial.told || trial.name} (${trial.state})`, color: color(trial), dash: failed(trial) ? "3 3" : "" };
+    return { name: `${trial.told || trial.name} (${trial.state})`, color: color(trial), dash: failed(trial) ? "3 3" : "", kind: trial.best ? "best" : "" };
   };
 
   // Parallel coordinates: an axis for each swept key, a line for each trial. Dragging along an axis keeps a range of it.
@@ -32,7 +32,10 @@
         return [{ run, places, path, share: trial.share === null ? -1 : trial.share }];
       });
       // The best on top.
-      lines.sort((a, b) => a.share - b.share).forEach((line) => body.append(line.path));
+      lines.sort((a, b) => a.share - b.share).forEach((line) => {
+        if (trials[line.run].best) line.path.classList.add("best");
+        body.append(line.path);
+      });
       svg.append(body);
       axes.forEach((axis, index) => {
         const x = across[index];
@@ -99,6 +102,8 @@
     }
 
     function drag(y) {
+      if (Math.abs(y - dragged.from) > 3) dragged.moved = true;
+      if (!dragged.moved) return;
       const shares = [dragged.from, y].map((one) => Math.min(1, Math.max(0, (area.bottom - one) / (area.bottom - area.top))));
       ranges.set(dragged.axis, [Math.min(...shares), Math.max(...shares)]);
       choose();
@@ -115,14 +120,15 @@
       const [x, y] = position(event), axis = across.findIndex((place) => Math.abs(place - x) < 9);
       if (axis >= 0 && event.pointerType === "mouse") {
         dragged = { axis, from: y, moved: false };
+        tip.hidden = true;
+        view.light(null);
         event.preventDefault();
       } else point(event);
     });
     host.addEventListener("pointermove", point);
-    window.addEventListener("pointerup", (event) => {
+    window.addEventListener("pointerup", () => {
       if (!dragged) return;
-      const [low, high] = ranges.get(dragged.axis) || [0, 0];
-      if (high - low < 0.02) { ranges.delete(dragged.axis); choose(); }
+      if (!dragged.moved && ranges.delete(dragged.axis)) choose();
       dragged = null;
     });
     host.addEventListener("pointerleave", () => { if (!dragged) { view.light(null); tip.hidden = true; } });

@@ -216,8 +216,8 @@ def _data(board: Board, sweep: Mapping[str, Any], curves: Mapping[str, list[list
                     "x": [[digits(point.epoch) for point in points]],
                     "y": [digits(one.value) for one in points],
                 }
-                for run, points in enumerate(lines)
-                if points
+                for run in reversed(order)
+                if (points := lines[run])
             ],
         }
         for key, lines in curves.items()
