@@ -157,6 +157,15 @@ class Run:
         recipe = load_recipe(self.path / "recipe.yaml", changes)
         return evaluate(self.path, recipe, weights_of(self.path, weights))
 
+    def report(self) -> Path:
+        """Write report.html anew, with curves.png and confusion.png beside it, and return its path.
+
+        Also while the run trains. Raises ValueError where one of the run's files is damaged.
+        """
+        from resnet.tools.report.report import write_report
+
+        return write_report(self.path)
+
 
 def runs(root: str | Path = "runs") -> list[Run]:
     """The runs that lie in a folder, by name."""

@@ -18,6 +18,7 @@ from torch import nn
 from recipes.plan import Plan, effective_decay
 from recipes.schema.recipe import Recipe
 from resnet.agreement import STEP_TIMEOUT
+from resnet.data.order import Order
 from resnet.data.sources.registry import Source, open_sources
 from resnet.ema import Ema
 from resnet.inference import input_dtype
@@ -130,6 +131,12 @@ def build_data(recipe: Recipe) -> tuple[Source, Source]:
         few = ", ".join(train.classes[:5]) + (" ..." if found > 5 else "")
         raise ValueError(f"model.num_classes={given}, but {recipe.data.train} has {found} classes ({few})")
     return train, val
+
+
+def build_order(recipe: Recipe, train: Source) -> Order:
+    """Which training image stands at which position of an epoch."""
+    data = recipe.data
+    return Order(train.labels, recipe.seed, recipe.batch_size, data.repeats, data.balance == "oversample")
 
 
 def initial_model(recipe: Recipe, classes: int) -> tuple[nn.Module, str]:

@@ -14,6 +14,7 @@ COMMANDS = {
     name: Command(what, partial(importlib.import_module, f"resnet.tools.commands.{name.replace('-', '_')}"))
     for name, what in {
         "eval": "evaluate a run's weights on the validation images",
+        "look": "show the images of a training step exactly as the network gets them",
         "predict": "classify a folder of images",
         "report": "a page that explains a run, compares several, or shows a sweep",
         "board": "a page of all runs and sweeps in a folder",

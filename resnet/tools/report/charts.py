@@ -286,7 +286,7 @@ def _legend(lines: Sequence[_Line]) -> str:
     entries = (
         f'<span><i style="background:var(--tone-{line.tone})"></i>{escape(line.series.name)}</span>' for line in named
     )
-    return f'<div class="legend">{"".join(entries)}</div>'
+    return f'<div class="legend">{"".join(entries)}</div>' if named else ""
 
 
 def _summary(heading: str, lines: Sequence[_Line], x_label: str) -> str:

@@ -6,7 +6,6 @@ import base64
 import time
 from collections.abc import Iterable, Mapping
 from html import escape
-from pathlib import Path
 from typing import Any
 
 from resnet.tools.report.style import SCRIPT, STYLE
@@ -66,7 +65,7 @@ def mapping(values: Mapping[str, Any]) -> str:
         for key, value in values.items()
         if value not in (None, "", [], {})
     )
-    return f'<div class="scroll"><table>{rows}</table></div>' if rows else ""
+    return f'<table class="mapping">{rows}</table>' if rows else ""
 
 
 def show(value: Any) -> str:
@@ -87,17 +86,11 @@ def bar(percent: float) -> str:
     return f'<i class="bar" style="width:{percent:.1f}%"></i>'
 
 
-def picture(path: Path, alternative: str, style: str = "") -> str:
-    """A PNG file, embedded."""
-    data = base64.b64encode(path.read_bytes()).decode()
-    return f'<img class="{style}" alt="{escape(alternative)}" src="data:image/png;base64,{data}">'
-
-
 def pictures(tiles: Iterable[tuple[bytes, str, str]]) -> str:
     """Small JPEG images beside one another, embedded: each with a caption and what it shows where it is not seen."""
     cells = "".join(
-        f'<figure><img alt="{escape(alternative)}" src="data:image/jpeg;base64,{base64.b64encode(data).decode()}">'
-        f"{escape(caption)}</figure>"
+        f'<figure><img alt="{escape(alternative)}" title="{escape(alternative)}" '
+        f'src="data:image/jpeg;base64,{base64.b64encode(data).decode()}">{escape(caption)}</figure>'
         for data, caption, alternative in tiles
     )
     return f'<div class="pictures">{cells}</div>' if cells else ""

@@ -27,9 +27,11 @@ th { text-align: left; color: var(--soft); font-weight: 600; font-size: 13px; }
 th, td { padding: 4px 14px 4px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 td { overflow-wrap: break-word; min-width: 3em; max-width: 32em; }
 tr:last-child td, tr:last-child th { border-bottom: 0; }
+.settings td { overflow-wrap: anywhere; min-width: 5.5em; } .settings code { white-space: nowrap; }
+.mapping td { overflow-wrap: anywhere; max-width: none; } .lines td { white-space: nowrap; }
 .number { text-align: right; white-space: nowrap; }
 .soft { color: var(--soft); }
-.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 210px), 1fr)); gap: 12px;
+.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 180px), 1fr)); gap: 12px;
   margin-top: 18px; }
 .fact { padding: 12px 16px; border: 1px solid var(--line); border-radius: 10px; background: var(--card); }
 .fact b { display: block; font-size: 23px; line-height: 1.3; }
@@ -45,8 +47,8 @@ tr:last-child td, tr:last-child th { border-bottom: 0; }
 img { display: block; max-width: 100%; }
 .pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(132px, 1fr)); gap: 14px 12px; }
 .pictures figure { margin: 0; font-size: 13px; line-height: 1.35; overflow-wrap: anywhere; }
-.pictures img { width: 128px; height: 128px; margin-bottom: 4px; border-radius: 6px; object-fit: contain;
-  background: var(--page); }
+.pictures img { width: 128px; max-width: 100%; aspect-ratio: 1; margin-bottom: 4px; border-radius: 6px;
+  object-fit: contain; background: var(--page); }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr)); gap: 18px 26px; }
 .chart { position: relative; margin: 0; min-width: 0; max-width: 640px; }
 .chart figcaption { font-weight: 600; font-size: 14px; }
@@ -61,7 +63,7 @@ img { display: block; max-width: 100%; }
 .chart .mark { stroke: var(--soft); stroke-width: 1.2; } .chart .turn { stroke-dasharray: 2 4; }
 .chart .restart { stroke: var(--bad); stroke-dasharray: 6 3; } .chart .save { fill: var(--soft); stroke: none; }
 .chart .cross { stroke: var(--ink); stroke-width: 1; }
-.legend { display: flex; flex-wrap: wrap; gap: 0 14px; min-height: 20px; font-size: 13px; color: var(--soft); }
+.legend { display: flex; flex-wrap: wrap; gap: 0 14px; font-size: 13px; color: var(--soft); }
 .legend span { overflow-wrap: anywhere; }
 .legend i { display: inline-block; width: 14px; height: 3px; margin: 0 6px 3px 0; border-radius: 2px; }
 .tip { position: absolute; z-index: 2; max-width: min(300px, 94%); padding: 6px 10px; border: 1px solid var(--line);
@@ -86,6 +88,8 @@ code { overflow-wrap: anywhere; }
   body { padding: 16px 10px 40px; } section { padding: 14px 12px; } h1 { font-size: 21px; }
   .facts { grid-template-columns: 1fr 1fr; gap: 8px; } .fact { padding: 9px 11px; } .fact b { font-size: 19px; }
   th, td { padding-right: 10px; } .label { width: 38%; } .chart text { font-size: 15px; }
+  .pairs th:last-child, .pairs td:last-child { display: none; }
+  .pictures { grid-template-columns: repeat(3, 1fr); gap: 10px; }
 }
 @media print {
   :root { color-scheme: light; --ink: #000; --soft: #444; --line: #bbb; --card: #fff; --page: #fff; --good: #1b7f4b;
