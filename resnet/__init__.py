@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from recipes.schema.recipe import Recipe
-    from resnet.api import Evaluation, Prediction, Run, build_model, compare, load_recipe, runs
+    from resnet.api import Evaluation, Prediction, Run, board, build_model, compare, load_recipe, report, runs
     from resnet.process.version import VERSION as __version__
 
 __all__ = [
@@ -29,9 +29,11 @@ __all__ = [
     "Recipe",
     "Run",
     "__version__",
+    "board",
     "build_model",
     "compare",
     "load_recipe",
+    "report",
     "runs",
 ]
 
@@ -40,9 +42,11 @@ _HOMES = {
     "Prediction": "resnet.tools.predict",
     "Recipe": "recipes.schema.recipe",
     "Run": "resnet.api",
+    "board": "resnet.api",
     "build_model": "resnet.api",
     "compare": "resnet.api",
     "load_recipe": "resnet.api",
+    "report": "resnet.api",
     "runs": "resnet.api",
 }
 """By name: the module that is imported once the name is used."""

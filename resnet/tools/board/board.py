@@ -103,17 +103,18 @@ def _word(run_dir: Path, root: Path) -> str:
 
 def _curve(run_dir: Path) -> tuple[str, list[Point], str]:
     """What a run's sparkline shows, its points, and what is wrong with the file."""
-    file, damaged = run_dir / "metrics.jsonl", 0
+    problem = ""
     for key, title in CURVES.items():
         try:
-            points, damaged = read_points(file, key)
+            points, damaged = read_points(run_dir / "metrics.jsonl", key)
         except FileNotFoundError:
-            return "", [], ""
+            break
         except OSError as error:
             return "", [], f"metrics.jsonl: {error.strerror}"
+        problem = problem or (f"metrics.jsonl: {plural(damaged, 'damaged line')}" if damaged else "")
         if points:
-            return title, points, f"metrics.jsonl: {plural(damaged, 'damaged line')}" if damaged else ""
-    return "", [], ""
+            return title, points, problem
+    return "", [], problem
 
 
 def _swept(sweep_dir: Path) -> Swept:

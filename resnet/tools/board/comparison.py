@@ -71,8 +71,8 @@ def write_comparison(run_dirs: Sequence[Path], path: Path | None = None) -> Path
     path: of the page; None: comparison.html in the folder that all the runs lie in, else in the current one.
     Raises ValueError where the page cannot be written.
     """
-    parents = {run_dir.absolute().parent for run_dir in run_dirs}
-    path = path or (parents.pop() if len(parents) == 1 else Path.cwd()) / "comparison.html"
+    together = len({run_dir.absolute().parent for run_dir in run_dirs}) == 1
+    path = path or (run_dirs[0].parent if together else Path()) / "comparison.html"
     runs = [_read(run_dir, name) for run_dir, name in zip(run_dirs, names_of(run_dirs), strict=True)]
     title = f"{len(runs)} runs compared"
     sections = [
