@@ -144,9 +144,10 @@ for (const chart of document.querySelectorAll('.chart')) {
     row(`${data.label} ${show(x)}`);
     for (const line of data.lines) {
       const index = nearest(line, x), [where, value] = line.points[index];
-      const off = line.step || Math.abs(where - x) * (right - left) / (high - low) < 4 ? '' : ` (at ${show(where)})`;
+      const off = line.step || Math.abs(where - x) * (right - left) / (high - low) < 4 ? '' : `(at ${show(where)})`;
       const mean = line.means && line.means[index] !== null ? `, mean ${show(line.means[index])}` : '';
-      row(`${line.name} ${show(value)}${mean} ${value === null ? '' : data.unit}${off}`.trim(), line.tone);
+      const shown = [line.name, show(value) + mean, value === null ? '' : data.unit, off];
+      row(shown.filter(part => part).join(' '), line.tone);
       if (value !== null) draw('circle', {cx: scale(data.x, line.step ? x : where), r: 3.5,
         cy: scale(data.y, value, data.log), style: `fill:var(--tone-${line.tone})`});
     }
