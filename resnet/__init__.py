@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from recipes.schema.recipe import Recipe
-    from resnet.api import Evaluation, Prediction, Run, board, build_model, compare, load_recipe, report, runs
+    from resnet.api import Evaluation, Prediction, Run, board, build_model, compare, diff, load_recipe, report, runs
     from resnet.process.version import VERSION as __version__
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "board",
     "build_model",
     "compare",
+    "diff",
     "load_recipe",
     "report",
     "runs",
@@ -45,6 +46,7 @@ _HOMES = {
     "board": "resnet.api",
     "build_model": "resnet.api",
     "compare": "resnet.api",
+    "diff": "resnet.api",
     "load_recipe": "resnet.api",
     "report": "resnet.api",
     "runs": "resnet.api",

@@ -5,6 +5,7 @@ Nothing here changes the process that calls it: threads, environment, signals, r
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -21,8 +22,11 @@ from resnet.rundir.status import read_status, status_or_nothing
 if TYPE_CHECKING:
     from torch import nn
 
+    from resnet.tools.difference import Difference
     from resnet.tools.evaluate import Evaluation
+    from resnet.tools.look import Seen
     from resnet.tools.predict import Prediction
+    from resnet.tools.replay import Replay
 
 
 def load_recipe(name: str | Path, changes: Mapping[str, Any] | None = None) -> Recipe:
@@ -145,6 +149,28 @@ class Run:
         file = weights_of(self.path, weights)
         return predict(self.path, images_of(given), top=top, batch_size=batch_size, device=device, weights=file)
 
+    def look(self, step: int = 0, count: int = 32, **changes: Any) -> Seen:
+        """The first `count` images of a training step exactly as the network got them, and what was done to each.
+
+        Step s leads from s steps done to s + 1. changes: to the recipe, as in `run.look(7, **{"data.train": "photos"})`
+        for data that lies elsewhere on this machine. Raises ValueError for data or steps that are not there.
+        """
+        from resnet.tools.look import look_at_run
+
+        return look_at_run(self.path, load_recipe(self.path / "recipe.yaml", changes), step, count)
+
+    def replay(self, first: int | None = None, last: int | None = None, **changes: Any) -> Replay:
+        """Train the steps after checkpoint `first` up to `last` again, elsewhere, and compare with what the run left.
+
+        first: None: the earliest checkpoint's step. last: None: the next checkpoint's, else the last that was logged.
+        changes: to the recipe, as where the data lies on this machine. The run is only read; a process trains.
+        Raises ValueError for steps that the run does not have, and a checkpoint or data that cannot be used.
+        """
+        from resnet.tools.replay import replay
+
+        words = [f"{key}={json.dumps(value, default=str)}" for key, value in changes.items()]
+        return replay(self.path, first, last, overrides=words)
+
     def evaluate(self, weights: str | int | Path = "best", /, **changes: Any) -> Evaluation:
         """Evaluate on the validation images as in training.
 
@@ -205,6 +231,17 @@ def compare(one: Run | str | Path, other: Run | str | Path) -> list[str]:
 
     first, second = (run if isinstance(run, Run) else Run(run) for run in (one, other))
     return compare_runs(first.path, second.path)
+
+
+def diff(one: Run | str | Path, other: Run | str | Path) -> Difference:
+    """What matters of how two runs differ: recipe, environment, data, results, and the step at which the logs part.
+
+    Unlike `compare`, which looks at every bit of the newest checkpoints. Raises ValueError for damaged files.
+    """
+    from resnet.tools.difference import diff_runs
+
+    first, second = (run if isinstance(run, Run) else Run(run) for run in (one, other))
+    return diff_runs(first.path, second.path, (first.recipe, second.recipe))
 
 
 def _noted(loaded: Loaded) -> Recipe:

@@ -13,11 +13,13 @@ from resnet.rundir.find import run_names
 COMMANDS = {
     name: Command(what, partial(importlib.import_module, f"resnet.tools.commands.{name.replace('-', '_')}"))
     for name, what in {
+        "board": "a page of all runs and sweeps in a folder",
+        "diff": "tell what matters of how two runs or recipes differ",
         "eval": "evaluate a run's weights on the validation images",
         "look": "show the images of a training step exactly as the network gets them",
         "predict": "classify a folder of images",
+        "replay": "train some steps of a run again and compare with what it left",
         "report": "a page that explains a run, compares several, or shows a sweep",
-        "board": "a page of all runs and sweeps in a folder",
         "verify-resume": "check that a recipe resumes exactly on this machine",
     }.items()
 }

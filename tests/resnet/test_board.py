@@ -13,6 +13,7 @@ from resnet.tools.board.board import SPARK_POINTS, write_board
 from resnet.tools.board.pages import strided, to_script
 from resnet.tools.cli import main
 from tests.fabricated import make_run, page_data
+from tests.resnet.test_charts import in_browser
 from tests.resnet.test_comparison import make_sweep
 
 
@@ -151,6 +152,18 @@ def test_evenly_spread(count, most):
     assert kept == sorted(kept)
     if count:
         assert (kept[0], kept[-1]) == (0, count - 1)
+
+
+def test_pages_in_a_browser_on_a_phone(root, tmp_path):
+    for number in range(3):
+        make_run(root / f"a-run-with-a-{'long-' * 12}name-{number}", "optimizer.lr=0.2", top1=70.0 + number)
+    make_run(root / "broken", state="failed", reason="word " * 40)
+    folder = make_sweep(root)
+    names = [run_dir.name for run_dir in sorted(root.glob("a-run*"))]
+    for page in (write_board(root), resnet.report(*names), resnet.report(folder)):
+        found = in_browser(page.read_text(), tmp_path)
+        assert found["errors"] == [], page
+        assert found["width"] <= 390, page
 
 
 def test_many_runs_make_a_small_page(root):

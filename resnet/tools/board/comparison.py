@@ -7,7 +7,6 @@ from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from recipes.changes import differences
 from recipes.load import load_file
 from recipes.metric import METRICS, cost
 from recipes.schema.recipe import Recipe
@@ -18,7 +17,8 @@ from resnet.rundir.metrics_log import Point, points_of
 from resnet.rundir.provenance import read_provenance
 from resnet.rundir.state import own_rows
 from resnet.tools.board.pages import digits, linked, names_of, report_link, state_mark, strided, write_page
-from resnet.tools.report.html import counted, moment, section, show, table
+from resnet.tools.difference import environment_of, recipe_differences
+from resnet.tools.report.html import moment, section, show, table
 
 MOST_POINTS = 12_000
 """Points of one chart, shared by its runs: what keeps a page of any number of runs below some megabytes."""
@@ -248,7 +248,7 @@ def _recipes(runs: Sequence[Compared]) -> str:
         return ""
     first = known[0].recipe
     assert first is not None
-    changed = [differences(first, run.recipe) if run.recipe is not None else {} for run in runs]
+    changed = [recipe_differences(first, run.recipe) if run.recipe is not None else {} for run in runs]
     was = {key: pair[0] for found in changed for key, pair in found.items()}
     columns = [
         {key: found[key][1] if key in found else value for key, value in was.items()} if run.recipe is not None else {}
@@ -261,26 +261,10 @@ def _recipes(runs: Sequence[Compared]) -> str:
 
 
 def _environments(runs: Sequence[Compared]) -> str:
-    columns = [_environment(run.information) for run in runs]
+    columns = [environment_of(run.information) for run in runs]
     keys = dict.fromkeys(key for column in columns for key in column)
     rows = {key: [column.get(key) for column in columns] for key in keys}
     return _side_by_side(runs, {key: values for key, values in rows.items() if len({*map(str, values)}) > 1})
-
-
-def _environment(information: Mapping[str, Any]) -> dict[str, Any]:
-    """What may change a result, or the speed, by provenance.json."""
-    git = information.get("git") or {}
-    found = {
-        "devices": counted(information.get("devices") or []),
-        "ranks": information.get("world_size"),
-        "images of a rank in a forward pass": (information.get("plan") or {}).get("micro_batch"),
-        "version": information.get("version"),
-        "commit": (git.get("sha") or "")[:10] + (" and uncommitted changes" if git.get("changed") else ""),
-        "python": information.get("python"),
-        "host": information.get("host"),
-        "platform": information.get("platform"),
-    }
-    return found | (information.get("packages") or {})
 
 
 def _side_by_side(runs: Sequence[Compared], rows: Mapping[str, Sequence[Any]]) -> str:
