@@ -11,7 +11,7 @@ PROCESSES = (
     *("test_api", "test_bad_input", "test_completion", "test_ends", "test_examples", "test_front_doors"),
     *("test_local", "test_logs", "test_old_runs", "test_parity", "test_progress", "test_recipe_runs", "test_resume"),
     *("test_sweep", "test_tools", "test_tracker", "test_train", "test_wandb_page", "test_pinning"),
-    *("test_bench", "test_bench_gpu", "test_environment"),
+    *("test_bench", "test_bench_gpu", "test_environment", "test_report_ends"),
 )
 """Modules of which most tests start processes or train."""
 LONGEST = ("test_slurm_ends.py", "test_sweep.py", "test_slurm.py", "test_local.py", "test_ends.py", "test_resume.py")
