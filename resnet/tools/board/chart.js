@@ -156,8 +156,18 @@ function lineChart(host, chart, axes, view, look) {
   host.addEventListener("pointerdown", point);
   host.addEventListener("pointerleave", () => { view.light(null); mark(null); });
   view.watch(redraw, light);
+  onWidth(host, redraw);
+}
+
+// Draws at first, and whenever the width of a place has changed. In the next frame: drawing may change sizes itself.
+function onWidth(place, redraw) {
   let before = 0;
-  new ResizeObserver(() => { if (host.clientWidth !== before) { before = host.clientWidth; redraw(); } }).observe(host);
+  const look = () => {
+    if (place.clientWidth === before) return;
+    before = place.clientWidth;
+    requestAnimationFrame(redraw);
+  };
+  new ResizeObserver(look).observe(place);
 }
 
 // Centred, over about a thirtieth of the values, fewer at the ends.

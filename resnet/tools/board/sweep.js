@@ -69,6 +69,7 @@
     }
 
     function light() {
+      if (!svg) return;
       svg.classList.toggle("pointed", view.lit !== null);
       for (const line of lines) {
         const lit = line.run === view.lit;
@@ -133,8 +134,7 @@
     });
     host.addEventListener("pointerleave", () => { if (!dragged) { view.light(null); tip.hidden = true; } });
     view.watch(redraw, light);
-    let before = 0;
-    new ResizeObserver(() => { const now = host.parentElement.clientWidth; if (now !== before) { before = now; redraw(); } }).observe(host.parentElement);
+    onWidth(host.parentElement, redraw);
   }
 
   const place = document.getElementById("parallel");
