@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +23,7 @@ from resnet.pretrained import find_file
 from resnet.process.version import VERSION
 from resnet.tools.cli import main
 from resnet.weights_file import KEY, check_fits, metadata_of, read_info
-from tests.helpers import TINY, newest, same, train, weights
+from tests.helpers import PROGRAM, TINY, newest, same, train, weights
 
 SILU = ["model.activation=silu", "model.stem=cifar", "augment.mean=[0.5,0.5,0.5]"]
 
@@ -81,6 +82,18 @@ def test_a_network_is_built_from_its_file_alone(finished, tmp_path):
         torch.testing.assert_close(network(images), resnet.Run(finished.run).load()(images))
     with pytest.raises(ValueError, match="activation silu; here: resnet18, stem imagenet"):
         resnet.load(alone, "quickstart")
+
+
+def test_the_examples_of_the_page_on_weights(finished, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").symlink_to(finished.run.parent)
+    blocks = re.findall(r"```python\n(.*?)```", (PROGRAM / "docs" / "weights.md").read_text(), flags=re.DOTALL)
+    ours, without_us, _ = blocks
+    names: dict = {}
+    exec(ours, names)
+    assert (names["info"].model.activation, names["network"].fc.out_features) == ("silu", 10)
+    exec(without_us, names)
+    assert names["content"]["classes"] == names["info"].classes
 
 
 def test_a_file_that_says_nothing_needs_a_recipe(tmp_path):
