@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 import resnet
+from launch.runs.checks import check_paths
 from recipes.load import digest, load
 from recipes.schema.model import Model
 from resnet.net import build_model, effective_model
@@ -267,6 +268,17 @@ def test_a_run_starts_from_another_ones_weights_by_its_name(finished, capsys):
     }.items():
         with pytest.raises(ValueError, match=message):
             find_file(source, run.parent)
+
+
+def test_the_launcher_knows_runs_by_their_names(finished):
+    def check(source: object) -> None:
+        check_paths(load([*finished.words, f"model.pretrained={source}"]).recipe, None)
+
+    for source in ("first", "first@best", f"{finished.run}@last", finished.run, finished.run / "final.safetensors"):
+        check(source)
+    for source in ("frist", "frist@best", finished.run / "gone.pth"):
+        with pytest.raises(ValueError, match=f"model.pretrained={source}"):
+            check(source)
 
 
 def test_a_run_that_goes_on_needs_no_longer_what_it_began_with(finished, file, capsys):
