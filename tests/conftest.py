@@ -15,7 +15,15 @@ PROCESSES = (
     *("test_tools", "test_tour", "test_tracker", "test_train", "test_wandb_page", "test_weights_file"),
 )
 """Modules of which most tests start processes or train."""
-LONGEST = ("test_slurm_ends.py", "test_sweep.py", "test_slurm.py", "test_local.py", "test_ends.py", "test_resume.py")
+LONGEST = (
+    "test_slurm_ends.py",
+    "test_tour.py",
+    "test_sweep.py",
+    "test_slurm.py",
+    "test_local.py",
+    "test_ends.py",
+    "test_resume.py",
+)
 """Files that take minutes, most of them in waiting."""
 
 

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.helpers import PROGRAM
 
@@ -74,3 +75,42 @@ def said(tmp_path_factory) -> dict[str, str]:
     finally:
         terminal.close()
     return said
+
+
+def test_the_figures_of_the_end_are_those_of_an_evaluation(said):
+    end = next(text for line, text in said.items() if "run.name=first" in line)
+    top1 = re.search(r"last ([\d.]+)%", end)
+    assert top1
+    shown = re.search(r"^first +([\d.]+)%", said["resnet eval first"], re.MULTILINE)
+    assert shown
+    assert float(shown[1]) == pytest.approx(float(top1[1]), abs=0.005)
+    by_class = said["resnet eval first first@last eval.flip=true --per-class"]
+    assert len(re.findall(r"^\w+ +10( +[\d.]+%){2}$", by_class, re.MULTILINE)) == 10
+
+
+def test_one_image_gives_a_table_and_a_folder_files(said):
+    one = said["resnet predict first data/shapes/val/ring/0000.jpg"]
+    shares = [float(share) for share in re.findall(r"([\d.]+)%", one)]
+    assert len(shares) == 5
+    assert shares == sorted(shares, reverse=True)
+    folder = Path(said["folder"])
+    assert len((folder / "predictions.csv").read_text().splitlines()) == 101
+    for name in ("predictions.png", "step-50.png"):
+        with Image.open(folder / name) as picture:
+            assert picture.width > 500
+    assert "100 images" in said["resnet features first val features.parquet --knn"]
+
+
+def test_the_steps_come_out_the_same(said):
+    assert "equal to the last bit" in said["resnet replay first --from step-82"]
+
+
+def test_what_differs_is_told(said):
+    assert "optimizer.lr 0.05 | 0.1" in said["resnet diff first second"]
+
+
+def test_pages_need_nothing_beside_them(said):
+    for name in ("first/report.html", "second/report.html", "comparison.html", "board.html"):
+        page = (Path(said["folder"]) / "runs" / name).read_text()
+        assert page.startswith("<!doctype html>"), name
+        assert not re.search(r"(src|href)=.(https?:)?//", page), name
