@@ -34,13 +34,13 @@ def fails(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 def test_runs_are_compared(root, capsys):
     make_run(root / "first", "optimizer.lr=0.1", top1=80.0)
     make_run(root / "second", "optimizer.lr=0.2", "ema.decay=0.9", top1=90.0, state="running")
-    (root / "first" / "evaluation.json").write_text(json.dumps({"top1": 80.0, "ece": 0.0321}))
+    (root / "first" / "evaluation.json").write_text(json.dumps({"top1": 80.0, "ece": 3.214}))
     main(["report", "first", "second"])
     page = root / "comparison.html"
     assert capsys.readouterr().out.strip() == "runs/comparison.html"
     text = page.read_text()
     results = text.split("<h2>Results</h2>")[1].split("</section>")[0]
-    for shown in ("80.00%", "45.00%", "finished", "running", "0.0321", "4 of 4", "2 of 4"):
+    for shown in ("80.00%", "45.00%", "finished", "running", "3.21%", "4 of 4", "2 of 4"):
         assert shown in results, shown
     recipes = text.split("Recipes, where they differ</h2>")[1].split("</section>")[0]
     row = recipes.split("<code>optimizer.lr</code>")[1].split("</tr>")[0]
@@ -227,6 +227,7 @@ def test_scripts():
     checks = """
     const assert = require("assert");
     assert.deepEqual(roundTicks(0, 10, 5), [0, 2, 4, 6, 8, 10]);
+    assert.deepEqual(roundTicks(1, 4, 7, true), [1, 2, 3, 4]);
     assert.deepEqual(powers(0.01, 1), [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1]);
     assert.equal(written(12345), "12.35k");
     assert.equal(nearest([[0, 0], [10, 0], [30, 0]], 21), 2);

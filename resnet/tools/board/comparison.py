@@ -118,7 +118,7 @@ def _results(runs: Sequence[Compared], page_file: Path) -> str:
         "best top-1": lambda run: _best(run, "top1"),
         "last": lambda run: _last(run, "top1"),
         "best val loss": lambda run: _best(run, "loss"),
-        "ECE": lambda run: _figure(run.evaluation.get("ece"), ".4f"),
+        "ECE": lambda run: _figure(run.evaluation.get("ece"), ".2f", "%"),
         "epochs": _epochs,
         "time": lambda run: format_duration(seconds) if (seconds := _seconds(run)) else "",
         "images/s": lambda run: _figure(_speed(run), ",.0f"),
@@ -141,9 +141,9 @@ def _marked(index: int, name: str) -> str:
     return f'<span data-run="{index}"><svg class="swatch" viewBox="0 0 22 8">{path}</svg>{name}</span>'
 
 
-def _figure(value: Any, form: str) -> str:
+def _figure(value: Any, form: str, unit: str = "") -> str:
     found = number(value)
-    return "" if found is None else format(found, form)
+    return "" if found is None else format(found, form) + unit
 
 
 def _best(run: Compared, metric: str) -> str:

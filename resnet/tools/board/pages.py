@@ -14,6 +14,7 @@ from resnet.rundir.files import write_atomic
 from resnet.tools.report.html import page
 
 _FOLDER = Path(__file__).parent
+_SHARED = ("chart.js", "controls.js")
 
 
 def write_page(path: Path, title: str, sections: Iterable[str], data: Mapping[str, Any], *scripts: str) -> Path:
@@ -21,7 +22,7 @@ def write_page(path: Path, title: str, sections: Iterable[str], data: Mapping[st
 
     sections: HTML. data: what `scripts`, of the files beside this one, find in the element with the id `data`.
     """
-    style, *code = ((_FOLDER / name).read_text(encoding="utf-8") for name in ("several.css", "chart.js", *scripts))
+    style, *code = ((_FOLDER / name).read_text(encoding="utf-8") for name in ("several.css", *_SHARED, *scripts))
     held = f'<script type="application/json" id="data">{to_script(data)}</script>'
     try:
         write_atomic(path, page(title, [f"<style>{style}</style>", *sections, held], "".join(code)))
