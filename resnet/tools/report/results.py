@@ -82,7 +82,7 @@ def class_table(evaluation: Mapping[str, Any]) -> str:
         right = f"{row['correct']:,} of {row['samples']:,}"
         lines.append([escape(str(row["class"])), f"{share:.1f}%", right, bar(share)])
     left_out = len(with_images) - len(lines)
-    note = f"<p class='soft'>and {left_out:,} classes that do better</p>" if left_out else ""
+    note = f"<p class='soft'>and {left_out:,} more classes, none of them worse</p>" if left_out else ""
     return table(["class", "top-1", "right", ""], lines, numbers=(1, 2), style="bars") + note
 
 
