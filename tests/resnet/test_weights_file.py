@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 import resnet
+from launch.runs.checks import check_paths
 from recipes.load import digest, load
 from recipes.schema.model import Model
 from resnet.net import build_model, effective_model
@@ -22,7 +24,7 @@ from resnet.pretrained import find_file
 from resnet.process.version import VERSION
 from resnet.tools.cli import main
 from resnet.weights_file import KEY, check_fits, metadata_of, read_info
-from tests.helpers import TINY, newest, same, train, weights
+from tests.helpers import PROGRAM, TINY, newest, same, train, weights
 
 SILU = ["model.activation=silu", "model.stem=cifar", "augment.mean=[0.5,0.5,0.5]"]
 
@@ -81,6 +83,18 @@ def test_a_network_is_built_from_its_file_alone(finished, tmp_path):
         torch.testing.assert_close(network(images), resnet.Run(finished.run).load()(images))
     with pytest.raises(ValueError, match="activation silu; here: resnet18, stem imagenet"):
         resnet.load(alone, "quickstart")
+
+
+def test_the_examples_of_the_page_on_weights(finished, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").symlink_to(finished.run.parent)
+    blocks = re.findall(r"```python\n(.*?)```", (PROGRAM / "docs" / "weights.md").read_text(), flags=re.DOTALL)
+    ours, without_us, _ = blocks
+    names: dict = {}
+    exec(ours, names)
+    assert (names["info"].model.activation, names["network"].fc.out_features) == ("silu", 10)
+    exec(without_us, names)
+    assert names["content"]["classes"] == names["info"].classes
 
 
 def test_a_file_that_says_nothing_needs_a_recipe(tmp_path):
@@ -170,13 +184,13 @@ def test_what_does_not_fit_is_told_with_the_keys_that_make_it_fit(there, here):
     words = words_of(here)
     model = load(words).recipe.model
     if described(recipe.model) == described(model):
-        check_fits(info, model, None, "FILE")
+        check_fits(info, model, "FILE")
         return
     with pytest.raises(ValueError, match="FILE is of another network") as raised:
-        check_fits(info, model, None, "FILE")
+        check_fits(info, model, "FILE")
     needed = str(raised.value).partition("It needs ")[2]
     keys = [f"model.{word}".replace("'", "").rstrip() for word in needed.split("model.")[1:]]
-    check_fits(info, load([*words, *keys]).recipe.model, None, "FILE")
+    check_fits(info, load([*words, *keys]).recipe.model, "FILE")
 
 
 # What is damaged or of another version
@@ -236,7 +250,7 @@ def test_a_run_starts_from_another_ones_weights_by_its_name(finished, capsys):
         "checkpoint.weights_every=null",
     ]
     assert train(*words, "model.pretrained=first@last", "run.name=second") == 0
-    assert "tensors from first@last\n" in capsys.readouterr().out
+    assert "tensors from first@last; the classifier is kept" in capsys.readouterr().out
     begun = weights(run.parent / "second")["layer1.0.conv1.weight"]
     torch.testing.assert_close(begun, weights(run, last)["layer1.0.conv1.weight"], rtol=1e-4, atol=1e-5)
     for source, file in {
@@ -254,6 +268,17 @@ def test_a_run_starts_from_another_ones_weights_by_its_name(finished, capsys):
     }.items():
         with pytest.raises(ValueError, match=message):
             find_file(source, run.parent)
+
+
+def test_the_launcher_knows_runs_by_their_names(finished):
+    def check(source: object) -> None:
+        check_paths(load([*finished.words, f"model.pretrained={source}"]).recipe, None)
+
+    for source in ("first", "first@best", f"{finished.run}@last", finished.run, finished.run / "final.safetensors"):
+        check(source)
+    for source in ("frist", "frist@best", finished.run / "gone.pth"):
+        with pytest.raises(ValueError, match=f"model.pretrained={source}"):
+            check(source)
 
 
 def test_a_run_that_goes_on_needs_no_longer_what_it_began_with(finished, file, capsys):
