@@ -20,7 +20,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from recipes.schema.recipe import Recipe
-    from resnet.api import Evaluation, Prediction, Run, build_model, compare, load_recipe, runs
+    from resnet.api import (
+        Evaluation,
+        Prediction,
+        Run,
+        WeightsInfo,
+        build_model,
+        compare,
+        evaluate,
+        load,
+        load_recipe,
+        runs,
+        weights_info,
+    )
     from resnet.process.version import VERSION as __version__
 
 __all__ = [
@@ -28,11 +40,15 @@ __all__ = [
     "Prediction",
     "Recipe",
     "Run",
+    "WeightsInfo",
     "__version__",
     "build_model",
     "compare",
+    "evaluate",
+    "load",
     "load_recipe",
     "runs",
+    "weights_info",
 ]
 
 _HOMES = {
@@ -40,10 +56,14 @@ _HOMES = {
     "Prediction": "resnet.tools.predict",
     "Recipe": "recipes.schema.recipe",
     "Run": "resnet.api",
+    "WeightsInfo": "resnet.weights_file",
     "build_model": "resnet.api",
     "compare": "resnet.api",
+    "evaluate": "resnet.api",
+    "load": "resnet.api",
     "load_recipe": "resnet.api",
     "runs": "resnet.api",
+    "weights_info": "resnet.api",
 }
 """By name: the module that is imported once the name is used."""
 

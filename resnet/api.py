@@ -5,6 +5,8 @@ Nothing here changes the process that calls it: threads, environment, signals, r
 
 from __future__ import annotations
 
+import json
+import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from resnet.tools.features import Features
     from resnet.tools.predict import Prediction
     from resnet.tools.trained import Trained
+    from resnet.weights_file import WeightsInfo
 
 
 def load_recipe(name: str | Path, changes: Mapping[str, Any] | None = None) -> Recipe:
@@ -56,6 +59,27 @@ def build_model(recipe: Recipe | str, num_classes: int | None = None) -> nn.Modu
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(recipe.seed)
         return initial_model(recipe, classes)[0]
+
+
+def load(weights: str | Path, recipe: Recipe | str | None = None) -> nn.Module:
+    """Load the network of a weights file, on the CPU and in evaluation mode: normalised float (N, 3, H, W) -> logits.
+
+    recipe: for a file that does not say which network it is of, a recipe that does, or the name of one.
+    Raises ValueError where it cannot be read, or is of another network than the recipe's.
+    """
+    from resnet.tools.weights import load_alone
+
+    return load_alone(Path(weights).expanduser(), load_recipe(recipe) if isinstance(recipe, str) else recipe)
+
+
+def weights_info(weights: str | Path) -> WeightsInfo | None:
+    """What a weights file says of itself: architecture, classes, mean and std, sizes, recipe, step.
+
+    None: nothing, as it is of another program or of version 0.1.0. Raises ValueError where it cannot be read.
+    """
+    from resnet.weights_file import read_info
+
+    return read_info(Path(weights).expanduser())
 
 
 class Run:
@@ -191,11 +215,60 @@ class Run:
         weights: as for `load`. changes: to the recipe, as in `run.evaluate(**{"eval.flip": True})`.
         Raises ValueError for changes, data or weights that cannot be used.
         """
-        from resnet.tools.evaluate import evaluate
-        from resnet.tools.trained import weights_of
+        from resnet.tools import evaluate as tool
+        from resnet.tools.trained import of_run, weights_of
 
-        recipe = load_recipe(self.path / "recipe.yaml", changes)
-        return evaluate(self.path, recipe, weights_of(self.path, weights))
+        trained = of_run(f"{self.name}@{weights}", self.path, weights_of(self.path, weights))
+        changed = load_recipe(self.path / "recipe.yaml", changes)
+        return tool.evaluate([trained._replace(recipe=changed)])[0]
+
+    def report(self) -> Path:
+        """Write report.html anew, with curves.png and confusion.png beside it, and return its path.
+
+        Also while the run trains. Raises ValueError where one of the run's files is damaged.
+        """
+        from resnet.tools.report.report import write_report
+
+        return write_report(self.path)
+
+
+def evaluate(
+    what: Iterable[str | Path | Run],
+    changes: Mapping[str, Any] | None = None,
+    *,
+    data: str | Path | Iterable[str | Path] = (),
+    real: str | Path | None = None,
+    only_present: bool = False,
+    known_only: bool = False,
+    plain: bool = False,
+    root: str | Path = "runs",
+) -> list[Evaluation]:
+    """Evaluate several networks; where they take the same images, these are decoded once.
+
+    what: runs, "RUN@last", "RUN@step-500" and the like, or files of weights. changes: to their recipes, by dotted key;
+    "recipe" for files that do not say what they are. data: other labelled images (a folder of classes, a CSV file,
+    parquet files), their classes matched by name. real: ImageNet-ReaL's real.json. only_present: let the networks
+    answer only the classes that the data holds, as for ImageNet-A and -R. known_only: leave out images of classes that
+    the networks do not have. plain: the trained weights in place of their average. root: folder of the runs.
+    Raises ValueError for what cannot be used.
+    """
+    from resnet.tools import evaluate as tool
+    from resnet.tools.eval_data import DataOptions
+    from resnet.tools.trained import find_trained
+
+    words = [
+        f"{key}={value if key == 'recipe' else json.dumps(value, default=str)}"
+        for key, value in (changes or {}).items()
+    ]
+    trained = [find_trained(os.fspath(one), root, plain, words) for one in what]
+    given = (data,) if isinstance(data, (str, Path)) else data
+    options = DataOptions(
+        tuple(map(str, given)),
+        real=None if real is None else Path(real),
+        only_present=only_present,
+        known_only=known_only,
+    )
+    return tool.evaluate(trained, options)
 
 
 def runs(root: str | Path = "runs") -> list[Run]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import cache
 from typing import TypeVar
@@ -18,6 +18,7 @@ from torch import nn
 from recipes.plan import Plan, effective_decay
 from recipes.schema.recipe import Recipe
 from resnet.agreement import STEP_TIMEOUT
+from resnet.data.order import Order
 from resnet.data.sources.registry import Source, open_sources
 from resnet.ema import Ema
 from resnet.inference import input_dtype
@@ -132,20 +133,33 @@ def build_data(recipe: Recipe) -> tuple[Source, Source]:
     return train, val
 
 
-def initial_model(recipe: Recipe, classes: int) -> tuple[nn.Module, str]:
+def build_order(recipe: Recipe, train: Source) -> Order:
+    """Which training image stands at which position of an epoch."""
+    data = recipe.data
+    return Order(train.labels, recipe.seed, recipe.batch_size, data.repeats, data.balance == "oversample")
+
+
+def initial_model(
+    recipe: Recipe, classes: int, names: Sequence[str] = (), pretrained: bool = True
+) -> tuple[nn.Module, str]:
     """As `build_model_for`, by the random numbers as they are, and before BatchNorm knows of other ranks."""
     model, note = build_model(recipe.model, classes), ""
-    if recipe.model.pretrained:
-        note = load_pretrained(model, recipe.model.pretrained)
+    if recipe.model.pretrained and pretrained:
+        note = load_pretrained(model, recipe.model.pretrained, recipe.run.root, names, recipe.augment)
     if recipe.model.freeze_backbone:
         freeze_backbone(model)
     return model, note
 
 
-def build_model_for(recipe: Recipe, classes: int) -> tuple[nn.Module, str]:
-    """The network with its initial weights on the CPU, and a sentence on pretrained ones ("" for none)."""
+def build_model_for(
+    recipe: Recipe, classes: int, names: Sequence[str] = (), pretrained: bool = True
+) -> tuple[nn.Module, str]:
+    """The network with its initial weights on the CPU, and what to say of pretrained ones ("" for none).
+
+    names: of the classes, by which a pretrained classifier is kept. pretrained: False: a checkpoint's weights follow.
+    """
     torch.manual_seed(recipe.seed)
-    model, note = initial_model(recipe, classes)
+    model, note = initial_model(recipe, classes, names, pretrained)
     if recipe.model.sync_batchnorm:
         if not torch.cuda.is_available() or recipe.device == "cpu":
             raise ValueError("model.sync_batchnorm needs GPUs (torch's SyncBatchNorm has no CPU version)")

@@ -22,6 +22,7 @@ from resnet.build import (
     build_accelerator,
     build_data,
     build_model_for,
+    build_order,
     build_state,
     first_of_ranks,
     together,
@@ -81,7 +82,7 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals, notes: Seque
     """
     rank, local_rank = accelerator.process_index, accelerator.local_process_index
     train, val = together(lambda: build_data(recipe), local_rank, first_alone=True)
-    order = _order(recipe, train)
+    order = build_order(recipe, train)
     start = together(lambda: find_start(recipe, train))
     with contextlib.ExitStack() as lifetime:
         lifetime.callback(start.release)
@@ -92,7 +93,10 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals, notes: Seque
             return FINISHED
         if recipe.data.cache == "device":
             together(lambda: check_room(len(train), len(val), recipe.augment, accelerator.device))
-        model, note = together(lambda: build_model_for(recipe, len(train.classes)), local_rank, first_alone=True)
+        anew = start.checkpoint is None
+        model, note = together(
+            lambda: build_model_for(recipe, len(train.classes), train.classes, anew), local_rank, first_alone=True
+        )
         state = build_state(recipe, plan, model, accelerator)
         together(lambda: check_space(start.run_dir, state, recipe.checkpoint.keep))
         try:
@@ -126,10 +130,13 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals, notes: Seque
         workers = workers_per_rank(recipe.data.num_workers)
         check_shared_memory(plan, workers, recipe.data.prefetch)
         loaders = _open_batches(trainer, train, val, order, workers, progress.message)
-        more = [note, f"continues from {start.checkpoint} (step {state.step})" if start.checkpoint else ""]
+        more = [
+            *note.splitlines(),
+            f"continues from {start.checkpoint} (step {state.step})" if start.checkpoint else "",
+        ]
         for line in (*first_lines(recipe, plan, start, train, val, accelerator, workers), *filter(None, more)):
             progress.message(line)
-        return train_to_an_end(trainer, hooks, log, loaders)
+        return train_to_an_end(trainer, hooks, log, loaders, (train, val))
 
 
 def _open_batches(
@@ -181,11 +188,6 @@ def _kept_output(run_dir: Path, attempt: int | None, rank: int) -> contextlib.Ab
         if ATTEMPT in os.environ or any(os.path.samestat(os.fstat(1), file) for file in ours):
             return contextlib.nullcontext()
     return kept_in(logs / f"attempt-{attempt}" / f"rank-{rank}.log")
-
-
-def _order(recipe: Recipe, train: Source) -> Order:
-    data = recipe.data
-    return Order(train.labels, recipe.seed, recipe.batch_size, data.repeats, data.balance == "oversample")
 
 
 def _restore(state, start: Start, plan: Plan, accelerator: Accelerator) -> None:

@@ -28,7 +28,7 @@ PROCESSES = (
         "test_resume",
     ),
     *("test_sweep", "test_tools", "test_tracker", "test_train", "test_wandb_page", "test_pinning"),
-    *("test_bench", "test_bench_gpu", "test_environment"),
+    *("test_bench", "test_bench_gpu", "test_environment", "test_eval", "test_weights_file"),
 )
 """Modules of which most tests start processes or train."""
 LONGEST = ("test_slurm_ends.py", "test_sweep.py", "test_slurm.py", "test_local.py", "test_ends.py", "test_resume.py")

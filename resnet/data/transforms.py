@@ -7,6 +7,7 @@ from nothing else: its seed decides what becomes of an image. Normalisation happ
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torchvision.transforms import InterpolationMode, v2
@@ -15,26 +16,60 @@ from torchvision.transforms.v2 import functional
 from recipes.schema.augment import Augment
 
 Transform = Callable[[torch.Tensor], torch.Tensor]
+Note = Callable[[str, Any], None]
+"""Is told what was drawn for an image: by which transform, and its parameters as torchvision names them."""
 
 _BINS = 31
 _LONGEST_SIDE = 32
 
 
-def train_transform(augment: Augment, size: int) -> Transform:
+def train_transform(augment: Augment, size: int, note: Note | None = None) -> Transform:
     """A function from uint8 (3, H, W) to uint8 (3, size, size): crop, flips, rotation, colours, policy, in this order
-    (torchvision's references crop, flip, then apply the policy)."""
-    steps = [_train_crop(augment, size)]
+    (torchvision's references crop, flip, then apply the policy).
+
+    note: is told of crop, hflip and vflip (where it is done), rotation, color_jitter, and each operation of the policy.
+    """
+    steps = [_train_crop(augment, size, note)]
     if augment.hflip:
-        steps.append(v2.RandomHorizontalFlip(augment.hflip))
+        steps.append(_noted(v2.RandomHorizontalFlip(augment.hflip), "hflip", note))
     if augment.vflip:
-        steps.append(v2.RandomVerticalFlip(augment.vflip))
+        steps.append(_noted(v2.RandomVerticalFlip(augment.vflip), "vflip", note))
     if augment.rotation:
-        steps.append(v2.RandomRotation(augment.rotation, InterpolationMode.BILINEAR))  # pyright: ignore[reportArgumentType]
+        rotation = v2.RandomRotation(augment.rotation, InterpolationMode.BILINEAR)  # pyright: ignore[reportArgumentType]
+        steps.append(_noted(rotation, "rotation", note))
     if augment.color_jitter:
-        steps.append(v2.ColorJitter(augment.color_jitter, augment.color_jitter, augment.color_jitter))
+        jitter = v2.ColorJitter(augment.color_jitter, augment.color_jitter, augment.color_jitter)
+        steps.append(_noted(jitter, "color_jitter", note))
     if augment.policy != "none":
-        steps.append(_policy(augment))
+        steps.append(_policy(augment, note))
     return _in_turn(steps)
+
+
+def _noted(transform: v2.Transform, name: str, note: Note | None) -> v2.Transform:
+    """The transform, which tells its parameters each time that it draws them."""
+    if note is not None:
+        draw = transform.make_params
+
+        def drawn(flat_inputs: list[Any]) -> dict[str, Any]:
+            parameters = draw(flat_inputs)
+            note(name, parameters)
+            return parameters
+
+        transform.make_params = drawn
+    return transform
+
+
+def _noted_policy(policy: v2.Transform, note: Note | None) -> v2.Transform:
+    """The policy, which tells each operation and its magnitude."""
+    apply = getattr(policy, "_apply_image_or_video_transform", None)
+    if note is not None and apply is not None:
+
+        def applied(image: Any, name: str, magnitude: float, **others: Any) -> Any:
+            note("policy", {"operation": name, "magnitude": magnitude})
+            return apply(image, name, magnitude, **others)
+
+        policy._apply_image_or_video_transform = applied  # pyright: ignore[reportArgumentType]
+    return policy
 
 
 def eval_transform(augment: Augment) -> Transform:
@@ -49,16 +84,17 @@ def eval_transform(augment: Augment) -> Transform:
     return _in_turn([_without_far_ends, resize, v2.CenterCrop(augment.val_size)])
 
 
-def _train_crop(augment: Augment, size: int) -> Transform:
+def _train_crop(augment: Augment, size: int, note: Note | None) -> Transform:
     if augment.crop == "random_resized":
-        return _random_resized_crop(augment, size)
+        return _random_resized_crop(augment, size, note)
     if augment.crop == "pad":
-        return _in_turn([squeeze(size, augment), v2.RandomCrop(size, padding=augment.padding)])
+        crop = _noted(v2.RandomCrop(size, padding=augment.padding), "crop", note)
+        return _in_turn([squeeze(size, augment), crop])
     return squeeze(size, augment)
 
 
-def _random_resized_crop(augment: Augment, size: int) -> Transform:
-    draw = v2.RandomResizedCrop(size, augment.scale, augment.ratio).make_params
+def _random_resized_crop(augment: Augment, size: int, note: Note | None) -> Transform:
+    draw = _noted(v2.RandomResizedCrop(size, augment.scale, augment.ratio), "crop", note).make_params
 
     def apply(image: torch.Tensor) -> torch.Tensor:
         box = draw([image])
@@ -84,18 +120,20 @@ def _without_far_ends(image: torch.Tensor) -> torch.Tensor:
     return functional.center_crop(image, [min(height, longest), min(width, longest)])
 
 
-def _policy(augment: Augment) -> Transform:
+def _policy(augment: Augment, note: Note | None) -> Transform:
     if augment.policy == "randaugment":
-        return _randaugment(augment.randaugment_ops, augment.randaugment_magnitude, augment.randaugment_std)
+        return _randaugment(augment.randaugment_ops, augment.randaugment_magnitude, augment.randaugment_std, note)
     if augment.policy == "trivial_augment_wide":
-        return v2.TrivialAugmentWide(interpolation=InterpolationMode.BILINEAR)
+        return _noted_policy(v2.TrivialAugmentWide(interpolation=InterpolationMode.BILINEAR), note)
     assert augment.policy == "auto_augment"
-    return v2.AutoAugment(interpolation=InterpolationMode.BILINEAR)
+    return _noted_policy(v2.AutoAugment(interpolation=InterpolationMode.BILINEAR), note)
 
 
-def _randaugment(ops: int, magnitude: float, std: float) -> Transform:
+def _randaugment(ops: int, magnitude: float, std: float, note: Note | None) -> Transform:
     """RandAugment (Cubuk et al. 2019, arXiv:1909.13719) with a magnitude of 0 to 10, drawn anew for each operation."""
-    by_bin = [v2.RandAugment(1, strength, _BINS, InterpolationMode.BILINEAR) for strength in range(_BINS)]
+    by_bin = [
+        _noted_policy(v2.RandAugment(1, strength, _BINS, InterpolationMode.BILINEAR), note) for strength in range(_BINS)
+    ]
 
     def apply(image: torch.Tensor) -> torch.Tensor:
         for _ in range(ops):

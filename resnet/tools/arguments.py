@@ -23,10 +23,6 @@ def add_root(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", default=ROOT, help="folder of the runs (default: %(default)s)")
 
 
-def add_weights(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--weights", type=Path, metavar="PATH", help="default: RUN/final.safetensors")
-
-
 def add_trained(parser: argparse.ArgumentParser) -> None:
     """RUN as all that weights can be named by, and changes to its recipe among the words behind it."""
     help = "a run's name under --root or its directory, RUN@last, RUN@step-500, or a file of weights"

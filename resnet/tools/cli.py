@@ -13,7 +13,8 @@ from resnet.rundir.find import run_names
 COMMANDS = {
     name: Command(what, partial(importlib.import_module, f"resnet.tools.commands.{name.replace('-', '_')}"))
     for name, what in {
-        "eval": "evaluate a run's weights on the validation images",
+        "eval": "evaluate runs, checkpoints and files of weights on labelled images",
+        "look": "show the images of a training step exactly as the network gets them",
         "predict": "classify images: files, folders, lists",
         "features": "write what a layer makes of images to a parquet file",
         "report": "write report.html, curves.png and confusion.png anew",
@@ -31,4 +32,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _completers() -> Mapping[str, Completer]:
     from recipes.completion import complete_word
 
-    return {"KEY=VALUE": complete_word, "RUN": lambda _: run_names()}
+    return {
+        "KEY=VALUE": complete_word,
+        "RUN": lambda _: run_names(),
+        "RUN|KEY=VALUE": lambda word: [name for name in run_names() if name.startswith(word)] or complete_word(word),
+    }

@@ -1,0 +1,292 @@
+"""`resnet look`: the images of a training step exactly as the network gets them, and what was done to each."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+
+from recipes.plan import Plan, make_plan
+from recipes.schema.augment import Augment
+from recipes.schema.recipe import Recipe
+from resnet.build import build_data, build_order
+from resnet.checkpoint.commit import newest_first
+from resnet.checkpoint.resume import data_digest
+from resnet.checkpoint.snapshot import read_rest
+from resnet.data.batches import Key, MicroBatches, training_keys
+from resnet.data.sources.registry import Source
+from resnet.data.transforms import Transform, train_transform
+from resnet.inference import input_dtype
+from resnet.rundir.provenance import read_provenance
+from resnet.tools.picture_grid import Tile, draw_grid
+from resnet.training_input import TrainingInput, training_input
+
+Box = tuple[int, int, int, int]
+"""Top, left, height and width in pixels."""
+
+
+@dataclass
+class Sample:
+    """One image of a step: where it comes from and what was done to it."""
+
+    position: int
+    """In the epoch's order, counted from 0."""
+    slot: int
+    """The micro-batch within the step, counted over all devices."""
+    index: int
+    """Of the image among the training images."""
+    file: str
+    label: str
+    size: tuple[int, int]
+    """Height and width of the whole image in pixels."""
+    crop: Box
+    """What was cut out, in the whole image's pixels; beyond its edges where it was padded before."""
+    mirrored: bool = False
+    flipped: bool = False
+    """Upside down."""
+    operations: list[str] = field(default_factory=list)
+    """Rotation, colours and the policy's operations with their magnitudes, in their order."""
+    erased: Box | None = None
+    """The rectangle that random erasing blanked, in the network's pixels."""
+    mixed_with: int | None = None
+    """Position of the image it was mixed with."""
+    other_label: str | None = None
+    share: float = 1.0
+    """Its own share of its target; the rest is the other image's."""
+    mixed_box: Box | None = None
+    """CutMix: what the other image fills, in the network's pixels; None: mixup, or nothing."""
+    broken: list[str] = field(default_factory=list)
+    """Unreadable images that it stands in for, each with the reason."""
+
+    @property
+    def label_text(self) -> str:
+        """As in `ring`, or `ring 0.73 + dots 0.27` where two images were mixed."""
+        if self.other_label is None:
+            return self.label
+        return f"{self.label} {self.share:.2f} + {self.other_label} {1 - self.share:.2f}"
+
+
+class Seen(NamedTuple):
+    """What a step trains on. Step s leads from s steps done to s + 1: the log notes it in the line of step s + 1."""
+
+    step: int
+    epoch: float
+    batch_size: int
+    """Images of the whole step."""
+    micro_batch: int
+    samples: list[Sample]
+    inputs: list[torch.Tensor]
+    """What the network was given, (N, 3, H, W) for each of the first micro-batches that hold the samples."""
+    targets: list[torch.Tensor | None]
+    """Likewise (N, classes), as `resnet.training_input.TrainingInput` has them."""
+    images: np.ndarray
+    """uint8 (samples, H, W, 3): the same to be looked at, no longer normalised."""
+    originals: list[np.ndarray]
+    """uint8 (H, W, 3) of each sample, where they were asked for."""
+    notes: list[str]
+    """What the user should know."""
+
+
+def look(
+    recipe: Recipe,
+    step: int = 0,
+    count: int = 32,
+    *,
+    sources: tuple[Source, Source] | None = None,
+    micro_batch: int | None = None,
+    precision: str = "no",
+    originals: bool = False,
+) -> Seen:
+    """Prepare the first `count` images of a training step as training does, on the CPU.
+
+    sources: training and validation images, where they are open already. micro_batch: of the run, which mixing depends
+    on; None: as on one device. precision: Accelerate's name of it. The process is left as it was, random numbers too.
+    Raises ValueError for data that cannot be used, and a step that the run does not have.
+    """
+    if count < 1:
+        raise ValueError(f"count={count}: it takes 1 image or more")
+    train, val = sources or build_data(recipe)
+    order = build_order(recipe, train)
+    plan = make_plan(recipe, len(order), 1, micro_batch)
+    if not 0 <= step < plan.end_step:
+        raise ValueError(f"step {step}: this training has the steps 0 to {plan.end_step - 1}")
+    batches = _NotedBatches(train, val, order, recipe.augment)
+    batches.keeps_originals = originals
+    dtype, given = input_dtype(recipe, precision), []
+    with torch.random.fork_rng(devices=[]):
+        for slot, key in enumerate(training_keys(plan, 0, step)):
+            if len(batches.samples) >= count:
+                break
+            given.append(_prepare(batches, key, plan, step, slot, dtype))
+    seen = batches.samples[:count]
+    shown = torch.cat([viewable(one.images, recipe.augment) for one in given])[:count]
+    inputs, targets = [one.images for one in given], [one.targets for one in given]
+    drawn, size = plan.epoch(step), plan.samples_of_step(step)
+    whole = batches.originals[:count]
+    return Seen(step, drawn, size, plan.micro_batch, seen, inputs, targets, shown.numpy(), whole, [])
+
+
+def look_at_run(
+    run_dir: Path, recipe: Recipe, step: int = 0, count: int = 32, originals: bool = False, verify: bool = True
+) -> Seen:
+    """As `look`, of a run: in its micro-batches and precision.
+
+    recipe: the run's, with data paths of this machine. verify: compare the data with what the newest checkpoint says.
+    """
+    micro_batch, precision, digest = facts_of(run_dir, with_data=verify)
+    sources = build_data(recipe)
+    seen = look(recipe, step, count, sources=sources, micro_batch=micro_batch, precision=precision, originals=originals)
+    if digest is not None and digest != data_digest(sources[0]):
+        told = f"{recipe.data.train} is not the data that {run_dir} was trained on (other images or classes): "
+        seen.notes.append(f"{told}these are not the images that it saw")
+    return seen
+
+
+def facts_of(run_dir: Path, with_data: bool = True) -> tuple[int | None, str, str | None]:
+    """Micro-batch, precision and (of the newest checkpoint) the data's digest of a run, as far as it has noted them."""
+    plan, digest = read_provenance(run_dir).get("plan", {}), None
+    if with_data and (checkpoints := newest_first(run_dir / "checkpoints")):
+        digest = read_rest(checkpoints[0]).get("data")
+    return plan.get("micro_batch"), plan.get("precision", "no"), digest
+
+
+class _NotedBatches(MicroBatches):
+    """Micro-batches as in training that note what they are made of: the same code draws the same numbers."""
+
+    samples: list[Sample]
+    originals: list[np.ndarray]
+    keeps_originals = False
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.samples, self.originals = [], []
+
+    def _transform(self, key: Key) -> Transform:
+        return train_transform(self.augment, key.size, lambda name, drawn: self._note(key.size, name, drawn))
+
+    def _readable(self, order: np.ndarray, position: int, broken: list[str]) -> tuple[torch.Tensor, int]:
+        before = len(broken)
+        image, index = super()._readable(order, position, broken)
+        height, width = image.shape[-2:]
+        file, label = self.train.describe(index), self.train.classes[int(self.train.labels[index])]
+        sample = Sample(position, 0, index, file, label, (height, width), (0, 0, height, width))
+        sample.broken = broken[before:]
+        self.samples.append(sample)
+        if self.keeps_originals:
+            self.originals.append(image.permute(1, 2, 0).contiguous().numpy())
+        return image, index
+
+    def _note(self, size: int, name: str, drawn: dict[str, Any]) -> None:
+        sample = self.samples[-1]
+        if name == "crop":
+            sample.crop = _crop_box(self.augment, size, sample.size, drawn)
+        elif name == "hflip":
+            sample.mirrored = True
+        elif name == "vflip":
+            sample.flipped = True
+        elif name == "rotation":
+            sample.operations.append(f"rotate {drawn['angle']:.1f}")
+        elif name == "color_jitter":
+            names = ("brightness", "contrast", "saturation")
+            sample.operations += [f"{kind} {float(drawn[f'{kind}_factor']):.2f}" for kind in names]
+        else:
+            magnitude = f" {drawn['magnitude']:.3g}" if drawn["magnitude"] else ""
+            sample.operations.append(f"{drawn['operation']}{magnitude}")
+
+
+def _crop_box(augment: Augment, size: int, whole: tuple[int, int], drawn: dict[str, Any]) -> Box:
+    """A crop's box in the whole image's pixels; of crop=pad, the image was squeezed to size x size first."""
+    top, left, height, width = (int(drawn[side]) for side in ("top", "left", "height", "width"))
+    if augment.crop == "random_resized":
+        return top, left, height, width
+    down, across = whole[0] / size, whole[1] / size
+    return round((top - augment.padding) * down), round((left - augment.padding) * across), *whole
+
+
+def _prepare(batches: _NotedBatches, key: Key, plan: Plan, step: int, slot: int, dtype: torch.dtype) -> TrainingInput:
+    """A micro-batch as the network gets it; what was erased and mixed is noted with its samples."""
+    first, classes = len(batches.samples), batches.train.classes
+    batch = batches[key]
+    given = training_input(batch, plan.recipe, step, slot, len(classes), torch.device("cpu"), dtype)
+    samples = batches.samples[first:]
+    for row, sample in enumerate(samples):
+        sample.slot = slot
+        if batch.erased is not None and batch.erased[row, 2]:
+            top, left, height, width = batch.erased[row].tolist()
+            sample.erased = top, left, height, width
+        if given.mixing is not None:
+            other = samples[row - 1]
+            sample.mixed_with, sample.other_label = other.position, other.label
+            sample.share, sample.mixed_box = given.mixing.lam, given.mixing.box
+    return given
+
+
+def viewable(images: torch.Tensor, augment: Augment) -> torch.Tensor:
+    """Normalised (N, 3, H, W) -> uint8 (N, H, W, 3), to be looked at."""
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (augment.mean, augment.std))
+    scaled = images.float().mul(std).add(mean).mul(255).round().clamp(0, 255)
+    return scaled.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def tiles_of(seen: Seen) -> list[Tile]:
+    """A tile for each image: its label, its file, and what was done to it; before it the whole one, if it is there."""
+    tiles = []
+    for number, (sample, image) in enumerate(zip(seen.samples, seen.images, strict=True)):
+        name = short_name(sample.file)
+        if seen.originals:
+            facts = f"whole {sample.size[1]}x{sample.size[0]}", f"crop {box_text(sample.crop)}"
+            tiles.append(Tile(_with_box(seen.originals[number], sample.crop), (name, *facts)))
+        labels = sample.label_text.split(" + ")
+        lines = [labels[0], *(f"+ {label}" for label in labels[1:]), name, ", ".join(sample.operations), _marks(sample)]
+        tiles.append(Tile(image, [line for line in lines if line]))
+    return tiles
+
+
+def _with_box(image: np.ndarray, box: Box) -> Image.Image:
+    """The whole image with the crop's outline."""
+    picture = Image.fromarray(image)
+    top, left, height, width = box
+    pen, thick = ImageDraw.Draw(picture), max(1, round(max(picture.size) / 100))
+    for colour, line in (("black", 3 * thick), ("yellow", thick)):
+        pen.rectangle((left, top, left + width - 1, top + height - 1), outline=colour, width=line)
+    return picture
+
+
+def box_text(box: Box | None) -> str:
+    """As in 120x96+30+12: width x height + left + top, as ImageMagick and X write it."""
+    return "" if box is None else f"{box[3]}x{box[2]}{box[1]:+d}{box[0]:+d}"
+
+
+def done_to(sample: Sample) -> str:
+    """What was done to an image beside the crop, in words."""
+    return ", ".join(filter(None, [*sample.operations, _marks(sample)]))
+
+
+def _marks(sample: Sample) -> str:
+    done = ["mirrored"] * sample.mirrored + ["upside down"] * sample.flipped + ["erased"] * (sample.erased is not None)
+    if sample.mixed_with is not None:
+        done.append("cutmix" if sample.mixed_box else "mixup")
+    return ", ".join(done)
+
+
+def short_name(file: str) -> str:
+    """The file with the folder it lies in: where classes are folders, that says most."""
+    return "/".join(file.split("/")[-2:])
+
+
+def draw_seen(seen: Seen, path: Path | None = None, title: str = "") -> bytes:
+    """The images as one PNG, also written to `path`."""
+    # With originals an even number of columns, so that each stands beside its image.
+    columns = 2 * max(2, math.ceil(math.sqrt(len(seen.samples)) / 2)) if seen.originals else None
+    return draw_grid(tiles_of(seen), path, columns, title)
+
+
+def as_json(seen: Seen) -> dict[str, Any]:
+    """All that is known of the step's images, for JSON."""
+    figures = {name: getattr(seen, name) for name in ("step", "epoch", "batch_size", "micro_batch", "notes")}
+    return {**figures, "images": [asdict(sample) | {"label_text": sample.label_text} for sample in seen.samples]}
