@@ -23,9 +23,12 @@ from resnet.rundir.status import read_status, status_or_nothing
 if TYPE_CHECKING:
     from torch import nn
 
+    from resnet.tools.difference import Difference
     from resnet.tools.evaluate import Evaluation
     from resnet.tools.features import Features
+    from resnet.tools.look import Seen
     from resnet.tools.predict import Prediction
+    from resnet.tools.replay import Replay
     from resnet.tools.trained import Trained
     from resnet.weights_file import WeightsInfo
 
@@ -209,6 +212,28 @@ class Run:
 
         return Trained(self.name, weights_of(self.path, weights), self.recipe, self.classes, self.path)
 
+    def look(self, step: int = 0, count: int = 32, **changes: Any) -> Seen:
+        """The first `count` images of a training step exactly as the network got them, and what was done to each.
+
+        Step s leads from s steps done to s + 1. changes: to the recipe, as in `run.look(7, **{"data.train": "photos"})`
+        for data that lies elsewhere on this machine. Raises ValueError for data or steps that are not there.
+        """
+        from resnet.tools.look import look_at_run
+
+        return look_at_run(self.path, load_recipe(self.path / "recipe.yaml", changes), step, count)
+
+    def replay(self, first: int | None = None, last: int | None = None, **changes: Any) -> Replay:
+        """Train the steps after checkpoint `first` up to `last` again, elsewhere, and compare with what the run left.
+
+        first: None: the earliest checkpoint's step. last: None: the next checkpoint's, else the last that was logged.
+        changes: to the recipe, as where the data lies on this machine. The run is only read; a process trains.
+        Raises ValueError for steps that the run does not have, and a checkpoint or data that cannot be used.
+        """
+        from resnet.tools.replay import replay
+
+        words = [f"{key}={json.dumps(value, default=str)}" for key, value in changes.items()]
+        return replay(self.path, first, last, overrides=words)
+
     def evaluate(self, weights: str | int | Path = "best", /, **changes: Any) -> Evaluation:
         """Evaluate on the validation images as in training.
 
@@ -276,6 +301,30 @@ def runs(root: str | Path = "runs") -> list[Run]:
     return [Run(file.parent) for file in sorted(Path(root).expanduser().glob("*/recipe.yaml"))]
 
 
+def board(root: str | Path = "runs", out: str | Path | None = None) -> Path:
+    """Write a page of all runs and sweeps in a folder, which links their reports, and return its path.
+
+    out: of the page; None: board.html in the folder.
+    Raises ValueError where the folder is not there, or the page cannot be written.
+    """
+    from resnet.tools.board.board import write_board
+
+    return write_board(Path(root).expanduser(), None if out is None else Path(out))
+
+
+def report(*runs: Run | str | Path, root: str | Path = "runs", out: str | Path | None = None) -> Path:
+    """Write the report of a run or of a sweep, or a page that compares several runs, and return its path.
+
+    runs: as for `Run`; or one sweep. out: of the page that compares; None: comparison.html in the folder of the runs.
+    Raises ValueError for runs that are not there, and files that cannot be read or written.
+    """
+    from resnet.tools.reports import write_pages
+
+    if not runs:
+        raise ValueError("name a run, several, or a sweep")
+    return write_pages([str(Path(run)) for run in runs], root, None if out is None else Path(out))
+
+
 def compare(one: Run | str | Path, other: Run | str | Path) -> list[str]:
     """Compare the newest checkpoints and the logs of two runs to the last bit; what differs, in words.
 
@@ -285,6 +334,17 @@ def compare(one: Run | str | Path, other: Run | str | Path) -> list[str]:
 
     first, second = (run if isinstance(run, Run) else Run(run) for run in (one, other))
     return compare_runs(first.path, second.path)
+
+
+def diff(one: Run | str | Path, other: Run | str | Path) -> Difference:
+    """What matters of how two runs differ: recipe, environment, data, results, and the step at which the logs part.
+
+    Unlike `compare`, which looks at every bit of the newest checkpoints. Raises ValueError for damaged files.
+    """
+    from resnet.tools.difference import diff_runs
+
+    first, second = (run if isinstance(run, Run) else Run(run) for run in (one, other))
+    return diff_runs(first.path, second.path, (first.recipe, second.recipe))
 
 
 def _noted(loaded: Loaded) -> Recipe:

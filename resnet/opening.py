@@ -47,7 +47,8 @@ def open_run_dir(
     write_atomic(run_dir / "recipe.yaml", run_recipe_text(saved, run_dir / "recipe.yaml"))
     devices = [device_name(accelerator.device)] * plan.world_size
     derived = {"training_images": images, **_derived(plan, accelerator.mixed_precision)}
-    information = provenance(sys.argv, devices, plan.world_size, derived)
+    # On CPUs their number changes the order of additions, and so the last bits.
+    information = {**provenance(sys.argv, devices, plan.world_size, derived), "threads": torch.get_num_threads()}
     attempt = record_attempt(run_dir, {**information, "changed": start.changed}, step)
     write_status(
         run_dir,

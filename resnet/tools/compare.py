@@ -11,11 +11,12 @@ import torch
 
 from resnet.checkpoint.commit import newest_first
 from resnet.checkpoint.snapshot import EMA, MODEL, read_rest
+from resnet.metrics import WINDOW
 from resnet.rundir.metrics_log import read_metrics
+from resnet.tools.difference import CLOCK
 
-CLOCK = ("time", "images_per_second", "images_per_second_per_device", "data_wait", "memory_gb")
-"""Keys of the log that two equal runs need not share."""
 _NOT_STATE = ("recipe", "digest", "log_length")
+"""What a checkpoint holds beside the state."""
 
 
 def compare_runs(one: Path, other: Path) -> list[str]:
@@ -23,10 +24,18 @@ def compare_runs(one: Path, other: Path) -> list[str]:
 
     Raises ValueError for a run without a checkpoint.
     """
-    found = []
     first, second = (_newest(run) for run in (one, other))
     if first.name != second.name:
         return [f"the last checkpoints are {first.name} and {second.name}"]
+    return compare_checkpoints(first, second) + list(_log_differences(read_metrics(one), read_metrics(other)))
+
+
+def compare_checkpoints(first: Path, second: Path, window: bool = True) -> list[str]:
+    """What differs between two checkpoints, tensor by tensor and counter by counter, in words; empty: they are equal.
+
+    window: compare also what the log had counted since its last line, which depends on `log_every`.
+    """
+    found = []
     for file in (MODEL, EMA):
         present = [(checkpoint / file).is_file() for checkpoint in (first, second)]
         if all(present):
@@ -35,8 +44,9 @@ def compare_runs(one: Path, other: Path) -> list[str]:
         elif any(present):
             found.append(f"only one of them has {file}")
     pair = [{k: v for k, v in read_rest(c).items() if k not in _NOT_STATE} for c in (first, second)]
-    found += _differences("state", *pair)
-    return found + list(_log_differences(read_metrics(one), read_metrics(other)))
+    if not window:
+        pair = [rest | {"per_rank": rest["per_rank"][:, :-WINDOW]} for rest in pair]
+    return found + list(_differences("state", *pair))
 
 
 def _newest(run: Path) -> Path:

@@ -1,0 +1,205 @@
+"""`resnet diff`: what matters of how two runs, or two recipes, differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from recipes.changes import differences
+from recipes.schema.recipe import Recipe
+from resnet.checkpoint.commit import newest_first
+from resnet.rundir.evaluation import read_evaluation
+from resnet.rundir.metrics_log import read_metrics
+from resnet.rundir.provenance import read_provenance
+from resnet.rundir.status import read_status
+
+CLOCK = ("time", "images_per_second", "images_per_second_per_device", "data_wait", "memory_gb")
+"""Keys of the log that two equal runs need not share."""
+FAR = 0.01
+"""Relative difference of two losses that is more than rounding makes in the first steps."""
+
+Pairs = dict[str, tuple[Any, Any]]
+"""By name: the first one's value and the other's, where they differ."""
+
+
+class Parting(NamedTuple):
+    """Where two logs part."""
+
+    step: int
+    """Steps done in the first line that differs."""
+    keys: Pairs
+    """What differs in it."""
+    far_step: int | None = None
+    """The first line whose losses are more than `FAR` apart; None: there is none."""
+    same_lines: int = 0
+    """Lines before it that both have, all equal."""
+
+
+class Difference(NamedTuple):
+    """How two runs or recipes differ; empty groups: not at all there."""
+
+    names: tuple[str, str]
+    recipe: Pairs
+    """By dotted key."""
+    environment: Pairs
+    """Versions, commit, host, devices, ranks, threads."""
+    data: Pairs
+    results: Pairs
+    """What both reached, differing or not."""
+    parting: Parting | None
+    """Where the logs part; None: nowhere in the lines that both have."""
+    common_lines: int
+    """Lines of the log of the same step that both have."""
+
+
+def recipe_differences(one: Recipe, other: Recipe) -> Pairs:
+    """Keys that define the training and whose values differ; names, places and tracking are left out."""
+    return {key: (before, now) for key, (before, now) in differences(one, other).items()}
+
+
+def environment_of(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """What of the program, its libraries and the machine can change a run's numbers; of provenance.json."""
+    if not provenance:
+        return {}
+    git = provenance.get("git") or {}
+    commit = f"{git['sha'][:10]}{' with changes' if git.get('changed') else ''}" if git.get("sha") else None
+    devices = provenance.get("devices") or []
+    facts = {"version": provenance.get("version"), "commit": commit, "python": provenance.get("python")}
+    facts |= {"host": provenance.get("host"), "platform": provenance.get("platform")}
+    facts |= {"device": ", ".join(dict.fromkeys(devices)), "ranks": provenance.get("world_size")}
+    facts |= {"threads": provenance.get("threads"), **provenance.get("packages", {})}
+    return facts | {name: provenance.get("plan", {}).get(name) for name in ("micro_batch", "precision")}
+
+
+def environment_differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> Pairs:
+    """What differs between two provenance.json, as far as both say it."""
+    first, second = environment_of(one), environment_of(other)
+    return {key: (first[key], second[key]) for key in first if None not in (first[key], second.get(key))
+            and first[key] != second[key]}  # fmt: skip
+
+
+def parting_of(one: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]) -> Parting | None:
+    """The first line, of those of the same step that both logs have, in which they differ; clocks do not count."""
+    first, second = ({line_of(row): row for row in rows} for rows in (one, other))
+    found, same = None, 0
+    for line in first:
+        if line not in second:
+            continue
+        pairs = row_differences(first[line], second[line])
+        if pairs and found is None:
+            found = Parting(line[0], pairs, same_lines=same)
+        if found is not None and is_far(first[line], second[line]):
+            return found._replace(far_step=line[0])
+        same += not pairs
+    return found
+
+
+def line_of(row: Mapping[str, Any]) -> tuple[int, str]:
+    """What a line of the log is about: steps done, and train or val."""
+    return row["step"], "val" if "val/loss" in row else "train"
+
+
+def row_differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> Pairs:
+    """Keys of two lines that differ; clocks do not count."""
+    keys = [key for key in {**one, **other} if key not in CLOCK and one.get(key) != other.get(key)]
+    return {key: (one.get(key), other.get(key)) for key in keys}
+
+
+def is_far(one: Mapping[str, Any], other: Mapping[str, Any], share: float = FAR) -> bool:
+    """Whether two lines' losses are further apart than `share` of the first."""
+    pairs = [(one.get(key), other.get(key)) for key in ("train/loss", "val/loss")]
+    told = [(a, b) for a, b in pairs if a is not None and b is not None]
+    return any(abs(a - b) > share * abs(a) for a, b in told)
+
+
+def diff_runs(one: Path, other: Path, recipes: tuple[Recipe, Recipe]) -> Difference:
+    """Compare two run directories. Raises ValueError for damaged files."""
+    logs = read_metrics(one), read_metrics(other)
+    lines = [{line_of(row) for row in rows} for rows in logs]
+    return Difference(
+        names=(str(one), str(other)),
+        recipe=recipe_differences(*recipes),
+        environment=environment_differences(read_provenance(one), read_provenance(other)),
+        data=_unequal(_data_of(one), _data_of(other)),
+        results=_both(_results_of(one, logs[0]), _results_of(other, logs[1])),
+        parting=parting_of(*logs),
+        common_lines=len(lines[0] & lines[1]),
+    )
+
+
+def diff_recipes(names: tuple[str, str], recipes: tuple[Recipe, Recipe]) -> Difference:
+    """Compare two recipes alone."""
+    return Difference(names, recipe_differences(*recipes), {}, {}, {}, None, 0)
+
+
+def _data_of(run_dir: Path) -> dict[str, Any]:
+    plan, digest = read_provenance(run_dir).get("plan", {}), None
+    if checkpoints := newest_first(run_dir / "checkpoints"):
+        # Only now: it takes seconds.
+        from resnet.checkpoint.snapshot import read_rest
+
+        digest = read_rest(checkpoints[0]).get("data")
+    facts = {"training images": plan.get("training_images"), "labels (digest)": digest}
+    return facts | {"validation images": read_evaluation(run_dir).get("samples")}
+
+
+def _results_of(run_dir: Path, log: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    status, last = read_status(run_dir), next((row for row in reversed(log) if "val/loss" in row), {})
+    speeds = sorted(row["images_per_second"] for row in log if row.get("images_per_second") is not None)
+    facts = {"state": status.get("state"), "step": status.get("step"), "best": status.get("best")}
+    facts |= {"val/top1": last.get("val/top1"), "val/loss": last.get("val/loss")}
+    return facts | {"images_per_second": speeds[len(speeds) // 2] if speeds else None}
+
+
+def _unequal(one: Mapping[str, Any], other: Mapping[str, Any]) -> Pairs:
+    return {key: pair for key, pair in _both(one, other).items() if pair[0] != pair[1]}
+
+
+def _both(one: Mapping[str, Any], other: Mapping[str, Any]) -> Pairs:
+    return {key: (one[key], other[key]) for key in one if None not in (one[key], other[key])}
+
+
+def described(found: Difference) -> list[str]:
+    """The differences in about ten lines of text."""
+    groups = {"recipe": found.recipe, "environment": found.environment, "data": found.data, "results": found.results}
+    lines = [f"{found.names[0]} | {found.names[1]}"]
+    are_runs = bool(found.results or found.common_lines)
+    for name, pairs in groups.items():
+        if not pairs and (are_runs or name == "recipe"):
+            lines.append(f"{name:12} the same")
+        shown = [f"{key} {_text(a)} | {_text(b)}" if a != b else f"{key} {_text(a)}" for key, (a, b) in pairs.items()]
+        lines += _packed(shown, f"{name:12} ")
+    if are_runs:
+        lines.append(f"{'log':12} {told_parting(found.parting, found.common_lines)}")
+    return lines
+
+
+def told_parting(parting: Parting | None, common: int) -> str:
+    """Where two logs part, in words. common: lines that both have."""
+    if parting is None:
+        return f"the {common} lines that both have are equal" if common else "no line of the same step in both"
+    keys = ", ".join(f"{key} {_text(a)} | {_text(b)}" for key, (a, b) in list(parting.keys.items())[:3])
+    before = f"; lines before that are equal: {parting.same_lines}" if parting.same_lines else ""
+    far = "never" if parting.far_step is None else f"from step {parting.far_step} on"
+    return f"parts at step {parting.step}: {keys}{before}; losses more than {FAR:.0%} apart: {far}"
+
+
+def _packed(parts: Sequence[str], head: str, width: int = 110, most: int = 4) -> list[str]:
+    """Parts side by side in at most `most` lines; how many are left out is said."""
+    lines, line = [], ""
+    for number, part in enumerate(parts):
+        if line and len(line) + len(part) > width:
+            if len(lines) == most - 1:
+                lines.append(f"{line}; and {len(parts) - number} more (--json)")
+                line = ""
+                break
+            lines.append(line)
+            line = ""
+        line += f"; {part}" if line else part
+    lines += [line] if line else []
+    return [(head if not number else " " * len(head)) + text for number, text in enumerate(lines)]
+
+
+def _text(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
