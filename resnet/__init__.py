@@ -10,6 +10,8 @@
     run.predict("photos/", top=5)
     run.evaluate(**{"eval.flip": True})
 
+    resnet.load("final.safetensors")        # a network from its weights file alone
+
 What `__all__` names is kept from version to version; all else is internal. torch is imported once weights are touched.
 """
 

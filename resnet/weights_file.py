@@ -17,7 +17,6 @@ from torch import Tensor
 from recipes.load import digest
 from recipes.schema.model import Model
 from recipes.schema.recipe import Recipe
-from recipes.text import listed
 from recipes.versions import lifted
 from resnet.inert_pickle import read_inertly
 from resnet.net import effective_model
@@ -115,18 +114,16 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def check_fits(info: WeightsInfo, model: Model, classes: Sequence[str] | None, where: str) -> None:
-    """Raise ValueError, naming both values and the keys to set, where weights are not of this network.
+def check_fits(info: WeightsInfo, model: Model, where: str) -> None:
+    """Raise ValueError, naming both values and the keys to set, where weights are of another network.
 
-    classes: names in the order of its outputs; None: they are not compared. where: the file, for the message.
+    where: the file, for the message.
     """
     there, here = effective_model(info.model), effective_model(model)
     if wrong := [key for key in there if there[key] != here[key]]:
         settings = " ".join(f"model.{key}={shown(there[key])}" for key in _to_set(wrong, model, info.model))
         both = f"{_described(there, wrong)}; here: {_described(here, wrong)}"
         raise ValueError(f"{where} is of another network: {both}. It needs {settings}")
-    if classes is not None and list(classes) != info.classes:
-        raise ValueError(f"{where} is of other classes: {class_difference(info.classes, classes)}")
 
 
 _NET = ("name", "block", "layers", "groups", "width_per_group")
@@ -148,16 +145,6 @@ def _to_set(wrong: Sequence[str], here: Model, there: Model) -> Iterator[str]:
         unsaid = key == "activation_args" and not there.activation_args and not here.activation_args
         if key not in _NET and not unsaid:
             yield key
-
-
-def class_difference(there: Sequence[str], here: Sequence[str]) -> str:
-    """How two lists of classes differ, in a few words."""
-    if len(there) != len(here):
-        return f"{len(there)} there and {len(here)} here"
-    if sorted(there) == sorted(here):
-        return "the same in another order"
-    differing = [f"{one} there and {other} here" for one, other in zip(there, here, strict=True) if one != other]
-    return listed(differing, 2)
 
 
 def shown(value: Any) -> str:
@@ -182,7 +169,7 @@ def find_weights(path: Path, model: Model | None = None) -> Found:
     """
     info = read_info(path)
     if info is not None and model is not None:
-        check_fits(info, model, None, str(path))
+        check_fits(info, model, str(path))
     try:
         if path.suffix == ".safetensors":
             found = renamed(load_file(path)) if info is None else Found(load_file(path))

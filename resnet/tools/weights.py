@@ -92,9 +92,13 @@ def batches_of(
     workers = max(min(workers_per_rank(recipe.data.num_workers), len(keys) - 1), 0)
     order = Order(source.labels, recipe.seed, batch_size)
     loader = Loader(MicroBatches(source, source, order, recipe.augment), keys, device, workers, recipe.data.prefetch)
+    batches = iter(loader)
     try:
-        yield from loader
+        yield from batches
     finally:
+        # Where Ctrl-C came in the middle, PyTorch would complain of workers that end before it asked them to.
+        with contextlib.suppress(AttributeError):
+            batches._shutdown_workers()  # pyright: ignore[reportAttributeAccessIssue]
         loader.end()
 
 

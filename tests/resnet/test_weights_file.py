@@ -184,13 +184,13 @@ def test_what_does_not_fit_is_told_with_the_keys_that_make_it_fit(there, here):
     words = words_of(here)
     model = load(words).recipe.model
     if described(recipe.model) == described(model):
-        check_fits(info, model, None, "FILE")
+        check_fits(info, model, "FILE")
         return
     with pytest.raises(ValueError, match="FILE is of another network") as raised:
-        check_fits(info, model, None, "FILE")
+        check_fits(info, model, "FILE")
     needed = str(raised.value).partition("It needs ")[2]
     keys = [f"model.{word}".replace("'", "").rstrip() for word in needed.split("model.")[1:]]
-    check_fits(info, load([*words, *keys]).recipe.model, None, "FILE")
+    check_fits(info, load([*words, *keys]).recipe.model, "FILE")
 
 
 # What is damaged or of another version
