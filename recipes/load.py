@@ -64,6 +64,17 @@ def load(argv: Iterable[str], given_in: Mapping[str, str] | None = None) -> Load
     return _load_under(chosen[0], layers)
 
 
+def load_over(name: str, values: Mapping[str, Any], origin: str, argv: Iterable[str]) -> Loaded:
+    """Load the recipe of a name, if it is one that comes with the program, with values over it, and `argv` over these.
+
+    values: groups of keys. origin: where they are from, for messages. Raises RecipeError with all mistakes at once.
+    """
+    layers = [*_file_layers(_files()[name], ())] if name in _files() else []
+    layers += [_layer(key, value, origin) for key, value in values.items()]
+    layers += [_override(*split_argument(argument), COMMAND_LINE) for argument in argv]
+    return _build(layers, default_name=name)
+
+
 def load_values(source: str | Path, changes: Mapping[str, Any] | None = None) -> Loaded:
     """Load a recipe by name or path, with changes whose values are Python's: `{"optimizer.lr": 0.1}`.
 

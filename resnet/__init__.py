@@ -20,7 +20,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from recipes.schema.recipe import Recipe
-    from resnet.api import Evaluation, Prediction, Run, build_model, compare, diff, load_recipe, runs
+    from resnet.api import (
+        Evaluation,
+        Prediction,
+        Run,
+        WeightsInfo,
+        build_model,
+        compare,
+        diff,
+        evaluate,
+        load,
+        load_recipe,
+        runs,
+        weights_info,
+    )
     from resnet.process.version import VERSION as __version__
 
 __all__ = [
@@ -28,12 +41,16 @@ __all__ = [
     "Prediction",
     "Recipe",
     "Run",
+    "WeightsInfo",
     "__version__",
     "build_model",
     "compare",
     "diff",
+    "evaluate",
+    "load",
     "load_recipe",
     "runs",
+    "weights_info",
 ]
 
 _HOMES = {
@@ -41,11 +58,15 @@ _HOMES = {
     "Prediction": "resnet.tools.predict",
     "Recipe": "recipes.schema.recipe",
     "Run": "resnet.api",
+    "WeightsInfo": "resnet.weights_file",
     "build_model": "resnet.api",
     "compare": "resnet.api",
     "diff": "resnet.api",
+    "evaluate": "resnet.api",
+    "load": "resnet.api",
     "load_recipe": "resnet.api",
     "runs": "resnet.api",
+    "weights_info": "resnet.api",
 }
 """By name: the module that is imported once the name is used."""
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from resnet.build import first_of_ranks
 from resnet.data.loader import Loader
+from resnet.data.sources.registry import Source
 from resnet.failure import Failure, explain
 from resnet.last_files import summary, write_final_weights
 from resnet.loop import fit
@@ -38,10 +39,13 @@ class End(NamedTuple):
     failure: Failure | None = None
 
 
-def train_to_an_end(trainer: Trainer, hooks: RunHooks, log: RankLog, loaders: Sequence[Loader]) -> int:
+def train_to_an_end(
+    trainer: Trainer, hooks: RunHooks, log: RankLog, loaders: Sequence[Loader], sources: tuple[Source, Source]
+) -> int:
     """Train, and leave the run directory in a state that says how it ended; returns the exit code.
 
     loaders: of which the workers are ended once no more batches are needed; some may come while it trains.
+    sources: training and validation images, for the pictures of the report.
     """
     begin, first_step = time.time(), trainer.state.step
     end = _train(trainer, hooks, log, loaders)
@@ -56,6 +60,7 @@ def train_to_an_end(trainer: Trainer, hooks: RunHooks, log: RankLog, loaders: Se
     if hooks.metrics is not None:
         hooks.tell_of_tracker()
         _write_end(trainer, hooks, end)
+        _write_report(hooks, end, sources)
         _say_end(trainer, hooks, end, begin, first_step)
     return _EXIT_CODES[end.outcome]
 
@@ -107,7 +112,7 @@ def _after_failure(hooks: RunHooks) -> str:
 
 
 def _write_end(trainer: Trainer, hooks: RunHooks, end: End) -> None:
-    """Write, on rank 0, what the run leaves: the status last of what a resume leans on, then the report of it."""
+    """Write, on rank 0, what the run leaves: the status last, which a resume leans on."""
     run_dir = hooks.run_dir
     with contextlib.suppress(OSError) if end.failure else contextlib.nullcontext():
         end_attempt(run_dir, end.reason, trainer.state.step)
@@ -116,17 +121,15 @@ def _write_end(trainer: Trainer, hooks: RunHooks, end: End) -> None:
         write_status(run_dir, top1=hooks.result["top1"], final_step=step)
     if end.failure is None:
         write_status(run_dir, state=end.outcome, reason=end.reason, failure=None, eta_s=None)
-    # A job that stops is about to be queued again, and its time is short.
-    if end.outcome != "stopped" or ATTEMPT not in os.environ:
-        _write_report(hooks)
 
 
-def _write_report(hooks: RunHooks) -> None:
+def _write_report(hooks: RunHooks, end: End, sources: tuple[Source, Source]) -> None:
     """Trouble with a picture or the report is told and does not fail the run."""
     try:
         from resnet.tools.report.report import write_report
 
-        write_report(hooks.run_dir)
+        # A job that stops is about to be queued again, and its time is short.
+        write_report(hooks.run_dir, sources, page_only=end.outcome == "stopped" and ATTEMPT in os.environ)
     except Exception as error:
         print(f"the report could not be written: {type(error).__name__}: {error}", file=sys.stderr)
 

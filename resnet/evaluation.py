@@ -11,7 +11,7 @@ from torch import nn
 from recipes.metric import is_better
 from resnet.batchnorm import average_running_statistics
 from resnet.inference import count_batch
-from resnet.metrics import Tally
+from resnet.tally import Tally
 from resnet.trainer import Trainer, TrainingError
 
 
@@ -51,7 +51,7 @@ def _check_unreadable(trainer: Trainer, evaluated: int) -> None:
 
 @torch.no_grad()
 def evaluate(network: nn.Module, trainer: Trainer) -> dict[str, Any] | None:
-    """Loss, top1, top5 (percent), samples and the confusion matrix over all ranks; None where a hook asked to stop."""
+    """What `Tally.read` gives, over all ranks; None where a hook asked to stop."""
     recipe, tally, keys = trainer.recipe, Tally(trainer.classes, trainer.device), trainer.validation_keys()
     network.eval()
     for turn in range(trainer.most_validation_batches()):

@@ -9,7 +9,7 @@ from torch import nn
 from recipes.schema.recipe import Recipe
 from resnet.data.batches import Batch
 from resnet.data.on_device import normalise
-from resnet.metrics import Tally
+from resnet.tally import Tally
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -32,9 +32,24 @@ def input_dtype(recipe: Recipe, precision: str) -> torch.dtype:
 
 def count_batch(tally: Tally, network: nn.Module, batch: Batch, recipe: Recipe) -> None:
     """Evaluate a batch on the tally's device and count it there."""
-    labels = batch.labels.to(tally.loss.device)
-    logits = predict_logits(network, batch.images, recipe, tally.loss.device)
-    tally.add(F.cross_entropy(logits, labels, reduction="sum"), logits, labels)
+    device = tally.loss.device
+    labels = batch.labels.to(device)
+    logits = predict_logits(network, batch.images, recipe, device)
+    count_logits(tally, logits, labels, batch.indices(device), recipe)
+
+
+def count_logits(
+    tally: Tally, logits: torch.Tensor, labels: torch.Tensor, indices: torch.Tensor, recipe: Recipe
+) -> None:
+    """Count what a network says of images: logits float32 (N, classes), their labels and indices (N,)."""
+    loss = F.cross_entropy(logits, labels, reduction="sum")
+    tally.add(loss, logits, class_probabilities(logits, recipe), labels, indices)
+
+
+def class_probabilities(logits: torch.Tensor, recipe: Recipe) -> torch.Tensor:
+    """What a network says by its logits (N, classes): how likely each class is."""
+    # A network trained with BCE has learnt a probability for each class on its own.
+    return logits.sigmoid() if recipe.loss == "bce" else logits.softmax(1)
 
 
 def predict_logits(network: nn.Module, images: torch.Tensor, recipe: Recipe, device: torch.device) -> torch.Tensor:

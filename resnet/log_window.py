@@ -12,7 +12,8 @@ from resnet.trainer import Trainer, TrainingError
 
 
 def log_is_due(plan: Plan, step: int) -> bool:
-    return step % plan.recipe.log_every == 0 or plan.evaluates_after(step)
+    """Whether a line is written once `step` steps are done: every `log_every` steps, and at the end of each epoch."""
+    return step % plan.recipe.log_every == 0 or step % plan.steps_per_epoch == 0 or plan.evaluates_after(step)
 
 
 def log_window(trainer: Trainer, clock: Clock, norm: torch.Tensor | None) -> None:

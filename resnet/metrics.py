@@ -96,37 +96,6 @@ class Window:
         self.sums[: 4 if epoch_ends else 3].zero_()
 
 
-class Tally:
-    """Counts over an evaluation, of this rank."""
-
-    def __init__(self, classes: int, device: torch.device) -> None:
-        self.loss = torch.zeros((), dtype=torch.float64, device=device)
-        self.top5 = torch.zeros((), dtype=torch.int64, device=device)
-        self.confusion = torch.zeros(classes, classes, dtype=torch.int64, device=device)
-        """Images of class [row] taken for class [column]."""
-
-    def add(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
-        """loss: summed over the images; logits (N, C); labels (N,)."""
-        classes = len(self.confusion)
-        self.loss += loss
-        best = logits.topk(min(5, classes), dim=1).indices
-        self.top5 += (best == labels[:, None]).sum()
-        cells = labels * classes + best[:, 0]
-        self.confusion.view(-1).index_add_(0, cells, torch.ones_like(cells))
-
-    def read(self) -> dict[str, Any]:
-        """Over all ranks: loss (mean), top1 and top5 in percent, samples, and the confusion matrix on the CPU."""
-        confusion = sum_over_ranks(self.confusion).cpu()
-        samples = int(confusion.sum())
-        return {
-            "loss": sum_over_ranks(self.loss).item() / max(samples, 1),
-            "top1": 100 * int(confusion.diagonal().sum()) / max(samples, 1),
-            "top5": 100 * int(sum_over_ranks(self.top5)) / max(samples, 1),
-            "samples": samples,
-            "confusion": confusion,
-        }
-
-
 def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor itself, summed over ranks in place."""
     if dist.is_initialized():

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import re
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torchvision.models import resnet as reference
 from torchvision.ops import StochasticDepth
 
-from recipes.schema.model import Model
+from recipes.schema.model import ACTIVATIONS, Model
 
 
 class _Net(NamedTuple):
@@ -46,14 +47,14 @@ class ResNet(reference.ResNet):
         block = _STOCHASTIC[net.block] if config.stochastic_depth else net.block
         layers = [*net.layers, 0][:4]
         super().__init__(block, layers, num_classes, config.zero_init_residual, net.groups, net.width_per_group)
-        self.architecture = config.name
+        self.config = config
         self.backbone_frozen = False
         if isinstance(self.layer4, nn.Identity):
             self.fc = nn.Linear(self.inplanes, num_classes)
         if config.stem == "cifar":
             self.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
             nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
-        if not (config.stem == "imagenet" if config.maxpool is None else config.maxpool):
+        if not _has_maxpool(config):
             self.maxpool = nn.Identity()
         _replace_activations(self, config)
         if config.blurpool:
@@ -82,6 +83,39 @@ def build_model(config: Model, num_classes: int) -> ResNet:
     Raises ValueError for an unknown activation or unfit arguments of it.
     """
     return ResNet(config, num_classes)
+
+
+def effective_model(config: Model) -> dict[str, Any]:
+    """The keys of `model` that decide what the network computes in evaluation, each with what it comes to.
+
+    So a named net and the same one by block and layers are equal, as are a default and the same value given.
+    """
+    net = _net(config)
+    name = next((name for name, known in _NETS.items() if known == net), None)
+    block = next(name for name, block in _BLOCKS.items() if block is net.block)
+    return {
+        "name": name,
+        "block": None if name else block,
+        "layers": None if name else net.layers,
+        "groups": None if name or net.groups == 1 else net.groups,
+        "width_per_group": None if name or net.width_per_group == 64 else net.width_per_group,
+        "stem": config.stem,
+        "maxpool": _has_maxpool(config),
+        "activation": config.activation,
+        "activation_args": _activation_arguments(config),
+        "blurpool": config.blurpool,
+    }
+
+
+def _has_maxpool(config: Model) -> bool:
+    return config.stem == "imagenet" if config.maxpool is None else config.maxpool
+
+
+def _activation_arguments(config: Model) -> dict[str, Any]:
+    """Those given and torch's defaults of the others; none that only begins a parameter."""
+    known = inspect.signature(_CLASSES[config.activation]).parameters
+    names = [name for name in itertools.chain(*ACTIVATIONS[config.activation]) if name != "init"]
+    return {name: config.activation_args.get(name, known[name].default) for name in names}
 
 
 def _net(config: Model) -> _Net:

@@ -11,6 +11,7 @@ from typing import Any
 from recipes.plan import Plan
 from resnet.agreement import NOTHING, SAVE, STOP, Agreement
 from resnet.checkpoint.saver import MOST_FAILURES, Saver
+from resnet.data.sources.registry import Source
 from resnet.process.signals import Signals
 from resnet.rundir.evaluation import write_evaluation
 from resnet.rundir.metrics_log import MetricsLog
@@ -34,13 +35,13 @@ class RunHooks:
         progress: Progress,
         metrics: MetricsLog | None,
         tracker: NullTracker,
-        classes: list[str],
+        val: Source,
         training_images: int,
         watchdog: Watchdog | None = None,
     ) -> None:
         self.run_dir, self.plan, self.state, self.saver = run_dir, plan, state, saver
         self.signals, self.progress, self.metrics, self.tracker = signals, progress, metrics, tracker
-        self.watchdog, self.classes, self.training_images = watchdog, classes, training_images
+        self.watchdog, self.val, self.training_images = watchdog, val, training_images
         self.agreement = Agreement()
         self.result: dict[str, Any] = {}
         """Of the last evaluation."""
@@ -115,7 +116,7 @@ class RunHooks:
             self._tell(best=self.state.best)
             if best:
                 with contextlib.suppress(OSError):
-                    write_evaluation(self.run_dir, result, self.classes, self.state.step)
+                    write_evaluation(self.run_dir, result, self.val.classes, self.state.step, self.val.describe)
 
     def save(self, wait: bool = False) -> None:
         length: int | None = 0
@@ -166,8 +167,10 @@ class RunHooks:
         if rows:
             loss, top1 = (sum(row[key] for row in rows) / len(rows) for key in ("train/loss", "train/top1"))
             train = f"train loss {loss:.4f} top-1 {top1:.2f}%  "
+        # Of five classes or fewer it is 100% whatever the network does.
+        top5 = f" top-5 {result['top5']:.2f}%" if len(self.val.classes) > 5 else ""
         return (
             f"epoch {plan.epoch(self.state.step):.4g}/{plan.end_epoch:.4g}  {train}val loss {result['loss']:.4f} "
-            f"top-1 {result['top1']:.2f}% top-5 {result['top5']:.2f}%  lr {plan.hyper(self.state.step - 1).lr:.3g}"
+            f"top-1 {result['top1']:.2f}%{top5}  lr {plan.hyper(self.state.step - 1).lr:.3g}"
             f"{'  *best' if best else ''}"
         )

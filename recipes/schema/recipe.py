@@ -66,7 +66,7 @@ class Recipe(Group):
     eval: Eval = Eval()
     checkpoint: Checkpoint = Checkpoint()
     log_every: Count = 50
-    """Steps from one line of metrics.jsonl to the next."""
+    """Steps from one line of metrics.jsonl to the next; the end of each epoch has a line too."""
     watchdog: Annotated[Positive | None, BeforeValidator(off_is_none)] = 20
     """Minutes without a step after which a rank ends, with the stacks of its threads in its log; null: never."""
     profile: Annotated[Profile | None, BeforeValidator(off_is_none)] = None

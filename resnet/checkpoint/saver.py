@@ -7,6 +7,7 @@ import shutil
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from resnet.checkpoint.snapshot import EMA, MODEL, Snapshot
 from resnet.rundir.files import write_atomic
 from resnet.rundir.lease import Lease
 from resnet.state import TrainState, networks
+from resnet.weights_file import metadata_of
 
 MOST_FAILURES = 3
 """Saves in a row that may fail (disk full, no permission) before the run stops."""
@@ -28,14 +30,17 @@ MOST_FAILURES = 3
 class Saver:
     """Saves the state of a run; every rank calls `save` at the same step, rank 0 writes."""
 
-    def __init__(self, run_dir: Path, plan: Plan, facts: dict[str, Any], lease: Lease | None, writes: bool) -> None:
-        self.folder, self.plan, self.facts, self.lease, self.writes = (
-            run_dir / "checkpoints",
-            plan,
-            facts,
-            lease,
-            writes,
-        )
+    def __init__(
+        self,
+        run_dir: Path,
+        plan: Plan,
+        classes: Sequence[str],
+        facts: dict[str, Any],
+        lease: Lease | None,
+        writes: bool,
+    ) -> None:
+        self.folder, self.plan, self.classes = run_dir / "checkpoints", plan, classes
+        self.facts, self.lease, self.writes = facts, lease, writes
         self.settings = plan.recipe.checkpoint
         self.saved_step = -1
         self.committed_time: float | None = None
@@ -122,7 +127,7 @@ class Saver:
                 raise OSError("another process has taken the run over")
             if self._snapshot.rest["log_length"] is None:
                 raise OSError(self.problem)
-            files = self._snapshot.files()
+            files = self._snapshot.files(metadata_of(self.plan.recipe, self.classes, step))
             if archive:
                 # Before the checkpoint: a run that goes on from that would not come by here again.
                 archive.parent.mkdir(parents=True, exist_ok=True)

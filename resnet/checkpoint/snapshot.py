@@ -9,14 +9,14 @@ from typing import Any
 import safetensors.torch
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError
 from torch import nn
 
-from recipes.text import listed
 from resnet.batchnorm import running_statistics, scatter
 from resnet.checkpoint.commit import CheckpointError
 from resnet.metrics import WINDOW
 from resnet.state import TrainState, networks
+from resnet.state_dicts import mismatches
+from resnet.weights_file import find_weights
 
 MODEL, EMA, REST = "model.safetensors", "ema.safetensors", "training_state.pt"
 COUNTERS = ("step", "evaluated", "best", "best_step")
@@ -49,8 +49,11 @@ class Snapshot:
             self._copied = torch.cuda.Event()
             self._copied.record(torch.cuda.current_stream())
 
-    def files(self) -> dict[str, bytes]:
-        """The files' contents; waits for the copies, so best called by the writing thread."""
+    def files(self, metadata: dict[str, str]) -> dict[str, bytes]:
+        """The files' contents; waits for the copies, so best called by the writing thread.
+
+        metadata: what the weights are to say of themselves, see `resnet.weights_file`.
+        """
         if self._copied is not None:
             self._copied.synchronize()
         weights = [self.model, *([self.ema] if self.ema is not None else [])]
@@ -58,9 +61,9 @@ class Snapshot:
         scatter(self.rest["per_rank"][:, :-WINDOW].mean(0), statistics)
         stream = io.BytesIO()
         torch.save(self.rest, stream)
-        files = {MODEL: _safetensors(self.model), REST: stream.getvalue()}
+        files = {MODEL: _safetensors(self.model, metadata), REST: stream.getvalue()}
         if self.ema is not None:
-            files[EMA] = _safetensors(self.ema)
+            files[EMA] = _safetensors(self.ema, metadata)
         return files
 
     def _copy_nested(self, name: str, value: Any) -> Any:
@@ -82,8 +85,8 @@ class Snapshot:
         return memory.copy_(tensor, non_blocking=True)
 
 
-def _safetensors(tensors: dict[str, torch.Tensor]) -> bytes:
-    return safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
+def _safetensors(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> bytes:
+    return safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)
 
 
 def _per_rank(state: TrainState) -> torch.Tensor:
@@ -153,17 +156,14 @@ def _restore(state: TrainState, checkpoint: Path, rest: dict[str, Any], rank: in
 
 @torch.no_grad()
 def load_weights(network: nn.Module, file: Path) -> None:
-    """Load a safetensors file into a network, all of it and nothing else."""
+    """Load a file of weights into a network, all of it and nothing else; what it says of itself has to fit."""
     try:
-        tensors = safetensors.torch.load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot read the weights {file}: {error}") from error
-    own = network.state_dict()
-    wrong = sorted(own.keys() ^ tensors.keys()) or [k for k in own if own[k].shape != tensors[k].shape]
-    if wrong:
-        raise CheckpointError(f"{file} does not match this network: {listed(wrong, 4)}")
-    for name, tensor in own.items():
-        tensor.copy_(tensors[name])
+        tensors = find_weights(file, getattr(network, "config", None)).tensors
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
+    if wrong := mismatches(tensors, network.state_dict()):
+        raise CheckpointError(f"{file} does not match this network: {wrong}")
+    network.load_state_dict(tensors)
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any], checkpoint: Path) -> None:

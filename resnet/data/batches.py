@@ -42,6 +42,15 @@ class Batch(NamedTuple):
     """int64 (N, 4): top, left, height and width of the rectangle that random erasing blanks; height 0 for none."""
     broken: list[str]
     """Images that could not be read, each with the reason; others stand in their place (in training)."""
+    missing: tuple[int, ...] = ()
+    """Indices of the validation images of the key that are left out, as they could not be read."""
+
+    def indices(self, device: torch.device) -> torch.Tensor:
+        """int64 (N,): which validation images the batch holds."""
+        if not self.missing:
+            return torch.arange(self.key.start, self.key.stop, device=device)
+        whole = sorted({*range(self.key.start, self.key.stop)} - {*self.missing})
+        return torch.tensor(whole, dtype=torch.int64).to(device, non_blocking=True)
 
 
 class MicroBatches(Dataset):
@@ -97,7 +106,8 @@ class MicroBatches(Dataset):
         images, labels = self._memory(len(whole), key.size), torch.empty(len(whole), dtype=torch.int64)
         for row, (index, image) in enumerate(whole):
             images[row], labels[row] = transform(image), int(self.val.labels[index])
-        return Batch(key, images, labels, None, broken)
+        missing = tuple(index for index, image in found if image is None)
+        return Batch(key, images, labels, None, broken, missing)
 
 
 def read_image(source: Source, index: int, broken: list[str]) -> torch.Tensor | None:

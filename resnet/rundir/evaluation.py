@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from resnet.rundir.files import read_json, write_atomic
+from resnet.rundir.files import read_json, to_json, write_atomic
 
 NAME = "evaluation.json"
 MOST_CLASSES_OF_A_MATRIX = 200
 
 
-def write_evaluation(run_dir: Path, result: dict[str, Any], classes: list[str], step: int | None) -> None:
-    """evaluation.json: totals, each class's share, and the confusion matrix where it is of a readable size.
+def write_evaluation(
+    run_dir: Path, result: dict[str, Any], classes: list[str], step: int | None, describe: Callable[[int], str]
+) -> None:
+    """evaluation.json: totals, each class's share, calibration, what is confused, and the most confident mistakes.
 
-    result: of an evaluation, its confusion a (C, C) tensor of counts, [true, predicted]. classes: C names.
+    result: of an evaluation (`resnet.tally.Tally.read`), its confusion a (C, C) tensor of counts, [true, predicted].
+    classes: C names. describe: an image's file or row, by its index. The matrix itself is in it where it is of a
+    readable size.
     """
     confusion: list[list[int]] = result["confusion"].tolist()
-    content = {name: result[name] for name in ("top1", "top5", "loss", "samples")} | {"step": step, "classes": classes}
+    content = {name: result[name] for name in ("top1", "top5", "loss", "ece", "samples")}
+    content |= {"step": step, "classes": classes}
     content["per_class"] = [
         {"class": name, "samples": sum(row), "correct": row[index]}
         for index, (name, row) in enumerate(zip(classes, confusion, strict=True))
     ]
+    content |= {"calibration": result["calibration"], "confused": result["confused"]}
+    content["mistakes"] = [{**asdict(mistake), "image": describe(mistake.index)} for mistake in result["mistakes"]]
     if len(classes) <= MOST_CLASSES_OF_A_MATRIX:
         content["confusion"] = confusion
-    write_atomic(run_dir / NAME, json.dumps(content))
+    write_atomic(run_dir / NAME, to_json(content))
 
 
 def read_evaluation(run_dir: Path) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from resnet.build import build_data, build_order
 from resnet.checkpoint.commit import CheckpointError, name_of, newest_first, read_manifest, step_of
 from resnet.checkpoint.snapshot import read_rest
 from resnet.data.sources.registry import Source
+from resnet.run_weights import FINAL
 from resnet.rundir.files import to_json, write_atomic
 from resnet.rundir.metrics_log import read_metrics
 from resnet.rundir.provenance import read_provenance
@@ -28,7 +29,6 @@ from resnet.tools.compare import compare_checkpoints
 from resnet.tools.difference import FAR, Pairs, environment_differences, is_far, told_parting
 from resnet.tools.look import as_json, draw_seen, look
 from resnet.tools.replay_run import Steps
-from resnet.tools.weights import FINAL
 
 CLOSE = 0.1
 """Two networks this far apart, as a share of the way that training took them, are the same but for rounding."""

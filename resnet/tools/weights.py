@@ -1,74 +1,95 @@
-"""A run's network and its images outside of training: what evaluating and predicting share."""
+"""A trained network and images to run it on, outside of training: what evaluating and predicting share."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from recipes.schema.model import Model
 from recipes.schema.recipe import Recipe
-from resnet.checkpoint.commit import name_of, newest_first, step_of
-from resnet.checkpoint.snapshot import EMA, MODEL, load_weights
 from resnet.data.batches import Batch, MicroBatches, validation_keys
 from resnet.data.loader import Loader, workers_per_rank
 from resnet.data.order import Order
 from resnet.data.sources.registry import Source
 from resnet.net import build_model
+from resnet.state_dicts import mismatches
+from resnet.weights_file import find_weights, read_info
 
-FINAL = "final.safetensors"
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def final_weights(run_dir: Path) -> Path:
-    """The weights a finished run leaves. Raises ValueError where there are none."""
-    path = run_dir / FINAL
-    if not path.is_file():
-        raise ValueError(
-            f"{run_dir} has no {FINAL}: give a finished run, or --weights with one of its checkpoints' files"
-        )
-    return path
+def load_network(
+    recipe: Recipe,
+    classes: int | None,
+    weights: Path,
+    device: torch.device,
+    tell: Callable[[str], object] = lambda _: None,
+) -> nn.Module:
+    """The recipe's network on the device, with weights from a file, to be evaluated.
 
-
-def weights_of(run_dir: Path, which: str | int | Path) -> Path:
-    """The safetensors file that "best", "latest", a step or a path means in a run; averaged weights where it has them.
-
-    "best" is what a finished run leaves, or the best checkpoint until then. Raises ValueError where there is none.
+    classes: outputs that the network must have; None: as many as the weights do. tell: is called with what the user
+    should know of how another trainer's file was read.
+    Raises ValueError where the weights are of another network, or cannot be read.
     """
-    if which == "best" and (run_dir / FINAL).is_file():
-        return run_dir / FINAL
-    if isinstance(which, (str, Path)) and Path(which).expanduser().is_file():
-        return Path(which).expanduser()
-    checkpoints = run_dir / "checkpoints"
-    with contextlib.suppress(OSError, ValueError):
-        pointer = checkpoints / str(which)
-        name = pointer.read_text().strip() if which in ("best", "latest") else name_of(int(which))  # pyright: ignore[reportArgumentType]
-        for file in (EMA, MODEL):
-            if (checkpoints / name / file).is_file():
-                return checkpoints / name / file
-    steps = ", ".join(str(step_of(path)) for path in reversed(newest_first(checkpoints)))
-    have = f"a checkpoint's step ({steps})" if steps else "it has no checkpoint yet"
-    raise ValueError(f"{run_dir} has no weights {str(which)!r}: give best, latest or a safetensors file; {have}")
-
-
-def load_network(recipe: Recipe, classes: int, weights: Path, device: torch.device) -> nn.Module:
-    """The recipe's network on the device, with weights from a safetensors file, to be evaluated."""
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        network = build_model(recipe.model, classes)
-        load_weights(network, weights)
+    network = _network(recipe.model, classes, weights, tell)
     memory_format = torch.channels_last if recipe.channels_last else torch.contiguous_format
     return network.eval().to(device=device, memory_format=memory_format)  # pyright: ignore[reportCallIssue]
 
 
-def batches_of(source: Source, recipe: Recipe, batch_size: int, device: torch.device) -> Iterator[Batch]:
+def load_alone(weights: Path, recipe: Recipe | None = None) -> nn.Module:
+    """The network of a weights file on the CPU, to be evaluated: as the file itself says, or as the recipe does.
+
+    Raises ValueError where neither does, or where they do not agree.
+    """
+    if not weights.is_file():
+        raise ValueError(f"there is no file {weights}")
+    info = read_info(weights)
+    if info is None and recipe is None:
+        raise ValueError(f"{weights} does not say which network it is of: give recipe= (a recipe, or its name)")
+    model = recipe.model if recipe is not None else info.model  # pyright: ignore[reportOptionalMemberAccess]
+    return _network(model, None, weights).eval()
+
+
+def _network(
+    model: Model, classes: int | None, weights: Path, tell: Callable[[str], object] = lambda _: None
+) -> nn.Module:
+    tensors, notes, _ = find_weights(weights, model)
+    for note in notes:
+        tell(f"{weights}: {note}")
+    if classes is None:
+        if "fc.weight" not in tensors:
+            raise ValueError(f"{weights} has no classifier fc.weight, as torchvision calls it")
+        classes = len(tensors["fc.weight"])
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        network = build_model(model, classes)
+    _put(tensors, network, weights)
+    return network
+
+
+def _put(tensors: dict[str, torch.Tensor], network: nn.Module, file: Path) -> None:
+    """Load the tensors of a file into the network, all of them. Raises ValueError."""
+    own = network.state_dict()
+    here, there = (len(weights["fc.weight"]) if "fc.weight" in weights else 0 for weights in (own, tensors))
+    if there and here != there:
+        raise ValueError(f"{file} does not match this network: it is for {there} classes, and there are {here} here")
+    if wrong := mismatches(tensors, own, counts=False):
+        raise ValueError(f"{file} does not match this network: {wrong}")
+    network.load_state_dict(tensors, strict=False)
+
+
+def batches_of(
+    source: Source, recipe: Recipe, batch_size: int, device: torch.device, rank: int = 0, ranks: int = 1
+) -> Iterator[Batch]:
     """The images of a source in order, as the recipe evaluates them, decoded by worker processes ahead of use.
 
-    Those that cannot be read are left out of a batch, which names them.
+    Those that cannot be read are left out of a batch, which names them. Of several ranks each takes its own batches.
     """
-    keys = list(validation_keys(len(source), batch_size, 1, 0, recipe.augment.val_size))
-    workers = min(workers_per_rank(recipe.data.num_workers), len(keys) - 1)
+    keys = list(validation_keys(len(source), batch_size, ranks, rank, recipe.augment.val_size))
+    workers = max(min(workers_per_rank(recipe.data.num_workers), len(keys) - 1), 0)
     order = Order(source.labels, recipe.seed, batch_size)
     loader = Loader(MicroBatches(source, source, order, recipe.augment), keys, device, workers, recipe.data.prefetch)
     try:

@@ -96,7 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
     assert state.ema is not None
     with tempfile.TemporaryDirectory(dir=given.folder) as temporary:
         folder = Path(temporary)
-        saver = Saver(folder / "ours", make_plan(recipe, 80, 1), {"digest": ""}, None, writes=True)
+        saver = Saver(folder / "ours", make_plan(recipe, 80, 1), [], {"digest": ""}, None, writes=True)
         model, _ = accelerator.prepare(state.model, state.optimizer)
         accelerator.register_for_checkpointing(state.ema)
         assert model is state.model

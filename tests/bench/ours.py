@@ -129,7 +129,7 @@ def _open_hooks(run_dir: Path, plan: Plan, state: Any, rank: int) -> tuple[Hooks
         metrics = MetricsLog(run_dir / "metrics.jsonl")
         write_status(run_dir, name="bench", state="running", step=0, total_steps=plan.total_steps, attempts=1)
     log = RankLog(run_dir, rank)
-    saver = Saver(run_dir, plan, {"digest": ""}, lease if rank == 0 else None, writes=rank == 0)
+    saver = Saver(run_dir, plan, [], {"digest": ""}, lease if rank == 0 else None, writes=rank == 0)
     progress = Progress("off", plan.end_step, plan.steps_per_epoch)
     names = [str(number) for number in range(state.model.fc.out_features)]
     assert plan.recipe.watchdog

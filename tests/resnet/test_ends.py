@@ -50,7 +50,7 @@ LONG = [*SHORT, "epochs=2000", "eval.every=1000"]
 @pytest.fixture(autouse=True)
 def no_report(monkeypatch):
     """Ranks are forked from here, with what is patched here. The report would take most of such a short run."""
-    monkeypatch.setattr(resnet.tools.report.report, "write_report", lambda run: run / "report.html")
+    monkeypatch.setattr(resnet.tools.report.report, "write_report", lambda run, *_, **options: run / "report.html")
 
 
 @pytest.fixture

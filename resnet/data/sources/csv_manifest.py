@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import os
 import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,7 +27,7 @@ class _Manifest(NamedTuple):
 def open_csv(data: CsvData) -> tuple[Files, Files | None]:
     """Training and validation images; the second is None where `val` is null."""
     train = _read(data, data.train, "data.train")
-    classes = sorted(set(train.labels), key=_natural)
+    classes = sorted(set(train.labels), key=natural)
     val = None if data.val is None else _files(_read(data, data.val, "data.val"), classes, "data.val")
     return _files(train, classes, "data.train"), val
 
@@ -42,23 +44,34 @@ def _read(data: CsvData, path: str, key: str) -> _Manifest:
     if file.is_dir():
         raise ValueError(f"{key}: {file} is a folder, not a CSV file (for folders: data.source=image_folder)")
     root = file.parent if data.images is None else existing(data.images, "data.images")
-    try:
-        with file.open(newline="", encoding="utf-8-sig") as lines:
-            header = lines.readline()
-            delimiter = max(",;\t", key=header.count)
-            columns = [column.strip() for column in next(csv.reader([header], delimiter=delimiter), [])]
-            file_at = _column(columns, data.file_column, 0, f"{key}: {file}", "data.file_column")
-            label_at = _column(columns, data.label_column, 1, f"{key}: {file}", "data.label_column")
-            names, labels = _rows(csv.reader(lines, delimiter=delimiter), file_at, label_at, f"{key}: {file}")
-    except UnicodeDecodeError:
-        raise ValueError(f"{key}: {file} is not a text file in UTF-8") from None
-    except csv.Error as error:
-        raise ValueError(f"{key}: {file} is not a CSV file: {error}") from None
-    if missing := _missing(root, names):
+    where = f"{key}: {file}"
+    with open_rows(file, where) as (columns, rows):
+        file_at = _column(columns, data.file_column, 0, where, "data.file_column")
+        label_at = _column(columns, data.label_column, 1, where, "data.label_column")
+        names, labels = _rows(rows, file_at, label_at, where)
+    if missing := list(missing_below(root, names)):
         raise ValueError(
             f"{key}: {len(missing)} of the {len(names)} images in {file} are not in {root}: {listed(missing)}"
         )
     return _Manifest(root, names, labels)
+
+
+@contextmanager
+def open_rows(file: Path, where: str, errors: str = "strict") -> Iterator[tuple[list[str], Any]]:
+    """The columns of a CSV file and a csv.reader of the rows below; it tells by its header what separates them.
+
+    errors: how bytes that are no UTF-8 are read. Raises ValueError, also for what is found while the rows are read.
+    """
+    try:
+        with file.open(newline="", encoding="utf-8-sig", errors=errors) as lines:
+            header = lines.readline()
+            delimiter = max(",;\t", key=header.count)
+            columns = [column.strip() for column in next(csv.reader([header], delimiter=delimiter), [])]
+            yield columns, csv.reader(lines, delimiter=delimiter)
+    except UnicodeDecodeError:
+        raise ValueError(f"{where} is not a text file in UTF-8") from None
+    except csv.Error as error:
+        raise ValueError(f"{where} is not a CSV file: {error}") from None
 
 
 def _column(columns: list[str], name: str | None, otherwise: int, where: str, key: str) -> int:
@@ -86,18 +99,20 @@ def _rows(rows, file_at: int, label_at: int, where: str) -> tuple[list[str], lis
     return names, labels
 
 
-def _missing(root: Path, names: list[str]) -> list[str]:
+def missing_below(root: Path, names: Iterable[str]) -> Iterator[str]:
     """The names of files that are not there; a folder is listed once, instead of looking for each file."""
 
     @cache
     def content(folder: str) -> frozenset[str]:
         return frozenset(os.listdir(folder)) if os.path.isdir(folder) else frozenset()
 
-    paths = (os.path.split(os.path.join(root, name)) for name in names)
-    return [name for name, (folder, base) in zip(names, paths, strict=True) if base not in content(folder)]
+    for name in names:
+        folder, base = os.path.split(os.path.join(root, name))
+        if base not in content(folder):
+            yield name
 
 
-def _natural(text: str) -> list[tuple[bool, int, str]]:
+def natural(text: str) -> list[tuple[bool, int, str]]:
     """A sorting key that puts "class 2" before "class 10"."""
     parts = re.split(r"([0-9]+)", text)
     return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]

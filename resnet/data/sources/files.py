@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -22,21 +23,35 @@ def existing(path: str, key: str, hint: str = "") -> Path:
     return absolute
 
 
+class Names:
+    """Many names in one buffer: as separate str they would be copied page by page into each forked worker, as their
+    reference counts are touched."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        joined, ends = bytearray(), array("q", [0])
+        for name in names:
+            joined += os.fsencode(name)
+            ends.append(len(joined))
+        self._joined = np.frombuffer(joined, dtype=np.uint8)
+        self._ends = np.frombuffer(ends, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, index: int) -> str:
+        assert 0 <= index < len(self), index
+        return os.fsdecode(self._joined[self._ends[index] : self._ends[index + 1]].tobytes())
+
+
 class Files:
-    """A source (see `source.Source`) of image files below a folder.
+    """A source (see `source.Source`) of image files below a folder ("": their names are whole paths)."""
 
-    The names lie in one buffer: a million str would be copied page by page into each forked worker, as their reference
-    counts are touched.
-    """
-
-    def __init__(self, root: Path, names: Sequence[str], labels: np.ndarray, classes: list[str]) -> None:
-        assert len(names) == len(labels)
-        encoded = [os.fsencode(name) for name in names]
+    def __init__(self, root: str | Path, names: Iterable[str] | Names, labels: np.ndarray, classes: list[str]) -> None:
         self._root = str(root)
-        self._joined = np.frombuffer(b"".join(encoded), dtype=np.uint8)
-        self._ends = np.cumsum([0] + [len(name) for name in encoded], dtype=np.int64)
+        self.names = names if isinstance(names, Names) else Names(names)
         self.labels = np.asarray(labels, dtype=np.int64)
         self.classes = classes
+        assert len(self.names) == len(self.labels)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -46,6 +61,4 @@ class Files:
             return file.read()
 
     def describe(self, index: int) -> str:
-        assert 0 <= index < len(self), index
-        name = self._joined[self._ends[index] : self._ends[index + 1]].tobytes()
-        return os.path.join(self._root, os.fsdecode(name))
+        return os.path.join(self._root, self.names[index])

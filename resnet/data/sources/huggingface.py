@@ -60,6 +60,52 @@ def open_huggingface(data: HuggingFaceData) -> tuple[HuggingFace, HuggingFace | 
     return train, _source(rows, data, train.classes, f"{where} {asked}")
 
 
+def open_given_rows(path: str, like: HuggingFaceData | None) -> HuggingFace:
+    """The rows of a parquet file, or of a folder of these or of save_to_disk; its labels are -1 where there are none.
+
+    like: a recipe's data, whose split and columns are taken where there are such. Raises ValueError.
+    """
+    import datasets
+
+    splits = _splits(path, path, None)
+    asked = next(iter(splits)) if len(splits) == 1 else like and like.val_split
+    alike = [name for name in splits if asked and _SAME_SPLIT.get(name, name) == _SAME_SPLIT.get(asked, asked)]
+    if len(alike) != 1:
+        files = _parquet_files(expanded(path))
+        example = next(iter(files.values()))[0] if files else f"{path}/{list(splits)[-1]}"
+        raise ValueError(f"{path} holds the splits {', '.join(splits)}: give one of them, as {example}")
+    rows = splits[alike[0]]
+    column = _given_column(rows, like and like.image_column, datasets.Image, ("image", "img"))
+    if column is None:
+        raise ValueError(f"{path} has no column of images; there are {', '.join(rows.features)}")
+    images = _undecoded(rows, column, path)
+    label = _given_column(rows, like and like.label_column, datasets.ClassLabel, ("label", "labels"))
+    return HuggingFace(images, column, *_given_labels(rows, label), path)
+
+
+def _given_column(rows: Any, soft: str | None, kind: type, usual: tuple[str, ...]) -> str | None:
+    """The column named `soft` if there is one, else the only one of that feature type, else one of a usual name."""
+    if soft in rows.features:
+        return soft
+    found = [column for column, feature in rows.features.items() if isinstance(feature, kind)]
+    return found[0] if len(found) == 1 else next((name for name in usual if name in rows.features), None)
+
+
+def _given_labels(rows: Any, column: str | None) -> tuple[np.ndarray, list[str]]:
+    """Labels (n,) as indices into their names, -1 for none."""
+    import datasets
+
+    if column is None:
+        return np.full(len(rows), -1), []
+    values = rows.select_columns([column]).with_format("arrow")[:][column].combine_chunks()
+    feature = rows.features[column]
+    if isinstance(feature, datasets.ClassLabel) and feature.names:
+        return np.maximum(values.fill_null(-1).to_numpy(zero_copy_only=False), -1), list(feature.names)
+    encoded = values.dictionary_encode()
+    names = [str(text) for text in encoded.dictionary.to_pylist()]
+    return encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False), names
+
+
 def _splits(path: str, key: str, config: str | None) -> Mapping[Any, Any]:
     """All splits by name."""
     import datasets  # takes seconds
@@ -173,9 +219,16 @@ def _source(rows: Any, data: HuggingFaceData, classes: list[str] | None, where: 
     if strange := [name for name in names if name not in number]:
         raise ValueError(f"{where} has labels that the training images do not have: {listed(strange)}")
     column = _column(rows, data.image_column, datasets.Image, "data.image_column")
-    try:
-        images = rows.select_columns([column]).cast_column(column, datasets.Image(decode=False))
-    except Exception as error:  # pyarrow's casts raise several kinds
-        raise ValueError(f"data.image_column: {column} holds no images: {_first_line(error)}") from None
+    images = _undecoded(rows, column, "data.image_column")
     labels = np.array([number[name] for name in names], dtype=np.int64)
     return HuggingFace(images, column, labels[index], classes, where)
+
+
+def _undecoded(rows: Any, column: str, where: str) -> Any:
+    """A column of images alone, as the bytes of their files."""
+    import datasets
+
+    try:
+        return rows.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+    except Exception as error:  # pyarrow's casts raise several kinds
+        raise ValueError(f"{where}: {column} holds no images: {_first_line(error)}") from None

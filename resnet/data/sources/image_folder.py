@@ -69,7 +69,7 @@ def read_folder(root: Path, key: str, classes: list[str] | None = None) -> Files
 def images_in(folder: Path) -> list[str]:
     """Sorted names of the images that lie directly in a folder."""
     with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if _is_image(entry.name) and not entry.is_dir())
+        return sorted(entry.name for entry in entries if is_image(entry.name) and not entry.is_dir())
 
 
 def _class_folders(root: Path, key: str) -> tuple[list[str], int]:
@@ -83,20 +83,21 @@ def _class_folders(root: Path, key: str) -> tuple[list[str], int]:
         raise ValueError(
             f"{key}: {root} holds splits, not classes: give {key}={root / folders[-1]}, or another of them"
         )
-    return folders, sum(_is_image(entry.name) for entry in visible)
+    return folders, sum(is_image(entry.name) for entry in visible)
 
 
 def images_below(root: Path, folder: str) -> Iterator[str]:
     """Names, from `root` on, of the images below one of its folders."""
     with os.scandir(root / folder) as entries:
         for entry in entries:
-            if _is_image(entry.name):
+            if is_image(entry.name):
                 yield f"{folder}/{entry.name}"
             elif not entry.name.startswith(".") and entry.is_dir():
                 yield from images_below(root, f"{folder}/{entry.name}")
 
 
-def _is_image(name: str) -> bool:
+def is_image(name: str) -> bool:
+    """Whether a file's name is that of an image, and not hidden."""
     return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
 
 

@@ -15,25 +15,32 @@ SHOWN_CLASSES = 20
 TRAIN, VALIDATION, GREY = "#4c78a8", "#e4572e", "#767676"
 
 
-def draw_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
+def draw_curves(
+    rows: Sequence[dict[str, Any]], path: Path, rates: Sequence[tuple[float, float | None]], top5: bool
+) -> None:
     """Draw loss, accuracy, learning rate and throughput against the epoch.
 
     rows: of metrics.jsonl; keys that no row has draw nothing.
     path: file to write; its suffix is the format (.png, .svg).
+    rates: learning rates against the epoch, each until the next. top5: draw it, where that says something.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(10, 6.4), dpi=150, layout="tight")
+    figure = Figure(figsize=(10, 6.4), dpi=150)
     FigureCanvasAgg(figure)
-    (loss, accuracy), (rate, speed) = figure.subplots(2, 2, sharex=True)
+    # Margins that are given cost nothing; to find tight ones, matplotlib draws all of it once more.
+    figure.subplots_adjust(left=0.075, right=0.985, bottom=0.075, top=0.95, hspace=0.28, wspace=0.17)
+    (loss, accuracy), (rate, speed) = figure.subplots(2, 2)
     _line(loss, rows, "train/loss", "training", TRAIN)
     _line(loss, rows, "val/loss", "validation", VALIDATION, measured=True)
     _line(accuracy, rows, "train/top1", "training top-1", TRAIN)
     _line(accuracy, rows, "val/top1", "validation top-1", VALIDATION, measured=True)
-    if any((row.get("val/top5") or 100) < 99.9 for row in rows):
+    if top5:
         _line(accuracy, rows, "val/top5", "validation top-5", GREY, measured=True)
-    _line(rate, rows, "lr", "", TRAIN, raw=True)
+    if rates:
+        rate.step(*np.array(rates, dtype=float).T, where="post", color=TRAIN, linewidth=1.4)
     _line(speed, rows, "images_per_second", "", TRAIN)
     for axes in (rate, speed):
         axes.set_ylim(bottom=0)
@@ -49,7 +56,7 @@ def draw_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
         axes.grid(color="#e6e6e6", linewidth=0.8)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(labelbottom=True)
+        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
         if axes.get_legend_handles_labels()[0]:
             axes.legend(frameon=False, fontsize=9)
     figure.savefig(path)
@@ -62,7 +69,6 @@ def _line(
     label: str,
     color: str,
     measured: bool = False,
-    raw: bool = False,
 ) -> None:
     points = [(row["epoch"], row[key]) for row in rows if row.get(key) is not None and row.get("epoch") is not None]
     if not points:
@@ -70,7 +76,7 @@ def _line(
     x, y = np.array(points, dtype=float).T
     if measured:
         axes.plot(x, y, color=color, label=label, linewidth=1.6, marker="o", markersize=4 if len(x) <= 30 else 0)
-    elif raw or len(x) < 60:
+    elif len(x) < 60:
         axes.plot(x, y, color=color, label=label, linewidth=1.4)
     else:
         axes.plot(x, y, color=color, linewidth=0.6, alpha=0.3)
@@ -89,16 +95,16 @@ def most_confused(matrix: np.ndarray, count: int) -> np.ndarray:
     return np.sort(np.argsort(-(wrong.sum(0) + wrong.sum(1)), kind="stable")[:count])
 
 
-def draw_confusion(matrix: np.ndarray, classes: Sequence[str], path: Path) -> None:
+def draw_confusion(counts: Any, classes: Sequence[str], path: Path) -> None:
     """Draw the share, in percent, of each true class (row) that was taken for each class (column).
 
-    matrix: (C, C) counts, [true, predicted].
+    counts: (C, C), [true, predicted].
     classes: C names. Of more than 30 classes the 20 that are confused most are drawn, with the rest as a last column.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    matrix = np.asarray(matrix)
+    matrix = np.asarray(counts)
     assert matrix.shape == (len(classes), len(classes)), (matrix.shape, len(classes))
     share = 100 * matrix / np.maximum(1, matrix.sum(axis=1, keepdims=True))
     names, title = [_short(name) for name in classes], "Confusion, % of each true class"

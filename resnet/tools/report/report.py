@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shlex
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from html import escape
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
@@ -25,34 +25,54 @@ from resnet.rundir.files import write_atomic
 from resnet.rundir.metrics_log import read_metrics
 from resnet.rundir.provenance import read_provenance
 from resnet.rundir.status import read_status
-from resnet.tools.report.html import counted, mapping, moment, page, picture, section, show, table
-from resnet.tools.report.plots import draw_confusion, draw_curves
+from resnet.tools.report.curves import learning_rates, marks_of, result_charts, speed_charts
+from resnet.tools.report.html import counted, facts, mapping, moment, page, section, show, table
+from resnet.tools.report.html import pictures as tiles
+from resnet.tools.report.pictures import Pictures, kept_pictures, make_pictures
+from resnet.tools.report.results import calibration, class_table, confused_table, heat_map
 
-SHOWN_CLASSES = 30
-"""Most classes listed with their accuracy."""
+if TYPE_CHECKING:
+    from resnet.data.sources.registry import Source
+
+_SILENT = 900
+"""Seconds after which a running run that has written nothing is said to be silent."""
 
 
-def write_report(run_dir: Path) -> Path:
+def write_report(run_dir: Path, sources: tuple[Source, Source] | None = None, page_only: bool = False) -> Path:
     """Write report.html, with curves.png and confusion.png beside it, and return its path.
 
-    Reads recipe.yaml, status.json, provenance.json, metrics.jsonl and evaluation.json; all but the
-    first may be missing.
-    Raises ValueError where one of them is damaged.
+    Reads recipe.yaml, status.json, provenance.json, metrics.jsonl, evaluation.json and the names of the checkpoints;
+    all but the first may be missing.
+    sources: training and validation images where they are open already (else see `make_pictures`).
+    page_only: no PNG is drawn and no image read, for when time is short.
+    Raises ValueError where one of the files is damaged.
     """
     recipe = load_file(run_dir / "recipe.yaml").recipe
     status, information, rows = read_status(run_dir), read_provenance(run_dir), read_metrics(run_dir)
     evaluation = read_evaluation(run_dir)
+    derived = information.get("plan") or {}
+    if page_only:
+        pictures = kept_pictures(run_dir, evaluation)
+    else:
+        pictures = make_pictures(run_dir, recipe, derived, evaluation, sources)
+        _draw(run_dir, recipe, derived, rows, evaluation)
     name = str(status.get("name") or run_dir.resolve().name)
+    marks, classes = marks_of(run_dir, recipe, information), len(evaluation.get("classes") or ())
     sections = [
         _headline(name, recipe, status),
         _facts(recipe, status, information, rows, evaluation),
-        section("Curves", _curves(run_dir, rows)),
-        section("Confusion", _confusion(run_dir, evaluation)),
-        section("Accuracy by class, worst first", _classes(evaluation)),
-        section("Settings that differ from the defaults", _settings(recipe)),
-        section("What followed from them", mapping(information.get("plan") or {})),
-        section("Evidence of the recipe", mapping(_evidence(recipe.evidence))),
+        section("Curves", result_charts(recipe, information, rows, marks, classes)),
+        section("Most confident mistakes", _mistakes(pictures, bool(evaluation.get("mistakes")))),
+        section("Confusion", heat_map(evaluation)),
+        section("Classes confused most", confused_table(evaluation)),
+        section("Accuracy by class, worst first", class_table(evaluation)),
+        section("Calibration", calibration(evaluation)),
+        section("Training images as the network gets them", _training_images(pictures)),
+        section("Speed", speed_charts(rows, marks)),
         section("Attempts", _attempts(information.get("attempts") or [])),
+        section("Settings that differ from the defaults", _settings(recipe)),
+        section("What followed from them", mapping(derived)),
+        section("Evidence of the recipe", mapping(_evidence(recipe.evidence))),
         section("Made with", mapping(_made_with(information))),
         section("Do it again", _commands(run_dir, information, status)),
     ]
@@ -61,12 +81,47 @@ def write_report(run_dir: Path) -> Path:
     return path
 
 
+def _draw(
+    run_dir: Path, recipe: Recipe, derived: Mapping[str, Any], rows: list[dict[str, Any]], evaluation: Mapping[str, Any]
+) -> None:
+    """The pictures beside the page, for pasting elsewhere."""
+    from resnet.tools.report.plots import draw_confusion, draw_curves
+
+    if rows:
+        top5 = len(evaluation.get("classes") or ()) > 5
+        draw_curves(rows, run_dir / "curves.png", learning_rates(recipe, derived, rows), top5)
+    if evaluation.get("confusion"):
+        draw_confusion(evaluation["confusion"], evaluation["classes"], run_dir / "confusion.png")
+
+
+def _mistakes(pictures: Pictures, expected: bool) -> str:
+    """expected: whether the evaluation has any."""
+    if not pictures.mistakes:
+        return _problem(pictures) if expected else ""
+    what = "<p class='soft'>True class → predicted class, and the probability given to it.</p>"
+    return what + tiles((picture.jpeg, picture.caption, picture.file) for picture in pictures.mistakes)
+
+
+def _training_images(pictures: Pictures) -> str:
+    if not pictures.training:
+        return _problem(pictures)
+    what = "The first images of step 0, cropped, augmented and mixed. <code>resnet look</code> shows those of any step."
+    shown = tiles((picture.jpeg, picture.caption, picture.file) for picture in pictures.training)
+    return f"<p class='soft'>{what}</p>{shown}"
+
+
+def _problem(pictures: Pictures) -> str:
+    return f"<p class='soft'>{escape(pictures.problem)}</p>" if pictures.problem else ""
+
+
 def _headline(name: str, recipe: Recipe, status: Mapping[str, Any]) -> str:
     state = str(status.get("state") or "unknown")
-    known = state if state in ("finished", "failed") else ""
+    known = state if state in ("finished", "failed", "running") else ""
     updated = status.get("updated")
     lines = [f'<h1>{escape(name)} <span class="state {known}">{escape(state)}</span></h1>']
     parts = [f"recipe {recipe.name}", recipe.description, f"as of {moment(updated)}" if updated else ""]
+    if state == "running" and updated and (silent := time.time() - updated) > _SILENT:
+        parts.append(f"nothing heard of it for {format_duration(silent)}")
     lines.append(f"<p class='soft'>{escape(' · '.join(part for part in parts if part))}</p>")
     if state in ("failed", "stopped") and (reason := status.get("reason")):
         lines.append(f"<p class='bad'>{escape(str(reason))}</p>")
@@ -89,28 +144,26 @@ def _facts(
     rows: list[dict[str, Any]],
     evaluation: Mapping[str, Any],
 ) -> str:
-    facts: list[tuple[str, str, str]] = []
+    found: list[tuple[str, str, str]] = []
     best = _best(rows, recipe.eval.metric)
     if best is not None and best.get("val/top1") is not None:
         mark = {True: "good", False: "bad", None: ""}
         judged = _judged(recipe, rows, best, information)
-        facts.append(
-            (f"{best['val/top1']:.2f}%", f"best top-1 (epoch {best['epoch']:g}); {judged.text}", mark[judged.good])
-        )
-    if evaluation.get("top1") is not None:
-        what = f"top-1 of the weights kept, {evaluation.get('samples', 0):,} images"
-        if evaluation.get("top5") is not None and len(evaluation.get("classes", ())) > 5:
-            what += f"; top-5 {evaluation['top5']:.2f}%"
-        facts.append((f"{evaluation['top1']:.2f}%", what, ""))
+        what = f"best top-1 (epoch {best['epoch']:.4g})"
+        if best.get("val/top5") is not None and len(evaluation.get("classes") or ()) > 5:
+            what += f", top-5 {best['val/top5']:.2f}%"
+        if best.get("val/samples"):
+            what += f", of {best['val/samples']:,} images"
+        found.append((f"{best['val/top1']:.2f}%", f"{what}; {judged.text}", mark[judged.good]))
     if status.get("step") is not None:
         epoch, epochs = status.get("epoch"), status.get("epochs")
         where = f"; epoch {epoch:g} of {epochs:g}" if epoch is not None and epochs is not None else ""
-        facts.append((f"{status['step']:,}", f"steps of {status.get('total_steps') or 0:,}{where}", ""))
+        found.append((f"{status['step']:,}", f"steps of {status.get('total_steps') or 0:,}{where}", ""))
     attempts = information.get("attempts") or []
     if seconds := sum(
         (attempt.get("end") or status.get("updated") or attempt["start"]) - attempt["start"] for attempt in attempts
     ):
-        facts.append(
+        found.append(
             (format_duration(seconds), "time" if len(attempts) == 1 else f"time, {len(attempts)} attempts", "")
         )
     if speeds := _values(rows, "images_per_second"):
@@ -118,14 +171,10 @@ def _facts(
         what = "images/s (median)" + (f"; {median(speeds) / devices:,.0f} on each of {devices}" if devices > 1 else "")
         waits = _values(rows, "data_wait")
         what += f"; {100 * median(waits):.0f}% of the time waiting for data" if waits else ""
-        facts.append((f"{median(speeds):,.0f}", what, ""))
+        found.append((f"{median(speeds):,.0f}", what, ""))
     if memory := _values(rows, "memory_gb"):
-        facts.append((f"{max(memory):.1f} GB", "most memory of a device", ""))
-    cells = "".join(
-        f"<div class='fact'><b class='{mark}'>{escape(value)}</b><span>{escape(what)}</span></div>"
-        for value, what, mark in facts
-    )
-    return f"<div class='facts'>{cells}</div>" if cells else ""
+        found.append((f"{max(memory):.1f} GB", "most memory of a device", ""))
+    return facts(found)
 
 
 def _judged(
@@ -139,34 +188,6 @@ def _judged(
 
 def _values(rows: Iterable[Mapping[str, Any]], key: str) -> list[float]:
     return [row[key] for row in rows if row.get(key) is not None]
-
-
-def _curves(run_dir: Path, rows: list[dict[str, Any]]) -> str:
-    if not rows:
-        return ""
-    draw_curves(rows, run_dir / "curves.png")
-    return picture(run_dir / "curves.png", "Loss, accuracy, learning rate and throughput by epoch")
-
-
-def _confusion(run_dir: Path, evaluation: Mapping[str, Any]) -> str:
-    if not evaluation.get("confusion"):
-        return ""
-    draw_confusion(np.array(evaluation["confusion"]), evaluation["classes"], run_dir / "confusion.png")
-    return picture(run_dir / "confusion.png", "Share of each true class taken for each class", "square")
-
-
-def _classes(evaluation: Mapping[str, Any]) -> str:
-    with_images = [row for row in evaluation.get("per_class") or [] if row["samples"]]
-    with_images.sort(key=lambda row: row["correct"] / row["samples"])
-    lines = []
-    for row in with_images[:SHOWN_CLASSES]:
-        share = 100 * row["correct"] / row["samples"]
-        bar = f'<i class="bar" style="width: {share:.1f}%"></i>'
-        lines.append([escape(str(row["class"])), f"{share:.1f}%", f"{row['correct']:,} of {row['samples']:,}", bar])
-    left_out = len(with_images) - len(lines)
-    note = f"<p class='soft'>and {left_out} classes that do better</p>" if left_out else ""
-    header = ["class", "top-1", "right", '<div class="wide"></div>']
-    return table(header, lines, numbers=(1, 2)) + note
 
 
 def differing(group: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -193,7 +214,7 @@ def _settings(recipe: Recipe) -> str:
         [f"<code>{escape(key)}</code>", escape(show(value)), f"<span class='soft'>{escape(_default(default))}</span>"]
         for key, value, default in differing(recipe)
     ]
-    return table(["setting", "value", "default"], rows)
+    return table(["setting", "value", "default"], rows, style="settings")
 
 
 def _default(value: Any) -> str:
@@ -225,7 +246,7 @@ def _attempts(attempts: list[dict[str, Any]]) -> str:
             code,
         )
         rows.append([escape(cell) for cell in cells])
-    return table(["", "start", "time", "steps", "end", "host", "devices", "commit"], rows, numbers=(2,))
+    return table(["", "start", "time", "steps", "end", "host", "devices", "commit"], rows, numbers=(2,), style="lines")
 
 
 def _made_with(information: Mapping[str, Any]) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def test_a_snapshot_is_read_when_its_copies_are_done(tmp_path, monkeypatch, wait
         state = trainer.state
         if state.step == 3:
             taken.take(state, {})
-            taken.files()
+            taken.files({})
         elif state.step == 6:
             expected.update(copied(state.model))
             occupy(300)
@@ -72,7 +72,7 @@ def test_a_snapshot_is_read_when_its_copies_are_done(tmp_path, monkeypatch, wait
             with monkeypatch.context() as patched:
                 if not waits:
                     patched.setattr(torch.cuda.Event, "synchronize", lambda _: None)
-                files.update(taken.files())
+                files.update(taken.files({}))
 
     before_each_step(monkeypatch, look)
     run(tmp_path, "r", "device=cuda", "max_steps=7", "log_every=10")

@@ -1,0 +1,103 @@
+"""What a tool is pointed at: the weights of a run or of a file, with the recipe and the classes that go with them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from recipes.load import Loaded, load, load_over, names
+from recipes.schema.recipe import Recipe
+from resnet.checkpoint.snapshot import EMA, MODEL
+from resnet.run_weights import ENDINGS, has_average, weights_of
+from resnet.rundir.evaluation import class_names, read_evaluation
+from resnet.rundir.find import ROOT, find_run
+from resnet.weights_file import PREPARED, WeightsInfo, read_info
+
+UNKNOWN = "(not known)"
+"""`data.train` and `data.val` of a recipe that is known by its weights alone."""
+
+
+class Trained(NamedTuple):
+    """Weights that can be used, and what belongs to them."""
+
+    name: str
+    """For tables, as `first@step-500`."""
+    weights: Path
+    recipe: Recipe
+    classes: list[str]
+    """Names in the order of the network's outputs; empty where nothing names them."""
+    run_dir: Path | None
+    """None: the file is of no run."""
+    averaged: bool | None = None
+    """Whether the weights are an average (EMA); None where nothing tells."""
+    notes: tuple[str, ...] = ()
+    """What the user should know of how the recipe was read."""
+
+
+def find_trained(text: str, root: str | Path = ROOT, plain: bool = False, overrides: Sequence[str] = ()) -> Trained:
+    """The weights that a user names.
+
+    text: RUN, RUN@best, RUN@last, RUN@step-500, RUN@final, or a file of weights. RUN is a name under `root` or a path;
+    alone it means the weights a finished run leaves, or those of its best checkpoint until then. A file in a run
+    directory is of that run; for another one its recipe comes from what the file says of itself, or from `recipe=`.
+    plain: the trained weights where their average (EMA) would be taken. overrides: `a.b=value`, changes to the recipe.
+    Raises ValueError where there are no such weights, or nothing tells their recipe.
+    """
+    path = Path(text).expanduser()
+    if path.is_file():
+        return _of_file(text, path, plain, overrides)
+    if path.suffix in ENDINGS:
+        raise ValueError(f"there is no file {text}: give weights ({', '.join(ENDINGS)}), or a run")
+    name, at, which = text.rpartition("@")
+    if not at or _is_run(text, root):
+        name, which = text, "best"
+    run_dir = find_run(name, root)
+    return of_run(text, run_dir, weights_of(run_dir, which, plain), overrides)
+
+
+def _is_run(text: str, root: str | Path) -> bool:
+    with contextlib.suppress(ValueError):
+        return bool(find_run(text, root))
+    return False
+
+
+def of_run(name: str, run_dir: Path, weights: Path, overrides: Sequence[str] = ()) -> Trained:
+    """A run with one of its weights files. overrides: changes to its recipe."""
+    loaded = load([f"recipe={run_dir / 'recipe.yaml'}", *overrides])
+    averaged = weights.name != MODEL and (weights.name == EMA or has_average(run_dir))
+    info = read_info(weights)
+    classes = info.classes if info else class_names(run_dir) if read_evaluation(run_dir) else []
+    return Trained(name, weights, loaded.recipe, classes, run_dir, averaged, loaded.notes)
+
+
+def _of_file(name: str, file: Path, plain: bool, overrides: Sequence[str]) -> Trained:
+    given = any(word.partition("=")[0] == "recipe" for word in overrides)
+    if not given and (run_dir := _run_of_file(file)) is not None:
+        if plain and file.name == EMA:
+            raise ValueError(f"{file} is an average (EMA): the plain weights are in {file.with_name(MODEL)}")
+        return of_run(name, run_dir, file, overrides)
+    info = read_info(file)
+    if given:
+        loaded = load(overrides)
+    elif info is not None:
+        loaded = _described(info, file, overrides)
+    else:
+        raise ValueError(f"{file} does not say which network it is of: add recipe=NAME (`launch recipes` lists them)")
+    return Trained(name, file, loaded.recipe, info.classes if info else [], None, None, loaded.notes)
+
+
+def _described(info: WeightsInfo, file: Path, overrides: Sequence[str]) -> Loaded:
+    """The recipe of weights by what they say of themselves: their own where it comes with the program."""
+    augment = {key: getattr(info, key) for key in PREPARED}
+    values: dict[str, Any] = {"model": info.model.model_dump(mode="json"), "augment": augment, "loss": info.loss}
+    if info.recipe not in names():
+        values |= {"data": {"source": "image_folder", "train": UNKNOWN, "val": UNKNOWN}, "epochs": 1, "batch_size": 64}
+    return load_over(info.recipe, values, str(file), overrides)
+
+
+def _run_of_file(file: Path) -> Path | None:
+    """The run directory that a file lies in: beside its recipe, in a checkpoint, or among the weights kept for good."""
+    above = file.absolute().parents
+    return next((folder for folder in above[:3] if (folder / "recipe.yaml").is_file()), None)

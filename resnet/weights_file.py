@@ -1,0 +1,211 @@
+"""Weights files: what ours say of themselves, and what is read from anybody's."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from recipes.load import digest
+from recipes.schema.model import Model
+from recipes.schema.recipe import Recipe
+from recipes.text import listed
+from recipes.versions import lifted
+from resnet.inert_pickle import read_inertly
+from resnet.net import effective_model
+from resnet.process.version import VERSION
+from resnet.state_dicts import Found, find_state_dict, renamed
+
+KEY = "resnet_launch"
+"""The one key of ours in a file's metadata: safetensors keeps no order of several."""
+FORMAT = 1
+_NOT_ARCHITECTURE = {"num_classes", "pretrained", "freeze_backbone", "sync_batchnorm"}
+
+
+class WeightsInfo(NamedTuple):
+    """What a weights file says of itself."""
+
+    model: Model
+    """The architecture alone: nothing of how it was initialised or frozen, and no number of classes."""
+    classes: list[str]
+    """Names in the order of the network's outputs."""
+    mean: tuple[float, float, float]
+    """Of red, green and blue on a scale of 0 to 1; with `std` what images are normalised by."""
+    std: tuple[float, float, float]
+    crop: str
+    """As the recipe's augment.crop; the sizes, in pixels, and the filter likewise."""
+    train_size: int
+    val_resize: int
+    val_size: int
+    interpolation: str
+    loss: str
+    """cross_entropy: the outputs are for a softmax; bce: for a sigmoid each."""
+    recipe: str
+    digest: str
+    step: int
+    version: str
+    format: int
+
+
+PREPARED = ("mean", "std", "crop", "train_size", "val_resize", "val_size", "interpolation")
+"""Keys of `augment` that say how images are prepared."""
+
+
+def metadata_of(recipe: Recipe, classes: Sequence[str], step: int) -> dict[str, str]:
+    """What the weights of a step of a recipe's training say of themselves, as safetensors takes it."""
+    augment = recipe.augment.model_dump(mode="json")
+    content = {
+        "model": recipe.model.model_dump(mode="json", exclude=_NOT_ARCHITECTURE),
+        "classes": list(classes),
+        **{key: augment[key] for key in PREPARED},
+        "loss": recipe.loss,
+        "recipe": recipe.name,
+        "digest": digest(recipe),
+        "step": step,
+        "version": VERSION,
+        "format": FORMAT,
+    }
+    return {KEY: json.dumps(content, sort_keys=True)}
+
+
+def read_info(path: Path) -> WeightsInfo | None:
+    """What a file says of itself; None: nothing, as it is of another program or of version 0.1.0.
+
+    Raises ValueError where the file is damaged, or says what this version does not know.
+    """
+    if path.suffix != ".safetensors":
+        return None
+    try:
+        with safe_open(path, "np") as file:
+            text = (file.metadata() or {}).get(KEY)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"cannot read the weights {path}: {error}") from error
+    if text is None:
+        return None
+    try:
+        return _info(json.loads(text))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = _reason(error)
+        raise ValueError(f"{path} says of its weights what this version cannot read ({reason})") from error
+
+
+def _info(content: Mapping[str, Any]) -> WeightsInfo:
+    """Checked for the types of all values; keys that a newer version has added are left out."""
+    model = {key: value for key, value in lifted({"model": content["model"]})["model"].items() if _matters(key, value)}
+    known = {key: content[key] for key in WeightsInfo._fields}
+    return TypeAdapter(WeightsInfo).validate_python({**known, "model": model})
+
+
+def _matters(key: str, value: Any) -> bool:
+    """Whether a key of the architecture is known here, or changes something: a newer version's that is off does not."""
+    return key in Model.model_fields or value not in (None, False, 0, "none", [], {})
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        return "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+    return f"{type(error).__name__}: {error}"
+
+
+def check_fits(info: WeightsInfo, model: Model, classes: Sequence[str] | None, where: str) -> None:
+    """Raise ValueError, naming both values and the keys to set, where weights are not of this network.
+
+    classes: names in the order of its outputs; None: they are not compared. where: the file, for the message.
+    """
+    there, here = effective_model(info.model), effective_model(model)
+    if wrong := [key for key in there if there[key] != here[key]]:
+        settings = " ".join(f"model.{key}={shown(there[key])}" for key in _to_set(wrong, model, info.model))
+        both = f"{_described(there, wrong)}; here: {_described(here, wrong)}"
+        raise ValueError(f"{where} is of another network: {both}. It needs {settings}")
+    if classes is not None and list(classes) != info.classes:
+        raise ValueError(f"{where} is of other classes: {class_difference(info.classes, classes)}")
+
+
+_NET = ("name", "block", "layers", "groups", "width_per_group")
+
+
+def _described(effective: Mapping[str, Any], keys: Sequence[str]) -> str:
+    """The values of keys of the architecture, those of the net as one where it has a name."""
+    name = [effective["name"]] if effective["name"] and {*keys} & {*_NET} else []
+    others = [key for key in keys if not (name and key in _NET) and effective[key] not in (None, {})]
+    return ", ".join([*name, *(f"{key} {shown(effective[key])}" for key in others)])
+
+
+def _to_set(wrong: Sequence[str], here: Model, there: Model) -> Iterator[str]:
+    """The keys that the command line has to name: also, where nets differ, those that the other one leaves unset."""
+    if {*wrong} & {*_NET}:
+        effective = effective_model(there)
+        yield from (key for key in _NET if effective[key] != getattr(here, key))
+    for key in wrong:
+        unsaid = key == "activation_args" and not there.activation_args and not here.activation_args
+        if key not in _NET and not unsaid:
+            yield key
+
+
+def class_difference(there: Sequence[str], here: Sequence[str]) -> str:
+    """How two lists of classes differ, in a few words."""
+    if len(there) != len(here):
+        return f"{len(there)} there and {len(here)} here"
+    if sorted(there) == sorted(here):
+        return "the same in another order"
+    differing = [f"{one} there and {other} here" for one, other in zip(there, here, strict=True) if one != other]
+    return listed(differing, 2)
+
+
+def shown(value: Any) -> str:
+    """A value as one writes it on the command line."""
+    if isinstance(value, dict):
+        return "'{" + ", ".join(f"{key}: {shown(item)}" for key, item in value.items()) + "}'"
+    if isinstance(value, (list, tuple)):
+        return f"[{','.join(map(str, value))}]"
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a weights file of any trainer under torchvision's names, on the CPU; see `find_weights`."""
+    return find_weights(path).tensors
+
+
+def find_weights(path: Path, model: Model | None = None) -> Found:
+    """The weights in a file of ours or of another trainer, on the CPU. What a stranger wrote is never run.
+
+    path: a .safetensors file, or one of torch.save with a state dict somewhere in it. model: what they are for, to be
+    compared with what the file says. Raises ValueError where there are none, or they are of another network.
+    """
+    info = read_info(path)
+    if info is not None and model is not None:
+        check_fits(info, model, None, str(path))
+    try:
+        if path.suffix == ".safetensors":
+            found = renamed(load_file(path)) if info is None else Found(load_file(path))
+        else:
+            found = find_state_dict(_unpickled(path))
+    except pickle.UnpicklingError as error:
+        reason = f"it is damaged, or no file of torch.save of version 1.6 or later ({error})"
+        raise ValueError(f"cannot read the weights {path}: {reason}") from error
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"cannot read the weights {path}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{path} {error}") from error
+    if found.blurred and model is not None and not model.blurpool:
+        raise ValueError(f"{path} holds convolutions that blur first (FFCV's BlurPool): it needs model.blurpool=true")
+    return found
+
+
+def _unpickled(path: Path) -> Any:
+    """The content of a file of torch.save, without anything of it being run."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception:
+        # Of any kind, as what a stranger wrote can make it fail; most often it holds more than tensors.
+        return read_inertly(path)
