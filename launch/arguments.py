@@ -7,8 +7,8 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from launch.runs.state import ROOT
 from resnet.process.exit_codes import FINISHED, MISTAKE
+from resnet.rundir.find import ROOT
 
 WORDS_USAGE = "[KEY=VALUE ...] [slurm.KEY=VALUE ...]"
 

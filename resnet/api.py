@@ -301,6 +301,30 @@ def runs(root: str | Path = "runs") -> list[Run]:
     return [Run(file.parent) for file in sorted(Path(root).expanduser().glob("*/recipe.yaml"))]
 
 
+def board(root: str | Path = "runs", out: str | Path | None = None) -> Path:
+    """Write a page of all runs and sweeps in a folder, which links their reports, and return its path.
+
+    out: of the page; None: board.html in the folder.
+    Raises ValueError where the folder is not there, or the page cannot be written.
+    """
+    from resnet.tools.board.board import write_board
+
+    return write_board(Path(root).expanduser(), None if out is None else Path(out))
+
+
+def report(*runs: Run | str | Path, root: str | Path = "runs", out: str | Path | None = None) -> Path:
+    """Write the report of a run or of a sweep, or a page that compares several runs, and return its path.
+
+    runs: as for `Run`; or one sweep. out: of the page that compares; None: comparison.html in the folder of the runs.
+    Raises ValueError for runs that are not there, and files that cannot be read or written.
+    """
+    from resnet.tools.reports import write_pages
+
+    if not runs:
+        raise ValueError("name a run, several, or a sweep")
+    return write_pages([str(Path(run)) for run in runs], root, None if out is None else Path(out))
+
+
 def compare(one: Run | str | Path, other: Run | str | Path) -> list[str]:
     """Compare the newest checkpoints and the logs of two runs to the last bit; what differs, in words.
 

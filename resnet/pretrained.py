@@ -95,13 +95,14 @@ def _head(
         return head, ""
     if len(head["fc.weight"]) != len(own["fc.weight"]):
         return {}, f"the classifier is new ({len(head['fc.weight'])} classes there, {len(own['fc.weight'])} here)"
-    if not there or not here or there == here:
+    if not there or not here:
         return head, ""
+    if there == here:
+        return head, "the classifier is kept (the same classes)"
     if sorted(there) == sorted(here) and len({*here}) == len(here):
         order = torch.tensor([there.index(name) for name in here])
-        return {
-            name: tensor[order] for name, tensor in head.items()
-        }, "its classes are in another order there: put in this"
+        turned = {name: tensor[order] for name, tensor in head.items()}
+        return turned, "the classifier is kept, its classes put in this order"
     others = [name for name in there if name not in here]
     return {}, f"the classifier is new (as many classes there, of other names: {listed(others, 3)})"
 
@@ -111,9 +112,8 @@ def _prepared_otherwise(info: WeightsInfo, augment: Augment) -> list[str]:
     differing = [key for key in PREPARED if getattr(info, key) != getattr(augment, key)]
     if not differing:
         return []
-    here, there = (
-        " ".join(f"augment.{key}={shown(value)}" for key, value in zip(differing, values, strict=True))
-        for values in ([getattr(augment, key) for key in differing], [getattr(info, key) for key in differing])
+    there, here = (
+        " ".join(f"augment.{key}={shown(getattr(where, key))}" for key in differing) for where in (info, augment)
     )
     return [f"trained with {there}, here it is {here}"]
 

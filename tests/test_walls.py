@@ -27,7 +27,7 @@ MAY_IMPORT = {
 }
 """By room: the other rooms it may import from. A room ends where one inside it begins."""
 DOORS = {
-    ("resnet.rundir", "recipes"): {"recipes.text"},
+    ("resnet.rundir", "recipes"): {"recipes.metric", "recipes.text"},
     ("resnet.process", "recipes"): {"recipes.text"},
     ("slurm", "resnet"): {"resnet.main"},
     ("launch", "resnet.api"): {"resnet.api"},

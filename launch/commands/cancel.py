@@ -12,10 +12,11 @@ from pathlib import Path
 from launch.arguments import add_root, for_each
 from launch.runs.job_record import active_job, read_job
 from launch.runs.send import shown
-from launch.runs.state import find, find_sweep, rows
+from launch.runs.state import find, rows
 from launch.sweep.directory import cancel_file
 from resnet.process.exit_codes import FINISHED
 from resnet.rundir.attempts import end_file
+from resnet.rundir.find import find_sweep
 from resnet.rundir.lease import holder_elsewhere, read_lease
 from resnet.rundir.status import read_status, write_status
 from slurm.control import ask

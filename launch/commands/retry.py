@@ -12,10 +12,11 @@ from launch.runs.attend import train_here
 from launch.runs.checks import refuse_active
 from launch.runs.job_record import Job, read_job
 from launch.runs.send import SNAPSHOTS, send
-from launch.runs.state import find, find_sweep, is_sweep
+from launch.runs.state import find
 from recipes.load import load_file
 from resnet.process.command_lines import words_to_continue
 from resnet.rundir.attempts import end_file, newest_step, read_attempts
+from resnet.rundir.find import find_sweep, is_sweep
 from resnet.rundir.provenance import read_provenance
 from resnet.rundir.status import read_status
 from slurm.code_copy import take_snapshot

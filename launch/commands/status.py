@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 from launch.arguments import add_root
 from launch.runs.job_record import job_file
 from launch.runs.logs import attempts, first_failure, log_file, log_files, tail
-from launch.runs.state import ROOT, SWEEP_FILE, by_key, find, find_sweep, folders, matches, ordered, rows
+from launch.runs.state import by_key, find, folders, matches, ordered, rows
 from recipes.text import format_duration, table
 from resnet.rundir.attempts import read_attempts
 from resnet.rundir.files import to_json
-from resnet.rundir.find import roots
+from resnet.rundir.find import ROOT, SWEEP_FILE, find_sweep, roots
 
 REDRAW_SECONDS, REDRAW_SLURM_SECONDS = 2, 10
 NAME_LEAST, RECIPE_LEAST, NOTE_LEAST, NOTE_MOST, TAIL_LINES = 20, 16, 20, 160, 10

@@ -3,48 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import math
 import os
 import re
-import socket
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from launch.runs.job_record import job_file
-from recipes.text import format_duration, labels, suggestion
-from resnet.process.processes import is_alive
-from resnet.rundir.files import read_json
-from resnet.rundir.find import find_run, roots
-from resnet.rundir.lease import read_lease
+from recipes.text import format_duration, suggestion
+from resnet.rundir.files import number, read_json
+from resnet.rundir.find import ROOT, find_run, places, roots, runs_in
+from resnet.rundir.state import STATES, Verdict, name_of, own_verdict, row_of, signs_of_life
 from resnet.rundir.status import read_status
 from slurm.queue import STARTED, WAITING, Job, accounted, queued
 
-ROOT = "runs"
-SWEEP_FILE = "sweep.json"
-"""In a folder of runs that are the trials of a sweep."""
-STATES = ("running", "queued", "damaged", "unknown", "failed", "stopped", "finished")
-"""In the order of a table; damaged and unknown are of runs whose status.json cannot be read, or is not there yet."""
 GRACE_SECONDS = 60
 """A run is `queued` before its job is sent, and `stopped` before that is requeued: neither is the end yet."""
-SILENT_SECONDS = 600
-"""A trainer renews its lease every ten seconds."""
 CLOCKS_DIFFER_SECONDS = 5
-_FIGURES = ("step", "total_steps", "percent", "epoch", "epochs", "loss", "top1", "best", "images_per_second")
 _UNSURE = (None, "peer", "nccl", "killed")
 """Failures, by a run's own word, of which Slurm may know the cause."""
-
-
-class Verdict(NamedTuple):
-    """What is true of a run."""
-
-    state: str
-    failure: str | None
-    reason: str | None
-    over: bool
-    """Whether nothing more happens until somebody starts it again."""
 
 
 class Run(NamedTuple):
@@ -61,23 +39,10 @@ class Run(NamedTuple):
 
 def find(text: str, root: str | Path) -> Path:
     """The directory of a run by name or path. Raises ValueError with names that are near."""
-    for path in _places(text, root):
+    for path in places(text, root):
         if (path / "status.json").is_file():
             return path
     return find_run(text, root)
-
-
-def _places(text: str, root: str | Path) -> list[Path]:
-    return [Path(text).expanduser(), *(folder / text for folder in roots(root))]
-
-
-def find_sweep(text: str, root: str | Path) -> Path | None:
-    """The absolute directory of a sweep by name or path; None where that is no sweep."""
-    return next((path.absolute() for path in _places(text, root) if is_sweep(path)), None)
-
-
-def is_sweep(folder: Path) -> bool:
-    return (folder / SWEEP_FILE).is_file()
 
 
 def folders(root: str | Path, clusters: Sequence[str] = ()) -> list[Path]:
@@ -87,8 +52,8 @@ def folders(root: str | Path, clusters: Sequence[str] = ()) -> list[Path]:
     """
     if root != ROOT:
         return _runs_in(Path(root), f"--root {root}")
-    places = [*roots(root), *(place for cluster in clusters if (place := _root_of(cluster)))]
-    return [run for place in dict.fromkeys(path.absolute() for path in places) for run in _shown(place)]
+    named = [*roots(root), *(place for cluster in clusters if (place := _root_of(cluster)))]
+    return [run for place in dict.fromkeys(path.absolute() for path in named) for run in _shown(place)]
 
 
 def _root_of(cluster: str) -> Path | None:
@@ -106,12 +71,9 @@ def _shown(place: Path) -> list[Path]:
 
 def _runs_in(folder: Path, shown: str) -> list[Path]:
     try:
-        with os.scandir(folder.expanduser()) as entries:
-            paths = [entry.path for entry in entries if not entry.name.startswith(".")]
+        return runs_in(folder.expanduser())
     except OSError as error:
         raise ValueError(f"{shown}: {error.strerror}") from error
-    files = ("status.json", "recipe.yaml")
-    return [Path(path) for path in paths if any(os.path.isfile(f"{path}/{name}") for name in files)]
 
 
 def rows(run_dirs: Iterable[Path]) -> list[dict[str, Any]]:
@@ -140,8 +102,8 @@ def by_key(found: Iterable[dict[str, Any]], key: str) -> list[dict[str, Any]]:
         raise ValueError(f"--sort {key}: {suggestion(key, sorted(found[0]))}")
 
     def place(row: dict[str, Any]) -> tuple[bool, float, str]:
-        number = _number(row[key])
-        return row[key] is None, -number if number is not None else 0.0, str(row[key])
+        figure = number(row[key])
+        return row[key] is None, -figure if figure is not None else 0.0, str(row[key])
 
     return sorted(found, key=place)
 
@@ -152,29 +114,11 @@ def matches(row: Mapping[str, Any], wanted: str) -> bool:
     if not equals:
         return wanted.lower() in f"{row['name']} {row['recipe']}".lower()
     found = (row["differs"] or {}).get(key, row.get(key))
-    number = _number(found)
+    figure = number(found)
     try:
-        return number == float(value) if number is not None else str(found).lower() == value.lower()
+        return figure == float(value) if figure is not None else str(found).lower() == value.lower()
     except ValueError:
         return False
-
-
-def _recipe(status: Mapping[str, Any]) -> str | None:
-    """The recipe's name and what differs from it, which tells runs apart."""
-    name, differs = status.get("recipe"), status.get("differs")
-    if not isinstance(name, str):
-        return None
-    differs = differs if isinstance(differs, dict) else {}
-    short = labels(differs)
-    return " ".join(
-        [
-            name,
-            *(
-                f"{short[key]}={value if isinstance(value, str) else json.dumps(value)}"
-                for key, value in differs.items()
-            ),
-        ]
-    )
 
 
 def _read(folder: Path) -> Run:
@@ -219,58 +163,25 @@ def _job_of(run: Run, jobs: Mapping[str, Job]) -> Job | None:
     if job is None or not job.name or not run.sent:
         return job
     ours, theirs = (
-        re.sub(r"[^0-9A-Za-z]+", "_", name) for name in (run.sent.get("name") or _name(run.folder), job.name)
+        re.sub(r"[^0-9A-Za-z]+", "_", name) for name in (run.sent.get("name") or name_of(run.folder), job.name)
     )
     return job if ours == theirs else None
 
 
-def _name(folder: Path) -> str:
-    return folder.name if folder.name not in ("", "..") else folder.resolve().name
-
-
 def _row(run: Run, jobs: Mapping[str, Job], trouble: str | None) -> dict[str, Any]:
     now, status, job = time.time(), run.status, _job_of(run, jobs)
-    number = {key: _number(status.get(key)) for key in status}
-    alive, silent = _signs_of_life(run, now)
+    alive, silent = signs_of_life(run.folder, status, bool(run.sent), now)
     cancelled = os.path.exists(run.folder / "slurm" / "cancel")
     verdict = effective(status, job, run.job_id, trouble, alive, silent, cancelled, now)
     if run.problem:
         verdict = Verdict("damaged", None, run.problem, True)
-    saved = max(number.get("last_checkpoint_time") or 0, _mtime(f"{run.folder}/checkpoints/latest"))
-    return {
-        "name": _name(run.folder),
-        "recipe": _recipe(status),
-        "differs": status.get("differs") if isinstance(status.get("differs"), dict) else None,
+    return row_of(run.folder, status, verdict, now) | {
         "cluster": run.sent.get("cluster"),
-        "state": verdict.state,
         "slurm_state": job.state if job else None,
-        **{key: number.get(key) for key in _FIGURES},
-        "eta_s": number.get("eta_s") if verdict.state == "running" else None,
-        "attempts": number.get("attempts"),
-        "last_checkpoint_age_s": max(0.0, now - saved) if saved else None,
-        "failure": verdict.failure,
-        "reason": verdict.reason,
-        "over": verdict.over,
         "job_id": run.job_id or status.get("job_id"),
         "nodes": job.nodes or None if job else None,
         "time_left_s": job.time_left_s if job and job.state in STARTED else None,
-        "wandb_url": status.get("wandb_url"),
-        "host": status.get("host"),
-        "updated": number.get("updated"),
-        "run_dir": str(run.folder),
     }
-
-
-def _signs_of_life(run: Run, now: float) -> tuple[bool | None, float]:
-    """Whether the trainer's process lives (None: it cannot be seen from here), and seconds without a sign of life."""
-    status = run.status
-    if status.get("state") != "running":
-        return None, 0.0
-    alive = None
-    if not run.sent and status.get("host") == socket.gethostname() and isinstance(status.get("pid"), int):
-        alive = is_alive(status["pid"])
-    renewed = _number(read_lease(run.folder).get("time"))
-    return alive, now - max(renewed or 0, _number(status.get("updated")) or 0)
 
 
 def effective(
@@ -289,18 +200,11 @@ def effective(
     could not be asked. alive: whether the trainer's process lives, None if that cannot be seen from here. silent:
     seconds since it gave a sign of life. cancelled: the user has asked for the end. now: unix time.
     """
-    state, failure, reason = (status.get(key) for key in ("state", "failure", "reason"))
-    updated = _number(status.get("updated")) or 0
-    if state not in ("running", "queued", "failed", "stopped", "finished"):
-        return Verdict("unknown", None, "no status.json yet", False)
-    if state == "finished":
-        return Verdict(state, None, None, True)
-    if state == "running" and alive is False:
-        return Verdict("failed", "killed", f"process {status['pid']} is gone; the same command continues the run", True)
-    if state == "running" and silent > SILENT_SECONDS:
-        reason = f"no sign of life for {format_duration(silent)} from {status.get('host')}"
-    ended = state in ("failed", "stopped")
-    as_told = Verdict(state, failure, reason, ended)
+    state, updated = status.get("state"), number(status.get("updated")) or 0
+    as_told = own_verdict(status, alive, silent)
+    if state == "finished" or as_told.state != state:
+        return as_told
+    reason, ended = as_told.reason, as_told.over
     if job_id is None or (state == "queued" and now - updated < GRACE_SECONDS and (job is None or job.over)):
         return as_told
     if job is None and trouble:
@@ -335,15 +239,3 @@ def _without_job(told: Verdict, job: Job | None, job_id: str, cancelled: bool) -
     if told.failure in _UNSURE and kind in ("oom", "timeout", "node", "preempted"):
         return told._replace(failure=kind, reason="; ".join(filter(None, (how, told.reason))))
     return told
-
-
-def _mtime(path: str) -> float:
-    try:
-        return os.stat(path).st_mtime
-    except OSError:
-        return 0.0
-
-
-def _number(value: Any) -> float | None:
-    good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return value if good else None

@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from launch.runs.here import visible_gpus
-from launch.runs.state import is_sweep, rows
+from launch.runs.state import rows
 from launch.sweep.arrays import settle_arrays
 from launch.sweep.halving import is_pruned
 from launch.sweep.study import trial_name as numbered
-from launch.sweep.sweep_file import read_sweep, write_sweep
 from launch.sweep.sweep_json import sweep_json, sweep_of
 from launch.sweep.trials import Trial
 from recipes.load import load
 from recipes.schema.recipe import NOT_TRAINING, Recipe
 from resnet.rundir.attempts import ENDS, end_file
+from resnet.rundir.find import is_sweep
+from resnet.rundir.sweep.sweep_file import read_sweep, write_sweep
 from slurm.profile import Profile
 
 

@@ -14,11 +14,11 @@ from pathlib import Path
 
 from launch.sweep.lock import locked
 from launch.sweep.study import values
-from launch.sweep.sweep_file import read_sweep
 from launch.sweep.sweep_json import sweep_of
 from recipes.metric import METRICS, best_of, cost
 from resnet.rundir.attempts import end_file
 from resnet.rundir.files import append_line, read_lines
+from resnet.rundir.sweep.sweep_file import read_sweep
 
 
 def should_stop(sweep_dir: Path, trial: str) -> tuple[int, float] | None:

@@ -6,38 +6,21 @@ import io
 import math
 import statistics
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from launch.sweep.ranking import as_numbers
-from launch.sweep.result_types import Trial, figure, shortened
-from launch.sweep.results import Board
 from recipes.metric import METRICS
 from resnet.rundir.files import write_atomic
+from resnet.rundir.sweep.axes import Axis, axis_of, spans
+from resnet.rundir.sweep.result_types import Trial, figure
+from resnet.rundir.sweep.results import Board
 
 PANELS, COLUMNS = 8, 4
-DISCRETE = 12
-"""Most values of a parameter of which each has a tick and a mean."""
-LOG_DECADES, LOG_MEDIAN, LOG_LOSS_RATIO = 1.5, 0.25, 30
-"""An axis is logarithmic over so many decades, if half of the values lie in this first share of it."""
-LEAST_GAP = 0.12
-"""Share of an axis between two values; numbers nearer than that stand side by side as words do."""
+LOG_LOSS_RATIO = 30
+"""Of the largest loss to the smallest, from which on its axis is logarithmic."""
 LABEL_ROOM = 26
 """Characters that fit beside one another under a panel."""
 DOT, MEAN = "#4c78a8", "#e4572e"
-
-
-class Axis(NamedTuple):
-    """Where a parameter's values stand."""
-
-    positions: list[float]
-    """Of each trial."""
-    ticks: dict[float, str]
-    """Position -> value, for discrete values."""
-    log: bool
-    ordered: bool
-    """Whether a line from value to value has a meaning."""
 
 
 def plot(board: Board, file: Path) -> None:
@@ -64,7 +47,7 @@ def plot(board: Board, file: Path) -> None:
         axes.set_visible(False)
     if not shown:
         panels[0].set_yticks([])
-    if board.metric == "loss" and shown and _spans([trial.value or 0 for trial in shown], LOG_LOSS_RATIO):
+    if board.metric == "loss" and shown and spans([trial.value or 0 for trial in shown], LOG_LOSS_RATIO):
         panels[0].set_yscale("log")
     drawing.suptitle(_title(board), fontsize=11, fontweight="bold")
     named = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
@@ -101,7 +84,7 @@ def _panel(axes: Any, board: Board, key: str, trials: Sequence[Trial]) -> None:
     if not trials:
         axes.set_xticks([])
         return
-    axis = _axis([trial.point[key] for trial in trials])
+    axis = axis_of([trial.point[key] for trial in trials])
     if axis.log:
         axes.set_xscale("log")
     dots = list(zip(axis.positions, trials, strict=True))
@@ -116,29 +99,6 @@ def _panel(axes: Any, board: Board, key: str, trials: Sequence[Trial]) -> None:
     for position, trial in dots:
         if board.best and trial.name == board.best.best_trial:
             axes.scatter([position], [trial.value], s=90, marker="*", c="#222222", label="best trial", zorder=4)
-
-
-def _axis(texts: Sequence[str]) -> Axis:
-    numbers = as_numbers(texts)
-    values = dict.fromkeys(texts)
-    if numbers is not None:
-        written = dict(sorted(zip(numbers, texts, strict=True)))
-        distinct, values = [*written], dict.fromkeys(written.values())
-        low, spread = distinct[0], distinct[-1] - distinct[0]
-        log = _spans(distinct, 10**LOG_DECADES) and statistics.median_low(distinct) - low < LOG_MEDIAN * spread
-        if len(distinct) > DISCRETE:
-            return Axis(numbers, {}, log, True)
-        places = [math.log(number) if log else number for number in distinct]
-        if all(after - before >= LEAST_GAP * (places[-1] - places[0]) for before, after in pairwise(places)):
-            return Axis(numbers, {number: shortened(text) for number, text in written.items()}, log, True)
-        texts = [written[number] for number in numbers]
-    index = {text: float(number) for number, text in enumerate(values)}
-    ticks = {number: shortened(text) for text, number in index.items()}
-    return Axis([index[text] for text in texts], ticks, False, numbers is not None)
-
-
-def _spans(values: Sequence[float], ratio: float) -> bool:
-    return min(values) > 0 and max(values) / min(values) > ratio
 
 
 def _ticks(axes: Any, axis: Axis) -> None:

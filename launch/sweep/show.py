@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 
 from launch.runs.state import rows
-from launch.sweep.results import Board, folders, results, sweep_so_far
 from launch.sweep.text import lines, to_csv, to_object, write_best
 from resnet.rundir.files import to_json
+from resnet.rundir.sweep.results import Board, folders, results, sweep_so_far
 
 
 def show(sweep_dir: Path, arguments: argparse.Namespace, width: int | None) -> str:

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from launch.sweep.lock import locked
 from launch.sweep.points import sample, search_bounds, text_of
-from launch.sweep.sweep_file import read_sweep
 from launch.sweep.sweep_json import sweep_of
 from launch.sweep.sweep_types import Distribution, Sweep, Values
 from launch.sweep.trials import to_words
@@ -28,6 +27,7 @@ from resnet.rundir.attempts import told_to_end
 from resnet.rundir.files import to_json, write_atomic
 from resnet.rundir.metrics_log import read_metrics
 from resnet.rundir.status import read_status
+from resnet.rundir.sweep.sweep_file import read_sweep
 
 if TYPE_CHECKING:
     import optuna

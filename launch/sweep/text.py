@@ -12,12 +12,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from launch.runs.state import ROOT
-from launch.sweep.result_types import Setting, figure, goes_on, plural, shortened
-from launch.sweep.results import Board, sweep_so_far
 from recipes.metric import METRICS
 from recipes.text import format_duration, labels, table
 from resnet.rundir.files import write_atomic
+from resnet.rundir.find import ROOT
+from resnet.rundir.sweep.result_types import Setting, figure, goes_on, plural, shortened
+from resnet.rundir.sweep.results import Board, sweep_so_far
 
 LAST = "done"
 """The last column of the table."""

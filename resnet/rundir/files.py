@@ -72,6 +72,12 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def number(value: Any) -> float | None:
+    """The value where it is a finite number."""
+    good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return value if good else None
+
+
 def append_line(path: Path, row: Mapping[str, Any]) -> None:
     """Append a row to a file of JSON lines, and wait until it is on the disk."""
     with open(path, "a", encoding="utf-8") as file:

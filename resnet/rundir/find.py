@@ -12,6 +12,8 @@ from resnet.rundir.files import write_atomic
 
 ROOT = "runs"
 """Folder of the runs where no other is named."""
+SWEEP_FILE = "sweep.json"
+"""In a folder of runs that are the trials of a sweep."""
 _MOST_ROOTS = 50
 
 
@@ -45,7 +47,7 @@ def find_run(text: str, root: str | Path = ROOT) -> Path:
 
     Raises ValueError with the names that are near.
     """
-    for path in (Path(text).expanduser(), *(folder / text for folder in roots(root))):
+    for path in places(text, root):
         if (path / "recipe.yaml").is_file():
             return path
     if Path(text).expanduser().is_dir():
@@ -57,6 +59,28 @@ def find_run(text: str, root: str | Path = ROOT) -> Path:
     raise ValueError(f"no run {text!r}: give a path to a run directory or a name in {root} (there are: {newest})")
 
 
+def is_sweep(folder: Path) -> bool:
+    return (folder / SWEEP_FILE).is_file()
+
+
+def find_sweep(text: str, root: str | Path = ROOT) -> Path | None:
+    """The absolute directory of a sweep by name or path; None where that is no sweep."""
+    return next((path.absolute() for path in places(text, root) if is_sweep(path)), None)
+
+
+def places(text: str, root: str | Path = ROOT) -> list[Path]:
+    """Where a run or a sweep may be: at the path, or by that name in one of `roots(root)`."""
+    return [Path(text).expanduser(), *(folder / text for folder in roots(root))]
+
+
+def runs_in(folder: Path) -> list[Path]:
+    """The directories in a folder that hold something of a run, in no order. Raises OSError."""
+    with os.scandir(folder) as entries:
+        paths = [entry.path for entry in entries if not entry.name.startswith(".")]
+    files = ("status.json", "recipe.yaml")
+    return [Path(path) for path in paths if any(os.path.isfile(f"{path}/{name}") for name in files)]
+
+
 def new_run_dir(root: Path, recipe_name: str) -> Path:
     """A path under `root`, made of recipe and time, that nothing has yet."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
@@ -66,5 +90,5 @@ def new_run_dir(root: Path, recipe_name: str) -> Path:
 
 def run_names(root: str | Path = ROOT) -> list[str]:
     """Names of the runs and sweeps in `roots(root)`."""
-    files = ("recipe.yaml", "status.json", "sweep.json")
+    files = ("recipe.yaml", "status.json", SWEEP_FILE)
     return sorted({path.parent.name for folder in roots(root) for file in files for path in folder.glob(f"*/{file}")})

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, NamedTuple, Union
 
-from resnet.rundir.files import to_json
+from resnet.rundir.files import number, to_json
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
@@ -22,6 +22,46 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in lines if line.strip()]
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error})") from error
+
+
+class Point(NamedTuple):
+    """One value of a curve, and where on it."""
+
+    value: float
+    epoch: float | None
+    step: float | None
+    time: float | None
+    """Unix time."""
+
+
+def points_of(rows: Iterable[Mapping[str, Any]], key: str) -> list[Point]:
+    """The finite values of a key, in order."""
+    found = ((number(row.get(key)), row) for row in rows)
+    return [
+        Point(value, *(number(row.get(at)) for at in Point._fields[1:])) for value, row in found if value is not None
+    ]
+
+
+def read_points(path: str | Path, key: str) -> tuple[list[Point], int]:
+    """The values of a key that a metrics.jsonl holds, in order, and how many of its lines are damaged.
+
+    Few lines are decoded where few have the key: a sweep's runs may have a million. Raises OSError.
+    """
+    quoted, rows, damaged = json.dumps(key).encode(), [], 0
+    text = Path(path).read_bytes()
+    # A last line without its end is being written.
+    end, found = text.rfind(b"\n") + 1, -1
+    while (found := text.find(quoted, found + 1, end)) >= 0:
+        start, found = text.rfind(b"\n", 0, found) + 1, text.find(b"\n", found)
+        try:
+            row = json.loads(text[start:found])
+        except ValueError:
+            row = None
+        if isinstance(row, dict) and key in row:
+            rows.append(row)
+        else:
+            damaged += 1
+    return points_of(rows, key), damaged
 
 
 Value = Union[float, int, str, bool, None]  # noqa: UP007  (evaluated, which Python 3.9 could not)

@@ -13,13 +13,14 @@ from resnet.rundir.find import run_names
 COMMANDS = {
     name: Command(what, partial(importlib.import_module, f"resnet.tools.commands.{name.replace('-', '_')}"))
     for name, what in {
-        "diff": "tell what matters of how two runs or recipes differ",
         "eval": "evaluate runs, checkpoints and files of weights on labelled images",
-        "look": "show the images of a training step exactly as the network gets them",
         "predict": "classify images: files, folders, lists",
         "features": "write what a layer makes of images to a parquet file",
+        "look": "show the images of a training step exactly as the network gets them",
         "replay": "train some steps of a run again and compare with what it left",
-        "report": "write report.html, curves.png and confusion.png anew",
+        "diff": "tell what matters of how two runs or recipes differ",
+        "report": "write a page that explains a run, compares several, or shows a sweep",
+        "board": "write a page of all runs and sweeps in a folder",
         "verify-resume": "check that a recipe resumes exactly on this machine",
     }.items()
 }

@@ -14,12 +14,12 @@ import pytest
 
 from launch.runs import state as run_state
 from launch.sweep.plot import plot
-from launch.sweep.ranking import t_quantile
-from launch.sweep.results import Board, folders, results, sweep_so_far
 from launch.sweep.text import lines, to_csv, to_object, write_best
 from recipes.load import dump, load
 from recipes.text import labels
 from resnet.rundir.files import to_json
+from resnet.rundir.sweep.ranking import t_quantile
+from resnet.rundir.sweep.results import Board, folders, results, sweep_so_far
 
 NOW = 1_700_000_000.0
 

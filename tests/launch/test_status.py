@@ -18,8 +18,9 @@ import pytest
 from launch import cli
 from launch.commands import status
 from launch.runs import state as run_state
-from launch.runs.state import Verdict, effective, rows
+from launch.runs.state import effective, rows
 from resnet.rundir.find import remember_root
+from resnet.rundir.state import Verdict
 from slurm.queue import Job
 
 NOW = 1_700_000_000.0

@@ -19,11 +19,13 @@ import pytest
 
 from launch.sweep.directory import SweepDir
 from launch.sweep.points import grid
-from launch.sweep.sweep_file import read_sweep
 from launch.sweep.sweep_json import sweep_json
 from launch.sweep.trials import trials
 from launch.sweep.words import from_words
 from recipes.load import load
+from resnet.rundir.sweep.sweep_file import read_sweep
+from resnet.tools.reports import write_pages
+from tests.fabricated import page_data
 from tests.helpers import PROGRAM, TINY, column, status
 from tests.slurm_helpers import Cluster, tell_ranks
 
@@ -259,6 +261,7 @@ def test_sweep_files_of_wandb_run_without_it(shapes, tmp_path, text, number):
     assert f"{number} of {number} trials to run" in said
     study = tmp_path / "runs" / "study"
     assert [status(file.parent)["state"] for file in study.glob("*/status.json")] == ["finished"] * number
+    assert [trial["value"] is not None for trial in page_data(write_pages([str(study)]))["trials"]] == [True] * number
     recipe = load([f"recipe={next(study.glob('*/recipe.yaml'))}"]).recipe
     assert (recipe.wandb.group, recipe.wandb.tags) == ("study", ["study"])
 

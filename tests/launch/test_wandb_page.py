@@ -17,7 +17,6 @@ from launch.commands.sweep import _wandb_sweep as page_of
 from launch.sweep import wandb_register as wandb_page
 from launch.sweep.directory import SweepDir
 from launch.sweep.points import grid
-from launch.sweep.results import results, sweep_so_far
 from launch.sweep.sweep_json import sweep_json
 from launch.sweep.text import lines
 from launch.sweep.trials import trials
@@ -26,6 +25,7 @@ from launch.sweep.wandb_register import register
 from launch.sweep.wandb_write import to_wandb
 from launch.sweep.words import from_words
 from recipes.schema.training import Wandb
+from resnet.rundir.sweep.results import results, sweep_so_far
 from tests.helpers import PROGRAM
 from tests.resnet.test_tracker import open_quickstart, wandb_home
 

@@ -252,6 +252,29 @@ def test_mistakes(finished, tmp_path, capsys):
     assert figures(evaluate(capsys, run)[0])[4] == 40, "of a run that is not finished: its best checkpoint"
 
 
+# Against what the recipe is known to reach
+
+
+def test_only_the_recipes_own_evaluation_is_held_against_its_evidence(finished, images, tmp_path, capsys):
+    run = shutil.copytree(finished.run, tmp_path / "copy")
+    text = (run / "recipe.yaml").read_text().replace("name: quickstart", "name: mine", 1)
+    text = text.replace("train_samples: 2000", "train_samples: 160")
+    evidence = "evidence: {source: a paper, top1: 99.5, band: [99, 100]}"
+    (run / "recipe.yaml").write_text(f"{text.partition('evidence:')[0]}{evidence}\n")
+    below = "below the expected 99 to 100%"
+    assert evaluate(capsys, run)[0]["evidence"] == below
+    assert evaluate(capsys, run, "eval.batch_size=3")[0]["evidence"] == below
+    main(["eval", str(run)])
+    assert capsys.readouterr().out.splitlines()[-1] == f"{run}: top-1 is {below}"
+    others = (["eval.flip=true"], ["--plain"], ["--data", images], ["augment.val_size=36"], ["--only-present"])
+    assert [evaluate(capsys, run, *words)[0]["evidence"] for words in others] == [None] * 5
+    best = f"{run}@step-{finished.evaluation['step']}"
+    assert [one["evidence"] for one in evaluate(capsys, best, f"{run}@30")] == [below, None]
+    status = run / "status.json"
+    status.write_text(status.read_text().replace('"finished"', '"running"'))
+    assert evaluate(capsys, run)[0]["evidence"] is None
+
+
 # Other data
 
 
@@ -270,6 +293,21 @@ def test_unreadable_images_are_named_and_counted_and_move_no_other(finished, ima
     (images / "ring").mkdir(parents=True)
     (images / "ring" / "a.jpg").write_bytes(b"")
     assert "none of the 1 images could be read" in mistake(capsys, finished.run, "--data", images)
+
+
+@pytest.mark.parametrize("cache", ["none", "device"])
+def test_training_names_the_mistakes_right_where_an_image_is_broken(finished, tmp_path, cache):
+    data = shutil.copytree(finished.root / "shapes", tmp_path / "shapes")
+    (data / "val" / "circle" / "0002.jpg").write_bytes(b"\xff\xd8 cut short")
+    words = [*TINY, "augment.crop=pad", f"data.cache={cache}", "data.max_broken=0.1", "max_steps=2", BATCH]
+    assert train(*words, f"data.train={data}", f"run.root={tmp_path}", "run.name=r") == 0
+    found = evaluation(tmp_path / "r")
+    assert found["samples"] == 39
+    assert len(found["mistakes"]) > 20
+    for one in found["mistakes"]:
+        assert Path(one["image"]).parent.name == found["classes"][one["true"]]
+        assert "circle/0002" not in one["image"]
+    assert sum(count for _, _, count in found["confused"]) == 39 - sum(one["correct"] for one in found["per_class"])
 
 
 def logits_of(finished, images: Path) -> tuple[torch.Tensor, list[Path]]:

@@ -250,7 +250,7 @@ def test_a_run_starts_from_another_ones_weights_by_its_name(finished, capsys):
         "checkpoint.weights_every=null",
     ]
     assert train(*words, "model.pretrained=first@last", "run.name=second") == 0
-    assert "tensors from first@last\n" in capsys.readouterr().out
+    assert "tensors from first@last; the classifier is kept" in capsys.readouterr().out
     begun = weights(run.parent / "second")["layer1.0.conv1.weight"]
     torch.testing.assert_close(begun, weights(run, last)["layer1.0.conv1.weight"], rtol=1e-4, atol=1e-5)
     for source, file in {

@@ -10,9 +10,9 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from launch.sweep.result_types import WAITING, Comparison, Setting, Share, Trial, figure, shortened
 from recipes.metric import METRICS, cost
 from recipes.text import labels
+from resnet.rundir.sweep.result_types import WAITING, Comparison, Setting, Share, Trial, figure, shortened
 
 BINS, TRIALS_PER_BIN = 4, 3
 """Into how many groups a parameter's values are put where almost every trial has another, and of how many trials."""

@@ -1,4 +1,4 @@
-"""The file sweep.json, of whatever version: read and written here alone, and fast to import for `launch status`."""
+"""The file sweep.json, of whatever version: read and written here alone, and fast to import."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from launch.runs.state import SWEEP_FILE
 from recipes.metric import METRICS
 from resnet.rundir.files import to_json, write_atomic
+from resnet.rundir.find import SWEEP_FILE
 
 FORMAT = 1
 """Of sweep.json: one without a number is of version 0.1.0."""

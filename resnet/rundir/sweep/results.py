@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import time
 from collections import Counter
@@ -12,14 +11,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple
 
-from launch.sweep.ranking import compare, eta, importance, ranked
-from launch.sweep.result_types import Comparison, Setting, Share, Trial, goes_on, plural
-from launch.sweep.sweep_file import read_sweep
 from recipes.metric import cost
 from resnet.rundir.attempts import read_attempts
+from resnet.rundir.files import number
+from resnet.rundir.metrics_log import Point, read_points
 from resnet.rundir.provenance import read_provenance
+from resnet.rundir.sweep.ranking import compare, eta, importance, ranked
+from resnet.rundir.sweep.result_types import Comparison, Setting, Share, Trial, goes_on, plural
+from resnet.rundir.sweep.sweep_file import read_sweep
 
 STATES = ("finished", "running", "queued", "not sent", "pruned", "stopped", "failed", "damaged", "unknown")
 
@@ -137,16 +138,11 @@ def _trial(sweep: Mapping[str, Any], listed: Mapping[str, Any], row: Mapping[str
     )
 
 
-class Evaluation(NamedTuple):
-    value: float
-    epoch: float | None
-
-
 class Evaluations(NamedTuple):
     """What metrics.jsonl says of a trial."""
 
-    best: Evaluation | None = None
-    last: Evaluation | None = None
+    best: Point | None = None
+    last: Point | None = None
     problem: str | None = None
 
 
@@ -163,29 +159,12 @@ def _evaluations(run_dir: str, metric: str, goal: str) -> Evaluations:
 
 @lru_cache(maxsize=20_000)
 def _read_evaluations(path: str, metric: str, goal: str, *_: int) -> Evaluations:
-    """Reads a file again only when it has changed (*_), and decodes few of its lines: a sweep may have a million."""
-    key, quoted, found, damaged = f"val/{metric}", f'"val/{metric}"'.encode(), [], 0
-    with open(path, "rb") as file:
-        for line in file:
-            # A last line without its end is being written.
-            if quoted not in line or not line.endswith(b"\n"):
-                continue
-            try:
-                row = json.loads(line)
-                value, epoch = row[key], row.get("epoch")
-            except (ValueError, TypeError, KeyError, AttributeError):
-                damaged += 1
-                continue
-            if _finite(value):
-                found.append(Evaluation(value, epoch if _finite(epoch) else None))
+    """Reads a file again only when it has changed (*_)."""
+    found, damaged = read_points(path, f"val/{metric}")
     # Stable: of equal values the first.
     best = min(found, key=lambda one: cost(one.value, goal), default=None)
     problem = f"metrics.jsonl: {plural(damaged, 'damaged line')} left out" if damaged else None
     return Evaluations(best, found[-1] if found else None, problem)
-
-
-def _finite(value: Any) -> TypeGuard[float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _seconds(run_dir: Path, row: Mapping[str, Any], now: float) -> float:
@@ -199,10 +178,10 @@ def _seconds(run_dir: Path, row: Mapping[str, Any], now: float) -> float:
         with contextlib.suppress(*wrong):
             attempts = read_provenance(run_dir).get("attempts") or attempts
     total = 0.0
-    for number, attempt in enumerate(attempts, 1):
-        start, end = attempt.get("start"), attempt.get("end")
-        if end is None and number == len(attempts):
+    for index, attempt in enumerate(attempts, 1):
+        start, end = number(attempt.get("start")), number(attempt.get("end"))
+        if attempt.get("end") is None and index == len(attempts):
             end = now if row["state"] == "running" else row["updated"]
-        if _finite(start) and _finite(end):
+        if start is not None and end is not None:
             total += max(0.0, end - start)
     return total

@@ -1,0 +1,137 @@
+"""How a run is by its own word, and by whether its trainer still lives. What Slurm knows, the launcher adds to it."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from recipes.text import format_duration, labels
+from resnet.process.processes import is_alive
+from resnet.rundir.files import number
+from resnet.rundir.lease import read_lease
+from resnet.rundir.status import read_status
+
+STATES = ("running", "queued", "damaged", "unknown", "failed", "stopped", "finished")
+"""In the order of a table; damaged and unknown are of runs whose status.json cannot be read, or is not there yet."""
+SILENT_SECONDS = 600
+"""A trainer renews its lease every ten seconds."""
+_FIGURES = ("step", "total_steps", "percent", "epoch", "epochs", "loss", "top1", "best", "images_per_second")
+
+
+class Verdict(NamedTuple):
+    """What is true of a run."""
+
+    state: str
+    failure: str | None
+    reason: str | None
+    over: bool
+    """Whether nothing more happens until somebody starts it again."""
+
+
+def own_rows(run_dirs: Iterable[Path]) -> list[dict[str, Any]]:
+    """How runs are by their own word, in their order, as plain values. One that cannot be read is `damaged`."""
+    found = []
+    for folder in run_dirs:
+        row = _own_row(folder)
+        # It may have ended well between the two looks.
+        found.append(_own_row(folder) if row["failure"] == "killed" else row)
+    return found
+
+
+def _own_row(folder: Path) -> dict[str, Any]:
+    now, status, sent = time.time(), {}, os.path.exists(folder / "slurm" / "job.json")
+    try:
+        status = read_status(folder)
+        verdict = own_verdict(status, *signs_of_life(folder, status, sent, now))
+    except (ValueError, OSError) as error:
+        verdict = Verdict("damaged", None, str(error), True)
+    return row_of(folder, status, verdict, now)
+
+
+def row_of(folder: Path, status: Mapping[str, Any], verdict: Verdict, now: float) -> dict[str, Any]:
+    """A run as plain values. status: what status.json says. now: unix time."""
+    figures = {key: number(status.get(key)) for key in status}
+    saved = max(figures.get("last_checkpoint_time") or 0, _mtime(f"{folder}/checkpoints/latest"))
+    return {
+        "name": name_of(folder),
+        "recipe": _recipe(status),
+        "differs": status.get("differs") if isinstance(status.get("differs"), dict) else None,
+        "state": verdict.state,
+        **{key: figures.get(key) for key in _FIGURES},
+        "eta_s": figures.get("eta_s") if verdict.state == "running" else None,
+        "attempts": figures.get("attempts"),
+        "last_checkpoint_age_s": max(0.0, now - saved) if saved else None,
+        "failure": verdict.failure,
+        "reason": verdict.reason,
+        "over": verdict.over,
+        "wandb_url": status.get("wandb_url"),
+        "host": status.get("host"),
+        "updated": figures.get("updated"),
+        "run_dir": str(folder),
+    }
+
+
+def name_of(folder: Path) -> str:
+    return folder.name if folder.name not in ("", "..") else folder.resolve().name
+
+
+def _recipe(status: Mapping[str, Any]) -> str | None:
+    """The recipe's name and what differs from it, which tells runs apart."""
+    name, differs = status.get("recipe"), status.get("differs")
+    if not isinstance(name, str):
+        return None
+    differs = differs if isinstance(differs, dict) else {}
+    short = labels(differs)
+    return " ".join(
+        [
+            name,
+            *(
+                f"{short[key]}={value if isinstance(value, str) else json.dumps(value)}"
+                for key, value in differs.items()
+            ),
+        ]
+    )
+
+
+def signs_of_life(folder: Path, status: Mapping[str, Any], sent: bool, now: float) -> tuple[bool | None, float]:
+    """Whether the trainer's process lives (None: it cannot be seen from here), and seconds without a sign of life.
+
+    sent: whether the run was sent to Slurm.
+    """
+    if status.get("state") != "running":
+        return None, 0.0
+    alive = None
+    if not sent and status.get("host") == socket.gethostname() and isinstance(status.get("pid"), int):
+        alive = is_alive(status["pid"])
+    renewed = number(read_lease(folder).get("time"))
+    return alive, now - max(renewed or 0, number(status.get("updated")) or 0)
+
+
+def own_verdict(status: Mapping[str, Any], alive: bool | None = None, silent: float = 0.0) -> Verdict:
+    """The state of a run as far as it can be told without Slurm.
+
+    status: what status.json says. alive: whether the trainer's process lives, None if that cannot be seen from here.
+    silent: seconds since it gave a sign of life.
+    """
+    state, failure, reason = (status.get(key) for key in ("state", "failure", "reason"))
+    if state not in ("running", "queued", "failed", "stopped", "finished"):
+        return Verdict("unknown", None, "no status.json yet", False)
+    if state == "finished":
+        return Verdict(state, None, None, True)
+    if state == "running" and alive is False:
+        return Verdict("failed", "killed", f"process {status['pid']} is gone; the same command continues the run", True)
+    if state == "running" and silent > SILENT_SECONDS:
+        reason = f"no sign of life for {format_duration(silent)} from {status.get('host')}"
+    return Verdict(state, failure, reason, state in ("failed", "stopped"))
+
+
+def _mtime(path: str) -> float:
+    try:
+        return os.stat(path).st_mtime
+    except OSError:
+        return 0.0

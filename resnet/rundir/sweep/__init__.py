@@ -1,0 +1,1 @@
+"""What a sweep's directory says, and what its trials have come to. Standard library only."""
