@@ -20,7 +20,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from recipes.schema.recipe import Recipe
-    from resnet.api import Evaluation, Prediction, Run, board, build_model, compare, diff, load_recipe, report, runs
+    from resnet.api import (
+        Evaluation,
+        Prediction,
+        Run,
+        WeightsInfo,
+        board,
+        build_model,
+        compare,
+        diff,
+        evaluate,
+        load,
+        load_recipe,
+        report,
+        runs,
+        weights_info,
+    )
     from resnet.process.version import VERSION as __version__
 
 __all__ = [
@@ -28,14 +43,18 @@ __all__ = [
     "Prediction",
     "Recipe",
     "Run",
+    "WeightsInfo",
     "__version__",
     "board",
     "build_model",
     "compare",
     "diff",
+    "evaluate",
+    "load",
     "load_recipe",
     "report",
     "runs",
+    "weights_info",
 ]
 
 _HOMES = {
@@ -43,13 +62,17 @@ _HOMES = {
     "Prediction": "resnet.tools.predict",
     "Recipe": "recipes.schema.recipe",
     "Run": "resnet.api",
+    "WeightsInfo": "resnet.weights_file",
     "board": "resnet.api",
     "build_model": "resnet.api",
     "compare": "resnet.api",
     "diff": "resnet.api",
+    "evaluate": "resnet.api",
+    "load": "resnet.api",
     "load_recipe": "resnet.api",
     "report": "resnet.api",
     "runs": "resnet.api",
+    "weights_info": "resnet.api",
 }
 """By name: the module that is imported once the name is used."""
 

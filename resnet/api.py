@@ -6,8 +6,9 @@ Nothing here changes the process that calls it: threads, environment, signals, r
 from __future__ import annotations
 
 import json
+import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +25,12 @@ if TYPE_CHECKING:
 
     from resnet.tools.difference import Difference
     from resnet.tools.evaluate import Evaluation
+    from resnet.tools.features import Features
     from resnet.tools.look import Seen
     from resnet.tools.predict import Prediction
     from resnet.tools.replay import Replay
+    from resnet.tools.trained import Trained
+    from resnet.weights_file import WeightsInfo
 
 
 def load_recipe(name: str | Path, changes: Mapping[str, Any] | None = None) -> Recipe:
@@ -58,6 +62,27 @@ def build_model(recipe: Recipe | str, num_classes: int | None = None) -> nn.Modu
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(recipe.seed)
         return initial_model(recipe, classes)[0]
+
+
+def load(weights: str | Path, recipe: Recipe | str | None = None) -> nn.Module:
+    """Load the network of a weights file, on the CPU and in evaluation mode: normalised float (N, 3, H, W) -> logits.
+
+    recipe: for a file that does not say which network it is of, a recipe that does, or the name of one.
+    Raises ValueError where it cannot be read, or is of another network than the recipe's.
+    """
+    from resnet.tools.weights import load_alone
+
+    return load_alone(Path(weights).expanduser(), load_recipe(recipe) if isinstance(recipe, str) else recipe)
+
+
+def weights_info(weights: str | Path) -> WeightsInfo | None:
+    """What a weights file says of itself: architecture, classes, mean and std, sizes, recipe, step.
+
+    None: nothing, as it is of another program or of version 0.1.0. Raises ValueError where it cannot be read.
+    """
+    from resnet.weights_file import read_info
+
+    return read_info(Path(weights).expanduser())
 
 
 class Run:
@@ -137,17 +162,55 @@ class Run:
     ) -> list[Prediction]:
         """Classify images as in the recipe's evaluation; a `Prediction` each, in their order.
 
-        paths: an image, a folder of images (with its subfolders, in sorted order), or several of these.
-        top: classes of each prediction. weights: as for `load`. batch_size: images of a forward pass.
-        device: auto, cpu, cuda or cuda:N. An image that cannot be read has no label, and its `problem` says why.
+        paths: an image, a folder (with its subfolders, in sorted order), a pattern, a CSV file or another list, parquet
+        files, or several of these (see `resnet predict --help`). top: classes of each prediction. weights: as for
+        `load`. batch_size: images of a forward pass. device: auto, cpu, cuda or cuda:N.
+        An image that cannot be read has no label, and its `problem` says why.
         Raises ValueError for paths that are not there and weights that cannot be used.
         """
-        from resnet.tools.predict import images_of, predict
-        from resnet.tools.trained import weights_of
+        return list(self.predictions(paths, top, weights=weights, batch_size=batch_size, device=device))
 
-        given = [paths] if isinstance(paths, (str, Path)) else paths
-        file = weights_of(self.path, weights)
-        return predict(self.path, images_of(given), top=top, batch_size=batch_size, device=device, weights=file)
+    def predictions(
+        self,
+        paths: str | Path | Iterable[str | Path],
+        top: int = 5,
+        *,
+        weights: str | int | Path = "best",
+        batch_size: int = 64,
+        device: str = "auto",
+    ) -> Iterator[Prediction]:
+        """As `predict`, one after the other as they are made: any number of images in the memory of a few batches."""
+        from resnet.data.sources.given import open_given
+        from resnet.tools.predict import classes_of, predictions
+
+        trained = self._trained(weights)
+        source = open_given(paths, classes_of(trained), like=trained.recipe.data)
+        return predictions(trained, source, top, batch_size, device)
+
+    def features(
+        self,
+        paths: str | Path | Iterable[str | Path],
+        layer: str = "avgpool",
+        *,
+        weights: str | int | Path = "best",
+        batch_size: int = 64,
+        device: str = "auto",
+    ) -> Features:
+        """What a layer makes of images: `features` float32 (n, size), `ids` and `labels` (-1 for none), in order.
+
+        paths: as for `predict`, or "train" or "val" for the run's own images. layer: avgpool, or the mean over height
+        and width of layer1 ... layer4. Images that cannot be read are left out. `resnet features` writes files of any
+        size. Raises ValueError for another layer, and where no image can be read.
+        """
+        from resnet.tools.features import features_of, open_images
+
+        trained = self._trained(weights)
+        return features_of(trained, open_images(trained, paths), layer, batch_size, device)
+
+    def _trained(self, weights: str | int | Path) -> Trained:
+        from resnet.tools.trained import Trained, weights_of
+
+        return Trained(self.name, weights_of(self.path, weights), self.recipe, self.classes, self.path)
 
     def look(self, step: int = 0, count: int = 32, **changes: Any) -> Seen:
         """The first `count` images of a training step exactly as the network got them, and what was done to each.
@@ -177,11 +240,12 @@ class Run:
         weights: as for `load`. changes: to the recipe, as in `run.evaluate(**{"eval.flip": True})`.
         Raises ValueError for changes, data or weights that cannot be used.
         """
-        from resnet.tools.evaluate import evaluate
-        from resnet.tools.trained import weights_of
+        from resnet.tools import evaluate as tool
+        from resnet.tools.trained import of_run, weights_of
 
-        recipe = load_recipe(self.path / "recipe.yaml", changes)
-        return evaluate(self.path, recipe, weights_of(self.path, weights))
+        trained = of_run(f"{self.name}@{weights}", self.path, weights_of(self.path, weights))
+        changed = load_recipe(self.path / "recipe.yaml", changes)
+        return tool.evaluate([trained._replace(recipe=changed)])[0]
 
     def report(self) -> Path:
         """Write report.html anew, with curves.png and confusion.png beside it, and return its path.
@@ -191,6 +255,45 @@ class Run:
         from resnet.tools.report.report import write_report
 
         return write_report(self.path)
+
+
+def evaluate(
+    what: Iterable[str | Path | Run],
+    changes: Mapping[str, Any] | None = None,
+    *,
+    data: str | Path | Iterable[str | Path] = (),
+    real: str | Path | None = None,
+    only_present: bool = False,
+    known_only: bool = False,
+    plain: bool = False,
+    root: str | Path = "runs",
+) -> list[Evaluation]:
+    """Evaluate several networks; where they take the same images, these are decoded once.
+
+    what: runs, "RUN@last", "RUN@step-500" and the like, or files of weights. changes: to their recipes, by dotted key;
+    "recipe" for files that do not say what they are. data: other labelled images (a folder of classes, a CSV file,
+    parquet files), their classes matched by name. real: ImageNet-ReaL's real.json. only_present: let the networks
+    answer only the classes that the data holds, as for ImageNet-A and -R. known_only: leave out images of classes that
+    the networks do not have. plain: the trained weights in place of their average. root: folder of the runs.
+    Raises ValueError for what cannot be used.
+    """
+    from resnet.tools import evaluate as tool
+    from resnet.tools.eval_data import DataOptions
+    from resnet.tools.trained import find_trained
+
+    words = [
+        f"{key}={value if key == 'recipe' else json.dumps(value, default=str)}"
+        for key, value in (changes or {}).items()
+    ]
+    trained = [find_trained(os.fspath(one), root, plain, words) for one in what]
+    given = (data,) if isinstance(data, (str, Path)) else data
+    options = DataOptions(
+        tuple(map(str, given)),
+        real=None if real is None else Path(real),
+        only_present=only_present,
+        known_only=known_only,
+    )
+    return tool.evaluate(trained, options)
 
 
 def runs(root: str | Path = "runs") -> list[Run]:

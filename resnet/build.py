@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import cache
 from typing import TypeVar
@@ -139,20 +139,27 @@ def build_order(recipe: Recipe, train: Source) -> Order:
     return Order(train.labels, recipe.seed, recipe.batch_size, data.repeats, data.balance == "oversample")
 
 
-def initial_model(recipe: Recipe, classes: int) -> tuple[nn.Module, str]:
+def initial_model(
+    recipe: Recipe, classes: int, names: Sequence[str] = (), pretrained: bool = True
+) -> tuple[nn.Module, str]:
     """As `build_model_for`, by the random numbers as they are, and before BatchNorm knows of other ranks."""
     model, note = build_model(recipe.model, classes), ""
-    if recipe.model.pretrained:
-        note = load_pretrained(model, recipe.model.pretrained)
+    if recipe.model.pretrained and pretrained:
+        note = load_pretrained(model, recipe.model.pretrained, recipe.run.root, names, recipe.augment)
     if recipe.model.freeze_backbone:
         freeze_backbone(model)
     return model, note
 
 
-def build_model_for(recipe: Recipe, classes: int) -> tuple[nn.Module, str]:
-    """The network with its initial weights on the CPU, and a sentence on pretrained ones ("" for none)."""
+def build_model_for(
+    recipe: Recipe, classes: int, names: Sequence[str] = (), pretrained: bool = True
+) -> tuple[nn.Module, str]:
+    """The network with its initial weights on the CPU, and what to say of pretrained ones ("" for none).
+
+    names: of the classes, by which a pretrained classifier is kept. pretrained: False: a checkpoint's weights follow.
+    """
     torch.manual_seed(recipe.seed)
-    model, note = initial_model(recipe, classes)
+    model, note = initial_model(recipe, classes, names, pretrained)
     if recipe.model.sync_batchnorm:
         if not torch.cuda.is_available() or recipe.device == "cpu":
             raise ValueError("model.sync_batchnorm needs GPUs (torch's SyncBatchNorm has no CPU version)")

@@ -35,8 +35,15 @@ def count_batch(tally: Tally, network: nn.Module, batch: Batch, recipe: Recipe) 
     device = tally.loss.device
     labels = batch.labels.to(device)
     logits = predict_logits(network, batch.images, recipe, device)
+    count_logits(tally, logits, labels, batch.indices(device), recipe)
+
+
+def count_logits(
+    tally: Tally, logits: torch.Tensor, labels: torch.Tensor, indices: torch.Tensor, recipe: Recipe
+) -> None:
+    """Count what a network says of images: logits float32 (N, classes), their labels and indices (N,)."""
     loss = F.cross_entropy(logits, labels, reduction="sum")
-    tally.add(loss, logits, class_probabilities(logits, recipe), labels, batch.indices(device))
+    tally.add(loss, logits, class_probabilities(logits, recipe), labels, indices)
 
 
 def class_probabilities(logits: torch.Tensor, recipe: Recipe) -> torch.Tensor:

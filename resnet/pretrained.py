@@ -1,100 +1,133 @@
-"""Weights to start from: files, runs and torchvision's, and whether they fit the network."""
+"""Weights to start from: files of any trainer, runs and torchvision's, and whether they fit the network."""
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import torchvision
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
+from recipes.schema.augment import Augment
+from recipes.schema.model import is_tag
+from recipes.text import listed
 from resnet.net import ResNet
+from resnet.run_weights import ENDINGS, FINAL, weights_of
+from resnet.rundir.find import ROOT, find_run
+from resnet.state_dicts import mismatches
+from resnet.weights_file import PREPARED, WeightsInfo, find_weights, read_info, shown
+
+HEAD = ("fc.weight", "fc.bias")
 
 
-def load_pretrained(model: ResNet, source: str) -> str:
-    """Load weights into the network and say in a sentence what was loaded.
+def load_pretrained(
+    model: ResNet,
+    source: str,
+    root: str | Path = ROOT,
+    classes: Sequence[str] = (),
+    augment: Augment | None = None,
+) -> str:
+    """Load weights into the network and say, a sentence a line, what was loaded.
 
-    source: a .safetensors or .pth file, a run directory (its final.safetensors), or a tag of torchvision's weights for
-    the named net. A classifier for another number of classes is left as it is; everything else must fit.
-    Raises ValueError, with the network unchanged, where it does not fit or cannot be read or fetched.
+    source: a file of weights, a run as RUN, RUN@best, RUN@last or RUN@step-N (a directory, or a name under `root`), or
+    a tag of torchvision's weights for the named net. classes: names in the order of the network's outputs; a classifier
+    for others is left new, one for these in another order is put in order. augment: what the file's is compared with.
+    Raises ValueError, with the network unchanged, where anything else does not fit or cannot be read or fetched.
     """
-    weights = _read_weights(model, source)
-    own = model.state_dict()
-    head = {name: weights[name] for name in ("fc.weight", "fc.bias") if name in weights}
-    new_head = "fc.weight" in head and head["fc.weight"].shape[0] != own["fc.weight"].shape[0]
-    same_width = new_head and head["fc.weight"].shape[1:] == own["fc.weight"].shape[1:]
-    expected = {name for name in own if not (same_width and name in head)}
-    given = {name: tensor for name, tensor in weights.items() if not (same_width and name in head)}
-
-    # Weights from before torch 0.4.1 have no count of batches; BatchNorm trains and predicts the same without.
-    missing = [name for name in own if name in expected - given.keys() and not name.endswith("num_batches_tracked")]
-    unexpected = [name for name in given if name not in expected]
-    misshaped = [
-        f"{name} is {list(given[name].shape)}, not {list(own[name].shape)}"
-        for name in own
-        if name in given and given[name].shape != own[name].shape
-    ]
-    problems = [
-        f"{what} {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
-        for what, names in (("without", missing), ("with unknown", unexpected), ("in another shape:", misshaped))
-        if names
-    ]
-    if problems:
-        raise ValueError(f"model.pretrained {source} does not fit the model: {'; '.join(problems)}")
-    model.load_state_dict(given, strict=False)
-    if same_width:
-        classes = f"{head['fc.weight'].shape[0]} classes there, {own['fc.weight'].shape[0]} here"
-        return f"loaded {len(given)} tensors from {source}; the classifier is new ({classes})"
-    return f"loaded {len(given)} tensors from {source}"
-
-
-def _read_weights(model: ResNet, source: str) -> dict[str, Tensor]:
-    path = Path(source).expanduser()
-    if path.is_dir():
-        path = path / "final.safetensors"
-        if not path.is_file():
-            raise ValueError(f"model.pretrained {source} is a folder without final.safetensors (an unfinished run?)")
-    if path.is_file():
-        return _read_file(path)
-    if path.suffix in (".safetensors", ".pth", ".pt") or len(path.parts) > 1:
-        raise ValueError(f"model.pretrained {source}: there is no such file")
-    return _fetch_weights(model.config.name, source)
-
-
-def _read_file(path: Path) -> dict[str, Tensor]:
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = "it is damaged or holds more than tensors: save its state dict alone"
-        raise ValueError(f"model.pretrained {path} cannot be read: {reason}") from error
-    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
-        raise ValueError(f"model.pretrained {path} cannot be read: {error}") from error
-    for wrapper in ("model", "state_dict"):
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ValueError(f"model.pretrained {path} holds no state dict (names and tensors)")
-    return {name.removeprefix("module."): tensor for name, tensor in content.items()}
+        info, given, notes = _read(model, source, root)
+    except ValueError as error:
+        raise ValueError(f"model.pretrained={source}: {error}") from error
+    own = model.state_dict()
+    head, said = _head(given, own, info, classes)
+    given = {name: tensor for name, tensor in given.items() if name not in HEAD} | head
+    expected = {name: tensor for name, tensor in own.items() if name in head or name not in HEAD}
+    if problem := mismatches(given, expected, counts=False):
+        raise ValueError(f"model.pretrained={source} does not fit the model: {problem}")
+    model.load_state_dict(given, strict=False)
+    if info is not None and augment is not None:
+        notes = [*notes, *_prepared_otherwise(info, augment)]
+    loaded = f"loaded {len(given)} tensors from {source}"
+    return "\n".join([f"{loaded}; {said}" if said else loaded, *(f"{source}: {note}" for note in notes)])
+
+
+def _read(model: ResNet, source: str, root: str | Path) -> tuple[WeightsInfo | None, dict[str, Tensor], Sequence[str]]:
+    """What the weights say of themselves, the weights, and notes on how they were found."""
+    path = find_file(source, root)
+    if path is None:
+        return None, _fetch_weights(model.config.name, source), ()
+    found = find_weights(path, model.config)
+    return read_info(path), found.tensors, found.notes
+
+
+def find_file(source: str, root: str | Path = ROOT) -> Path | None:
+    """The file that `model.pretrained` means; None for a tag of torchvision's."""
+    path = Path(source).expanduser()
+    if path.is_file():
+        return path
+    if path.is_dir() and not (path / "recipe.yaml").is_file() and (path / FINAL).is_file():
+        return path / FINAL
+    if is_tag(source):
+        return None
+    if path.suffix in ENDINGS:
+        raise ValueError("there is no such file")
+    name, at, which = source.rpartition("@")
+    # Only where the run itself is to be: what this machine remembers of other folders a node may not know.
+    where = Path(root).expanduser().absolute()
+    try:
+        return weights_of(find_run(source, where), "best")
+    except ValueError:
+        if not at:
+            raise
+    return weights_of(find_run(name, where), which)
+
+
+def _head(
+    given: dict[str, Tensor], own: dict[str, Tensor], info: WeightsInfo | None, classes: Sequence[str]
+) -> tuple[dict[str, Tensor], str]:
+    """What of the classifier is taken, and what to say of it."""
+    head = {name: given[name] for name in HEAD if name in given}
+    if not head:
+        return {}, "the classifier is new (the file has none)"
+    there, here = info.classes if info else [], list(classes)
+    if head.keys() != {*HEAD} or head["fc.weight"].shape[1:] != own["fc.weight"].shape[1:]:
+        return head, ""
+    if len(head["fc.weight"]) != len(own["fc.weight"]):
+        return {}, f"the classifier is new ({len(head['fc.weight'])} classes there, {len(own['fc.weight'])} here)"
+    if not there or not here or there == here:
+        return head, ""
+    if sorted(there) == sorted(here) and len({*here}) == len(here):
+        order = torch.tensor([there.index(name) for name in here])
+        return {
+            name: tensor[order] for name, tensor in head.items()
+        }, "its classes are in another order there: put in this"
+    others = [name for name in there if name not in here]
+    return {}, f"the classifier is new (as many classes there, of other names: {listed(others, 3)})"
+
+
+def _prepared_otherwise(info: WeightsInfo, augment: Augment) -> list[str]:
+    """A note where the images that the weights were trained on were prepared in another way."""
+    differing = [key for key in PREPARED if getattr(info, key) != getattr(augment, key)]
+    if not differing:
+        return []
+    here, there = (
+        " ".join(f"augment.{key}={shown(value)}" for key, value in zip(differing, values, strict=True))
+        for values in ([getattr(augment, key) for key in differing], [getattr(info, key) for key in differing])
+    )
+    return [f"trained with {there}, here it is {here}"]
 
 
 def _fetch_weights(architecture: str | None, tag: str) -> dict[str, Tensor]:
     if architecture is None:
-        raise ValueError(f"model.pretrained {tag}: no such file, and torchvision has weights for named nets only")
+        raise ValueError("no such file, and torchvision has weights for named nets only")
     known = torchvision.models.get_model_weights(architecture)
     if tag not in known.__members__:
-        tags = ", ".join(known.__members__)
-        raise ValueError(f"model.pretrained {tag} is neither a file nor one of {architecture}'s weights: {tags}")
+        raise ValueError(f"neither a file nor one of {architecture}'s weights: {', '.join(known.__members__)}")
     weights = known[tag]
     try:
         return dict(weights.get_state_dict(progress=False, check_hash=True, weights_only=True))
     except (OSError, RuntimeError) as error:
         raise ValueError(
-            f"model.pretrained {tag} could not be fetched ({error}): download {weights.url} and give the file's path"
+            f"it could not be fetched ({error}): download {weights.url} and give the file's path"
         ) from error

@@ -13,6 +13,7 @@ from typing import Any, TextIO
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from torch import nn
 from torch.utils.data import Dataset
 
 from recipes.load import digest
@@ -93,7 +94,7 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals, notes: Seque
             return FINISHED
         if recipe.data.cache == "device":
             together(lambda: check_room(len(train), len(val), recipe.augment, accelerator.device))
-        model, note = together(lambda: build_model_for(recipe, len(train.classes)), local_rank, first_alone=True)
+        model, note = together(lambda: _first_model(recipe, train, start), local_rank, first_alone=True)
         state = build_state(recipe, plan, model, accelerator)
         together(lambda: check_space(start.run_dir, state, recipe.checkpoint.keep))
         try:
@@ -127,10 +128,18 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals, notes: Seque
         workers = workers_per_rank(recipe.data.num_workers)
         check_shared_memory(plan, workers, recipe.data.prefetch)
         loaders = _open_batches(trainer, train, val, order, workers, progress.message)
-        more = [note, f"continues from {start.checkpoint} (step {state.step})" if start.checkpoint else ""]
+        more = [
+            *note.splitlines(),
+            f"continues from {start.checkpoint} (step {state.step})" if start.checkpoint else "",
+        ]
         for line in (*first_lines(recipe, plan, start, train, val, accelerator, workers), *filter(None, more)):
             progress.message(line)
         return train_to_an_end(trainer, hooks, log, loaders, (train, val))
+
+
+def _first_model(recipe: Recipe, train: Source, start: Start) -> tuple[nn.Module, str]:
+    """The network, and what to say of the weights it begins with: a run that goes on needs no pretrained ones."""
+    return build_model_for(recipe, len(train.classes), train.classes, pretrained=start.checkpoint is None)
 
 
 def _open_batches(

@@ -19,8 +19,10 @@ from recipes.schema.model import Model
 from recipes.schema.recipe import Recipe
 from recipes.text import listed
 from recipes.versions import lifted
+from resnet.inert_pickle import read_inertly
 from resnet.net import effective_model
 from resnet.process.version import VERSION
+from resnet.state_dicts import Found, find_state_dict, renamed
 
 KEY = "resnet_launch"
 """The one key of ours in a file's metadata: safetensors keeps no order of several."""
@@ -53,7 +55,8 @@ class WeightsInfo(NamedTuple):
     format: int
 
 
-AUGMENT = ("mean", "std", "crop", "train_size", "val_resize", "val_size", "interpolation")
+PREPARED = ("mean", "std", "crop", "train_size", "val_resize", "val_size", "interpolation")
+"""Keys of `augment` that say how images are prepared."""
 
 
 def metadata_of(recipe: Recipe, classes: Sequence[str], step: int) -> dict[str, str]:
@@ -62,7 +65,7 @@ def metadata_of(recipe: Recipe, classes: Sequence[str], step: int) -> dict[str, 
     content = {
         "model": recipe.model.model_dump(mode="json", exclude=_NOT_ARCHITECTURE),
         "classes": list(classes),
-        **{key: augment[key] for key in AUGMENT},
+        **{key: augment[key] for key in PREPARED},
         "loss": recipe.loss,
         "recipe": recipe.name,
         "digest": digest(recipe),
@@ -119,7 +122,7 @@ def check_fits(info: WeightsInfo, model: Model, classes: Sequence[str] | None, w
     """
     there, here = effective_model(info.model), effective_model(model)
     if wrong := [key for key in there if there[key] != here[key]]:
-        settings = " ".join(f"model.{key}={_shown(there[key])}" for key in _to_set(wrong, model, info.model))
+        settings = " ".join(f"model.{key}={shown(there[key])}" for key in _to_set(wrong, model, info.model))
         both = f"{_described(there, wrong)}; here: {_described(here, wrong)}"
         raise ValueError(f"{where} is of another network: {both}. It needs {settings}")
     if classes is not None and list(classes) != info.classes:
@@ -133,15 +136,17 @@ def _described(effective: Mapping[str, Any], keys: Sequence[str]) -> str:
     """The values of keys of the architecture, those of the net as one where it has a name."""
     name = [effective["name"]] if effective["name"] and {*keys} & {*_NET} else []
     others = [key for key in keys if not (name and key in _NET) and effective[key] not in (None, {})]
-    return ", ".join([*name, *(f"{key} {_shown(effective[key])}" for key in others)])
+    return ", ".join([*name, *(f"{key} {shown(effective[key])}" for key in others)])
 
 
 def _to_set(wrong: Sequence[str], here: Model, there: Model) -> Iterator[str]:
-    """Those of the keys that differ which the command line has to name."""
+    """The keys that the command line has to name: also, where nets differ, those that the other one leaves unset."""
+    if {*wrong} & {*_NET}:
+        effective = effective_model(there)
+        yield from (key for key in _NET if effective[key] != getattr(here, key))
     for key in wrong:
-        # By hand and by name exclude each other: what was given of the other way has to be taken back.
-        unsaid = there.activation_args or here.activation_args if key == "activation_args" else key not in _NET
-        if unsaid or (key in _NET and effective_model(there)[key] != getattr(here, key)):
+        unsaid = key == "activation_args" and not there.activation_args and not here.activation_args
+        if key not in _NET and not unsaid:
             yield key
 
 
@@ -155,32 +160,52 @@ def class_difference(there: Sequence[str], here: Sequence[str]) -> str:
     return listed(differing, 2)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A value as one writes it on the command line."""
     if isinstance(value, dict):
-        return "'{" + ", ".join(f"{key}: {_shown(item)}" for key, item in value.items()) + "}'"
-    if isinstance(value, list):
+        return "'{" + ", ".join(f"{key}: {shown(item)}" for key, item in value.items()) + "}'"
+    if isinstance(value, (list, tuple)):
         return f"[{','.join(map(str, value))}]"
     return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a weights file by name, on the CPU; what a stranger wrote is never run.
+    """The tensors of a weights file of any trainer under torchvision's names, on the CPU; see `find_weights`."""
+    return find_weights(path).tensors
 
-    Raises ValueError where there are none.
+
+def find_weights(path: Path, model: Model | None = None) -> Found:
+    """The weights in a file of ours or of another trainer, on the CPU. What a stranger wrote is never run.
+
+    path: a .safetensors file, or one of torch.save with a state dict somewhere in it. model: what they are for, to be
+    compared with what the file says. Raises ValueError where there are none, or they are of another network.
     """
+    info = read_info(path)
+    if info is not None and model is not None:
+        check_fits(info, model, None, str(path))
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+            found = renamed(load_file(path)) if info is None else Found(load_file(path))
+        else:
+            found = find_state_dict(_unpickled(path))
     except pickle.UnpicklingError as error:
-        reason = "it is damaged or holds more than tensors: save its state dict alone"
-        raise ValueError(f"{path} cannot be read: {reason}") from error
-    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-    for wrapper in ("model", "state_dict"):
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ValueError(f"{path} holds no state dict (names and tensors)")
-    return {name.removeprefix("module."): tensor for name, tensor in content.items()}
+        reason = f"it is damaged, or no file of torch.save of version 1.6 or later ({error})"
+        raise ValueError(f"cannot read the weights {path}: {reason}") from error
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"cannot read the weights {path}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{path} {error}") from error
+    if found.blurred and model is not None and not model.blurpool:
+        raise ValueError(f"{path} holds convolutions that blur first (FFCV's BlurPool): it needs model.blurpool=true")
+    return found
+
+
+def _unpickled(path: Path) -> Any:
+    """The content of a file of torch.save, without anything of it being run."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception:
+        # Of any kind, as what a stranger wrote can make it fail; most often it holds more than tensors.
+        return read_inertly(path)

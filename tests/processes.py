@@ -9,7 +9,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from unittest import mock
 
@@ -24,19 +24,28 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def start_ranks(argv: Sequence[str], world_size: int, output: Path) -> list[int]:
-    """Start a training on so many ranks (gloo, one thread each); returns their process ids."""
+def start_ranks(
+    argv: Sequence[str], world_size: int, output: Path, program: Callable[[Sequence[str]], int | None] | None = None
+) -> list[int]:
+    """Start a training (or another program) on so many ranks (gloo, one thread each); returns their process ids."""
     port = free_port()
     children = []
     for rank in range(world_size):
         child = os.fork()
         if child == 0:
-            _be_a_rank(argv, rank, world_size, port, output)
+            _be_a_rank(argv, rank, world_size, port, output, program)
         children.append(child)
     return children
 
 
-def _be_a_rank(argv: Sequence[str], rank: int, world_size: int, port: int, output: Path) -> None:
+def _be_a_rank(
+    argv: Sequence[str],
+    rank: int,
+    world_size: int,
+    port: int,
+    output: Path,
+    program: Callable[[Sequence[str]], int | None] | None,
+) -> None:
     code = 1
     try:
         os.setsid()
@@ -59,7 +68,7 @@ def _be_a_rank(argv: Sequence[str], rank: int, world_size: int, port: int, outpu
         torch.set_num_threads(1)
         # Pictures take longer than the rest of a tiny run.
         with mock.patch("resnet.tools.report.report.write_report"):
-            code = main(argv)
+            code = (program or main)(argv) or 0
     except BaseException:
         traceback.print_exc()
     finally:

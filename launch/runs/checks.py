@@ -37,7 +37,7 @@ def check_paths(recipe: Recipe, scratch: str | None) -> None:
     data = recipe.data
     named = {f"data.{key}": path for key, path in data.paths().items()}
     weights = recipe.model.pretrained
-    if weights and not is_tag(weights):
+    if weights and not is_tag(weights) and not _is_run(weights, recipe.run.root):
         named["model.pretrained"] = weights
     if recipe.resume not in ("auto", "never"):
         named["resume"] = recipe.resume
@@ -50,6 +50,14 @@ def check_paths(recipe: Recipe, scratch: str | None) -> None:
         raise ValueError(
             "\n".join(["not there:", *missing, "(paths on the nodes' own disks belong under slurm.scratch)"])
         )
+
+
+def _is_run(text: str, root: str) -> bool:
+    """Whether a text means a run below the root, as RUN or RUN@best."""
+    names = {text, text.rpartition("@")[0] or text}
+    return any(
+        (folder / name / "recipe.yaml").is_file() for name in names for folder in (Path(root).expanduser(), Path())
+    )
 
 
 def check_existing(run_dir: Path, recipe: Recipe) -> None:

@@ -107,7 +107,7 @@ class Model(Group):
     sync_batchnorm: bool = False
     """Normalise over all ranks' micro-batches (GPUs only)."""
     pretrained: str | None = None
-    """Weights to start from: a .safetensors or .pth file, a run directory, or a torchvision tag, as IMAGENET1K_V2."""
+    """Weights to start from: a file of any trainer, RUN, RUN@best, RUN@step-N, or a torchvision tag (IMAGENET1K_V2)."""
     freeze_backbone: bool = False
     """Train the classifier only; the rest keeps its weights and its BatchNorm statistics."""
 

@@ -179,13 +179,14 @@ def _faults(path: Path) -> Iterator[str]:
                 yield f"{name} has {found.st_size} bytes instead of {size}"
                 return
             with file.open("rb") as stream:
-                if _sha256(stream) != sha256:
+                if sha256_of(stream) != sha256:
                     yield f"{name} has changed since it was written"
         except (OSError, ValueError) as error:
             yield f"{name} cannot be read ({error})"
 
 
-def _sha256(stream: Any) -> str:
+def sha256_of(stream: Any) -> str:
+    """Hex digest of what is left of a binary file."""
     digest = hashlib.sha256()
     while block := stream.read(1 << 22):
         digest.update(block)

@@ -9,14 +9,14 @@ from typing import Any
 import safetensors.torch
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError
 from torch import nn
 
-from recipes.text import listed
 from resnet.batchnorm import running_statistics, scatter
 from resnet.checkpoint.commit import CheckpointError
 from resnet.metrics import WINDOW
 from resnet.state import TrainState, networks
+from resnet.state_dicts import mismatches
+from resnet.weights_file import find_weights
 
 MODEL, EMA, REST = "model.safetensors", "ema.safetensors", "training_state.pt"
 COUNTERS = ("step", "evaluated", "best", "best_step")
@@ -156,17 +156,14 @@ def _restore(state: TrainState, checkpoint: Path, rest: dict[str, Any], rank: in
 
 @torch.no_grad()
 def load_weights(network: nn.Module, file: Path) -> None:
-    """Load a safetensors file into a network, all of it and nothing else."""
+    """Load a file of weights into a network, all of it and nothing else; what it says of itself has to fit."""
     try:
-        tensors = safetensors.torch.load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot read the weights {file}: {error}") from error
-    own = network.state_dict()
-    wrong = sorted(own.keys() ^ tensors.keys()) or [k for k in own if own[k].shape != tensors[k].shape]
-    if wrong:
-        raise CheckpointError(f"{file} does not match this network: {listed(wrong, 4)}")
-    for name, tensor in own.items():
-        tensor.copy_(tensors[name])
+        tensors = find_weights(file, getattr(network, "config", None)).tensors
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
+    if wrong := mismatches(tensors, network.state_dict()):
+        raise CheckpointError(f"{file} does not match this network: {wrong}")
+    network.load_state_dict(tensors)
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any], checkpoint: Path) -> None:

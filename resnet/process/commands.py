@@ -63,7 +63,8 @@ def run_program(
     except (ValueError, OSError, subprocess.SubprocessError) as error:
         if "--debug" in words:
             traceback.print_exc()
-        print(f"{program} {name}: {error}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print(f"{program} {name}: {error}", file=sys.stderr)
         return MISTAKE if isinstance(error, ValueError) else FAILED
     except KeyboardInterrupt:
         return INTERRUPTED

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from resnet.rundir.find import ROOT
+
+_CHANGE = re.compile(r"[a-z_][a-z0-9_.]*=")
+"""How a change to the recipe begins."""
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
@@ -17,5 +23,21 @@ def add_root(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", default=ROOT, help="folder of the runs (default: %(default)s)")
 
 
-def add_weights(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--weights", type=Path, metavar="PATH", help="default: RUN/final.safetensors")
+def add_trained(parser: argparse.ArgumentParser) -> None:
+    """RUN as all that weights can be named by, and changes to its recipe among the words behind it."""
+    help = "a run's name under --root or its directory, RUN@last, RUN@step-500, or a file of weights"
+    parser.add_argument("run", metavar="RUN", help=help)
+    add_root(parser)
+
+
+def add_lists(parser: argparse.ArgumentParser) -> None:
+    """How CSV files and other lists of images are read."""
+    parser.add_argument("--images", type=Path, metavar="FOLDER", help="where names in a list start (the list's folder)")
+    parser.add_argument("--file-column", metavar="NAME", help="column of file names in a CSV file (the first)")
+    parser.add_argument("--label-column", metavar="NAME", help="column of labels (the next one)")
+
+
+def split_changes(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What among a command's words is a path, and what a change to the recipe, as eval.flip=true."""
+    changes = [word for word in words if _CHANGE.match(word) and not os.path.exists(word)]
+    return [word for word in words if word not in changes], changes

@@ -13,13 +13,14 @@ from resnet.rundir.find import run_names
 COMMANDS = {
     name: Command(what, partial(importlib.import_module, f"resnet.tools.commands.{name.replace('-', '_')}"))
     for name, what in {
-        "board": "a page of all runs and sweeps in a folder",
-        "diff": "tell what matters of how two runs or recipes differ",
-        "eval": "evaluate a run's weights on the validation images",
+        "eval": "evaluate runs, checkpoints and files of weights on labelled images",
+        "predict": "classify images: files, folders, lists",
+        "features": "write what a layer makes of images to a parquet file",
         "look": "show the images of a training step exactly as the network gets them",
-        "predict": "classify a folder of images",
         "replay": "train some steps of a run again and compare with what it left",
-        "report": "a page that explains a run, compares several, or shows a sweep",
+        "diff": "tell what matters of how two runs or recipes differ",
+        "report": "write a page that explains a run, compares several, or shows a sweep",
+        "board": "write a page of all runs and sweeps in a folder",
         "verify-resume": "check that a recipe resumes exactly on this machine",
     }.items()
 }
@@ -34,4 +35,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _completers() -> Mapping[str, Completer]:
     from recipes.completion import complete_word
 
-    return {"KEY=VALUE": complete_word, "RUN": lambda _: run_names()}
+    return {
+        "KEY=VALUE": complete_word,
+        "RUN": lambda _: run_names(),
+        "RUN|KEY=VALUE": lambda word: [name for name in run_names() if name.startswith(word)] or complete_word(word),
+    }

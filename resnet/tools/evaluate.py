@@ -1,75 +1,235 @@
-"""`resnet eval`: the figures of a run's weights on validation images."""
+"""`resnet eval`: the figures of networks on labelled images, several of them over the same decoded batches."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
+from torch import nn
 
 from recipes.schema.recipe import Recipe
-from resnet.build import build_data, choose_precision, takes_cpu
-from resnet.inference import count_batch
-from resnet.rundir.evaluation import class_names, read_evaluation
+from resnet.build import choose_precision, takes_cpu, together
+from resnet.data.batches import Batch
+from resnet.inference import count_logits, predict_logits
 from resnet.rundir.provenance import read_provenance
 from resnet.tally import Tally
-from resnet.tools.trained import weights_of
+from resnet.tools.eval_data import THE_RECIPES, DataOptions, EvalData, open_eval_data
+from resnet.tools.judged import judged
+from resnet.tools.trained import Trained
 from resnet.tools.weights import autocast, batches_of, load_network, own_settings
 
+_MOST_AT_ONCE = 128
+"""Images of a forward pass where no run tells another number."""
 
-class Evaluation(NamedTuple):
-    """What weights reach on validation images."""
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What weights reach on labelled images."""
 
     top1: float
-    """Percent, 0-100."""
-    top5: float
-    loss: float
+    """Percent, 0-100, as top5 and ece."""
+    top5: float | None
+    """None with ReaL's labels, as `loss`: they are not defined there."""
+    loss: float | None
     samples: int
     """Images that could be read."""
     weights: Path
-    run: Path
+    run: Path | None
     warnings: tuple[str, ...] = ()
     """Images that could not be read, and what else makes the figures doubtful."""
+    name: str = ""
+    """What the user calls the weights, as `first@last`."""
+    averaged: bool | None = None
+    """Whether the weights are an average (EMA); None where nothing tells."""
+    ece: float = 0.0
+    """Expected calibration error over 15 bins of equal width (Guo et al. 2017)."""
+    images_per_second: float | None = None
+    """Of the pass over the images, in which other networks may have shared, without its first batch."""
+    recipe: Recipe | None = field(default=None, repr=False)
+    classes: list[str] = field(default_factory=list, repr=False)
+    answered: int = 0
+    """Classes that the network could answer."""
+    confusion: torch.Tensor | None = field(default=None, repr=False)
+    """int64 (classes, classes): images of class [row] taken for class [column]."""
+    calibration: list[dict[str, Any]] = field(default_factory=list, repr=False)
+    """Of each bin `samples`, mean `confidence` and `accuracy` in percent."""
+    confused: list[list[int]] = field(default_factory=list, repr=False)
+    """The most frequent [true, predicted, images] that are wrong."""
+    mistakes: list[dict[str, Any]] = field(default_factory=list, repr=False)
+    """The most confident wrong images: image, index, true, predicted, probability, probability_of_true."""
+    notes: tuple[str, ...] = ()
+    """How classes were matched, and the like."""
+    evidence: str | None = None
+    """What to say of top1 beside what the recipe is known to reach; None: they cannot be compared."""
+
+    @property
+    def per_class(self) -> list[dict[str, Any]]:
+        """`class`, `samples` and `correct` of each class, in the order of the network's outputs."""
+        assert self.confusion is not None
+        rows = zip(self.classes, self.confusion.sum(1).tolist(), self.confusion.diagonal().tolist(), strict=True)
+        return [{"class": name, "samples": samples, "correct": correct} for name, samples, correct in rows]
+
+
+@dataclass
+class _Subject:
+    """A network, what it is evaluated on and how, and what is counted."""
+
+    trained: Trained
+    network: nn.Module
+    data: EvalData
+    device: torch.device
+    precision: str
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        self.tally = Tally(len(self.data.classes), self.device)
+        self.barred = self.accepted = None
+        if self.data.among is not None:
+            self.barred = torch.ones(len(self.data.classes), dtype=torch.bool, device=self.device)
+            self.barred[torch.from_numpy(self.data.among).to(self.device)] = False
+        if self.data.accepted is not None:
+            self.accepted = torch.from_numpy(self.data.accepted).to(self.device)
+
+    def pass_key(self) -> tuple[Any, ...]:
+        """Subjects of the same key are given the same batches."""
+        recipe, augment = self.trained.recipe, self.trained.recipe.augment
+        images = (augment.crop, augment.val_resize, augment.val_size, augment.interpolation)
+        return id(self.data.source), self.device, self.batch_size, images, recipe.deterministic
+
+    def count(self, batch: Batch) -> None:
+        recipe, labels, indices = self.trained.recipe, batch.labels.to(self.device), batch.indices(self.device)
+        with autocast(self.precision, self.device):
+            logits = predict_logits(self.network, batch.images, recipe, self.device)
+        if self.barred is not None:
+            logits = logits.masked_fill(self.barred, -torch.inf)
+        if self.accepted is not None:
+            # Right where the answer is among an image's labels; where it is not, the first of them is missed.
+            right, answer = self.accepted[indices], logits.topk(1).indices
+            labels = torch.where((right == answer).any(1), answer[:, 0], right[:, 0])
+        count_logits(self.tally, logits, labels, indices, recipe)
+
+
+class _Pass(NamedTuple):
+    """What was seen of a pass over the images, besides the counts."""
+
+    images_per_second: float | None
+    broken: list[str]
 
 
 @torch.no_grad()
-def evaluate(run_dir: Path, recipe: Recipe, weights: Path | None = None) -> Evaluation:
-    """Evaluate weights as in training, and leave the process as it was.
+def evaluate(
+    trained: Sequence[Trained], options: DataOptions = THE_RECIPES, over_ranks: bool = False
+) -> list[Evaluation]:
+    """Evaluate weights as in training, and leave the process as it was; one result each, in their order.
 
-    recipe: the run's, changed or not. weights: a safetensors file; None: the run's final.safetensors.
-    Raises ValueError for a recipe, data or weights that cannot be used.
+    over_ranks: share the images among the ranks of the process group, all of which call this and get the same.
+    Raises ValueError for recipes, data or weights that cannot be used.
     """
-    weights = weights or weights_of(run_dir)
-    on_cpu = takes_cpu(recipe)
-    device = torch.device("cpu") if on_cpu else torch.device("cuda", torch.cuda.current_device())
-    precision = choose_precision(recipe, on_cpu)
-    train, val = build_data(recipe)
-    warnings = _other_classes(run_dir, train.classes)
-    with own_settings(recipe, device):
-        network = load_network(recipe, len(train.classes), weights, device)
-        batch_size = recipe.eval.batch_size or _micro_batch(run_dir) or recipe.batch_size
-        tally = Tally(len(train.classes), device)
-        for batch in batches_of(val, recipe, batch_size, device):
-            warnings += [f"cannot read {image}" for image in batch.broken]
-            if len(batch.labels):
-                with autocast(precision, device):
-                    count_batch(tally, network, batch, recipe)
-        result = tally.read()
-    if not result["samples"]:
-        raise ValueError(f"none of the {len(val)} validation images could be read")
-    figures = {name: result[name] for name in ("top1", "top5", "loss", "samples")}
-    return Evaluation(**figures, weights=weights, run=run_dir, warnings=tuple(warnings))
+    subjects = _in_step(lambda: _subjects(trained, options), over_ranks)
+    passes: dict[tuple[Any, ...], list[_Subject]] = {}
+    for subject in subjects:
+        passes.setdefault(subject.pass_key(), []).append(subject)
+    found = {id(subject): result for group in passes.values() for subject, result in _evaluate(group, over_ranks)}
+    return [found[id(subject)] for subject in subjects]
 
 
-def _other_classes(run_dir: Path, classes: list[str]) -> list[str]:
-    if read_evaluation(run_dir) and (known := class_names(run_dir)) != classes:
-        return [
-            f"the run's classes have other names ({', '.join(known[:3])} ...) than the data's "
-            f"({', '.join(classes[:3])} ...): the figures are right only if their order is the same"
-        ]
-    return []
+def _in_step(task, over_ranks: bool):
+    return together(task) if over_ranks else task()
 
 
-def _micro_batch(run_dir: Path) -> int | None:
+def _subjects(trained: Sequence[Trained], options: DataOptions) -> list[_Subject]:
+    opened: list[tuple[Any, EvalData]] = []
+    subjects = []
+    for one in trained:
+        recipe, on_cpu, notes = one.recipe, takes_cpu(one.recipe), [*one.notes]
+        device = torch.device("cpu") if on_cpu else torch.device("cuda", torch.cuda.current_device())
+        with own_settings(recipe, device):
+            network = load_network(recipe, len(one.classes) or None, one.weights, device, notes.append)
+        outputs = network.get_parameter("fc.weight").shape[0]
+        # Networks of the same classes and data share the images, and with these the passes over them.
+        asked = (recipe.data, one.classes, outputs)
+        data = next((data for key, data in opened if key == asked), None)
+        if data is None:
+            data = open_eval_data(one, outputs, options)
+            opened.append((asked, data))
+        batch_size = recipe.eval.batch_size or _micro_batch(one.run_dir) or min(recipe.batch_size, _MOST_AT_ONCE)
+        one = one._replace(notes=tuple(notes))
+        subjects.append(_Subject(one, network, data, device, choose_precision(recipe, on_cpu), batch_size))
+    return subjects
+
+
+def _micro_batch(run_dir: Path | None) -> int | None:
     """The batch the run itself evaluated in: in another one, rounding decides some close calls otherwise."""
-    return read_provenance(run_dir).get("plan", {}).get("micro_batch")
+    return None if run_dir is None else read_provenance(run_dir).get("plan", {}).get("micro_batch")
+
+
+def _evaluate(group: list[_Subject], over_ranks: bool) -> Iterator[tuple[_Subject, Evaluation]]:
+    """Evaluate networks on the same batches."""
+    first = group[0]
+    with own_settings(first.trained.recipe, first.device):
+        seen, results = _pass_over(group, over_ranks)
+    for subject, result in zip(group, results, strict=True):
+        if not result["samples"]:
+            kind = "validation images" if subject.data.own else "images"
+            raise ValueError(f"none of the {len(subject.data.source):,} {kind} could be read")
+        yield subject, _evaluation(subject, result, seen)
+
+
+def _pass_over(group: list[_Subject], over_ranks: bool) -> tuple[_Pass, list[dict[str, Any]]]:
+    first, images, start, broken = group[0], 0, None, []
+    rank, ranks = (dist.get_rank(), dist.get_world_size()) if over_ranks else (0, 1)
+    for batch in batches_of(first.data.source, first.trained.recipe, first.batch_size, first.device, rank, ranks):
+        broken += batch.broken
+        if not len(batch.labels):
+            continue
+        for subject in group:
+            subject.count(batch)
+        if start is None:
+            # Workers start, and kernels are chosen, in the first batch.
+            if first.device.type == "cuda":
+                torch.cuda.synchronize(first.device)
+            start = time.perf_counter()
+        else:
+            images += len(batch.labels)
+    results = [subject.tally.read(over_ranks) for subject in group]
+    seconds = 0.0 if start is None else time.perf_counter() - start
+    parts = [(images, seconds, broken)]
+    if over_ranks:
+        parts = [(0, 0.0, [])] * ranks
+        dist.all_gather_object(parts, (images, seconds, broken))
+    total = sum(part[0] for part in parts)
+    speed = total / max(part[1] for part in parts) if total else None
+    return _Pass(speed, [image for part in parts for image in part[2]]), results
+
+
+def _evaluation(subject: _Subject, result: Mapping[str, Any], seen: _Pass) -> Evaluation:
+    trained, data = subject.trained, subject.data
+    real = data.accepted is not None
+    whole = data.own and not real and data.among is None
+    return Evaluation(
+        top1=result["top1"],
+        top5=None if real else result["top5"],
+        loss=None if real else result["loss"],
+        samples=result["samples"],
+        weights=trained.weights,
+        run=trained.run_dir,
+        warnings=tuple(f"cannot read {image}" for image in seen.broken),
+        name=trained.name,
+        averaged=trained.averaged,
+        ece=result["ece"],
+        images_per_second=seen.images_per_second,
+        recipe=trained.recipe,
+        classes=data.classes,
+        answered=len(data.classes) if data.among is None else len(data.among),
+        confusion=result["confusion"],
+        calibration=result["calibration"],
+        confused=result["confused"],
+        mistakes=[{**asdict(one), "image": data.source.describe(one.index)} for one in result["mistakes"]],
+        notes=(*trained.notes, *data.notes),
+        evidence=judged(trained, result["top1"], data.training_images) if whole else None,
+    )

@@ -28,7 +28,7 @@ from resnet.tools.compare import compare_checkpoints
 from resnet.tools.difference import FAR, Pairs, environment_differences, is_far, told_parting
 from resnet.tools.look import as_json, draw_seen, look
 from resnet.tools.replay_run import Steps
-from resnet.tools.weights import FINAL
+from resnet.tools.trained import FINAL
 
 CLOSE = 0.1
 """Two networks this far apart, as a share of the way that training took them, are the same but for rounding."""

@@ -7,19 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from recipes.load import Loaded, load, load_file, load_over, names
+from recipes.load import Loaded, load, load_over, names
 from recipes.schema.recipe import Recipe
-from resnet.checkpoint.commit import name_of, newest_first, step_of
 from resnet.checkpoint.snapshot import EMA, MODEL
-from resnet.rundir.attempts import step_of_name
+from resnet.run_weights import ENDINGS, has_average, weights_of
 from resnet.rundir.evaluation import class_names, read_evaluation
 from resnet.rundir.find import ROOT, find_run
-from resnet.rundir.status import read_status
-from resnet.weights_file import AUGMENT, WeightsInfo, read_info
+from resnet.weights_file import PREPARED, WeightsInfo, read_info
 
-FINAL = "final.safetensors"
-ENDINGS = (".safetensors", ".pth", ".pt")
-"""Of files of weights."""
 UNKNOWN = "(not known)"
 """`data.train` and `data.val` of a recipe that is known by its weights alone."""
 
@@ -59,57 +54,7 @@ def find_trained(text: str, root: str | Path = ROOT, plain: bool = False, overri
     if not at or _is_run(text, root):
         name, which = text, "best"
     run_dir = find_run(name, root)
-    return _of_run(text, run_dir, weights_of(run_dir, which, plain), overrides)
-
-
-def weights_of(run_dir: Path, which: str | int | Path = "best", plain: bool = False) -> Path:
-    """The safetensors file that "best", "last", "final", a step or a path means in a run.
-
-    The average of the weights where the run keeps one; plain: never that. "best" is what a finished run leaves, or the
-    best checkpoint until then; "last" (or "latest") the newest checkpoint; a step may be written as 500 or step-500.
-    Raises ValueError where there is none.
-    """
-    final, name = run_dir / FINAL, str(which)
-    if isinstance(which, Path) or name.endswith(ENDINGS):
-        if (file := Path(name).expanduser()).is_file():
-            return file
-        raise ValueError(f"there is no file {file}")
-    if name in ("best", "final") and final.is_file() and not (plain and _has_average(run_dir)):
-        return final
-    checkpoint = _checkpoint(run_dir, name)
-    for file in (MODEL,) if plain else (EMA, MODEL):
-        if checkpoint is not None and (checkpoint / file).is_file():
-            return checkpoint / file
-    raise ValueError(_no_weights(run_dir, name, plain and final.is_file()))
-
-
-def _checkpoint(run_dir: Path, which: str) -> Path | None:
-    checkpoints = run_dir / "checkpoints"
-    if which == "final":
-        step = read_status(run_dir).get("final_step")
-        return None if step is None else checkpoints / name_of(int(step))
-    with contextlib.suppress(OSError, ValueError):
-        if which in ("best", "last", "latest"):
-            pointer = checkpoints / ("best" if which == "best" else "latest")
-            return checkpoints / pointer.read_text().strip()
-        step = step_of_name(which)
-        return checkpoints / name_of(int(which.removeprefix("step-")) if step is None else step)
-    return None
-
-
-def _no_weights(run_dir: Path, which: str, averaged_only: bool) -> str:
-    folder = run_dir / "checkpoints"
-    steps = ", ".join(str(step_of(path)) for path in reversed(newest_first(folder)))
-    have = f"a checkpoint's step ({steps})" if steps else "it has no checkpoint yet"
-    if averaged_only and which in ("best", "final"):
-        return f"{run_dir / FINAL} is the average (EMA), and the checkpoint it is of is not there any more: give {have}"
-    if which == "final":
-        return f"{run_dir} has no {FINAL}, which a finished run leaves: give best, last or {have}"
-    return f"{run_dir} has no weights {which!r}: give best, last, final or a safetensors file; {have}"
-
-
-def _has_average(run_dir: Path) -> bool:
-    return load_file(run_dir / "recipe.yaml").recipe.ema is not None
+    return of_run(text, run_dir, weights_of(run_dir, which, plain), overrides)
 
 
 def _is_run(text: str, root: str | Path) -> bool:
@@ -118,9 +63,10 @@ def _is_run(text: str, root: str | Path) -> bool:
     return False
 
 
-def _of_run(name: str, run_dir: Path, weights: Path, overrides: Sequence[str]) -> Trained:
+def of_run(name: str, run_dir: Path, weights: Path, overrides: Sequence[str] = ()) -> Trained:
+    """A run with one of its weights files. overrides: changes to its recipe."""
     loaded = load([f"recipe={run_dir / 'recipe.yaml'}", *overrides])
-    averaged = weights.name != MODEL and (weights.name == EMA or _has_average(run_dir))
+    averaged = weights.name != MODEL and (weights.name == EMA or has_average(run_dir))
     info = read_info(weights)
     classes = info.classes if info else class_names(run_dir) if read_evaluation(run_dir) else []
     return Trained(name, weights, loaded.recipe, classes, run_dir, averaged, loaded.notes)
@@ -131,7 +77,7 @@ def _of_file(name: str, file: Path, plain: bool, overrides: Sequence[str]) -> Tr
     if not given and (run_dir := _run_of_file(file)) is not None:
         if plain and file.name == EMA:
             raise ValueError(f"{file} is an average (EMA): the plain weights are in {file.with_name(MODEL)}")
-        return _of_run(name, run_dir, file, overrides)
+        return of_run(name, run_dir, file, overrides)
     info = read_info(file)
     if given:
         loaded = load(overrides)
@@ -144,7 +90,7 @@ def _of_file(name: str, file: Path, plain: bool, overrides: Sequence[str]) -> Tr
 
 def _described(info: WeightsInfo, file: Path, overrides: Sequence[str]) -> Loaded:
     """The recipe of weights by what they say of themselves: their own where it comes with the program."""
-    augment = {key: getattr(info, key) for key in AUGMENT}
+    augment = {key: getattr(info, key) for key in PREPARED}
     values: dict[str, Any] = {"model": info.model.model_dump(mode="json"), "augment": augment, "loss": info.loss}
     if info.recipe not in names():
         values |= {"data": {"source": "image_folder", "train": UNKNOWN, "val": UNKNOWN}, "epochs": 1, "batch_size": 64}

@@ -3,66 +3,93 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from recipes.schema.model import Model
 from recipes.schema.recipe import Recipe
-from recipes.text import listed
 from resnet.data.batches import Batch, MicroBatches, validation_keys
 from resnet.data.loader import Loader, workers_per_rank
 from resnet.data.order import Order
 from resnet.data.sources.registry import Source
 from resnet.net import build_model
-from resnet.weights_file import check_fits, read_info, read_weights
+from resnet.state_dicts import mismatches
+from resnet.weights_file import find_weights, read_info
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def load_network(recipe: Recipe, classes: int | None, weights: Path, device: torch.device) -> nn.Module:
+def load_network(
+    recipe: Recipe,
+    classes: int | None,
+    weights: Path,
+    device: torch.device,
+    tell: Callable[[str], object] = lambda _: None,
+) -> nn.Module:
     """The recipe's network on the device, with weights from a file, to be evaluated.
 
-    classes: outputs that the network must have; None: as many as the weights do.
+    classes: outputs that the network must have; None: as many as the weights do. tell: is called with what the user
+    should know of how another trainer's file was read.
     Raises ValueError where the weights are of another network, or cannot be read.
     """
-    if (info := read_info(weights)) is not None:
-        check_fits(info, recipe.model, None, str(weights))
-    tensors = read_weights(weights)
+    network = _network(recipe.model, classes, weights, tell)
+    memory_format = torch.channels_last if recipe.channels_last else torch.contiguous_format
+    return network.eval().to(device=device, memory_format=memory_format)  # pyright: ignore[reportCallIssue]
+
+
+def load_alone(weights: Path, recipe: Recipe | None = None) -> nn.Module:
+    """The network of a weights file on the CPU, to be evaluated: as the file itself says, or as the recipe does.
+
+    Raises ValueError where neither does, or where they do not agree.
+    """
+    if not weights.is_file():
+        raise ValueError(f"there is no file {weights}")
+    info = read_info(weights)
+    if info is None and recipe is None:
+        raise ValueError(f"{weights} does not say which network it is of: give recipe= (a recipe, or its name)")
+    model = recipe.model if recipe is not None else info.model  # pyright: ignore[reportOptionalMemberAccess]
+    return _network(model, None, weights).eval()
+
+
+def _network(
+    model: Model, classes: int | None, weights: Path, tell: Callable[[str], object] = lambda _: None
+) -> nn.Module:
+    tensors, notes, _ = find_weights(weights, model)
+    for note in notes:
+        tell(f"{weights}: {note}")
     if classes is None:
         if "fc.weight" not in tensors:
             raise ValueError(f"{weights} has no classifier fc.weight, as torchvision calls it")
         classes = len(tensors["fc.weight"])
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        network = build_model(recipe.model, classes)
+        network = build_model(model, classes)
     _put(tensors, network, weights)
-    memory_format = torch.channels_last if recipe.channels_last else torch.contiguous_format
-    return network.eval().to(device=device, memory_format=memory_format)  # pyright: ignore[reportCallIssue]
+    return network
 
 
 def _put(tensors: dict[str, torch.Tensor], network: nn.Module, file: Path) -> None:
     """Load the tensors of a file into the network, all of them. Raises ValueError."""
     own = network.state_dict()
-    # Weights from before torch 0.4.1 have no count of batches, and nothing here needs it.
-    counts = {name for name in own if name.endswith("num_batches_tracked")}
-    wrong = sorted((own.keys() ^ tensors.keys()) - counts)
-    wrong = wrong or [name for name in own if name not in counts and own[name].shape != tensors[name].shape]
-    if {*wrong} == {"fc.weight", "fc.bias"} and "fc.weight" in tensors:
-        here, there = len(own["fc.weight"]), len(tensors["fc.weight"])
+    here, there = (len(weights["fc.weight"]) if "fc.weight" in weights else 0 for weights in (own, tensors))
+    if there and here != there:
         raise ValueError(f"{file} does not match this network: it is for {there} classes, and there are {here} here")
-    if wrong:
-        raise ValueError(f"{file} does not match this network: {listed(wrong, 4)}")
+    if wrong := mismatches(tensors, own, counts=False):
+        raise ValueError(f"{file} does not match this network: {wrong}")
     network.load_state_dict(tensors, strict=False)
 
 
-def batches_of(source: Source, recipe: Recipe, batch_size: int, device: torch.device) -> Iterator[Batch]:
+def batches_of(
+    source: Source, recipe: Recipe, batch_size: int, device: torch.device, rank: int = 0, ranks: int = 1
+) -> Iterator[Batch]:
     """The images of a source in order, as the recipe evaluates them, decoded by worker processes ahead of use.
 
-    Those that cannot be read are left out of a batch, which names them.
+    Those that cannot be read are left out of a batch, which names them. Of several ranks each takes its own batches.
     """
-    keys = list(validation_keys(len(source), batch_size, 1, 0, recipe.augment.val_size))
-    workers = min(workers_per_rank(recipe.data.num_workers), len(keys) - 1)
+    keys = list(validation_keys(len(source), batch_size, ranks, rank, recipe.augment.val_size))
+    workers = max(min(workers_per_rank(recipe.data.num_workers), len(keys) - 1), 0)
     order = Order(source.labels, recipe.seed, batch_size)
     loader = Loader(MicroBatches(source, source, order, recipe.augment), keys, device, workers, recipe.data.prefetch)
     try:

@@ -57,7 +57,7 @@ def test_it_is_read(run, capsys):
     assert (load_file(run / "recipe.yaml").recipe.name, len(class_names(run))) == ("quickstart", 10)
     assert "finished" in write_report(run).read_text()
     main(["eval", str(run), "--json"])
-    assert json.loads(capsys.readouterr().out)["top1"] == pytest.approx(status(run)["top1"])
+    assert json.loads(capsys.readouterr().out)[0]["top1"] == pytest.approx(status(run)["top1"])
     main(["predict", str(run), "shapes/val/ring/0000.jpg"])
     assert "0000.jpg" in capsys.readouterr().out
 

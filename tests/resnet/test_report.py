@@ -2,6 +2,8 @@ import json
 import math
 import random
 import re
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +16,12 @@ from resnet.rundir.files import to_json
 from resnet.rundir.provenance import end_attempt, provenance, record_attempt
 from resnet.rundir.status import write_status
 from resnet.tools.cli import main
+from resnet.tools.report.charts import Point
+from resnet.tools.report.curves import learning_rates, seconds_per_epoch
 from resnet.tools.report.plots import draw_confusion, draw_curves, most_confused
 from resnet.tools.report.report import differing, write_report
+from resnet.tools.report.results import confused_pairs, heat_map
+from tests.resnet.test_charts import in_browser
 
 CLASSES = ["circle", "square", "<b>star</b>", "stripes"]
 
@@ -69,9 +75,11 @@ def test_report_holds_the_run_and_nothing_from_outside(tmp_path):
     assert "<try>" not in page
     assert "<b>star" not in page
     assert "&lt;b&gt;star&lt;/b&gt;" in page
-    assert page.count("data:image/png;base64,") == 2
+    assert "default-src 'none'" in page
     assert not re.findall(r"(?:src|href)=.(?!data:)", page)
-    assert "<script" not in page
+    assert page.count("<svg") == page.count('<script type="application/json">') == 7
+    assert page.count("<script") == 8
+    assert "top-5" not in page
     for text in (
         "not comparable with the recipe",
         "optimizer.lr",
@@ -82,10 +90,27 @@ def test_report_holds_the_run_and_nothing_from_outside(tmp_path):
     ):
         assert text in page, text
     assert (run / "curves.png").stat().st_size > 10_000
+    assert (run / "confusion.png").stat().st_size > 10_000
     worst = page.split("Accuracy by class")[1].split("</table>")[0]
     shares = [float(cell.split("%")[0]) for cell in worst.split('<td class="number">')[1::2]]
     assert shares == sorted(shares)
     assert len(shares) == len(CLASSES)
+
+
+def test_a_page_of_many_classes_and_rows_fits_a_phone(tmp_path):
+    run = make_run(tmp_path, [f"n{index:08d} wire-haired terrier" for index in range(300)], epochs=90)
+    page = write_report(run).read_text()
+    assert len(page) < 500_000
+    assert "top-5" in page
+    assert '<table class="heat">' not in page
+    confused = page.split("Classes confused most")[1].split("</table>")[0]
+    counts = [int(count) for count in re.findall(r"(\d+) of \d+", confused)]
+    assert len(counts) == 20
+    assert counts == sorted(counts, reverse=True)
+    found = in_browser(page, tmp_path)
+    assert (found["errors"], found["narrow"]) == ([], 0)
+    assert found["width"] <= 390
+    assert found["tip"].startswith("epoch 4")
 
 
 def test_report_of_a_run_that_has_only_begun(tmp_path):
@@ -95,6 +120,7 @@ def test_report_of_a_run_that_has_only_begun(tmp_path):
     page = write_report(run).read_text()
     assert "begun" in page
     assert "data:image" not in page
+    assert "<svg" not in page
     assert "go on with this run" in page
 
 
@@ -157,11 +183,70 @@ def test_most_confused_classes_are_chosen_by_mistakes():
     assert most_confused(matrix, 2).tolist() == [1, 3]
 
 
+def test_confusion_is_counted_where_an_evaluation_has_only_the_matrix():
+    matrix = [[5, 1, 0], [3, 9, 4], [0, 0, 2]]
+    assert confused_pairs({"confusion": matrix}) == [(1, 2, 4), (1, 0, 3), (0, 1, 1)]
+    assert confused_pairs({"confusion": matrix, "confused": [[2, 0, 7]]}) == [(2, 0, 7)]
+    table = heat_map({"confusion": matrix, "classes": ["a", "<b>", "c"]})
+    assert table.count("<td") == 10
+    assert "25" in table
+    assert "<b>" not in table
+
+
 def test_curves_of_rows_with_gaps(tmp_path):
     rows = [{"step": 1, "epoch": 0.5, "train/loss": None, "lr": 0.1}, {"step": 2, "epoch": 1.0, "val/loss": 1.0}]
     for chosen in (rows, rows[:1], []):
-        draw_curves(chosen, tmp_path / "curves.svg")
+        draw_curves(chosen, tmp_path / "curves.svg", [(0.0, 0.1)] * len(chosen), top5=True)
         assert (tmp_path / "curves.svg").read_text().count("axes_") >= 4
+
+
+def rates(points: Sequence[Point], epochs: Sequence[float]) -> list[float | None]:
+    """What holds at each epoch."""
+    return [next(rate for at, rate in reversed(points) if at <= epoch + 1e-9) for epoch in epochs]
+
+
+@pytest.mark.parametrize("per_epoch", [3, 40, 5004])
+def test_the_learning_rate_is_that_of_the_schedule_at_any_number_of_steps(per_epoch):
+    recipe = load(["recipe=quickstart", "epochs=90", "schedule={name: step, every: 30}"]).recipe
+    derived = {"steps_per_epoch": per_epoch, "total_steps": 90 * per_epoch, "lr": 0.1}
+    rows = [{"step": per_epoch, "epoch": 1.0, "lr": 0.1}]
+    points = learning_rates(recipe, derived, rows)
+    assert points[0] == (0, 0.1)
+    assert points[-1][0] == 90
+    assert len(points) < 800
+    before = 30 - 0.5 / per_epoch
+    found = rates(points, [before, 30, 60 - 0.5 / per_epoch, 60, 89])
+    assert found == pytest.approx([0.1, 0.01, 0.01, 0.001, 0.001])
+
+
+def test_the_learning_rate_before_a_change_of_the_recipe_is_the_logged_one():
+    recipe = load(["recipe=quickstart", "epochs=4", "schedule.name=constant"]).recipe
+    derived = {"steps_per_epoch": 10, "total_steps": 40, "lr": 0.1}
+    rows = [{"step": step, "epoch": step / 10, "lr": 0.3 if step <= 20 else 0.1} for step in range(1, 31)]
+    assert rates(learning_rates(recipe, derived, rows), [0.0, 1.9, 2.0, 4.0]) == [0.3, 0.3, 0.1, 0.1]
+    assert learning_rates(recipe, {}, rows)[0] == (0.1, 0.3)
+
+
+def test_time_of_an_epoch_leaves_interruptions_out():
+    rows = [
+        {"step": 5, "epoch": 0.5, "samples": 50, "images_per_second": 10.0, "time": 0.0},
+        {"step": 10, "epoch": 1.0, "samples": 100, "images_per_second": 5.0, "time": 10.0},
+        {"step": 10, "epoch": 1.0, "val/samples": 7, "time": 13.0},
+        {"step": 20, "epoch": 2.0, "samples": 200, "images_per_second": 10.0, "time": 9000.0},
+        {"step": 25, "epoch": 2.5, "samples": 250, "images_per_second": 10.0, "time": 9005.0},
+    ]
+    assert seconds_per_epoch(rows) == ([(1.0, 15.0), (2.0, 10.0)], [(1.0, 3.0)])
+
+
+def test_a_run_that_is_silent_is_told(tmp_path, monkeypatch):
+    run = make_run(tmp_path)
+    write_status(run, state="running")
+    assert "nothing heard" not in write_report(run, page_only=True).read_text()
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 7200)
+    page = write_report(run, page_only=True).read_text()
+    assert '<span class="state running">running</span>' in page
+    assert "nothing heard of it for 2h" in page
 
 
 def test_command_line(tmp_path, monkeypatch, capsys):

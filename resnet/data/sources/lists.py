@@ -197,7 +197,7 @@ def _all_missing(root: Path, names: Names) -> bool:
 
 
 def _none_there(file: Path, root: Path, names: Names) -> str:
-    first = os.path.join(root, names[0])
+    first = os.path.normpath(os.path.join(root, names[0]))
     said = f"none of the {len(names):,} images in {file} is there: the first should be {first}"
     with os.scandir(root) as entries:
         for folder in sorted(entry.path for entry in entries if entry.is_dir()):

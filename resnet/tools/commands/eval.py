@@ -1,41 +1,108 @@
-"""`resnet eval`: the figures of a run's weights on validation images."""
+"""`resnet eval`: the figures of networks on labelled images, in one table."""
 
 from __future__ import annotations
 
 import argparse
+import os
+import shutil
 import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from recipes.load import load
-from resnet.rundir.files import to_json
-from resnet.rundir.find import find_run
-from resnet.tools.arguments import add_run, add_weights
+from resnet.rundir.files import to_json, write_atomic
+from resnet.tools.arguments import add_lists, add_root, split_changes
+
+if TYPE_CHECKING:
+    from resnet.tools.evaluate import Evaluation
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_run(parser)
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes to the recipe, as eval.flip=true")
-    add_weights(parser)
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN|KEY=VALUE",
+        help="a run, RUN@best, RUN@last, RUN@step-500, or a file of weights; and changes to the recipe, as "
+        "eval.flip=true or augment.val_size=256",
+    )
+    parser.add_argument(
+        "--data", action="append", metavar="PATH", help="other images: a folder of classes, a CSV file, parquet ..."
+    )
+    parser.add_argument("--known-only", action="store_true", help="leave out images of classes the network lacks")
+    parser.add_argument("--only-present", action="store_true", help="answer only classes the data holds (ImageNet-A/R)")
+    parser.add_argument("--real", type=Path, metavar="FILE", help="score by ImageNet-ReaL's real.json")
+    parser.add_argument("--plain", action="store_true", help="the trained weights, not their average (EMA)")
+    parser.add_argument("--per-class", action="store_true", help="the accuracy of each class, the worst first")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--csv", nargs="?", const="-", metavar="OUT.csv", help="write CSV, by default to standard output")
+    form.add_argument("--json", action="store_true", help="print a JSON list, an object an evaluation")
+    add_lists(parser)
+    add_root(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
+    names, changes = split_changes(arguments.runs)
+    _check(arguments, names)
     import torch
+    import torch.distributed as dist
 
+    from resnet.build import build_accelerator
     from resnet.process.environment import cores_of_rank
+    from resnet.tools.eval_data import DataOptions
     from resnet.tools.evaluate import evaluate
+    from resnet.tools.trained import find_trained
 
-    run_dir = find_run(arguments.run, arguments.root)
-    loaded = load([f"recipe={run_dir / 'recipe.yaml'}", *arguments.overrides])
-    # As many as training takes, so that it rounds as training did.
-    torch.set_num_threads(cores_of_rank())
-    result = evaluate(run_dir, loaded.recipe, arguments.weights)
-    for line in (*loaded.notes, *(f"warning: {warning}" for warning in result.warnings)):
-        print(line, file=sys.stderr)
-    if arguments.json:
-        figures = {name: getattr(result, name) for name in ("top1", "top5", "loss", "samples")}
-        print(to_json(figures | {"weights": str(result.weights), "run": str(result.run)}))
+    trained = [find_trained(name, arguments.root, arguments.plain, changes) for name in names]
+    options = DataOptions(
+        tuple(arguments.data or ()),
+        arguments.images,
+        (arguments.file_column, arguments.label_column),
+        arguments.real,
+        arguments.only_present,
+        arguments.known_only,
+    )
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if several:
+        build_accelerator(trained[0].recipe)
     else:
-        print(
-            f"top-1 {result.top1:.2f}%  top-5 {result.top5:.2f}%  loss {result.loss:.4f}  "
-            f"{result.samples} images  {result.weights}"
-        )
+        # As many as training takes, so that it rounds as training did.
+        torch.set_num_threads(cores_of_rank())
+    try:
+        results = evaluate(trained, options, over_ranks=several)
+        if not several or dist.get_rank() == 0:
+            _tell(results, arguments)
+    finally:
+        if several:
+            dist.destroy_process_group()
+
+
+def _check(arguments: argparse.Namespace, names: list[str]) -> None:
+    if not names:
+        raise ValueError("give a run, or a file of weights, beside changes to its recipe")
+    if arguments.csv not in (None, "-") and not arguments.csv.endswith(".csv"):
+        raise ValueError(f"--csv {arguments.csv}: give a file that ends in .csv, or --csv last for standard output")
+    if arguments.csv not in (None, "-") and not Path(arguments.csv).absolute().parent.is_dir():
+        raise ValueError(f"--csv {arguments.csv}: there is no folder {Path(arguments.csv).absolute().parent}")
+    for option in ("known_only", "images", "file_column", "label_column"):
+        if getattr(arguments, option) and not arguments.data:
+            raise ValueError(f"--{option.replace('_', '-')} is for other data, which --data names")
+    if arguments.real is not None and arguments.per_class:
+        raise ValueError("--real counts several classes as right for an image: it has no --per-class")
+
+
+def _tell(results: list[Evaluation], arguments: argparse.Namespace) -> None:
+    from resnet.tools.eval_table import as_csv, as_objects, as_table, class_table
+
+    told = [line for found in results for line in (*found.notes, *(f"warning: {text}" for text in found.warnings))]
+    print(*dict.fromkeys(told), sep="\n", end="\n" if told else "", file=sys.stderr)
+    if arguments.json:
+        print(to_json(as_objects(results, arguments.per_class), indent=1))
+    elif arguments.csv == "-":
+        print(as_csv(results, arguments.per_class), end="")
+    elif arguments.csv is not None:
+        write_atomic(Path(arguments.csv), as_csv(results, arguments.per_class))
+        print(f"{len(results)} evaluations in {arguments.csv}")
+    else:
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        print(*as_table(results, width), sep="\n")
+        if arguments.per_class:
+            print("", *class_table(results, width), sep="\n")

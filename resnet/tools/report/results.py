@@ -15,6 +15,8 @@ SHOWN_CLASSES = 30
 """Most classes listed with their accuracy."""
 SHOWN_PAIRS = 20
 """Most pairs of confused classes listed."""
+_HOT = 70
+"""Percent from which a cell is so strong in colour that its number is written in the opposite one."""
 
 
 def heat_map(evaluation: Mapping[str, Any]) -> str:
@@ -39,9 +41,8 @@ def _cells(counts: Sequence[int], true: str, names: Sequence[str]) -> list[str]:
     cells, total = [], max(1, sum(counts))
     for count, name in zip(counts, names, strict=True):
         share = 100 * count / total
-        style, hot = f' style="--share:{share / 100:.3f}"' if count else ' style="--share:0"', ""
-        if share > 55:
-            hot = ' class="hot"'
+        style = f' style="--share:{share / 100:.3f}"'
+        hot = ' class="hot"' if share > _HOT else ""
         title = f' title="{count:,} of {total:,}: {true} as {name}"' if count else ""
         cells.append(f"<td{hot}{style}{title}>{f'{share:.0f}' if share >= 0.5 else ''}</td>")
     return cells

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1d2430; --soft: #586172; --line: #dfe3ea; --card: #fff; --page: #f5f6f8;
-  --good: #1b7f4b; --bad: #b3401f; --bar: #4c78a8; --heat: 58, 110, 165; --hot: #fff;
+  --good: #1b7f4b; --bad: #b3401f; --bar: #4c78a8; --heat: 30, 80, 135; --hot: #fff;
   --tone-0: #3a6ea5; --tone-1: #d1441c; --tone-2: #2d8659; --tone-3: #8450a8; --tone-4: #a86f00; --tone-5: #0f8a94;
   --tone-6: #bd3c78; --tone-7: #666e7a; --tone-8: #5c7a1f; --tone-9: #7d5a45; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e9ef; --soft: #9fa9ba; --line: #333b48; --card: #1d232d;
@@ -93,7 +93,7 @@ code { overflow-wrap: anywhere; }
 }
 @media print {
   :root { color-scheme: light; --ink: #000; --soft: #444; --line: #bbb; --card: #fff; --page: #fff; --good: #1b7f4b;
-    --bad: #b3401f; --bar: #4c78a8; --heat: 58, 110, 165; --hot: #fff; --tone-0: #3a6ea5; --tone-1: #d1441c;
+    --bad: #b3401f; --bar: #4c78a8; --heat: 30, 80, 135; --hot: #fff; --tone-0: #3a6ea5; --tone-1: #d1441c;
     --tone-2: #2d8659; --tone-3: #8450a8; --tone-4: #a86f00; --tone-5: #0f8a94; --tone-6: #bd3c78; --tone-7: #666e7a;
     --tone-8: #5c7a1f; --tone-9: #7d5a45; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }

@@ -41,7 +41,7 @@ def finished(tmp_path_factory) -> dict[str, Path]:
 def test_weights_evaluate_alike_wherever_they_were_trained(finished, capsys, trained, read):
     found = finished[trained]
     main(["eval", str(found), f"device={read}", "--json"])
-    again, before = json.loads(capsys.readouterr().out), evaluation(found)
+    [again], before = json.loads(capsys.readouterr().out), evaluation(found)
     assert again["samples"] == before["samples"] == 40
     assert sum(sum(row) for row in before["confusion"]) == 40
     # On a GPU in bf16, on a CPU in float32.
@@ -53,7 +53,7 @@ def test_an_evaluation_in_float32_is_that_of_a_cpu(finished, capsys, exact_float
     losses = []
     for where in ("cpu", device):
         main(["eval", str(finished["cpu"]), f"device={where}", "precision=no", "eval.batch_size=7", "--json"])
-        losses.append(json.loads(capsys.readouterr().out)["loss"])
+        losses.append(json.loads(capsys.readouterr().out)[0]["loss"])
     assert losses[0] == pytest.approx(evaluation(finished["cpu"])["loss"], rel=1e-5)
     assert losses[1] == pytest.approx(losses[0], rel=1e-4, abs=1e-5)
 

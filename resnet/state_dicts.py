@@ -1,0 +1,124 @@
+"""State dicts as other trainers write them: where in a checkpoint they are, their names, and what does not fit."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from recipes.text import listed, near
+from resnet.inert_pickle import Inert
+
+AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema")
+"""Keys of checkpoints that hold an average of the weights: timm's, torchvision's, and what others call it."""
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "params", "module", "state")
+"""Keys that hold the weights themselves, or a mapping that does."""
+_IN_BETWEEN = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+"""Parts of names that torch.compile, FSDP and activation checkpointing put in, at any depth."""
+_ANCHOR = "layer1.0.conv1.weight"
+"""A tensor that every ResNet has: what stands before it is the name of the network within a larger one."""
+_OTHER_KINDS = {
+    r"conv1\.\d+\.weight": "a ResNet with a stem of several convolutions (timm's resnet*d and *t)",
+    r"layer1\.0\.(se|attn)\.": "a ResNet with attention to channels (SE, ECA)",
+    r"(patch_embed|pos_embed|cls_token)": "a transformer",
+    r"(stem|stages|blocks|features)\.": "another network than torchvision's ResNet",
+}
+"""What a tensor's name tells of a network that cannot be built here."""
+
+
+class Found(NamedTuple):
+    """Weights under torchvision's names, and what the user should know of how they were found."""
+
+    tensors: dict[str, Tensor]
+    notes: tuple[str, ...] = ()
+    blurred: bool = False
+    """Whether the file holds filters of convolutions that blur (FFCV's BlurPool)."""
+
+
+def find_state_dict(content: Any) -> Found:
+    """The weights in a checkpoint. Raises ValueError where there are none, or of several networks."""
+    path, state = _innermost(content)
+    tensors = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
+    notes = [f"its averaged weights ({'.'.join(path)}) are taken"] if {*path} & {*AVERAGES} else []
+    found = renamed(tensors)
+    return found._replace(notes=(*notes, *found.notes))
+
+
+def _innermost(content: Any) -> tuple[list[str], Mapping[Any, Any]]:
+    """The mapping of names to tensors, and the keys that lead to it."""
+    path: list[str] = []
+    while isinstance(content, Mapping):
+        inner = next((key for key in (*AVERAGES, *WRAPPERS) if _holds_tensors(content.get(key))), None)
+        if inner is None:
+            break
+        path.append(inner)
+        content = content[inner]
+    if isinstance(content, Mapping) and _holds_tensors(content):
+        return path, content
+    whole = content if isinstance(content, Inert) else None
+    if isinstance(content, Mapping):
+        whole = next((value for key in WRAPPERS if isinstance(value := content.get(key), Inert)), None)
+    if whole is not None:
+        raise ValueError(f"holds a whole object ({whole.kind}), no state dict: save its state_dict() there")
+    raise ValueError("holds no state dict (names and tensors)")
+
+
+def _holds_tensors(value: Any, depth: int = 0) -> bool:
+    if not isinstance(value, Mapping) or depth > 4:
+        return False
+    return any(isinstance(item, Tensor) and item.dim() for item in value.values()) or any(
+        _holds_tensors(value.get(key), depth + 1) for key in (*AVERAGES, *WRAPPERS)
+    )
+
+
+def renamed(tensors: Mapping[str, Tensor]) -> Found:
+    """The tensors under the names they have in the network alone.
+
+    Left out, and noted, is what is beside the network where it is a part of a larger one. Raises ValueError where
+    there are several networks.
+    """
+    plain = {_IN_BETWEEN.sub("", name): tensor for name, tensor in tensors.items()}
+    places = sorted(name.removesuffix(_ANCHOR) for name in plain if f".{name}".endswith(f".{_ANCHOR}"))
+    if len(places) > 1 and "" not in places:
+        raise ValueError(
+            f"holds several networks ({listed([place + '*' for place in places])}): save one of them alone"
+        )
+    place = "" if not places or "" in places else places[0]
+    inside = {name.removeprefix(place): tensor for name, tensor in plain.items() if name.startswith(place)}
+    beside = [name for name in plain if not name.startswith(place)]
+    notes = [f"{listed(beside, 3)} beside {place}* left out"] if beside and beside != ["n_averaged"] else []
+    unblurred = {name: tensor for name, tensor in inside.items() if not re.fullmatch(r"layer.*\.blur_filter", name)}
+    blurred = len(unblurred) < len(inside)
+    if blurred:
+        unblurred = {re.sub(r"(\.conv\d|\.downsample\.0)\.conv\.", r"\1.", n): t for n, t in unblurred.items()}
+    return Found(unblurred, tuple(notes), blurred)
+
+
+def mismatches(given: Mapping[str, Tensor], own: Mapping[str, Tensor], counts: bool = True) -> str:
+    """How a state dict does not fit a network's, with the nearest name there; empty where it does.
+
+    counts: whether BatchNorm's counts of batches have to be there. They are not before torch 0.4.1, and it trains and
+    predicts the same without.
+    """
+    missing = [name for name in own if name not in given and (counts or not name.endswith("num_batches_tracked"))]
+    unknown = [name for name in given if name not in own]
+    misshaped = [
+        f"{name} is {list(given[name].shape)}, not {list(own[name].shape)}"
+        for name in own
+        if name in given and given[name].shape != own[name].shape
+    ]
+    if kind := next(_kinds(unknown), None):
+        return f"it is of {kind}, which cannot be built here"
+    lists = (("without", _with_nearest(missing, unknown)), ("with unknown", unknown), ("in another shape:", misshaped))
+    return "; ".join(f"{what} {listed(names, 3)}" for what, names in lists if names)
+
+
+def _kinds(names: list[str]) -> Iterator[str]:
+    return (kind for pattern, kind in _OTHER_KINDS.items() if any(re.match(pattern, name) for name in names))
+
+
+def _with_nearest(missing: list[str], unknown: list[str]) -> list[str]:
+    close = near(missing[0], unknown, 1, cutoff=0.8) if missing else []
+    return [f"{missing[0]} (nearest there: {close[0]})", *missing[1:]] if close else missing

@@ -1,0 +1,97 @@
+"""Images through a network, batch by batch and in order: what predicting and features share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from recipes.schema.recipe import Recipe
+from resnet.build import choose_precision
+from resnet.data.sources.registry import Source
+from resnet.tools.weights import autocast, batches_of, own_settings
+
+
+class Forwarded(NamedTuple):
+    """What a network gave for a batch."""
+
+    start: int
+    stop: int
+    """The images [start, stop) of the source."""
+    indices: list[int]
+    """Those that could be read."""
+    outputs: torch.Tensor | None
+    """A row for each of `indices`, on the device; None where there are none."""
+    problems: dict[int, str]
+    """By index: why an image could not be read."""
+
+
+class _Indexed:
+    """The images of a source from `start` on; their labels are the indices there, and tell which ones a batch holds."""
+
+    def __init__(self, source: Source, start: int) -> None:
+        self._source, self._start = source, start
+        self.labels = np.arange(start, len(source))
+        self.classes = source.classes
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, index: int) -> bytes | torch.Tensor:
+        return self._source.read(self._start + index)
+
+    def describe(self, index: int) -> str:
+        return self._source.describe(self._start + index)
+
+
+def forward(
+    source: Source,
+    recipe: Recipe,
+    batch_size: int,
+    device: torch.device,
+    compute: Callable[[torch.Tensor], torch.Tensor],
+    start: int = 0,
+) -> Iterator[Forwarded]:
+    """What `compute` makes of the images uint8 (N, 3, H, W) of each batch, prepared as in the recipe's evaluation.
+
+    start: index of the first image. Between two batches torch is as the caller left it; a few batches are held at a
+    time, those that workers prepare included.
+    """
+    precision = choose_precision(recipe, on_cpu=False) if device.type == "cuda" else "no"
+    batches = batches_of(_Indexed(source, start), recipe, batch_size, device)
+    try:
+        while True:
+            with own_settings(recipe, device), torch.inference_mode(), autocast(precision, device):
+                batch = next(batches, None)
+                outputs = compute(batch.images) if batch is not None and len(batch.labels) else None
+            if batch is None:
+                return
+            first, stop = start + batch.key.start, start + batch.key.stop
+            indices = batch.labels.tolist()
+            missing = sorted(set(range(first, stop)) - set(indices))
+            problems = dict(zip(missing, batch.broken, strict=True))
+            reasons = {at: text.removeprefix(f"{source.describe(at)}: ") for at, text in problems.items()}
+            yield Forwarded(first, stop, indices, outputs, reasons)
+    finally:
+        batches.close()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def choose_device(text: str) -> torch.device:
+    """The device of auto, cpu, cuda or cuda:N. Raises ValueError for others, and GPUs that are not there."""
+    count = torch.cuda.device_count()
+    if text == "auto":
+        text = "cuda" if count else "cpu"
+    try:
+        device = torch.device(text)
+    except RuntimeError:
+        raise ValueError(f"device {text} is none of auto, cpu, cuda and cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device {text} is none of auto, cpu, cuda and cuda:N")
+    if device.type == "cpu":
+        return device
+    device = torch.device("cuda", device.index or 0)
+    if device.index >= count:
+        raise ValueError(f"device {text}: torch finds {count or 'no'} GPUs here")
+    return device

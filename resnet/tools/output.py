@@ -1,0 +1,69 @@
+"""What commands that take long tell on stderr, and how they write their file."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO, TypeVar
+
+from recipes.text import format_duration
+from resnet.rundir.files import open_atomic
+
+_REDRAW_SECONDS, _LINE_SECONDS = 0.2, 30.0
+
+Item = TypeVar("Item")
+
+
+def counted(
+    items: Iterable[Item],
+    total: int,
+    quiet: bool = False,
+    weight: Callable[[Item], int] = lambda _: 1,
+    done: int = 0,
+) -> Iterator[Item]:
+    """The items as they come; a count of their images is kept on a terminal, and told every 30 s elsewhere.
+
+    quiet: tell nothing, since something else is written to the same terminal. weight: images of an item. done: images
+    that were there before.
+    """
+    live = sys.stderr.isatty()
+    start = last = time.monotonic()
+    count = drawn = 0
+    try:
+        for item in items:
+            yield item
+            count += weight(item)
+            now = time.monotonic()
+            if quiet or now - last < (_REDRAW_SECONDS if live else _LINE_SECONDS):
+                continue
+            last, rate = now, max(count, 1) / (now - start)
+            left = format_duration((total - done - count) / rate)
+            text = f"{done + count:,} of {total:,} images  {rate:,.0f}/s  ETA {left}"
+            sys.stderr.write(f"\r{text:{drawn}}" if live else f"{text}\n")
+            sys.stderr.flush()
+            drawn = len(text)
+    finally:
+        if live and drawn:
+            sys.stderr.write("\r" + " " * drawn + "\r")
+
+
+def check_output(path: Path, option: str) -> None:
+    """Raise ValueError now rather than after an hour's work. option: as the user calls it, for the message."""
+    if path.is_dir():
+        raise ValueError(f"{option} {path} is a folder: give a file")
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"{option} {path}: there is no folder {path.absolute().parent}")
+
+
+@contextlib.contextmanager
+def open_output(path: Path) -> Iterator[BinaryIO]:
+    """A file that takes the place of `path` at the end, with nothing left of a failure.
+
+    A link stays one; a pipe or a device, as /dev/stdout, is written to as it is.
+    """
+    with open_atomic(Path(os.path.realpath(path))) if path.is_file() or not path.exists() else open(path, "wb") as file:
+        yield file

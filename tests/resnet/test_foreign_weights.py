@@ -1,0 +1,354 @@
+"""Weights that other trainers have written, and files of strangers."""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import enum
+import io
+import os
+import pathlib
+import pickle
+import zipfile
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from recipes.load import load
+from recipes.schema.augment import Augment
+from recipes.schema.model import Model
+from resnet.inert_pickle import Inert, read_inertly
+from resnet.net import build_model
+from resnet.pretrained import load_pretrained
+from resnet.weights_file import metadata_of, read_weights
+
+NET = {"block": "basic", "layers": [1, 1, 1], "stem": "cifar"}
+
+
+def tiny(num_classes=5, **keys):
+    return build_model(Model(**{**NET, **keys}), num_classes)
+
+
+class Phase(enum.Enum):
+    TRAIN = 1
+
+
+class Options(dict):
+    """As Lightning's AttributeDict."""
+
+
+def options() -> argparse.Namespace:
+    return argparse.Namespace(
+        data=pathlib.Path("/data"), lr=np.float64(0.1), phase=Phase.TRAIN, mean=np.arange(3), classes={"a", "b"},
+        groups=collections.defaultdict(list, {"a": [1]}), more=Options(depth=3), last=collections.deque([1, 2]),
+        call=partial(print), shape=torch.Size([3]), dtype=torch.float16, device=torch.device("cpu"),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def donor():
+    torch.manual_seed(5)
+    return tiny()
+
+
+@pytest.fixture(scope="module")
+def state(donor):
+    return donor.state_dict()
+
+
+def under(prefix: str, state: dict) -> dict:
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+def other(state: dict) -> dict:
+    """Other weights, that are not to be taken."""
+    return {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+
+
+KINDS = {
+    "plain": lambda s: (s, ""),
+    "torch.compile": lambda s: (under("_orig_mod.", s), ""),
+    "DDP around torch.compile": lambda s: ({"model": under("module._orig_mod.", s)}, ""),
+    "a compiled stage": lambda s: ({n.replace("layer1.", "layer1._orig_mod."): t for n, t in s.items()}, ""),
+    "torchvision's references": lambda s: (
+        {"model": s, "optimizer": {"state": {}}, "lr_scheduler": {}, "epoch": 3, "args": options()}, "",
+    ),
+    "torchvision's references with an average": lambda s: (
+        {"model": other(s), "model_ema": {"n_averaged": torch.tensor(9), **under("module.", s)}, "args": options()},
+        "averaged weights (model_ema)",
+    ),
+    "timm": lambda s: ({"arch": "resnet50", "state_dict": s, "args": options(), "metric": 1.0}, ""),
+    "timm with an average": lambda s: (
+        {"state_dict": other(s), "state_dict_ema": s, "args": options()}, "averaged weights (state_dict_ema)",
+    ),
+    "Lightning": lambda s: (
+        {
+            "state_dict": {**under("model.", s), "criterion.weight": torch.ones(5), "metric.total": torch.ones(1)},
+            "hyper_parameters": Options(model=options()), "callbacks": {"ModelCheckpoint": {"best": torch.tensor(0.5)}},
+        },
+        "criterion.weight, metric.total beside model.* left out",
+    ),
+    "Lightning, nested": lambda s: ({"state_dict": under("net.backbone.", s)}, ""),
+    "Composer": lambda s: ({"state": {"model": under("module.", s), "timestamp": options()}, "rng": [options()]}, ""),
+    "an average of torch's": lambda s: ({"n_averaged": torch.tensor(3), **under("module.", s)}, ""),
+    "a checkpoint of pytorch's examples": lambda s: (
+        {"epoch": 3, "best_acc1": torch.tensor(70.0), "state_dict": under("module.", s), "optimizer": {}}, "",
+    ),
+    "a Sequential": lambda s: (under("1.", s), ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_other_trainers_write(kind, state, tmp_path):
+    content, note = KINDS[kind](state)
+    torch.save(content, tmp_path / "checkpoint.pth")
+    assert set(read_weights(tmp_path / "checkpoint.pth")) - {"n_averaged"} == set(state)
+    model = tiny()
+    said = load_pretrained(model, str(tmp_path / "checkpoint.pth"))
+    assert said.startswith(f"loaded {len(state)} tensors from ")
+    assert note in said
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+
+
+def test_torchs_own_average(donor, tmp_path):
+    torch.save({"ema": AveragedModel(donor).state_dict()}, tmp_path / "swa.pt")
+    model = tiny()
+    assert "averaged weights (ema)" in load_pretrained(model, str(tmp_path / "swa.pt"))
+    assert torch.equal(model.conv1.weight, donor.conv1.weight)
+
+
+def test_safetensors_with_metadata_of_others(state, tmp_path):
+    save_file(under("module.", state), tmp_path / "timm.safetensors", {"format": "pt", "architecture": "resnet18"})
+    assert set(read_weights(tmp_path / "timm.safetensors")) == set(state)
+
+
+def test_a_backbone_without_a_classifier(state, tmp_path):
+    backbone = {name: tensor for name, tensor in state.items() if not name.startswith("fc.")}
+    torch.save({**under("encoder.", backbone), "head.weight": torch.ones(3)}, tmp_path / "ssl.pth")
+    model = tiny()
+    head = model.fc.weight.clone()
+    said = load_pretrained(model, str(tmp_path / "ssl.pth"))
+    assert "the classifier is new (the file has none)" in said
+    assert "head.weight beside encoder.* left out" in said
+    assert torch.equal(model.fc.weight, head)
+    assert torch.equal(model.conv1.weight, state["conv1.weight"])
+
+
+def test_ffcvs_blurred_convolutions_need_blurpool(state, tmp_path):
+    blurred = {}
+    for name, tensor in under("module.", state).items():
+        strided = any(part in name for part in ("layer2.0.conv1.", "layer3.0.conv1.", ".downsample.0."))
+        blurred[name.replace(".weight", ".conv.weight") if strided else name] = tensor
+        if strided:
+            blurred[name.replace(".weight", ".blur_filter")] = torch.ones(1, 1, 3, 3)
+    torch.save(blurred, tmp_path / "rn.pt")
+    with pytest.raises(ValueError, match=r"it needs model\.blurpool=true"):
+        load_pretrained(tiny(), str(tmp_path / "rn.pt"))
+    model = tiny(blurpool=True)
+    load_pretrained(model, str(tmp_path / "rn.pt"))
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+
+
+REFUSED = {
+    "timm's resnet50d": (
+        lambda s: {**{n: t for n, t in s.items() if n != "conv1.weight"}, "conv1.0.weight": torch.ones(32, 3, 3, 3)},
+        "a stem of several convolutions",
+    ),
+    "squeeze and excitation": (lambda s: {**s, "layer1.0.se.fc1.weight": torch.ones(1)}, "attention to channels"),
+    "two networks": (
+        lambda s: under("encoder_q.", s) | under("encoder_k.", s), r"several networks \(encoder_k\.\*, encoder_q\.\*\)",
+    ),
+    "renamed": (
+        lambda s: {n.replace("layer1.0.conv1", "layer1.0.conv_1"): t for n, t in s.items()},
+        r"without layer1\.0\.conv1\.weight \(nearest there: layer1\.0\.conv_1\.weight\)",
+    ),
+    "a vision transformer": (lambda s: {"cls_token": torch.ones(1, 1, 8), "pos_embed": torch.ones(1)}, "transformer"),
+    "a whole network": (lambda s: {"model": tiny()}, r"whole object \(resnet\.net\.ResNet\).*state_dict\(\)"),
+    "no weights": (lambda s: {"epoch": 3, "args": options()}, "no state dict"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_does_not_fit_is_told(kind, state, tmp_path):
+    content, message = REFUSED[kind]
+    torch.save(content(state), tmp_path / "other.pth")
+    model = tiny()
+    before = model.conv1.weight.clone()
+    with pytest.raises(ValueError, match=message):
+        load_pretrained(model, str(tmp_path / "other.pth"))
+    assert torch.equal(model.conv1.weight, before)
+
+
+# The classifier, by the names of its classes
+
+CLASSES = ["ant", "bee", "cat", "dog", "elk"]
+
+
+def test_a_classifier_is_kept_by_the_names_of_its_classes(state, tmp_path):
+    recipe = load(["recipe=quickstart", "model.name=null", *(f"model.{k}={v}" for k, v in NET.items())]).recipe
+    save_file(state, tmp_path / "w.safetensors", metadata_of(recipe, CLASSES, 3))
+
+    def head(classes: list[str]) -> tuple[torch.Tensor | None, str]:
+        model = tiny(len(classes))
+        new = model.fc.weight.clone()
+        said = load_pretrained(model, str(tmp_path / "w.safetensors"), classes=classes, augment=recipe.augment)
+        assert torch.equal(model.conv1.weight, state["conv1.weight"])
+        return (None if torch.equal(model.fc.weight, new) else model.fc.weight), said
+
+    kept, said = head(CLASSES)
+    assert torch.equal(kept, state["fc.weight"])
+    assert "the classifier" not in said
+    turned, said = head(CLASSES[::-1])
+    assert torch.equal(turned, state["fc.weight"].flip(0))
+    assert "another order" in said
+    for classes, why in (
+        (["ant", "bee", "cat", "dog", "emu"], "as many classes there, of other names: elk"),
+        (["ant", "bee"], "5 classes there, 2 here"),
+    ):
+        new, said = head(classes)
+        assert new is None
+        assert f"the classifier is new ({why})" in said
+
+
+def test_images_prepared_otherwise_are_noted(state, tmp_path):
+    recipe = load(["recipe=quickstart", "model.name=null", *(f"model.{k}={v}" for k, v in NET.items())]).recipe
+    save_file(state, tmp_path / "w.safetensors", metadata_of(recipe, CLASSES, 3))
+    said = load_pretrained(tiny(), str(tmp_path / "w.safetensors"), augment=Augment(mean=(0.5, 0.5, 0.5)))
+    assert "trained with augment.mean=[0.485,0.456,0.406] augment.train_size=64" in said
+    assert "here it is augment.mean=[0.5,0.5,0.5] augment.train_size=224" in said
+
+
+# Strangers
+
+
+class Payload:
+    """Unpickled, it would call a function with arguments."""
+
+    def __init__(self, function, *arguments) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+def write_pickle(path: pathlib.Path, content: bytes, **files: bytes) -> None:
+    """A file of torch.save around a pickle."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in {"data.pkl": content, "version": b"3\n", "byteorder": b"little", **files}.items():
+            archive.writestr(f"archive/{name.replace('__', '/')}", data)
+
+
+def test_nothing_that_a_file_holds_is_run(tmp_path, state):
+    marker = tmp_path / "marker"
+    command = f"touch {marker}"
+    torch.save(Payload(os.system, command), tmp_path / "hostile.pth")
+    torch.load(tmp_path / "hostile.pth", weights_only=False)
+    assert marker.exists()
+    marker.unlink()
+    for payload in (
+        Payload(os.system, command),
+        Payload(eval, f"open({str(marker)!r}, 'w')"),
+        Payload(exec, f"open({str(marker)!r}, 'w')"),
+        Payload(partial, os.system, command),
+        Payload(open, str(marker), "w"),
+        Payload(torch.load, str(marker)),
+        Payload(np.save, str(marker), 1),
+    ):
+        torch.save({"model": state, "args": payload}, tmp_path / "hostile.pth")
+        read_weights(tmp_path / "hostile.pth")
+        torch.save({"model": payload}, tmp_path / "hostile.pth")
+        with pytest.raises(ValueError, match=r"whole object|no state dict"):
+            read_weights(tmp_path / "hostile.pth")
+        assert not list(tmp_path.glob("marker*"))
+
+
+WRITTEN_BY_HAND = {
+    "calls by INST": b"(S'touch MARKER'\nios\nsystem\n.",
+    "calls by OBJ": b"(cos\nsystem\nS'touch MARKER'\no.",
+    "builds on a class": b"cos\nsystem\n}S'__call__'\ncos\nsystem\nsb.",
+    "writes on what rebuilds tensors": b"ctorch._utils\n_rebuild_tensor_v2\n}S'__call__'\ncos\nsystem\nsb.",
+    "sets slots": b"ctorch._utils\n_rebuild_tensor_v2\n}}S'_call'\ncos\nsystem\ns\x86b(S'touch MARKER'\ntR.",
+    "reaches for attributes": b"\x80\x04\x8c\x08builtins\x8c\x0e__import__.__call__\x93.",
+    "a new object": b"cos\nsystem\n(S'touch MARKER'\nt\x81.",
+    "a memo that is not there": b"h\x07.",
+    "ends early": b"(S'a",
+    "a reference to something": b"(S'storage'\nS'x'\nS'0'\nS'cpu'\nI4\ntQ.",
+    "a persistent name": b"P0\n.",
+}
+
+
+@pytest.mark.parametrize("case", WRITTEN_BY_HAND)
+def test_pickles_written_by_hand(case, tmp_path):
+    write_pickle(tmp_path / "hostile.pth", WRITTEN_BY_HAND[case].replace(b"MARKER", str(tmp_path / "m").encode()))
+    with pytest.raises(ValueError, match=r"hostile\.pth"):
+        read_weights(tmp_path / "hostile.pth")
+    assert not (tmp_path / "m").exists()
+
+
+def tensor_pickle(offset: int, size: tuple, stride: tuple, count: int) -> bytes:
+    class Storage(pickle.Pickler):
+        def persistent_id(self, obj):
+            return ("storage", torch.FloatStorage, "0", "cpu", count) if obj == "STORAGE" else None
+
+    stream = io.BytesIO()
+    arguments = ("STORAGE", offset, size, stride, False, collections.OrderedDict())
+    call = Payload(torch._utils._rebuild_tensor_v2, *arguments)
+    Storage(stream, protocol=2).dump({"w": call, "args": argparse.Namespace()})
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("offset", "size", "stride", "count"),
+    [
+        *((0, (5,), (1,), 4), (1, (4,), (1,), 4), (0, (2,), (9,), 4), (-1, (2,), (1,), 4)),
+        *((0, (4,), (1,), 99), (0, (-1,), (1,), 4)),
+    ],
+)
+def test_tensors_stay_within_their_elements(tmp_path, offset, size, stride, count):
+    write_pickle(tmp_path / "w.pth", tensor_pickle(0, (4,), (1,), 4), data__0=bytes(16))
+    assert torch.equal(read_inertly(tmp_path / "w.pth")["w"], torch.zeros(4))
+    write_pickle(tmp_path / "w.pth", tensor_pickle(offset, size, stride, count), data__0=bytes(16))
+    with pytest.raises(pickle.UnpicklingError):
+        read_inertly(tmp_path / "w.pth")
+
+
+def test_a_compressed_file_is_not_unpacked(tmp_path):
+    with zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps(argparse.Namespace(a="a" * 10**6), protocol=2))
+    with pytest.raises(pickle.UnpicklingError, match="compressed"):
+        read_inertly(tmp_path / "bomb.pth")
+
+
+@settings(max_examples=30, deadline=None)
+@given(data=st.data())
+def test_tensors_are_read_as_torch_reads_them(data, tmp_path_factory):
+    dtype = data.draw(
+        st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.bool])
+    )
+    shape = data.draw(st.lists(st.integers(0, 4), max_size=4))
+    tensor = torch.arange(torch.Size(shape).numel()).reshape(shape).to(dtype)
+    tensor = tensor.permute(data.draw(st.permutations(range(tensor.dim()))))
+    if tensor.dim() and data.draw(st.booleans()):
+        tensor = tensor[::2]
+    file = tmp_path_factory.getbasetemp() / "tensors.pth"
+    torch.save({"a": tensor, "b": [tensor], "c": nn.Parameter(tensor) if dtype.is_floating_point else 1}, file)
+    read, expected = read_inertly(file), torch.load(file, weights_only=True)
+    assert torch.equal(read["a"], expected["a"])
+    assert (read["a"].dtype, read["a"].stride()) == (expected["a"].dtype, expected["a"].stride())
+    if dtype.is_floating_point:
+        assert torch.equal(read["c"], tensor)
+
+
+def test_what_is_not_a_tensor_is_inert(tmp_path):
+    torch.save(options(), tmp_path / "options.pt")
+    found = read_inertly(tmp_path / "options.pt")
+    assert isinstance(found, Inert)
+    assert found.kind == "argparse.Namespace"
+    assert not hasattr(found, "data")

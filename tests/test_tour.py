@@ -1,0 +1,76 @@
+"""docs/after-training.md typed into a terminal, line by line, as a new user would."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import select
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import PROGRAM
+
+PAGE = PROGRAM / "docs" / "after-training.md"
+SMALLER = (
+    "device=cpu data.per_class=42 data.size=40 model.name=null model.block=basic model.layers=[1,1,1] "
+    "augment.train_size=32 augment.val_resize=36 augment.val_size=32 data.num_workers=0"
+)
+"""What makes a training of the page one of seconds, with 24 steps in place of 123."""
+PROMPT = re.compile(r"<(\d+)>\$ $")
+
+
+class Terminal:
+    """bash in a terminal of 100 columns, with nothing in its environment that a login would not put there."""
+
+    def __init__(self, folder: Path) -> None:
+        self.child, self.file = pty.fork()
+        if self.child == 0:
+            os.chdir(folder)
+            path = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin"
+            kept = {"PATH": path, "HOME": str(folder), "TERM": "xterm", "COLUMNS": "100", "WANDB_MODE": "offline"}
+            os.execve("/bin/bash", ["bash", "--noprofile", "--norc", "--noediting", "-i"], kept | {"PS1": "<$?>$ "})
+        self.read()
+
+    def read(self, seconds: float = 120) -> tuple[str, int]:
+        """What was printed up to the next prompt, and the exit code that it tells."""
+        text, deadline = "", time.monotonic() + seconds
+        while not (prompt := PROMPT.search(text)):
+            ready, _, _ = select.select([self.file], [], [], deadline - time.monotonic())
+            assert ready, f"no prompt after {seconds} s:\n{text}"
+            text += os.read(self.file, 65536).decode(errors="replace").replace("\r\n", "\n")
+        return text[: prompt.start()], int(prompt[1])
+
+    def type(self, line: str) -> tuple[str, int]:
+        os.write(self.file, f"{line}\n".encode())
+        return self.read()
+
+    def close(self) -> None:
+        os.close(self.file)
+        os.waitpid(self.child, 0)
+
+
+def lines_of(page: str) -> list[str]:
+    blocks = re.findall(r"```sh\n(.*?)```", page, flags=re.DOTALL)
+    return [line for block in blocks for line in block.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory) -> dict[str, str]:
+    """What each line of the page printed."""
+    folder = tmp_path_factory.mktemp("tour")
+    (folder / "train.py").symlink_to(PROGRAM / "train.py")
+    terminal, said = Terminal(folder), {"folder": str(folder)}
+    try:
+        for line in lines_of(PAGE.read_text()):
+            typed = line.replace("recipe=quickstart", f"recipe=quickstart {SMALLER}")
+            typed = typed.replace("--step 50", "--step 10").replace("step-82", "step-16")
+            said[line], code = terminal.type(typed)
+            assert code == 0, f"{typed}\n{said[line]}"
+            assert "Traceback" not in said[line], said[line]
+    finally:
+        terminal.close()
+    return said
