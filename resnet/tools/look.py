@@ -23,7 +23,7 @@ from resnet.data.sources.registry import Source
 from resnet.data.transforms import Transform, train_transform
 from resnet.inference import input_dtype
 from resnet.rundir.provenance import read_provenance
-from resnet.tools.picture_grid import Tile, draw_grid
+from resnet.tools.picture_grid import SIDE, Tile, draw_grid
 from resnet.training_input import TrainingInput, training_input
 
 Box = tuple[int, int, int, int]
@@ -248,11 +248,12 @@ def tiles_of(seen: Seen) -> list[Tile]:
 
 
 def _with_box(image: np.ndarray, box: Box) -> Image.Image:
-    """The whole image with the crop's outline."""
-    picture = Image.fromarray(image)
-    top, left, height, width = box
+    """The whole image with the crop's outline; what is small is enlarged first, for thin lines."""
+    scale = max(1, SIDE // max(image.shape))
+    picture = Image.fromarray(image.repeat(scale, 0).repeat(scale, 1))
+    top, left, height, width = (scale * side for side in box)
     pen, thick = ImageDraw.Draw(picture), max(1, round(max(picture.size) / 100))
-    for colour, line in (("black", 3 * thick), ("yellow", thick)):
+    for colour, line in (("black", 2 * thick), ("yellow", thick)):
         pen.rectangle((left, top, left + width - 1, top + height - 1), outline=colour, width=line)
     return picture
 
@@ -275,8 +276,9 @@ def _marks(sample: Sample) -> str:
 
 
 def short_name(file: str) -> str:
-    """The file with the folder it lies in: where classes are folders, that says most."""
-    return "/".join(file.split("/")[-2:])
+    """A file with the folder it lies in, which is often its class; of a row of a table its last part."""
+    parts = file.split("/")
+    return "/".join(parts[-2:]) if "." in parts[-1] else parts[-1]
 
 
 def draw_seen(seen: Seen, path: Path | None = None, title: str = "") -> bytes:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
 
-from recipes.changes import differences
+from recipes.changes import differences, refuse_fixed
 from recipes.load import load, load_file
 from recipes.plan import Plan, make_plan
 from recipes.schema.recipe import Recipe
@@ -93,8 +93,10 @@ def replay(
         folder = keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="resnet-replay-")))
         kept = replay_run.recipe_at(_rest_of_end(steps) or rest, run_dir)
         scratch = replay_run.scratch_run(steps, rest, kept, folder)
-        edited = _edited(run_dir, load_file(scratch / "recipe.yaml").recipe)
+        trained_by = load_file(scratch / "recipe.yaml").recipe
+        edited = _edited(run_dir, trained_by)
         recipe = load([f"recipe={scratch}/recipe.yaml", *overrides]).recipe
+        refuse_fixed(changes := differences(trained_by, recipe), run_dir)
         _check_log_every(recipe, log_every)
         train, val = build_data(recipe)
         replay_run.check_data(train, rest, recipe, run_dir)
@@ -107,7 +109,9 @@ def replay(
         words = replay_run.words_of(steps, plan, scratch, overrides, log_every)
         _train(words, ranks, threads, steps, scratch)
         found = edited + _differences(steps, scratch, log_every in (None, recipe.log_every))
-        return _judged(steps, scratch, found, bool(edited), plan, train)
+        result = _judged(steps, scratch, found, bool(edited), plan, train)
+        told = [f"changed for this: {key} {then} -> {now}" for key, (then, now) in changes.items()]
+        return result._replace(notes=[*result.notes, *told])
 
 
 def _train(words: list[str], ranks: int, threads: int | None, steps: Steps, scratch: Path) -> None:
