@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -16,7 +17,6 @@ import pyarrow.parquet as pq
 import torch
 from torch import nn
 
-from recipes.load import digest as recipe_digest
 from resnet.checkpoint.commit import sha256_of
 from resnet.data.sources.given import open_given
 from resnet.data.sources.registry import Source, open_sources
@@ -27,7 +27,7 @@ from resnet.tools.forward import choose_device, forward
 from resnet.tools.predict import classes_of
 from resnet.tools.trained import Trained
 from resnet.tools.weights import load_network
-from resnet.weights_file import KEY
+from resnet.weights_file import AUGMENT, KEY
 
 LAYERS = ("avgpool", "layer4", "layer3", "layer2", "layer1")
 """Of which features can be taken; the mean over height and width of those that have these."""
@@ -131,12 +131,13 @@ def feature_function(trained: Trained, layer: str, device: torch.device) -> Call
 
 def blocks_of_features(
     trained: Trained, source: Named, layer: str, batch_size: int, device: torch.device, start: int = 0
-) -> Iterator[tuple[list[int], np.ndarray, dict[int, str]]]:
+) -> Generator[tuple[list[int], np.ndarray, dict[int, str]], None, None]:
     """By batch: indices of the images, their features float32 (N, size), and why others could not be read."""
     compute = feature_function(trained, layer, device)
-    for batch in forward(source, trained.recipe, batch_size, device, compute, start):
-        found = np.empty((0, 0), dtype=np.float32) if batch.outputs is None else batch.outputs.cpu().numpy()
-        yield batch.indices, found, batch.problems
+    with contextlib.closing(forward(source, trained.recipe, batch_size, device, compute, start)) as batches:
+        for batch in batches:
+            found = np.empty((0, 0), dtype=np.float32) if batch.outputs is None else batch.outputs.cpu().numpy()
+            yield batch.indices, found, batch.problems
 
 
 def write_features(
@@ -185,8 +186,8 @@ def _write(
     problems: list[tuple[str, str]] = []
     if done < len(source):
         blocks = blocks_of_features(trained, source, layer, batch_size, device, done)
-        blocks = blocks if told is None else told(blocks, done)
-        _write_parts(blocks, source, folder, done, step, problems)
+        with contextlib.closing(blocks):
+            _write_parts(blocks if told is None else told(blocks, done), source, folder, done, step, problems)
     tables = (pq.read_table(folder / _name(start)) for start in starts)
     rows, size = _join(tables, out, description)
     shutil.rmtree(folder)
@@ -254,21 +255,19 @@ def _description(trained: Trained, source: Named, layer: str, batch_size: int, d
     digest = hashlib.sha256(np.ascontiguousarray(source.labels).tobytes())
     for index in range(len(source)):
         digest.update(os.fsencode(source.ids[index]) + b"\0")
-    augment = trained.recipe.augment
+    augment = trained.recipe.augment.model_dump(mode="json")
     with trained.weights.open("rb") as file:
         weights = sha256_of(file)
     return {
         "weights": str(trained.weights),
         "weights_sha256": weights,
-        "recipe_digest": recipe_digest(trained.recipe),
         "layer": layer,
-        "val_resize": augment.val_resize,
-        "val_size": augment.val_size,
-        "crop": augment.crop,
+        **{key: augment[key] for key in AUGMENT if key != "train_size"},
         "images": len(source),
         "images_sha256": digest.hexdigest(),
         "batch_size": batch_size,
         "device": device.type,
+        "precision": trained.recipe.precision,
         "version": VERSION,
     }
 

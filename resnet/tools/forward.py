@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import NamedTuple
 
 import numpy as np
@@ -53,7 +53,7 @@ def forward(
     device: torch.device,
     compute: Callable[[torch.Tensor], torch.Tensor],
     start: int = 0,
-) -> Iterator[Forwarded]:
+) -> Generator[Forwarded, None, None]:
     """What `compute` makes of the images uint8 (N, 3, H, W) of each batch, prepared as in the recipe's evaluation.
 
     start: index of the first image. Between two batches torch is as the caller left it; a few batches are held at a

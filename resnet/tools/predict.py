@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import contextlib
+from collections.abc import Generator, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -49,7 +50,7 @@ def classes_of(trained: Trained) -> list[str]:
 
 def predictions(
     trained: Trained, source: Given, top: int = 1, batch_size: int = 64, device: str = "auto"
-) -> Iterator[Prediction]:
+) -> Generator[Prediction, None, None]:
     """Classify images as in the recipe's evaluation: one prediction each, in their order, made as they are asked for.
 
     source: opened with the network's classes. top: classes of each prediction. batch_size: images of a forward pass.
@@ -65,8 +66,15 @@ def predictions(
         best, numbers = class_probabilities(predict_logits(network, images, recipe, chosen), recipe).topk(top)
         return torch.stack((best.double(), numbers.double()), 1)
 
-    batches = forward(source, recipe, batch_size, chosen, ranked)
-    return (prediction for batch in batches for prediction in _of_batch(batch, source, classes))
+    return _of_batches(forward(source, recipe, batch_size, chosen, ranked), source, classes)
+
+
+def _of_batches(
+    batches: Generator[Forwarded, None, None], source: Given, classes: list[str]
+) -> Generator[Prediction, None, None]:
+    with contextlib.closing(batches):
+        for batch in batches:
+            yield from _of_batch(batch, source, classes)
 
 
 def _of_batch(batch: Forwarded, source: Given, classes: list[str]) -> Iterator[Prediction]:

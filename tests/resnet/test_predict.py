@@ -18,7 +18,7 @@ from resnet.tools.cli import main
 from resnet.tools.output import open_output
 from resnet.tools.predict import Prediction, spread_over
 from resnet.tools.prediction_rows import parse_columns
-from tests.helpers import TINY, evaluation, train
+from tests.helpers import TINY, evaluation, start, train
 
 
 @pytest.fixture(scope="module")
@@ -324,6 +324,20 @@ def test_the_csv_is_replaced_at_the_end_only(finished, tmp_path, monkeypatch):
     assert out.read_text() == "old"
     assert len(predict(finished.run, finished.images, link)) == 20
     assert link.is_symlink()
+
+
+def test_a_reader_that_has_seen_enough_ends_it_with_its_workers(finished, tmp_path):
+    """As `| head -1` does: a worker that is left would be waited for without end."""
+    (tmp_path / "list.csv").write_text("file\n" + f"{next(finished.images.glob('*/*.jpg'))}\n" * 5000)
+    command = ["predict", finished.run, tmp_path / "list.csv", "--device", "cpu", "--batch-size", 8]
+    process = start("-m", "resnet", *command, "data.num_workers=2", OMP_NUM_THREADS=1)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "file,label,probability\n"
+    process.stdout.close()
+    try:
+        assert process.wait(60) != 0
+    finally:
+        process.kill()
 
 
 def test_two_at_once_write_a_whole_file_each(tmp_path, monkeypatch):

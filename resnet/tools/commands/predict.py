@@ -69,7 +69,8 @@ def run(arguments: argparse.Namespace) -> None:
     found = predictions(trained, source, writer.top, arguments.batch_size, arguments.device)
     shown = spread_over(len(source), MOST_IN_A_GRID) if arguments.grid else set()
     kept = {}
-    with writer.open() as write:
+    # Closed whatever happens: a worker that is left would keep this process from ending.
+    with contextlib.closing(found), writer.open() as write:
         for index, prediction in enumerate(counted(found, len(source), quiet=writer.shown)):
             write(prediction)
             if index in shown:
