@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -121,20 +121,30 @@ class _Pass(NamedTuple):
     broken: list[str]
 
 
+Watch = Callable[[Iterator[Batch], int], Iterable[Batch]]
+"""Is handed the batches of a pass, and the number of images over all ranks, and hands the batches on."""
+
+
 @torch.no_grad()
 def evaluate(
-    trained: Sequence[Trained], options: DataOptions = THE_RECIPES, over_ranks: bool = False
+    trained: Sequence[Trained],
+    options: DataOptions = THE_RECIPES,
+    over_ranks: bool = False,
+    watch: Watch = lambda batches, _: batches,
 ) -> list[Evaluation]:
     """Evaluate weights as in training, and leave the process as it was; one result each, in their order.
 
     over_ranks: share the images among the ranks of the process group, all of which call this and get the same.
+    watch: to tell how far it is.
     Raises ValueError for recipes, data or weights that cannot be used.
     """
     subjects = _in_step(lambda: _subjects(trained, options), over_ranks)
     passes: dict[tuple[Any, ...], list[_Subject]] = {}
     for subject in subjects:
         passes.setdefault(subject.pass_key(), []).append(subject)
-    found = {id(subject): result for group in passes.values() for subject, result in _evaluate(group, over_ranks)}
+    found = {
+        id(subject): result for group in passes.values() for subject, result in _evaluate(group, over_ranks, watch)
+    }
     return [found[id(subject)] for subject in subjects]
 
 
@@ -168,11 +178,11 @@ def _micro_batch(run_dir: Path | None) -> int | None:
     return None if run_dir is None else read_provenance(run_dir).get("plan", {}).get("micro_batch")
 
 
-def _evaluate(group: list[_Subject], over_ranks: bool) -> Iterator[tuple[_Subject, Evaluation]]:
+def _evaluate(group: list[_Subject], over_ranks: bool, watch: Watch) -> Iterator[tuple[_Subject, Evaluation]]:
     """Evaluate networks on the same batches."""
     first = group[0]
     with own_settings(first.trained.recipe, first.device):
-        seen, results = _pass_over(group, over_ranks)
+        seen, results = _pass_over(group, over_ranks, watch)
     for subject, result in zip(group, results, strict=True):
         if not result["samples"]:
             kind = "validation images" if subject.data.own else "images"
@@ -180,10 +190,12 @@ def _evaluate(group: list[_Subject], over_ranks: bool) -> Iterator[tuple[_Subjec
         yield subject, _evaluation(subject, result, seen)
 
 
-def _pass_over(group: list[_Subject], over_ranks: bool) -> tuple[_Pass, list[dict[str, Any]]]:
+def _pass_over(group: list[_Subject], over_ranks: bool, watch: Watch) -> tuple[_Pass, list[dict[str, Any]]]:
     first, images, start, broken = group[0], 0, None, []
     rank, ranks = (dist.get_rank(), dist.get_world_size()) if over_ranks else (0, 1)
-    for batch in batches_of(first.data.source, first.trained.recipe, first.batch_size, first.device, rank, ranks):
+    source = first.data.source
+    batches = batches_of(source, first.trained.recipe, first.batch_size, first.device, rank, ranks)
+    for batch in watch(batches, len(source)):
         broken += batch.broken
         if not len(batch.labels):
             continue

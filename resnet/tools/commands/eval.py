@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from resnet.rundir.files import to_json, write_atomic
 from resnet.tools.arguments import add_lists, add_root, split_changes
+from resnet.tools.output import check_output, counted
 
 if TYPE_CHECKING:
     from resnet.tools.evaluate import Evaluation
@@ -60,15 +61,20 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.only_present,
         arguments.known_only,
     )
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    ranks, first = int(os.environ.get("WORLD_SIZE", "1")), os.environ.get("RANK", "0") == "0"
+    several = ranks > 1
+
+    def watch(batches, images: int):
+        return counted(batches, images, not first, lambda batch: ranks * (batch.key.stop - batch.key.start))
+
     if several:
         build_accelerator(trained[0].recipe)
     else:
         # As many as training takes, so that it rounds as training did.
         torch.set_num_threads(cores_of_rank())
     try:
-        results = evaluate(trained, options, over_ranks=several)
-        if not several or dist.get_rank() == 0:
+        results = evaluate(trained, options, several, watch)
+        if first:
             _tell(results, arguments)
     finally:
         if several:
@@ -80,8 +86,8 @@ def _check(arguments: argparse.Namespace, names: list[str]) -> None:
         raise ValueError("give a run, or a file of weights, beside changes to its recipe")
     if arguments.csv not in (None, "-") and not arguments.csv.endswith(".csv"):
         raise ValueError(f"--csv {arguments.csv}: give a file that ends in .csv, or --csv last for standard output")
-    if arguments.csv not in (None, "-") and not Path(arguments.csv).absolute().parent.is_dir():
-        raise ValueError(f"--csv {arguments.csv}: there is no folder {Path(arguments.csv).absolute().parent}")
+    if arguments.csv not in (None, "-"):
+        check_output(Path(arguments.csv), "--csv")
     for option in ("known_only", "images", "file_column", "label_column"):
         if getattr(arguments, option) and not arguments.data:
             raise ValueError(f"--{option.replace('_', '-')} is for other data, which --data names")
