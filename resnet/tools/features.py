@@ -27,7 +27,7 @@ from resnet.tools.forward import choose_device, forward
 from resnet.tools.predict import classes_of
 from resnet.tools.trained import Trained
 from resnet.tools.weights import load_network
-from resnet.weights_file import AUGMENT, KEY
+from resnet.weights_file import PREPARED, KEY
 
 LAYERS = ("avgpool", "layer4", "layer3", "layer2", "layer1")
 """Of which features can be taken; the mean over height and width of those that have these."""
@@ -262,7 +262,7 @@ def _description(trained: Trained, source: Named, layer: str, batch_size: int, d
         "weights": str(trained.weights),
         "weights_sha256": weights,
         "layer": layer,
-        **{key: augment[key] for key in AUGMENT if key != "train_size"},
+        **{key: augment[key] for key in PREPARED if key != "train_size"},
         "images": len(source),
         "images_sha256": digest.hexdigest(),
         "batch_size": batch_size,
