@@ -11,7 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 import torchvision
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
@@ -176,8 +176,12 @@ def test_a_named_net_and_the_same_one_by_hand_are_equal():
         assert effective_model(Model(**one)) == effective_model(Model(**other))
 
 
+PLAIN = {"net": {"name": "resnet18"}, "maxpool": None, "activation": {}, "blurpool": False, "irrelevant": {}}
+
+
 @settings(max_examples=25, deadline=None)
 @given(MODELS, MODELS)
+@example(PLAIN | {"stem": "imagenet", "maxpool": False}, PLAIN | {"stem": "cifar"})
 def test_what_does_not_fit_is_told_with_the_keys_that_make_it_fit(there, here):
     recipe = load(words_of(there)).recipe
     info = resnet.WeightsInfo(**{**dict.fromkeys(resnet.WeightsInfo._fields), "model": recipe.model})
