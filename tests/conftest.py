@@ -16,13 +16,8 @@ PROCESSES = (
 )
 """Modules of which most tests start processes or train."""
 LONGEST = (
-    "test_slurm_ends.py",
-    "test_tour.py",
-    "test_sweep.py",
-    "test_slurm.py",
-    "test_local.py",
-    "test_ends.py",
-    "test_resume.py",
+    *("test_slurm_ends.py", "test_tour.py", "test_sweep.py", "test_slurm.py", "test_local.py", "test_ends.py"),
+    *("test_resume.py", "test_example_pages.py"),
 )
 """Files that take minutes, most of them in waiting."""
 
