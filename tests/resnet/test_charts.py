@@ -1,8 +1,8 @@
 """The SVG charts of the pages, and what a browser makes of a page of them."""
 
 import json
-import os
 import math
+import os
 import random
 import re
 import shutil
