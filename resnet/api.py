@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from recipes.load import Loaded, load_file, load_values
 from recipes.schema.recipe import Recipe
 from resnet.checkpoint.commit import newest_first
+from resnet.run_recipe import data_of_run
 from resnet.rundir.evaluation import class_names
 from resnet.rundir.find import find_run
 from resnet.rundir.metrics_log import read_metrics
@@ -210,7 +211,10 @@ class Run:
     def _trained(self, weights: str | int | Path) -> Trained:
         from resnet.tools.trained import Trained, weights_of
 
-        return Trained(self.name, weights_of(self.path, weights), self.recipe, self.classes, self.path)
+        return Trained(self.name, weights_of(self.path, weights), self._changed({}), self.classes, self.path)
+
+    def _changed(self, changes: Mapping[str, Any]) -> Recipe:
+        return load_recipe(self.path / "recipe.yaml", {**data_of_run(self.path, changes), **changes})
 
     def look(self, step: int = 0, count: int = 32, **changes: Any) -> Seen:
         """The first `count` images of a training step exactly as the network got them, and what was done to each.
@@ -220,7 +224,7 @@ class Run:
         """
         from resnet.tools.look import look_at_run
 
-        return look_at_run(self.path, load_recipe(self.path / "recipe.yaml", changes), step, count)
+        return look_at_run(self.path, self._changed(changes), step, count)
 
     def replay(self, first: int | None = None, last: int | None = None, **changes: Any) -> Replay:
         """Train the steps after checkpoint `first` up to `last` again, elsewhere, and compare with what the run left.
@@ -244,8 +248,7 @@ class Run:
         from resnet.tools.trained import of_run, weights_of
 
         trained = of_run(f"{self.name}@{weights}", self.path, weights_of(self.path, weights))
-        changed = load_recipe(self.path / "recipe.yaml", changes)
-        return tool.evaluate([trained._replace(recipe=changed)])[0]
+        return tool.evaluate([trained._replace(recipe=self._changed(changes))])[0]
 
     def report(self) -> Path:
         """Write report.html anew, with curves.png and confusion.png beside it, and return its path.

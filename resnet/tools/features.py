@@ -27,11 +27,10 @@ from resnet.tools.forward import choose_device, forward
 from resnet.tools.predict import classes_of
 from resnet.tools.trained import Trained
 from resnet.tools.weights import load_network
-from resnet.weights_file import KEY
+from resnet.weights_file import KEY, PREPARED
 
 LAYERS = ("avgpool", "layer4", "layer3", "layer2", "layer1")
 """Of which features can be taken; the mean over height and width of those that have these."""
-_PREPARATION = ("mean", "std", "crop", "val_resize", "val_size", "interpolation")
 PART = 1024
 """Images, about, of a row group, and of what a kill loses."""
 
@@ -263,7 +262,7 @@ def _description(trained: Trained, source: Named, layer: str, batch_size: int, d
         "weights": str(trained.weights),
         "weights_sha256": weights,
         "layer": layer,
-        **{key: augment[key] for key in _PREPARATION},
+        **{key: augment[key] for key in PREPARED if key != "train_size"},
         "images": len(source),
         "images_sha256": digest.hexdigest(),
         "batch_size": batch_size,

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from recipes.changes import differences
 from recipes.evidence import judge
-from recipes.load import load_file
 from resnet.checkpoint.commit import name_of
+from resnet.run_recipe import load_run_recipe
 from resnet.run_weights import FINAL
 from resnet.rundir.status import status_or_nothing
 from resnet.tools.trained import Trained
@@ -29,7 +29,7 @@ def judged(trained: Trained, top1: float, training_images: int | None) -> str | 
     evidence = recipe.evidence
     if run_dir is None or evidence is None or evidence.band is None or recipe.eval.metric != "top1":
         return None
-    changed = differences(load_file(run_dir / "recipe.yaml").recipe, recipe)
+    changed = differences(load_run_recipe(run_dir).recipe, recipe)
     if any(not _is_among(key) for key in changed) or trained.averaged != (recipe.ema is not None):
         return None
     return judge(recipe, top1, training_images).text if _are(trained.weights, run_dir, evidence.weights) else None

@@ -18,6 +18,7 @@ from resnet.build import build_data, build_order
 from resnet.checkpoint.commit import CheckpointError, name_of, newest_first, read_manifest, step_of
 from resnet.checkpoint.snapshot import read_rest
 from resnet.data.sources.registry import Source
+from resnet.run_recipe import with_data
 from resnet.run_weights import FINAL
 from resnet.rundir.files import to_json, write_atomic
 from resnet.rundir.metrics_log import read_metrics
@@ -95,6 +96,7 @@ def replay(
         scratch = replay_run.scratch_run(steps, rest, kept, folder)
         trained_by = load_file(scratch / "recipe.yaml").recipe
         edited = _edited(run_dir, trained_by)
+        overrides = with_data(run_dir, overrides)
         recipe = load([f"recipe={scratch}/recipe.yaml", *overrides]).recipe
         refuse_fixed(changes := differences(trained_by, recipe), run_dir)
         _check_log_every(recipe, log_every)

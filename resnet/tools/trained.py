@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from recipes.load import Loaded, load, load_over, names
 from recipes.schema.recipe import Recipe
 from resnet.checkpoint.snapshot import EMA, MODEL
+from resnet.run_recipe import load_run_recipe
 from resnet.run_weights import ENDINGS, has_average, weights_of
 from resnet.rundir.evaluation import class_names, read_evaluation
 from resnet.rundir.find import ROOT, find_run
@@ -65,7 +66,7 @@ def _is_run(text: str, root: str | Path) -> bool:
 
 def of_run(name: str, run_dir: Path, weights: Path, overrides: Sequence[str] = ()) -> Trained:
     """A run with one of its weights files. overrides: changes to its recipe."""
-    loaded = load([f"recipe={run_dir / 'recipe.yaml'}", *overrides])
+    loaded = load_run_recipe(run_dir, overrides)
     averaged = weights.name != MODEL and (weights.name == EMA or has_average(run_dir))
     info = read_info(weights)
     classes = info.classes if info else class_names(run_dir) if read_evaluation(run_dir) else []

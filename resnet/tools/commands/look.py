@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    from resnet.run_recipe import load_run_recipe
     from resnet.tools.look import as_json, draw_seen, look, look_at_run
 
     out = arguments.out or Path(f"look-step-{arguments.step}.png")
@@ -41,7 +42,7 @@ def run(arguments: argparse.Namespace) -> None:
         seen, what = look(loaded.recipe, **how), loaded.recipe.name
     else:
         run_dir = find_run(arguments.run, arguments.root)
-        loaded = load([f"recipe={run_dir / 'recipe.yaml'}", *arguments.overrides])
+        loaded = load_run_recipe(run_dir, arguments.overrides)
         seen, what = look_at_run(run_dir, loaded.recipe, **how), str(run_dir)
     title = f"{what}, step {seen.step} (step {seen.step + 1} in the log, epoch {seen.epoch:.2f})"
     draw_seen(seen, out, title)

@@ -20,6 +20,7 @@ from recipes.schema.recipe import NOT_TRAINING, Recipe
 from recipes.schema.training import Evidence
 from recipes.text import format_duration
 from resnet.process.command_lines import accelerate_command
+from resnet.run_recipe import load_run_recipe
 from resnet.rundir.evaluation import read_evaluation
 from resnet.rundir.files import write_atomic
 from resnet.rundir.metrics_log import read_metrics
@@ -54,7 +55,7 @@ def write_report(run_dir: Path, sources: tuple[Source, Source] | None = None, pa
     if page_only:
         pictures = kept_pictures(run_dir, evaluation)
     else:
-        pictures = make_pictures(run_dir, recipe, derived, evaluation, sources)
+        pictures = make_pictures(run_dir, load_run_recipe(run_dir).recipe, derived, evaluation, sources)
         _draw(run_dir, recipe, derived, rows, evaluation)
     name = str(status.get("name") or run_dir.resolve().name)
     marks, classes = marks_of(run_dir, recipe, information), len(evaluation.get("classes") or ())
