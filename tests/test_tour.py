@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.helpers import PROGRAM
+from tests.helpers import PROGRAM, cores
 
 PAGE = PROGRAM / "docs" / "after-training.md"
 SMALLER = (
@@ -28,7 +28,8 @@ class Terminal:
     """bash in a terminal of 100 columns, with nothing in its environment that a login would not put there."""
 
     def __init__(self, folder: Path) -> None:
-        self.child, self.file = pty.fork()
+        with cores(1):
+            self.child, self.file = pty.fork()
         if self.child == 0:
             os.chdir(folder)
             path = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin"
@@ -36,7 +37,7 @@ class Terminal:
             os.execve("/bin/bash", ["bash", "--noprofile", "--norc", "--noediting", "-i"], kept | {"PS1": "<$?>$ "})
         self.read()
 
-    def read(self, seconds: float = 120) -> tuple[str, int]:
+    def read(self, seconds: float = 300) -> tuple[str, int]:
         """What was printed up to the next prompt, and the exit code that it tells."""
         text, deadline = "", time.monotonic() + seconds
         while not (prompt := PROMPT.search(text)):

@@ -177,7 +177,7 @@ def test_a_second_interrupt_leaves_at_once(tmp_path, in_step):
     time.sleep(2.3)
     assert os.waitpid(ranks[0], os.WNOHANG) == (0, 0)
     os.kill(ranks[0], signal.SIGINT)
-    assert wait_ranks(ranks, 5) == [130]
+    assert wait_ranks(ranks, 20) == [130]
     wait_for(lambda: not processes_of(ranks), 10)
     assert newest_step(run) in (4, 5), "whole, whether or not that of the epoch's end was done"
     assert "stopped at once" in (tmp_path / "r.txt").read_text()

@@ -9,9 +9,7 @@ from resnet.rundir.find import ROOT
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "root", metavar="ROOT", nargs="?", default=ROOT, help="folder of the runs (default: %(default)s)"
-    )
+    parser.add_argument("root", metavar="ROOT", nargs="?", default=ROOT, help=f"folder of the runs (default: {ROOT})")
     parser.add_argument("--out", type=Path, metavar="PATH", help="of the page (default: ROOT/board.html)")
 
 
