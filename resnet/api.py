@@ -146,11 +146,10 @@ class Run:
         """
         import torch
 
-        from resnet.tools.trained import weights_of
+        from resnet.run_weights import weights_of
         from resnet.tools.weights import load_network
 
-        file = weights_of(self.path, weights)
-        return load_network(self.recipe, len(self.classes), file, torch.device("cpu"))
+        return load_network(self.recipe, None, weights_of(self.path, weights), torch.device("cpu"))
 
     def predict(
         self,
@@ -209,9 +208,10 @@ class Run:
         return features_of(trained, open_images(trained, paths), layer, batch_size, device)
 
     def _trained(self, weights: str | int | Path) -> Trained:
-        from resnet.tools.trained import Trained, weights_of
+        from resnet.run_weights import weights_of
+        from resnet.tools.trained import of_run
 
-        return Trained(self.name, weights_of(self.path, weights), self._changed({}), self.classes, self.path)
+        return of_run(f"{self.name}@{weights}", self.path, weights_of(self.path, weights))
 
     def _changed(self, changes: Mapping[str, Any]) -> Recipe:
         return load_recipe(self.path / "recipe.yaml", {**data_of_run(self.path, changes), **changes})
@@ -245,10 +245,8 @@ class Run:
         Raises ValueError for changes, data or weights that cannot be used.
         """
         from resnet.tools import evaluate as tool
-        from resnet.tools.trained import of_run, weights_of
 
-        trained = of_run(f"{self.name}@{weights}", self.path, weights_of(self.path, weights))
-        return tool.evaluate([trained._replace(recipe=self._changed(changes))])[0]
+        return tool.evaluate([self._trained(weights)._replace(recipe=self._changed(changes))])[0]
 
     def report(self) -> Path:
         """Write report.html anew, with curves.png and confusion.png beside it, and return its path.

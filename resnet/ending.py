@@ -128,8 +128,8 @@ def _write_report(hooks: RunHooks, end: End, sources: tuple[Source, Source]) -> 
     try:
         from resnet.tools.report.report import write_report
 
-        # A job that stops is about to be queued again, and its time is short.
-        write_report(hooks.run_dir, sources, page_only=end.outcome == "stopped" and ATTEMPT in os.environ)
+        # A job that stops is about to be queued again, and its time is short; the images of one that failed may hang.
+        write_report(hooks.run_dir, sources, page_only=end.outcome != "finished" and ATTEMPT in os.environ)
     except Exception as error:
         print(f"the report could not be written: {type(error).__name__}: {error}", file=sys.stderr)
 

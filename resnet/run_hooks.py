@@ -23,7 +23,7 @@ from resnet.tracking.watchdog import Watchdog
 
 
 class RunHooks:
-    """`loop.Hooks` of a real run. `log` and `tracker` write on rank 0 only; the rest goes on everywhere."""
+    """`trainer.Hooks` of a real run. `log` and `tracker` write on rank 0 only; the rest goes on everywhere."""
 
     def __init__(
         self,

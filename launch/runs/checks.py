@@ -54,10 +54,9 @@ def check_paths(recipe: Recipe, scratch: str | None) -> None:
 
 def _is_run(text: str, root: str) -> bool:
     """Whether a text means a run below the root, as RUN or RUN@best."""
-    names = {text, text.rpartition("@")[0] or text}
-    return any(
-        (folder / name / "recipe.yaml").is_file() for name in names for folder in (Path(root).expanduser(), Path())
-    )
+    names = {Path(name).expanduser() for name in (text, text.rpartition("@")[0] or text)}
+    folders = (Path(root).expanduser(), Path())
+    return any((folder / name / "recipe.yaml").is_file() for name in names for folder in folders)
 
 
 def check_existing(run_dir: Path, recipe: Recipe) -> None:

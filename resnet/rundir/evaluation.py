@@ -10,6 +10,7 @@ from typing import Any
 from resnet.rundir.files import read_json, to_json, write_atomic
 
 NAME = "evaluation.json"
+FORMAT = 1
 MOST_CLASSES_OF_A_MATRIX = 200
 
 
@@ -23,7 +24,7 @@ def write_evaluation(
     readable size.
     """
     confusion: list[list[int]] = result["confusion"].tolist()
-    content = {name: result[name] for name in ("top1", "top5", "loss", "ece", "samples")}
+    content = {"format": FORMAT} | {name: result[name] for name in ("top1", "top5", "loss", "ece", "samples")}
     content |= {"step": step, "classes": classes}
     content["per_class"] = [
         {"class": name, "samples": sum(row), "correct": row[index]}

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resnet.tools.report.charts import Mark, Series, charts, line_chart, moving_mean, sparkline, thinned, ticks
+from resnet.tools.report.charts import Mark, Series, charts, line_chart, moving_mean, thinned, ticks
 from resnet.tools.report.html import bar, facts, mapping, page, section, table
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -127,11 +127,6 @@ def test_marks_and_names_are_told_and_escaped():
     assert "<b>" not in figure
     assert "<i>" not in figure.replace('<i style="', "")
     assert "2 at epoch 4" in drawing(figure).attrib["aria-label"]
-
-
-def test_a_sparkline_needs_two_values():
-    assert "<path" in sparkline([(0, 1.0), (1, 2.0)], "top-1 of first")
-    assert sparkline([(0, 1.0), (1, None)], "x") == sparkline([], "x") == ""
 
 
 WRAPPER = """<!doctype html><iframe style="border:0" width="390" height="800" srcdoc="{page}"></iframe><script>

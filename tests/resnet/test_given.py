@@ -122,7 +122,6 @@ def test_ids_without_an_extension_are_matched_to_files(folder):
         "dog/3",
     ]
     assert found.notes == [f"3 ids had no extension: matched to *.png, *.jpg in {folder}"]
-    assert found.missing() == [3]
 
 
 def test_names_in_a_list_start_from_images(folder, tmp_path):
@@ -150,7 +149,6 @@ def test_text_files_hold_a_path_a_line(folder, monkeypatch):
     file = table(folder / "list.txt", "# found today", "dog/1.png", "", "cat/a.png 7", f"{folder}/a.png")
     found = open_given(file)
     assert labels_by_id(found) == {"dog/1.png": None, "cat/a.png": "7", f"{folder}/a.png": None}
-    assert found.missing() == []
     monkeypatch.chdir(folder)
     elsewhere = folder.parent / "list.txt"
     from_here = open_given(table(elsewhere, "dog/1.png"))
@@ -192,7 +190,6 @@ def test_names_that_are_no_text_or_hold_newlines_and_commas(folder):
         csv.writer(file).writerows([["file"], *([f"dog/{name}"] for name in names)])
     listed = open_given(folder / "list.csv")
     assert list(listed.ids) == [f"dog/{name}" for name in names]
-    assert listed.missing() == []
     assert pickle.loads(pickle.dumps(listed)).describe(0) == listed.describe(0)
 
 
@@ -262,3 +259,10 @@ def test_what_is_held_of_a_row_is_its_name(tmp_path):
     assert len(found) == 20_000
     assert held < 20_000 * 60
     assert np.all(found.labels == 0)
+
+
+def test_a_link_to_a_folder_above_is_not_gone_into(folder):
+    (folder / "dog" / "up").symlink_to(folder)
+    (folder / "dog" / "cats").symlink_to(folder / "cat")
+    found = open_given(folder / "dog")
+    assert set(found.ids) == {*(name.name for name in (folder / "dog").glob("*.*")), "cats/a.png"}

@@ -16,7 +16,7 @@ from recipes.schema.data import CsvData, Data, HuggingFaceData
 from recipes.text import listed
 from resnet.data.sources.files import Files, Names, expanded
 from resnet.data.sources.huggingface import open_given_rows
-from resnet.data.sources.image_folder import EXTENSIONS, is_image
+from resnet.data.sources.image_folder import EXTENSIONS, is_image, leads_up
 from resnet.data.sources.lists import Columns, Labels, read_list
 
 _LISTS = (".csv", ".tsv", ".txt", ".lst", ".list")
@@ -87,16 +87,6 @@ class Given:
         label = int(part.source.labels[at])
         return None if label < 0 else part.source.classes[label]
 
-    def missing(self) -> list[int]:
-        """Indices of the files that are not there; a look at each, which a caller that reads them all does not need."""
-        return [
-            start + at
-            for start, part in zip(self._starts, self._parts, strict=False)
-            if isinstance(part.source, Files)
-            for at in range(len(part.source))
-            if not os.path.exists(part.source.describe(at))
-        ]
-
 
 class _Ids(Sequence[str]):
     """What the user calls each image: its path from the folder that was given on, its text in a list, or its row."""
@@ -130,7 +120,7 @@ def open_given(
     position from 1. images: folder that the names in a list start from; None: the list's.
     like: a recipe's data, whose columns and split are taken where these have them.
     Raises ValueError for paths that are not there and lists that cannot be read. A listed file that is not there is an
-    image that cannot be read: see `Given.missing`.
+    image that cannot be read.
     """
     given = [os.path.expanduser(path) for path in ([paths] if isinstance(paths, (str, Path)) else paths)]
     if not given:
@@ -222,9 +212,12 @@ def _labelled_folder(folder: str) -> Files:
 
 def images_of(folder: str | Path, prefix: str = "") -> Iterator[str]:
     """Names, from a folder on and in sorted order, of the images in it and below; what is hidden is passed over."""
-    with os.scandir(os.path.join(folder, prefix)) as entries:
+    here = os.path.join(folder, prefix)
+    with os.scandir(here) as entries:
         found = sorted(
-            f"{entry.name}/" if entry.is_dir() else entry.name for entry in entries if not entry.name.startswith(".")
+            f"{entry.name}/" if entry.is_dir() else entry.name
+            for entry in entries
+            if not entry.name.startswith(".") and not (entry.is_dir() and leads_up(entry, here))
         )
     for name in found:
         if name.endswith("/"):

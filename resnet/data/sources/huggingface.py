@@ -18,7 +18,7 @@ _SAME_SPLIT = {"val": "validation", "valid": "validation", "dev": "validation", 
 
 
 class HuggingFace:
-    """A source (see `source.Source`) of the rows of one split; `images` holds the image column alone, undecoded."""
+    """A source (see `registry.Source`) of the rows of one split; `images` holds the image column alone, undecoded."""
 
     def __init__(self, images: Any, column: str, labels: np.ndarray, classes: list[str], where: str) -> None:
         self._images, self._column, self._where = images, column, where

@@ -86,13 +86,21 @@ def _class_folders(root: Path, key: str) -> tuple[list[str], int]:
     return folders, sum(is_image(entry.name) for entry in visible)
 
 
+def leads_up(entry: os.DirEntry[str], folder: str | Path) -> bool:
+    """Whether an entry of a folder is a link to the folder itself or to one above it, which has no end."""
+    if not entry.is_symlink():
+        return False
+    here, there = os.path.realpath(folder), os.path.realpath(entry.path)
+    return here == there or here.startswith(os.path.join(there, ""))
+
+
 def images_below(root: Path, folder: str) -> Iterator[str]:
     """Names, from `root` on, of the images below one of its folders."""
     with os.scandir(root / folder) as entries:
         for entry in entries:
             if is_image(entry.name):
                 yield f"{folder}/{entry.name}"
-            elif not entry.name.startswith(".") and entry.is_dir():
+            elif not entry.name.startswith(".") and entry.is_dir() and not leads_up(entry, root / folder):
                 yield from images_below(root, f"{folder}/{entry.name}")
 
 

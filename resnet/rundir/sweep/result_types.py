@@ -21,7 +21,7 @@ class Trial:
     point: dict[str, str]
     """Swept key -> text; empty where a search has not chosen it yet."""
     state: str
-    """As of `run_state.rows`; or `not sent` (there is no directory), or `pruned` (a halving rule stopped it)."""
+    """As `resnet.rundir.state.own_rows` has it; or `not sent` (no directory) or `pruned` (by a halving rule)."""
     value: float | None = None
     """Of the best evaluation so far."""
     last: float | None = None

@@ -74,7 +74,7 @@ def _asked(sweep_dir: Path, trial: dict[str, Any]) -> dict[str, Any]:
 
 
 def folders(sweep: Mapping[str, Any]) -> list[Path]:
-    """The run directories of the trials that have one, for `run_state.rows`."""
+    """The run directories of the trials that have one, for `resnet.rundir.state.own_rows`."""
     with os.scandir(sweep["folder"]) as entries:
         there = {entry.name for entry in entries if entry.is_dir()}
     return [Path(sweep["folder"]) / trial["name"] for trial in sweep["trials"] if trial["name"] in there]
@@ -83,7 +83,7 @@ def folders(sweep: Mapping[str, Any]) -> list[Path]:
 def results(sweep: Mapping[str, Any], run_rows: Iterable[Mapping[str, Any]], now: float | None = None) -> Board:
     """A sweep's results so far.
 
-    sweep: of `sweep_so_far`. run_rows: `run_state.rows(folders(sweep))`. now: unix time.
+    sweep: of `sweep_so_far`. run_rows: `own_rows(folders(sweep))`. now: unix time.
     """
     now = time.time() if now is None else now
     by_name = {Path(row["run_dir"]).name: row for row in run_rows}

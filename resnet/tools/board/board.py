@@ -122,7 +122,7 @@ def _swept(sweep_dir: Path) -> Swept:
         sweep = sweep_so_far(sweep_dir)
         rows = own_rows(folders(sweep))
         found = results(sweep, rows)
-    except (ValueError, OSError, KeyError, TypeError) as error:
+    except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
         return Swept(sweep_dir, None, [], f"{error or type(error).__name__}")
     states = {trial.name: trial.state for trial in found.trials}
     return Swept(sweep_dir, found, [row | {"state": states[row["name"]]} for row in rows], "")

@@ -107,20 +107,6 @@ def line_chart(
     )
 
 
-def sparkline(points: Sequence[Point], label: str, tone: int = 0) -> str:
-    """A small line without axes, for the cell of a table; empty of fewer than two values.
-
-    label: what it shows, for those who do not see it.
-    """
-    line = _Line(Series("", thinned(points, 60)), tone, False)
-    values = [y for _, y in line.points if y is not None]
-    if len(values) < 2:
-        return ""
-    x_axis = Axis(*_range([x for x, _ in line.points]), 2, 118)
-    path = "".join(line.paths(x_axis, Axis(*_range(values), 26, 2)))
-    return f'<svg class="spark" viewBox="0 0 120 28" role="img" aria-label="{escape(label)}">{path}</svg>'
-
-
 def charts(*figures: str) -> str:
     """Charts beside one another where the page is wide enough; empty where all are."""
     return f'<div class="charts">{"".join(figures)}</div>' if any(figures) else ""

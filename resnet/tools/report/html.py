@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import time
 from collections.abc import Iterable, Mapping
 from html import escape
@@ -44,7 +45,7 @@ def table(header: Iterable[str], rows: Iterable[Iterable[str]], numbers: tuple[i
     """
 
     def line(cells: Iterable[str], begin: str, end: str) -> str:
-        marks = (' class="number"' if index in numbers else "" for index in range(1000))
+        marks = (' class="number"' if index in numbers else "" for index in itertools.count())
         return "".join(f"<{begin}{mark}>{cell}</{end}>" for mark, cell in zip(marks, cells, strict=False))
 
     body = "".join(f"<tr>{line(row, 'td', 'td')}</tr>" for row in rows)

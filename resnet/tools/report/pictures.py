@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from resnet.data.sources.registry import Source
 
 NAME = "pictures.json"
+FORMAT = 1
 SIDE = 128
 """Pixels of a picture's longer side."""
 TRAINING = 16
@@ -77,7 +78,7 @@ def make_pictures(
             sources = _open(recipe)
         training = _training(recipe, derived, sources)
         mistakes = _mistakes(evaluation, sources[1])
-        content = {"training": training, "mistakes": mistakes, "evaluation": _identity(evaluation)}
+        content = {"format": FORMAT, "training": training, "mistakes": mistakes, "evaluation": _identity(evaluation)}
         packed = {name: [_packed(item) for item in content[name]] for name in ("training", "mistakes")}
         write_atomic(run_dir / NAME, to_json(content | packed))
         return Pictures(training, mistakes)
@@ -113,17 +114,20 @@ def _training(recipe: Recipe, derived: Mapping[str, Any], sources: tuple[Source,
 
 def _mistakes(evaluation: Mapping[str, Any], val: Source) -> list[Picture]:
     """Those of evaluation.json whose images are still where they were."""
-    from resnet.data.decode import decode
+    from resnet.data.decode import BrokenImage, decode
 
     pictures, classes = [], evaluation.get("classes") or []
     for mistake in evaluation.get("mistakes") or []:
         index = mistake["index"]
         if index >= len(val) or val.describe(index) != mistake["image"]:
             continue
-        image = val.read(index)
-        pixels = decode(image) if isinstance(image, bytes) else image
-        true, predicted = classes[mistake["true"]], classes[mistake["predicted"]]
-        caption = f"{true} → {predicted}, {100 * mistake['probability']:.0f}%"
+        try:
+            image = val.read(index)
+            pixels = decode(image) if isinstance(image, bytes) else image
+        except (BrokenImage, OSError):
+            continue
+        true, predicted, probability = classes[mistake["true"]], classes[mistake["predicted"]], mistake["probability"]
+        caption = f"{true} → {predicted}" + ("" if probability is None else f", {100 * probability:.0f}%")
         pictures.append(Picture(_jpeg(pixels.permute(1, 2, 0).numpy()), caption, mistake["image"]))
     return pictures
 

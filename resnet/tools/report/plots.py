@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from resnet.rundir.files import write_atomic
 
 ANNOTATED_CLASSES = 30
 """Most classes whose matrix is drawn whole."""
@@ -59,7 +62,7 @@ def draw_curves(
         axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
         if axes.get_legend_handles_labels()[0]:
             axes.legend(frameon=False, fontsize=9)
-    figure.savefig(path)
+    _save(figure, path)
 
 
 def _line(
@@ -130,10 +133,17 @@ def draw_confusion(counts: Any, classes: Sequence[str], path: Path) -> None:
         value = share[row, column]
         color = "white" if value > 55 else "#222222"
         axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=8, color=color)
-    figure.savefig(path)
+    _save(figure, path)
 
 
 def _short(name: str, length: int = 22) -> str:
     # matplotlib reads text between two dollar signs as a formula.
     name = name.replace("$", r"\$")
     return name if len(name) <= length else name[: length - 1] + "…"
+
+
+def _save(figure: Any, path: Path) -> None:
+    """Whole or not at all, in the format that the path's suffix names."""
+    content = io.BytesIO()
+    figure.savefig(content, format=path.suffix[1:])
+    write_atomic(path, content.getvalue())
