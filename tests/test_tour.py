@@ -17,10 +17,10 @@ from tests.helpers import PROGRAM, cores
 
 PAGE = PROGRAM / "docs" / "after-training.md"
 SMALLER = (
-    "device=cpu data.per_class=42 data.size=40 model.name=null model.block=basic model.layers=[1,1,1] "
+    "device=cpu data.per_class=16 data.size=40 model.name=null model.block=basic model.layers=[1,1,1] "
     "augment.train_size=32 augment.val_resize=36 augment.val_size=32 data.num_workers=0"
 )
-"""What makes a training of the page one of seconds, with 24 steps in place of 123."""
+"""What makes a training of the page one of seconds, with 9 steps in place of 123."""
 PROMPT = re.compile(r"<(\d+)>\$ $")
 
 
@@ -69,7 +69,7 @@ def said(tmp_path_factory) -> dict[str, str]:
     try:
         for line in lines_of(PAGE.read_text()):
             typed = line.replace("recipe=quickstart", f"recipe=quickstart {SMALLER}")
-            typed = typed.replace("--step 50", "--step 10").replace("step-82", "step-16")
+            typed = typed.replace("--step 50", "--step 5").replace("step-82", "step-6")
             said[line], code = terminal.type(typed)
             assert code == 0, f"{typed}\n{said[line]}"
             assert "Traceback" not in said[line], said[line]
@@ -86,7 +86,7 @@ def test_the_figures_of_the_end_are_those_of_an_evaluation(said):
     assert shown
     assert float(shown[1]) == pytest.approx(float(top1[1]), abs=0.005)
     by_class = said["resnet eval first first@last eval.flip=true --per-class"]
-    assert len(re.findall(r"^\w+ +10( +[\d.]+%){2}$", by_class, re.MULTILINE)) == 10
+    assert len(re.findall(r"^\w+ +4( +[\d.]+%){2}$", by_class, re.MULTILINE)) == 10
 
 
 def test_one_image_gives_a_table_and_a_folder_files(said):
@@ -95,11 +95,11 @@ def test_one_image_gives_a_table_and_a_folder_files(said):
     assert len(shares) == 5
     assert shares == sorted(shares, reverse=True)
     folder = Path(said["folder"])
-    assert len((folder / "predictions.csv").read_text().splitlines()) == 101
+    assert len((folder / "predictions.csv").read_text().splitlines()) == 41
     for name in ("predictions.png", "step-50.png"):
         with Image.open(folder / name) as picture:
             assert picture.width > 500
-    assert "100 images" in said["resnet features first val features.parquet --knn"]
+    assert "40 images" in said["resnet features first val features.parquet --knn"]
 
 
 def test_the_steps_come_out_the_same(said):
