@@ -24,7 +24,7 @@ def log_window(trainer: Trainer, clock: Clock, norm: torch.Tensor | None) -> Non
         raise TrainingError(
             f"the loss is not finite since step {means.bad_step} (epoch {plan.epoch(means.bad_step):.2f}, "
             f"lr {plan.hyper(means.bad_step).lr:g}): a lower optimizer.lr, a warm-up or grad_clip_norm can help; "
-            "the checkpoints from before it are kept"
+            "checkpoints from before it are kept"
         )
     if means.broken > trainer.recipe.data.max_broken * plan.samples:
         raise TrainingError(

@@ -15,6 +15,7 @@ ROOT = "runs"
 SWEEP_FILE = "sweep.json"
 """In a folder of runs that are the trials of a sweep."""
 _MOST_ROOTS = 50
+_MOST_NAMED = 5
 
 
 def remember_root(root: Path) -> None:
@@ -50,13 +51,17 @@ def find_run(text: str, root: str | Path = ROOT) -> Path:
     for path in places(text, root):
         if (path / "recipe.yaml").is_file():
             return path
+    if any(is_sweep(path) for path in places(text, root)):
+        raise ValueError(f"{text} is a sweep: give a trial, {text}/TRIAL (`launch status {text}` lists them)")
     if Path(text).expanduser().is_dir():
         raise ValueError(f"{text} is no run directory: it holds no recipe.yaml")
-    names = sorted({path.parent.name for folder in roots(root) for path in folder.glob("*/recipe.yaml")})
+    files = sorted((path for folder in roots(root) for path in folder.glob("*/recipe.yaml")), key=os.path.getmtime)
+    names = list(dict.fromkeys(path.parent.name for path in files))
     if close := near(text, names):
         raise ValueError(f"no run {text!r} in {root}: {did_you_mean(close)}")
-    newest = ", ".join(names[-5:]) if names else "none"
-    raise ValueError(f"no run {text!r}: give a path to a run directory or a name in {root} (there are: {newest})")
+    newest = ", ".join(reversed(names[-_MOST_NAMED:])) if names else "none"
+    more = f" and {len(names) - _MOST_NAMED} older ones" if len(names) > _MOST_NAMED else ""
+    raise ValueError(f"no run {text!r}: give a path to a run directory or a name in {root} (there are: {newest}{more})")
 
 
 def is_sweep(folder: Path) -> bool:

@@ -41,3 +41,12 @@ def split_changes(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """What among a command's words is a path, and what a change to the recipe, as eval.flip=true."""
     changes = [word for word in words if _CHANGE.match(word) and not os.path.exists(word)]
     return [word for word in words if word not in changes], changes
+
+
+def read_step(text: str | None, option: str) -> int | None:
+    """A step, as step-500 or 500. option: for the message of the ValueError."""
+    if text is None:
+        return None
+    if not (number := re.fullmatch(r"(?:step-)?(\d+)", text)):
+        raise ValueError(f"{option} {text}: give a step, as step-500 or 500")
+    return int(number[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -219,6 +220,10 @@ def _pass_over(group: list[_Subject], over_ranks: bool, watch: Watch) -> tuple[_
     return _Pass(speed, [image for part in parts for image in part[2]]), results
 
 
+def _not_numbers(loss: float) -> list[str]:
+    return [] if math.isfinite(loss) else ["the network answers some images with nan: its weights are broken"]
+
+
 def _evaluation(subject: _Subject, result: Mapping[str, Any], seen: _Pass) -> Evaluation:
     trained, data = subject.trained, subject.data
     real = data.accepted is not None
@@ -230,7 +235,7 @@ def _evaluation(subject: _Subject, result: Mapping[str, Any], seen: _Pass) -> Ev
         samples=result["samples"],
         weights=trained.weights,
         run=trained.run_dir,
-        warnings=tuple(f"cannot read {image}" for image in seen.broken),
+        warnings=(*(f"cannot read {image}" for image in seen.broken), *_not_numbers(result["loss"])),
         name=trained.name,
         averaged=trained.averaged,
         ece=result["ece"],

@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -51,8 +51,13 @@ def counted(
             sys.stderr.write("\r" + " " * drawn + "\r")
 
 
-def check_output(path: Path, option: str) -> None:
-    """Raise ValueError now rather than after an hour's work. option: as the user calls it, for the message."""
+def check_output(path: Path, option: str, endings: Sequence[str] = ()) -> None:
+    """Raise ValueError now rather than after an hour's work. option: as the user calls it, for the message.
+
+    endings: of the files that may be written over; empty: any may.
+    """
+    if endings and path.is_file() and not path.name.endswith(tuple(endings)):
+        raise ValueError(f"{option} {path} is there, and no {' or '.join(endings)} file: it is not written over")
     if path.is_dir():
         raise ValueError(f"{option} {path} is a folder: give a file")
     if not path.absolute().parent.is_dir():

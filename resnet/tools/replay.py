@@ -134,6 +134,8 @@ def steps_of(run_dir: Path, first: int | None, last: int | None) -> Steps:
         raise ValueError(f"{run_dir} has no checkpoint of step {begin} to begin from: there are {named}")
     logged = max((row["step"] for row in read_metrics(run_dir)), default=0)
     end = next((step for step in there if step > begin), logged) if last is None else last
+    if last is None and begin >= end:
+        raise ValueError(f"{run_dir} has trained no step after its checkpoint {name_of(begin)}: give an earlier --from")
     if not begin < end <= logged:
         told = f"the run has logged {logged} steps and has the checkpoints {named}"
         raise ValueError(f"there is nothing to train again from step {begin} to step {end}: {told}")

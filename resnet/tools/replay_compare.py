@@ -105,8 +105,11 @@ def compare_weights(file: Path, checkpoint: Path) -> list[str]:
 
 
 def changed_files(train: Source, order: Order, plan: Plan, steps: range, since: float) -> list[str]:
-    """Training images of these steps whose files changed after `since` (unix time), with the first step of each."""
-    found = []
+    """Training images of these steps whose files changed after `since` (unix time), with the first step of each.
+
+    Where most of them did, as in a copy of the data, that alone is said: it tells none from another.
+    """
+    found, looked_at = [], 0
     for step, index in _images_of(order, plan, steps):
         file = train.describe(index)
         try:
@@ -114,14 +117,19 @@ def changed_files(train: Source, order: Order, plan: Plan, steps: range, since: 
         except OSError:
             # A row of a table, or gone: training again told of that one itself.
             continue
+        looked_at += 1
         if changed > since:
             at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(changed))
             found.append(
                 f"{file} was changed at {at}, after the run had trained on it: resnet look --step {step} shows it"
             )
-            if len(found) == _MOST_NAMED:
-                break
-    return found
+    if len(found) > looked_at / 2:
+        return [
+            f"{len(found)} of {looked_at} image files are newer than the training, as in a copy of the data: which of "
+            "them hold other images cannot be told by their times"
+        ]
+    more = [f"and {len(found) - _MOST_NAMED} more files"] if len(found) > _MOST_NAMED else []
+    return found[:_MOST_NAMED] + more
 
 
 def _images_of(order: Order, plan: Plan, steps: range) -> Iterator[tuple[int, int]]:

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 from recipes.load import Loaded, load, load_over, names
 from recipes.schema.recipe import Recipe
+from resnet.checkpoint.commit import newest_first
 from resnet.checkpoint.snapshot import EMA, MODEL
 from resnet.run_recipe import load_run_recipe
-from resnet.run_weights import ENDINGS, has_average, weights_of
+from resnet.run_weights import ENDINGS, FINAL, has_average, weights_of
 from resnet.rundir.evaluation import class_names, read_evaluation
 from resnet.rundir.find import ROOT, find_run
 from resnet.weights_file import PREPARED, WeightsInfo, read_info
@@ -52,10 +53,24 @@ def find_trained(text: str, root: str | Path = ROOT, plain: bool = False, overri
     if path.suffix in ENDINGS:
         raise ValueError(f"there is no file {text}: give weights ({', '.join(ENDINGS)}), or a run")
     name, at, which = text.rpartition("@")
-    if not at or _is_run(text, root):
-        name, which = text, "best"
-    run_dir = find_run(name, root)
-    return of_run(text, run_dir, weights_of(run_dir, which, plain), overrides)
+    if at and not _is_run(text, root):
+        run_dir = find_run(name, root)
+        return of_run(text, run_dir, weights_of(run_dir, which, plain), overrides)
+    run_dir = find_run(text, root)
+    file, note = _best_or_last(run_dir, plain)
+    found = of_run(text, run_dir, file, overrides)
+    return found._replace(notes=(*found.notes, note)) if note else found
+
+
+def _best_or_last(run_dir: Path, plain: bool) -> tuple[Path, str]:
+    """The weights a run is known by, and what is to be said of them: before its first evaluation none is the best."""
+    try:
+        return weights_of(run_dir, "best", plain), ""
+    except ValueError:
+        if (run_dir / FINAL).is_file() or not newest_first(run_dir / "checkpoints"):
+            raise
+        file = weights_of(run_dir, "last", plain)
+        return file, f"{run_dir} has not been evaluated yet: {file.parent.name} is taken, its newest checkpoint"
 
 
 def _is_run(text: str, root: str | Path) -> bool:

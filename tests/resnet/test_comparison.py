@@ -43,7 +43,7 @@ def test_runs_are_compared(root, capsys):
     for shown in ("80.00%", "45.00%", "finished", "running", "3.21%", "4 of 4", "2 of 4"):
         assert shown in results, shown
     recipes = text.split("Recipes, where they differ</h2>")[1].split("</section>")[0]
-    row = recipes.split("<code>optimizer.lr</code>")[1].split("</tr>")[0]
+    row = recipes.split("<code>optimizer.<wbr>lr</code>")[1].split("</tr>")[0]
     assert row.index("0.1") < row.index("0.2")
     assert "ema.decay" in recipes
     assert "label_smoothing" not in recipes

@@ -16,13 +16,12 @@ from resnet.rundir.metrics_log import Point, read_points
 from resnet.rundir.state import STATES, own_rows
 from resnet.rundir.sweep.result_types import figure, plural
 from resnet.rundir.sweep.results import Board, folders, results, sweep_so_far
-from resnet.tools.board.pages import digits, linked, report_link, strided, write_page
+from resnet.tools.board.pages import REASON_MOST, digits, linked, report_link, strided, write_page
 from resnet.tools.report.html import moment, section, table
 
 SPARK_POINTS = 30
 CURVES = {"val/top1": "top-1 %", "train/loss": "training loss"}
 """What a sparkline shows: the first that the run has."""
-REASON_MOST = 200
 
 
 class Swept(NamedTuple):

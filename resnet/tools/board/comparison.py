@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from recipes.load import load_file
 from recipes.metric import METRICS, cost
 from recipes.schema.recipe import Recipe
-from recipes.text import format_duration, listed
+from recipes.text import cut, format_duration, listed
 from resnet.rundir.evaluation import read_evaluation
 from resnet.rundir.files import number, read_lines
 from resnet.rundir.metrics_log import Point, points_of
 from resnet.rundir.provenance import read_provenance
 from resnet.rundir.state import own_rows
-from resnet.tools.board.pages import digits, linked, names_of, report_link, state_mark, strided, write_page
+from resnet.tools.board.pages import REASON_MOST, digits, linked, names_of, report_link, state_mark, strided, write_page
 from resnet.tools.difference import environment_of, recipe_differences
+from resnet.tools.report.curves import learning_rates
 from resnet.tools.report.html import moment, section, show, table
 
 MOST_POINTS = 12_000
@@ -123,7 +127,7 @@ def _results(runs: Sequence[Compared], page_file: Path) -> str:
         "time": lambda run: format_duration(seconds) if (seconds := _seconds(run)) else "",
         "images/s": lambda run: _figure(_speed(run), ",.0f"),
         "started": lambda run: moment(start) if (start := _start(run)) else "",
-        "": lambda run: escape(run.state["reason"] or ""),
+        "": lambda run: escape(cut(run.state["reason"] or "", REASON_MOST)),
     }
     cells = {heading: [cell(run) for run in runs] for heading, cell in columns.items()}
     cells = {heading: shown for heading, shown in cells.items() if any(shown)}
@@ -205,7 +209,8 @@ def _data(runs: Sequence[Compared]) -> dict[str, Any]:
     for curve in CURVES:
         lines = []
         for index, run in enumerate(runs):
-            points = _thinned(points_of(run.rows, curve.key), most, curve.noisy)
+            found = _scheduled(run, most // 2) if curve.key == "lr" else points_of(run.rows, curve.key)
+            points = _thinned(found, most, curve.noisy)
             if points:
                 spent = _spent(points, _attempts(run))
                 x = [
@@ -218,6 +223,24 @@ def _data(runs: Sequence[Compared]) -> dict[str, Any]:
             told = {key: value for key, value in curve._asdict().items() if key != "key"}
             charts.append({**told, "lines": lines})
     return {"axes": ["epoch", "step", f"{unit} of training"], "runs": [run.name for run in runs], "charts": charts}
+
+
+def _scheduled(run: Compared, most: int) -> list[Point]:
+    """The learning rate up to the last step that was logged, each value up to the next: by the schedule itself."""
+    logged = points_of(run.rows, "lr")
+    if run.recipe is None or not logged:
+        return logged
+    done = max(point.epoch or 0.0 for point in logged)
+    rates = [(x, y) for x, y in learning_rates(run.recipe, run.information.get("plan") or {}, run.rows) if x <= done]
+    rates = [rates[index] for index in strided(len(rates), most)]
+    corners = [corner for (_, y), (x, after) in pairwise(rates) for corner in ((x, y), (x, after))]
+    known = [Point(0.0, 0.0, 0.0, _start(run) or logged[0].time), *logged]
+    epochs, *others = ([float(getattr(p, key) or 0.0) for p in known] for key in ("epoch", "step", "time"))
+    return [
+        Point(y, x, *(float(np.interp(x, epochs, other)) for other in others))
+        for x, y in [*rates[:1], *corners]
+        if y is not None
+    ]
 
 
 def _thinned(points: Sequence[Point], most: int, noisy: bool) -> list[Point]:
@@ -270,7 +293,11 @@ def _environments(runs: Sequence[Compared]) -> str:
 def _side_by_side(runs: Sequence[Compared], rows: Mapping[str, Sequence[Any]]) -> str:
     header = ["", *(_marked(index, escape(run.name)) for index, run in enumerate(runs))]
     lines = [
-        [f"<code>{escape(key)}</code>", *("" if value is None else escape(show(value)) for value in values)]
+        # Broken, where there is no room, between the parts of a key.
+        [
+            f"<code>{escape(key).replace('.', '.<wbr>')}</code>",
+            *("" if value is None else escape(show(value)) for value in values),
+        ]
         for key, values in rows.items()
     ]
     return table(header, lines, style="side")

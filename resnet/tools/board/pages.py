@@ -63,6 +63,10 @@ def names_of(run_dirs: Sequence[Path]) -> list[str]:
     ]
 
 
+REASON_MOST = 200
+"""Characters shown of why a run ended."""
+
+
 def strided(count: int, most: int) -> list[int]:
     """Indices of at most so many of `count` items, evenly spread, the first and the last among them."""
     if count <= most:

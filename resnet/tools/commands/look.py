@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from recipes.load import Loaded, load
 from resnet.rundir.files import to_json
 from resnet.rundir.find import find_run
-from resnet.tools.arguments import add_root
+from resnet.tools.arguments import add_root, read_step
 
 if TYPE_CHECKING:
     from resnet.tools.look import Seen
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_root(parser)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes, as data.train=... of this machine")
     parser.add_argument(
-        "--step", type=int, default=0, metavar="N", help="the step that is made when N steps are done (0, the first)"
+        "--step", default="0", metavar="N", help="the step that is made when N steps are done (0, the first)"
     )
     parser.add_argument("--count", type=int, default=32, metavar="N", help="the first images of the step (32)")
     parser.add_argument("--out", type=Path, metavar="OUT.png", help="the picture (look-step-N.png)")
@@ -33,10 +33,11 @@ def run(arguments: argparse.Namespace) -> None:
     from resnet.run_recipe import load_run_recipe
     from resnet.tools.look import as_json, draw_seen, look, look_at_run
 
-    out = arguments.out or Path(f"look-step-{arguments.step}.png")
+    step = read_step(arguments.step, "--step")
+    out = arguments.out or Path(f"look-step-{step}.png")
     if out.is_dir() or not out.absolute().parent.is_dir():
         raise ValueError(f"--out {out}: give a file in a folder that is there")
-    how = {"step": arguments.step, "count": arguments.count, "originals": arguments.original}
+    how = {"step": step, "count": arguments.count, "originals": arguments.original}
     if "=" in arguments.run:
         loaded = load([arguments.run, *arguments.overrides])
         seen, what = look(loaded.recipe, **how), loaded.recipe.name

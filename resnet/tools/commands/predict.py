@@ -88,9 +88,9 @@ def _check(arguments: argparse.Namespace) -> None:
         value = getattr(arguments, option)
         if value is not None and value < least:
             raise ValueError(f"--{option.replace('_', '-')} {value}: it takes {least} or more")
-    for option in ("csv", "grid"):
+    for option, endings in (("csv", (".csv", ".tsv", ".txt")), ("grid", (".png",))):
         if (path := getattr(arguments, option)) is not None:
-            check_output(path, f"--{option}")
+            check_output(path, f"--{option}", endings)
     if arguments.json and (arguments.csv or arguments.columns):
         raise ValueError("--json prints JSON on standard output: leave out --csv and --columns")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from resnet.process.exit_codes import FAILED, FINISHED
 from resnet.rundir.files import to_json
 from resnet.rundir.find import find_run
-from resnet.tools.arguments import add_run
+from resnet.tools.arguments import add_run, read_step
 
 if TYPE_CHECKING:
     from resnet.tools.replay import Replay
@@ -37,8 +36,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     found = replay(
         find_run(arguments.run, arguments.root),
-        _step(arguments.first, "--from"),
-        _step(arguments.last, "--to"),
+        read_step(arguments.first, "--from"),
+        read_step(arguments.last, "--to"),
         log_every=arguments.log_every,
         dump_batches=arguments.dump_batches,
         keep=arguments.keep,
@@ -52,14 +51,6 @@ def run(arguments: argparse.Namespace) -> int:
             _print_rows(found.rows)
         print("\n".join(_described(found)))
     return FINISHED if found.close else FAILED
-
-
-def _step(text: str | None, option: str) -> int | None:
-    if text is None:
-        return None
-    if not (number := re.fullmatch(r"(?:step-)?(\d+)", text)):
-        raise ValueError(f"{option} {text}: give a step, as step-500 or 500")
-    return int(number[1])
 
 
 def _described(found: Replay) -> list[str]:

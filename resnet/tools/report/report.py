@@ -21,6 +21,7 @@ from recipes.schema.training import Evidence
 from recipes.text import format_duration
 from resnet.process.command_lines import accelerate_command
 from resnet.run_recipe import load_run_recipe
+from resnet.rundir.attempts import newest_step
 from resnet.rundir.evaluation import read_evaluation
 from resnet.rundir.files import write_atomic
 from resnet.rundir.metrics_log import read_metrics
@@ -280,8 +281,9 @@ def _commands(run_dir: Path, information: Mapping[str, Any], status: Mapping[str
     if status.get("state") != "finished":
         commands.insert(0, ("go on with this run", f"{start} train.py {recipe} {here}"))
     quoted = shlex.quote(run)
-    commands.append(("evaluate its weights", f"resnet eval {quoted}"))
-    commands.append(("classify a folder of images", f"resnet predict {quoted} FOLDER --csv predictions.csv"))
+    if newest_step(run_dir) or status.get("state") == "finished":
+        commands.append(("evaluate its weights", f"resnet eval {quoted}"))
+        commands.append(("classify a folder of images", f"resnet predict {quoted} FOLDER --csv predictions.csv"))
     sha = (information.get("git") or {}).get("sha")
     if sha:
         commands.insert(0, ("get the same code", f"git checkout {sha}"))
