@@ -12,13 +12,18 @@ import pickle
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-MOST_PICKLED = 1 << 28
-"""Bytes of what a checkpoint holds beside its tensors' elements; one of a ResNet has some hundred thousand."""
+MOST_PICKLED = 1 << 24
+"""Bytes of what a checkpoint holds beside its tensors' elements: some 100 for a tensor, of the optimizer's too.
+
+That is 0.3 MB for a ResNet-152 with an average and AdamW's state.
+"""
+MOST_CLASSES = 1 << 12
+"""Names of classes and functions in a checkpoint; some dozens are usual, and each takes a kilobyte here."""
 
 
 class Inert:
@@ -68,21 +73,40 @@ class _Held:
     def __setstate__(self, state: Any) -> None: ...
 
 
-class _Reader(pickle.Unpickler):
-    """Looks nothing up, and calls nothing but what is given to it here."""
+def _load_bytearray(reader: Any) -> None:
+    """BYTEARRAY8, of what is there; the original allocates the length that the file states."""
+    reader.load_binbytes8()
+    reader.append(bytearray(reader.stack.pop()))
+
+
+class _Reader(pickle._Unpickler):
+    """Looks nothing up, and calls nothing but what is given to it here.
+
+    Derived from Python's own unpickler, as what it allocates is bounded by what it has read: the one in C makes room
+    for as many references as a file says that it has.
+    """
 
     def __init__(self, stream: io.BytesIO, read: Callable[[str], bytearray]) -> None:
         super().__init__(stream)
-        self._read, self._storages = read, {}
+        self._read, self._storages, self._classes = read, {}, {}
+
+    dispatch: ClassVar[dict[int, Any]] = {**pickle._Unpickler.dispatch, pickle.BYTEARRAY8[0]: _load_bytearray}
 
     def find_class(self, module: str, name: str) -> Any:
+        """The same for the same name; another file has its own, since a file can write on a class as well."""
+        if (module, name) not in self._classes:
+            if len(self._classes) == MOST_CLASSES:
+                raise pickle.UnpicklingError("it names too many classes")
+            self._classes[module, name] = self._stand_in(module, name)
+        return self._classes[module, name]
+
+    def _stand_in(self, module: str, name: str) -> Any:
         if (module, name) in (("collections", "OrderedDict"), ("collections", "defaultdict")):
             return type("_Dict", (_Dict,), {})
         if module == "torch._utils" and name in ("_rebuild_tensor_v2", "_rebuild_tensor"):
             return _Function(_tensor)
         if module == "torch._utils" and name in ("_rebuild_parameter", "_rebuild_parameter_with_state"):
             return _Function(_parameter)
-        # One of its own for each, since a file can write on a class as well.
         return type("Inert", (Inert,), {"__slots__": (), "kind": f"{module}.{name}"})
 
     def persistent_load(self, pid: Any) -> _Storage:
@@ -143,13 +167,44 @@ def _parameter(data: Any, *_: Any) -> Any:
     return data
 
 
-def _opened(value: Any, depth: int = 0) -> Any:
-    """The value with its tensors in place of what held them, as deep as mappings are nested in checkpoints."""
-    if isinstance(value, _Held):
-        return value.tensor
-    if isinstance(value, dict) and depth < 8:
-        return {key: _opened(item, depth + 1) for key, item in value.items()}
-    return value
+def _opened(value: Any) -> Any:
+    """The value with its tensors in place of what held them, in mappings within mappings; each is copied once."""
+    copies: dict[int, dict] = {}
+    waiting: list[dict] = []
+
+    def opened(item: Any) -> Any:
+        if isinstance(item, _Held):
+            return item.tensor
+        if not isinstance(item, dict):
+            return item
+        if id(item) not in copies:
+            copies[id(item)] = {}
+            waiting.append(item)
+        return copies[id(item)]
+
+    content = opened(value)
+    while waiting:
+        mapping = waiting.pop()
+        copies[id(mapping)].update({key: opened(item) for key, item in mapping.items()})
+    return content
+
+
+def check_archive(path: Path) -> None:
+    """Raise pickle.UnpicklingError where a zip archive would take more memory than its own size, or much to unpickle.
+
+    It is to be called before torch.load, which unpacks what is compressed. Nothing is said of files of other kinds.
+    Raises OSError where there is no file.
+    """
+    with path.open("rb") as file:
+        if file.read(4) != b"PK\x03\x04":
+            return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            _members(archive)
+    except (pickle.UnpicklingError, OSError):
+        raise
+    except Exception as error:
+        raise pickle.UnpicklingError(f"{type(error).__name__}: {error}") from error
 
 
 def read_inertly(path: Path) -> Any:
@@ -169,19 +224,47 @@ def read_inertly(path: Path) -> Any:
         raise pickle.UnpicklingError(f"{type(error).__name__}: {error}") from error
 
 
-def _load(archive: zipfile.ZipFile) -> Any:
-    files = {info.filename.partition("/")[2]: info for info in archive.infolist()}
-    total = sum(info.file_size for info in files.values())
-    if any(info.compress_type != zipfile.ZIP_STORED for info in files.values()) or total > _size(archive):
+def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    """The members of a file of torch.save by their names within its one folder, checked to be no larger than it is."""
+    members = archive.infolist()
+    total = sum(info.file_size for info in members)
+    if any(info.compress_type != zipfile.ZIP_STORED for info in members) or total > _size(archive):
         raise pickle.UnpicklingError("it is compressed, which torch.save never does")
-    if "data.pkl" not in files:
+    files = {info.filename.partition("/")[2]: info for info in members}
+    if "data.pkl" not in files or not _has_one_directory(archive):
         raise pickle.UnpicklingError("it is no file of torch.save")
+    # torch finds its members in whatever case.
+    if any(info.file_size > MOST_PICKLED for info in members if info.filename.lower().endswith("data.pkl")):
+        raise pickle.UnpicklingError("it holds too much beside its tensors")
+    return files
+
+
+def _load(archive: zipfile.ZipFile) -> Any:
+    files = _members(archive)
     if "byteorder" in files and archive.read(files["byteorder"]) != b"little":
         raise pickle.UnpicklingError("its numbers are big-endian")
-    if files["data.pkl"].file_size > MOST_PICKLED:
-        raise pickle.UnpicklingError("it holds too much beside its tensors")
     stream = io.BytesIO(archive.read(files["data.pkl"]))
     return _Reader(stream, lambda key: bytearray(archive.read(files[f"data/{key}"]))).load()
+
+
+def _has_one_directory(archive: zipfile.ZipFile) -> bool:
+    """Whether all that the archive's end says of where its directory begins is where zipfile has read it.
+
+    zipfile takes what lies before the end, torch's reader what the end says: of a file where these differ, torch would
+    read other members than were checked. The layout is PKWARE's APPNOTE.TXT 6.3.10, 4.3.14 to 4.3.16.
+    """
+    assert archive.fp is not None
+    size = _size(archive)
+    archive.fp.seek(max(0, size - 98))
+    tail = archive.fp.read().rjust(98, b"\0")
+    larger, locator, end = tail[:56], tail[56:76], tail[76:]
+    begins = archive.start_dir
+    if end[:4] != b"PK\x05\x06" or int.from_bytes(end[16:20], "little") != min(begins, 0xFFFFFFFF):
+        return False
+    if locator[:4] != b"PK\x06\x07":
+        return True
+    placed = int.from_bytes(locator[8:16], "little") == size - 98
+    return placed and larger[:4] == b"PK\x06\x06" and int.from_bytes(larger[48:56], "little") == begins
 
 
 def _size(archive: zipfile.ZipFile) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -15,6 +15,8 @@ AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema")
 """Keys of checkpoints that hold an average of the weights: timm's, torchvision's, and what others call it."""
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "params", "module", "state")
 """Keys that hold the weights themselves, or a mapping that does."""
+_DEEPEST = 6
+"""Mappings within each other, the outermost with them, that are searched for weights; Composer's have four."""
 _IN_BETWEEN = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 """Parts of names that torch.compile, FSDP and activation checkpointing put in, at any depth."""
 _ANCHOR = "layer1.0.conv1.weight"
@@ -49,13 +51,13 @@ def find_state_dict(content: Any) -> Found:
 def _innermost(content: Any) -> tuple[list[str], Mapping[Any, Any]]:
     """The mapping of names to tensors, and the keys that lead to it."""
     path: list[str] = []
-    while isinstance(content, Mapping):
-        inner = next((key for key in (*AVERAGES, *WRAPPERS) if _holds_tensors(content.get(key))), None)
-        if inner is None:
+    while isinstance(content, Mapping) and len(path) < _DEEPEST:
+        inner = _inner(content)
+        if inner is None or content[inner] is content:
             break
         path.append(inner)
         content = content[inner]
-    if isinstance(content, Mapping) and _holds_tensors(content):
+    if isinstance(content, Mapping) and _within(content, _has_tensors):
         return path, content
     whole = content if isinstance(content, Inert) else None
     if isinstance(content, Mapping):
@@ -65,11 +67,39 @@ def _innermost(content: Any) -> tuple[list[str], Mapping[Any, Any]]:
     raise ValueError("holds no state dict (names and tensors)")
 
 
-def _holds_tensors(value: Any, depth: int = 0) -> bool:
-    if not isinstance(value, Mapping) or depth > 4:
-        return False
-    return any(isinstance(item, Tensor) and item.dim() for item in value.values()) or any(
-        _holds_tensors(value.get(key), depth + 1) for key in (*AVERAGES, *WRAPPERS)
+def _inner(content: Mapping[Any, Any]) -> str | None:
+    """The key below which the weights are; None: they are in this mapping, or there are none.
+
+    An average has to be of a network: what is called so can also be a table of its decays.
+    """
+    if average := next((key for key in AVERAGES if _within(content.get(key), _is_network)), None):
+        return average
+    others = WRAPPERS if _is_network(content) else (*WRAPPERS, *AVERAGES)
+    return next((key for key in others if _within(content.get(key), _has_tensors)), None)
+
+
+def _within(value: Any, has: Callable[[Mapping[Any, Any]], bool]) -> bool:
+    """Whether a mapping, or one within it as checkpoints nest them, has something; each is asked once."""
+    seen: set[int] = set()
+    level = [value]
+    for _ in range(_DEEPEST - 1):
+        mappings = {id(one): one for one in level if isinstance(one, Mapping) and id(one) not in seen}
+        if any(has(mapping) for mapping in mappings.values()):
+            return True
+        seen.update(mappings)
+        level = [mapping.get(key) for mapping in mappings.values() for key in (*AVERAGES, *WRAPPERS)]
+    return False
+
+
+def _has_tensors(mapping: Mapping[Any, Any]) -> bool:
+    return any(isinstance(item, Tensor) and item.dim() for item in mapping.values())
+
+
+def _is_network(mapping: Mapping[Any, Any]) -> bool:
+    """Whether it holds the weights of a ResNet, under whatever prefix."""
+    return any(
+        isinstance(item, Tensor) and f".{_IN_BETWEEN.sub('', str(name))}".endswith(f".{_ANCHOR}")
+        for name, item in mapping.items()
     )
 
 

@@ -18,7 +18,7 @@ from recipes.load import digest
 from recipes.schema.model import Model
 from recipes.schema.recipe import Recipe
 from recipes.versions import lifted
-from resnet.inert_pickle import read_inertly
+from resnet.inert_pickle import check_archive, read_inertly
 from resnet.net import effective_model
 from resnet.process.version import VERSION
 from resnet.state_dicts import Found, find_state_dict, renamed
@@ -91,7 +91,7 @@ def read_info(path: Path) -> WeightsInfo | None:
         return None
     try:
         return _info(json.loads(text))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = _reason(error)
         raise ValueError(f"{path} says of its weights what this version cannot read ({reason})") from error
 
@@ -191,7 +191,8 @@ def find_weights(path: Path, model: Model | None = None) -> Found:
 
 
 def _unpickled(path: Path) -> Any:
-    """The content of a file of torch.save, without anything of it being run."""
+    """The content of a file of torch.save, without anything of it being run, in memory bounded by the file's size."""
+    check_archive(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except OSError:

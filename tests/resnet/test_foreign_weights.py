@@ -9,6 +9,8 @@ import io
 import os
 import pathlib
 import pickle
+import time
+import tracemalloc
 import zipfile
 from functools import partial
 
@@ -24,10 +26,11 @@ from torch.optim.swa_utils import AveragedModel
 from recipes.load import load
 from recipes.schema.augment import Augment
 from recipes.schema.model import Model
-from resnet.inert_pickle import Inert, read_inertly
+from resnet.inert_pickle import MOST_PICKLED, Inert, read_inertly
 from resnet.net import build_model
 from resnet.pretrained import load_pretrained
-from resnet.weights_file import metadata_of, read_weights
+from resnet.state_dicts import AVERAGES, WRAPPERS, find_state_dict
+from resnet.weights_file import KEY, metadata_of, read_info, read_weights
 
 NET = {"block": "basic", "layers": [1, 1, 1], "stem": "cifar"}
 
@@ -324,6 +327,130 @@ def test_a_compressed_file_is_not_unpacked(tmp_path):
         archive.writestr("archive/data.pkl", pickle.dumps(argparse.Namespace(a="a" * 10**6), protocol=2))
     with pytest.raises(pickle.UnpicklingError, match="compressed"):
         read_inertly(tmp_path / "bomb.pth")
+
+
+@pytest.fixture
+def small():
+    """Fails where the test's own code allocates more than 32 MB in Python, or takes long."""
+    began = time.process_time()
+    tracemalloc.start()
+    yield
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 32 << 20
+    assert time.process_time() - began < 10
+
+
+def test_what_is_compressed_or_too_large_is_refused_before_torch_reads_it(tmp_path, monkeypatch, state):
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch has read it"))
+    torch.save(state, tmp_path / "w.pth")
+    pickled = zipfile.ZipFile(tmp_path / "w.pth").read("w/data.pkl")
+    for files, message in (
+        ({"data.pkl": (pickled, True)}, "compressed"),
+        ({"data.pkl": (pickled, False), "data/0": (bytes(10**6), True)}, "compressed"),
+        ({"data.pkl": (bytes(MOST_PICKLED + 1), False)}, "too much beside its tensors"),
+        ({"data.pkl": (bytes(MOST_PICKLED + 1), False), "../b/data.pkl": (pickled, False)}, "too much beside"),
+        ({"data.pkl": (bytes(10**6), True), "../b/data.pkl": (pickled, False)}, "compressed"),
+    ):
+        with zipfile.ZipFile(tmp_path / "bomb.pth", "w") as archive:
+            for name, (content, compressed) in files.items():
+                full = name.removeprefix("../") if name.startswith("../") else f"a/{name}"
+                archive.writestr(full, content, zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED)
+        with pytest.raises(ValueError, match=message):
+            read_weights(tmp_path / "bomb.pth")
+
+
+def test_torch_reads_the_members_that_were_checked(tmp_path):
+    """Of two directories zipfile reads the one that lies before the end, torch the one that is named there."""
+    torch.save({"layer1.0.conv1.weight": torch.zeros(3)}, tmp_path / "w.pth")
+    members = {info.filename: info for info in zipfile.ZipFile(tmp_path / "w.pth").infolist()}
+
+    def packed(method: int) -> tuple[bytes, bytes, bytes]:
+        with zipfile.ZipFile(tmp_path / "w.pth") as source, zipfile.ZipFile(tmp_path / "p.zip", "w", method) as archive:
+            for name in members:
+                archive.writestr(name, source.read(name))
+        content = (tmp_path / "p.zip").read_bytes()
+        begins = int.from_bytes(content[-6:-2], "little")
+        return content[:begins], content[begins:-22], content[-22:]
+
+    stored, directory, end = packed(zipfile.ZIP_STORED)
+    deflated, other, _ = packed(zipfile.ZIP_DEFLATED)
+    assert len(directory) == len(other)
+    ends = end[:16] + len(deflated).to_bytes(4, "little") + end[20:]
+    (tmp_path / "two.pth").write_bytes(deflated + other + stored + directory + ends)
+    assert all(not info.compress_type for info in zipfile.ZipFile(tmp_path / "two.pth").infolist())
+    assert torch.load(tmp_path / "two.pth", weights_only=True)
+    with pytest.raises(ValueError, match=r"no file of torch\.save"):
+        read_weights(tmp_path / "two.pth")
+
+
+def knot(names: tuple[str, ...]) -> dict:
+    """A mapping that holds itself under all of these names."""
+    tied: dict = {}
+    tied.update(dict.fromkeys(names, tied))
+    return tied
+
+
+def test_a_mapping_that_holds_itself_has_an_end(tmp_path, state, small):
+    names = (*AVERAGES, *WRAPPERS)
+    for content in (knot(("model",)), knot(names), knot(tuple(map(str, range(30)))), knot((*names, "args"))):
+        for more in ({}, {"options": argparse.Namespace()}):
+            content.update(more)
+            torch.save(content, tmp_path / "knot.pth")
+            with pytest.raises(ValueError, match="no state dict"):
+                read_weights(tmp_path / "knot.pth")
+    other = {"state_dict": {}}
+    other["state_dict"]["model"] = other
+    with pytest.raises(ValueError, match="no state dict"):
+        find_state_dict(other)
+    content = {**knot(("model", "ema")), **state}
+    content["model"] = content["ema"] = content
+    torch.save({**content, "options": argparse.Namespace()}, tmp_path / "knot.pth")
+    assert set(read_weights(tmp_path / "knot.pth")) == set(state)
+
+
+LARGE = {
+    "a class again and again": b"ca\nb\n" * 50_000 + b"N.",
+    "many classes": b"".join(b"ca\n%d\n" % i for i in range(50_000)) + b"N.",
+    "a reference far out": b"Nr" + (1 << 24).to_bytes(4, "little") + b".",
+    "a long bytearray": b"\x80\x05\x96" + (1 << 28).to_bytes(8, "little") + b"abc.",
+    "a long string": b"\x80\x04\x8d" + (1 << 28).to_bytes(8, "little") + b"abc.",
+    "long bytes": b"\x80\x04\x8e" + (1 << 28).to_bytes(8, "little") + b"abc.",
+    "a long number": b"\x8b" + (1 << 28).to_bytes(4, "little") + b"abc.",
+    "a long frame": b"\x80\x04\x95" + (1 << 28).to_bytes(8, "little") + b"N.",
+}
+
+
+@pytest.mark.parametrize("case", LARGE)
+def test_a_small_file_takes_little_memory(case, tmp_path, small):
+    write_pickle(tmp_path / "large.pth", LARGE[case])
+    with pytest.raises(ValueError, match=r"large\.pth"):
+        read_weights(tmp_path / "large.pth")
+
+
+def test_bytearrays_of_options_are_passed_over(tmp_path, state):
+    content = {"model": state, "args": argparse.Namespace(), "more": bytearray(b"abc")}
+    torch.save(content, tmp_path / "w.pth", pickle_protocol=5)
+    assert read_inertly(tmp_path / "w.pth")["more"] == b"abc"
+    assert set(read_weights(tmp_path / "w.pth")) == set(state)
+
+
+def test_nested_metadata_is_refused(tmp_path, state):
+    save_file(state, tmp_path / "w.safetensors", {KEY: "[" * 10**6})
+    with pytest.raises(ValueError, match="this version cannot read"):
+        read_info(tmp_path / "w.safetensors")
+
+
+def test_what_is_called_an_average_and_is_no_network_is_not_taken(tmp_path, state):
+    decays = {"decay": torch.tensor([0.9, 0.99])}
+    for content in ({"ema": decays, "state_dict": state}, {"ema": decays, "state": {"model": state}}):
+        torch.save(content, tmp_path / "w.pth")
+        assert set(read_weights(tmp_path / "w.pth")) == set(state)
+    assert set(find_state_dict({"ema": decays, **state}).tensors) == set(state)
+    assert set(find_state_dict({"ema": {"x": {}}, "model_ema": under("module._orig_mod.", state)}).tensors) == set(
+        state
+    )
+    assert find_state_dict({"ema": decays}).notes == ("its averaged weights (ema) are taken",)
 
 
 @settings(max_examples=30, deadline=None)
