@@ -45,7 +45,7 @@ def test_runs_are_compared(root, capsys):
     recipes = text.split("Recipes, where they differ</h2>")[1].split("</section>")[0]
     row = recipes.split("<code>optimizer.<wbr>lr</code>")[1].split("</tr>")[0]
     assert row.index("0.1") < row.index("0.2")
-    assert "ema.decay" in recipes
+    assert "ema.<wbr>decay" in recipes
     assert "label_smoothing" not in recipes
     data = page_data(page)
     top1 = next(chart for chart in data["charts"] if chart["title"] == "Validation top-1")
