@@ -27,6 +27,7 @@ from resnet.net import build_model, freeze_backbone
 from resnet.optim import build_optimizer
 from resnet.pretrained import load_pretrained
 from resnet.process.environment import cores_of_rank, threads_asked
+from resnet.process.mistakes import OfAllRanks
 from resnet.state import TrainState
 
 T = TypeVar("T")
@@ -103,7 +104,7 @@ def together(task: Callable[[], T], local_rank: int = 0, first_alone: bool = Fal
                 error = raised
         message = first_of_ranks(None if error is None else str(error))
         if message is not None:
-            raise ValueError(message) from error
+            raise (OfAllRanks if dist.is_initialized() else ValueError)(message) from error
     return result  # pyright: ignore[reportReturnType]
 
 

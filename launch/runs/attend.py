@@ -12,13 +12,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 from launch.runs.here import own_environment
 from resnet.process.command_lines import accelerate_argv
 from resnet.process.exit_codes import FAILED, INTERRUPTED, OWN, STOPPED
-from resnet.process.processes import catches, children
+from resnet.process.processes import catches, children, kill_all
 from resnet.process.signals import SIGNALS, die_with_parent
 
 
@@ -50,12 +50,13 @@ def attend(process: subprocess.Popen[bytes], count: int, received: list[int]) ->
             number = received.pop(0)
             interrupts += number == signal.SIGINT
             if not begun or interrupts > 2:
-                _kill(process)
+                kill_all(process)
                 state = "at once" if begun else "before the training began, nothing was written"
                 print(f"launch local: stopped {state}", file=sys.stderr)
                 return INTERRUPTED if number == signal.SIGINT else STOPPED
             for rank in ranks_of(process.pid):
-                _send(os.kill, rank, number)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(rank, number)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(0.2)
     code = process.returncode
@@ -70,16 +71,3 @@ def attend(process: subprocess.Popen[bytes], count: int, received: list[int]) ->
 def ranks_of(launcher: int) -> list[int]:
     """Children of a launcher that heed the signals: until torch is imported, one would just kill them."""
     return [child for child in children(launcher) if catches(child, signal.SIGUSR2)]
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    """With all ranks: torch's launcher gives each one a session of its own."""
-    process.send_signal(signal.SIGSTOP)  # it starts no more of them
-    for leader in (*children(process.pid), process.pid):
-        _send(os.killpg, leader, signal.SIGKILL)
-    process.wait()
-
-
-def _send(send: Callable[[int, int], None], target: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        send(target, number)

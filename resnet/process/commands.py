@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from recipes.text import suggestion, unknown_words
 from resnet.process.exit_codes import BROKEN_PIPE, FAILED, FINISHED, INTERRUPTED, MISTAKE
+from resnet.process.mistakes import is_told_elsewhere
 from resnet.process.version import VERSION
 
 Completer = Callable[[str], Iterable[str]]
@@ -63,7 +64,7 @@ def run_program(
     except (ValueError, OSError, subprocess.SubprocessError) as error:
         if "--debug" in words:
             traceback.print_exc()
-        if os.environ.get("RANK", "0") == "0":
+        if not is_told_elsewhere(error):
             print(f"{program} {name}: {error}", file=sys.stderr)
         return MISTAKE if isinstance(error, ValueError) else FAILED
     except KeyboardInterrupt:

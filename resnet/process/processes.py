@@ -1,10 +1,13 @@
-"""Other processes of this machine: whether they live, their children, the signals they catch."""
+"""Other processes of this machine: whether they live, their children, the signals they catch, and how they end."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 PROC = Path("/proc")
@@ -47,6 +50,32 @@ def children(parent: int) -> list[int]:
             if int(_fields(stat)[1]) == parent:
                 found.append(int(stat.parent.name))
     return found
+
+
+def kill_all(process: subprocess.Popen[bytes]) -> None:
+    """Kill a child of this process with all that descends from it, and wait until none of them is there.
+
+    torch's launcher gives each rank a session of its own, which a signal to the launcher's group does not reach.
+    """
+    found = [] if process.poll() is not None else _stopped(process.pid)
+    for pid in found:
+        _send(os.kill, pid, signal.SIGKILL)
+    # Of a leader that has ended by itself, some of the group may be left.
+    _send(os.killpg, process.pid, signal.SIGKILL)
+    process.wait()
+    while any(map(is_alive, found)):
+        time.sleep(0.01)
+
+
+def _stopped(pid: int) -> list[int]:
+    """A process and all that descend from it, the last ones first; none of them starts another any more."""
+    _send(os.kill, pid, signal.SIGSTOP)
+    return [*(found for child in children(pid) for found in _stopped(child)), pid]
+
+
+def _send(send: Callable[[int, int], None], target: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        send(target, number)
 
 
 def catches(process: int, number: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,12 +15,14 @@ import torch.distributed as dist
 from torch import nn
 
 from recipes.schema.recipe import Recipe
-from resnet.build import choose_precision, takes_cpu, together
+from resnet.build import takes_cpu, together
 from resnet.data.batches import Batch
 from resnet.inference import count_logits, predict_logits
+from resnet.process.mistakes import OfAllRanks
 from resnet.rundir.provenance import read_provenance
 from resnet.tally import Tally
 from resnet.tools.eval_data import THE_RECIPES, DataOptions, EvalData, open_eval_data
+from resnet.tools.forward import evaluation_precision
 from resnet.tools.judged import judged
 from resnet.tools.trained import Trained
 from resnet.tools.weights import autocast, batches_of, load_network, own_settings
@@ -150,7 +153,8 @@ def evaluate(
 
 
 def _in_step(task, over_ranks: bool):
-    return together(task) if over_ranks else task()
+    """On ranks that share a machine's files the first goes before the others, which find what it has made of them."""
+    return together(task, int(os.environ.get("LOCAL_RANK", "0")), first_alone=True) if over_ranks else task()
 
 
 def _subjects(trained: Sequence[Trained], options: DataOptions) -> list[_Subject]:
@@ -169,8 +173,9 @@ def _subjects(trained: Sequence[Trained], options: DataOptions) -> list[_Subject
             data = open_eval_data(one, outputs, options)
             opened.append((asked, data))
         batch_size = recipe.eval.batch_size or _micro_batch(one.run_dir) or min(recipe.batch_size, _MOST_AT_ONCE)
+        precision = evaluation_precision(recipe, device, notes.append)
         one = one._replace(notes=tuple(notes))
-        subjects.append(_Subject(one, network, data, device, choose_precision(recipe, on_cpu), batch_size))
+        subjects.append(_Subject(one, network, data, device, precision, batch_size))
     return subjects
 
 
@@ -187,7 +192,8 @@ def _evaluate(group: list[_Subject], over_ranks: bool, watch: Watch) -> Iterator
     for subject, result in zip(group, results, strict=True):
         if not result["samples"]:
             kind = "validation images" if subject.data.own else "images"
-            raise ValueError(f"none of the {len(subject.data.source):,} {kind} could be read")
+            error = OfAllRanks if over_ranks else ValueError
+            raise error(f"none of the {len(subject.data.source):,} {kind} could be read")
         yield subject, _evaluation(subject, result, seen)
 
 

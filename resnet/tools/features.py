@@ -23,7 +23,7 @@ from resnet.data.sources.registry import Source, open_sources
 from resnet.inference import network_input
 from resnet.process.version import VERSION
 from resnet.rundir.files import open_atomic, read_json, to_json, write_atomic
-from resnet.tools.forward import choose_device, forward
+from resnet.tools.forward import choose_device, evaluation_precision, forward
 from resnet.tools.predict import classes_of
 from resnet.tools.trained import Trained
 from resnet.tools.weights import load_network
@@ -158,10 +158,15 @@ def write_features(
     chosen = choose_device(device)
     describe = _description(trained, source, layer, batch_size, chosen)
     folder = out.with_name(f".{out.name}.parts")
-    folder.mkdir(exist_ok=True)
+    lock = out.with_name(f".{out.name}.lock")
     try:
-        with filelock.FileLock(folder / "lock", timeout=0):
-            return _write(trained, source, out, folder, describe, chosen, told)
+        with filelock.FileLock(lock, timeout=0):
+            folder.mkdir(exist_ok=True)
+            try:
+                return _write(trained, source, out, folder, describe, chosen, told)
+            finally:
+                # While it is held: who waits at the file that is gone is told so, and takes a new one.
+                lock.unlink(missing_ok=True)
     except filelock.Timeout:
         raise ValueError(f"another command is writing {out}: wait for it, or end it") from None
 
@@ -222,16 +227,16 @@ def _table(indices: list[int], found: list[np.ndarray], source: Named) -> pa.Tab
     numbers = source.labels[indices] if indices else np.empty(0, dtype=np.int64)
     columns = {
         "id": pa.array([_text(source.ids[index]) for index in indices], pa.string()),
-        "label": pa.array([source.label_name(index) for index in indices], pa.string()),
+        "label": pa.array([_text(source.label_name(index)) for index in indices], pa.string()),
         "label_index": pa.array(numbers, pa.int64(), mask=numbers < 0),
         "feature": pa.FixedSizeListArray.from_arrays(pa.array(flat), size) if size else pa.nulls(0),
     }
     return pa.table(columns)
 
 
-def _text(name: str) -> str:
-    """A file's name as UTF-8: bytes that are none are written as \\xe9."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+def _text(name: str | None) -> str | None:
+    """A name of a file or folder as UTF-8: bytes that are none are written as \\xe9."""
+    return None if name is None else os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _join(tables: Iterator[pa.Table], out: Path, description: dict[str, Any]) -> tuple[int, int]:
@@ -267,7 +272,7 @@ def _description(trained: Trained, source: Named, layer: str, batch_size: int, d
         "images_sha256": digest.hexdigest(),
         "batch_size": batch_size,
         "device": device.type,
-        "precision": trained.recipe.precision,
+        "precision": evaluation_precision(trained.recipe, device),
         "version": VERSION,
     }
 

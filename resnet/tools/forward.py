@@ -59,7 +59,7 @@ def forward(
     start: index of the first image. Between two batches torch is as the caller left it; a few batches are held at a
     time, those that workers prepare included.
     """
-    precision = choose_precision(recipe, on_cpu=False) if device.type == "cuda" else "no"
+    precision = evaluation_precision(recipe, device)
     batches = batches_of(_Indexed(source, start), recipe, batch_size, device)
     try:
         while True:
@@ -76,6 +76,18 @@ def forward(
             yield Forwarded(first, stop, indices, outputs, reasons)
     finally:
         batches.close()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def evaluation_precision(recipe: Recipe, device: torch.device, tell: Callable[[str], object] = lambda _: None) -> str:
+    """The precision of a recipe's evaluation on a device, for `autocast`.
+
+    tell: is called where that is fp16, and the device a CPU, which has none.
+    """
+    on_cpu = device.type == "cpu"
+    if on_cpu and recipe.precision == "fp16":
+        tell("precision=fp16 needs a GPU: computed in float32 here")
+        return "no"
+    return choose_precision(recipe, on_cpu)
 
 
 def choose_device(text: str) -> torch.device:

@@ -38,6 +38,8 @@ class Prediction(NamedTuple):
     """The number of the likeliest class, from 0."""
     true: str | None = None
     """The image's own label, where the data has some of the network's classes."""
+    numbers: tuple[int, ...] = ()
+    """The numbers of the classes in `top`."""
 
 
 def classes_of(trained: Trained) -> list[str]:
@@ -72,23 +74,23 @@ def predictions(
 def _of_batches(
     batches: Generator[Forwarded, None, None], source: Given, classes: list[str]
 ) -> Generator[Prediction, None, None]:
-    with contextlib.closing(batches):
-        for batch in batches:
-            yield from _of_batch(batch, source, classes)
-
-
-def _of_batch(batch: Forwarded, source: Given, classes: list[str]) -> Iterator[Prediction]:
     # Folders none of which is called like a class say nothing of what is in them.
     labelled = bool((source.labels >= 0).any())
+    with contextlib.closing(batches):
+        for batch in batches:
+            yield from _of_batch(batch, source, classes, labelled)
+
+
+def _of_batch(batch: Forwarded, source: Given, classes: list[str], labelled: bool) -> Iterator[Prediction]:
     rows = dict(zip(batch.indices, batch.outputs.tolist(), strict=True)) if batch.outputs is not None else {}
     for index in range(batch.start, batch.stop):
         file, name, true = source.describe(index), source.ids[index], source.label_name(index) if labelled else None
         if index not in rows:
             yield Prediction(file, None, 0.0, (), batch.problems[index], name, None, true)
             continue
-        probabilities, numbers = rows[index]
-        found = tuple((classes[int(at)], value) for at, value in zip(numbers, probabilities, strict=True))
-        yield Prediction(file, *found[0], found, None, name, int(numbers[0]), true)
+        numbers = tuple(map(int, rows[index][1]))
+        found = tuple((classes[number], value) for number, value in zip(numbers, rows[index][0], strict=True))
+        yield Prediction(file, *found[0], found, None, name, numbers[0], true, numbers)
 
 
 def spread_over(total: int, most: int) -> set[int]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from recipes.text import cut, near
+from resnet.rundir.files import to_json
 
 if TYPE_CHECKING:
     from resnet.tools.predict import Prediction
@@ -27,10 +28,11 @@ _TOP = re.compile(r"top_?([1-9][0-9]*)")
 
 
 class Column(NamedTuple):
-    """A column of a CSV file."""
+    """A column of a CSV file, or several that stand side by side."""
 
-    header: str
-    value: Callable[[Prediction], object]
+    headers: Sequence[str]
+    values: Callable[[Prediction], Sequence[object]]
+    """A value for each header."""
 
 
 class Columns(NamedTuple):
@@ -38,6 +40,14 @@ class Columns(NamedTuple):
 
     columns: list[Column]
     top: int
+
+    @property
+    def header(self) -> list[str]:
+        return [name for column in self.columns for name in column.headers]
+
+    def row(self, prediction: Prediction) -> list[object]:
+        """The cells of a prediction; None is an empty one."""
+        return [value for column in self.columns for value in column.values(prediction)]
 
 
 def parse_columns(text: str, classes: Sequence[str]) -> Columns:
@@ -53,12 +63,12 @@ def parse_columns(text: str, classes: Sequence[str]) -> Columns:
         value = _MEANING.get(value.lower(), value.lower())
         if value == "probabilities":
             top = len(classes)
-            columns += [Column(name, _probability_of(name)) for name in classes]
+            columns.append(Column(classes, _probabilities(len(classes))))
         elif ranks := _TOP.fullmatch(value):
             top = max(top, int(ranks[1]))
-            columns.append(Column(header, _labels_of_top(int(ranks[1]))))
+            columns.append(_column(header, _labels_of_top(int(ranks[1]))))
         elif value in _SINGLE:
-            columns.append(Column(header, _SINGLE[value]))
+            columns.append(_column(header, _SINGLE[value]))
         else:
             close = near(value, [*_MEANING, *VALUES], 1)
             hint = f" Did you mean {close[0]}?" if close else ""
@@ -73,8 +83,12 @@ def ranked_columns(top: int) -> Columns:
     """file,label,probability, and label_2,probability_2 and so on for those that come next."""
     columns = parse_columns("file,label,probability", ()).columns
     for rank in range(2, top + 1):
-        columns += [Column(f"label_{rank}", _ranked(rank, 0)), Column(f"probability_{rank}", _ranked(rank, 1))]
+        columns += [_column(f"label_{rank}", _ranked(rank, 0)), _column(f"probability_{rank}", _ranked(rank, 1))]
     return Columns(columns, top)
+
+
+def _column(header: str, value: Callable[[Prediction], object]) -> Column:
+    return Column([header], lambda prediction: [value(prediction)])
 
 
 def _number(value: float) -> str:
@@ -90,8 +104,16 @@ _SINGLE: dict[str, Callable[[Prediction], object]] = {
 }
 
 
-def _probability_of(name: str) -> Callable[[Prediction], object]:
-    return lambda prediction: next((_number(value) for label, value in prediction.top if label == name), None)
+def _probabilities(classes: int) -> Callable[[Prediction], Sequence[object]]:
+    """In the order of the classes, by their numbers: two may have the same name."""
+
+    def values(prediction: Prediction) -> Sequence[object]:
+        found: list[object] = [None] * classes
+        for number, (_, value) in zip(prediction.numbers, prediction.top, strict=True):
+            found[number] = _number(value)
+        return found
+
+    return values
 
 
 def _labels_of_top(count: int) -> Callable[[Prediction], object]:
@@ -116,7 +138,7 @@ def csv_row(values: Sequence[object]) -> bytes:
 
 
 def json_row(prediction: Prediction) -> bytes:
-    """A line of JSON, in ASCII where a file's name is no text."""
+    """A line of JSON, in ASCII where a file's name is no text; null for a probability that is NaN."""
     row: dict[str, Any] = {"id": prediction.id, "file": prediction.file, "label": prediction.label}
     if prediction.label is None:
         row["problem"] = prediction.problem
@@ -125,10 +147,11 @@ def json_row(prediction: Prediction) -> bytes:
         row["top"] = [{"label": label, "probability": value} for label, value in prediction.top]
     if prediction.true is not None:
         row["true"] = prediction.true
+    text = to_json(row)
     try:
-        return json.dumps(row, ensure_ascii=False).encode() + b"\n"
+        return text.encode() + b"\n"
     except UnicodeEncodeError:
-        return json.dumps(row).encode() + b"\n"
+        return json.dumps(json.loads(text)).encode() + b"\n"
 
 
 def printable(text: str) -> str:

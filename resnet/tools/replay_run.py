@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ from resnet.checkpoint.resume import data_digest
 from resnet.data.sources.registry import Source
 from resnet.process.command_lines import TRAIN, accelerate_argv
 from resnet.process.environment import ATTEMPT, is_launchers
+from resnet.process.processes import kill_all
 from resnet.rundir.metrics_log import read_metrics
 from resnet.tools.difference import line_of
 
@@ -111,9 +111,7 @@ def train_again(words: list[str], ranks: int, threads: int | None, done: Callabl
             time.sleep(0.1)
     finally:
         # All is on the disk: what would come after, an evaluation and a report, is not wanted.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        kill_all(process)
     if not done():
         last = "\n".join(output.read_text(errors="replace").splitlines()[-15:])
         raise ValueError(f"the steps could not be trained again (code {process.returncode}):\n{last}")

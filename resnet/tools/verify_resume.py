@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from pathlib import Path
 from recipes.load import load
 from resnet.checkpoint.commit import newest_first, step_of
 from resnet.process.command_lines import TRAIN, accelerate_argv
+from resnet.process.processes import kill_all
 from resnet.rundir.status import read_status
 from resnet.tools.compare import compare_runs
 
@@ -90,14 +90,13 @@ def _interrupt(command: list[str], folder: Path, step: int, number: signal.Signa
                 return
             raise ValueError(f"the run ended with code {process.returncode}:\n{_tail(folder)}")
         if time.monotonic() > deadline:
-            os.killpg(process.pid, signal.SIGKILL)
+            kill_all(process)
             raise ValueError(f"the run did not reach step {step} in {START_SECONDS / 60:g} minutes:\n{_tail(folder)}")
         time.sleep(0.02)
-    with contextlib.suppress(ProcessLookupError):
-        if number == signal.SIGKILL:
-            os.killpg(process.pid, number)
-        else:
-            process.send_signal(number)
+    if number == signal.SIGKILL:
+        kill_all(process)
+    else:
+        process.send_signal(number)
     process.wait()
 
 

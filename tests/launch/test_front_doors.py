@@ -4,6 +4,7 @@ import sys
 import pytest
 
 from resnet.process.version import VERSION
+from resnet.tools.cli import main
 from tests.helpers import PROGRAM
 
 
@@ -39,6 +40,34 @@ def test_mistyped_commands(command, told):
     assert done.returncode == 2
     assert told in done.stderr
     assert "Traceback" not in done.stderr
+
+
+RANK = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "waits"),
+    [
+        ({"RANK": "1"}, False),
+        (RANK, False),
+        (RANK | {"TORCHELASTIC_RUN_ID": "none"}, True),
+        (RANK | {"ACCELERATE_MIXED_PRECISION": "no"}, True),
+        (RANK | {"LOCAL_RANK": "0", "TORCHELASTIC_RUN_ID": "none"}, False),
+        ({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "none"}, False),
+    ],
+)
+def test_no_process_keeps_a_mistake_to_itself(environment, waits, monkeypatch, capsys):
+    """Nor is it told by each rank: one that is not the first waits, and is ended by the launcher meanwhile."""
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    waited = []
+    monkeypatch.setattr("resnet.process.mistakes.time.sleep", waited.append)
+    with pytest.raises(SystemExit, match="2"):
+        main(["eval", "nonesuch"])
+    assert "resnet eval: " in capsys.readouterr().err
+    assert bool(waited) == waits
 
 
 @pytest.mark.parametrize("program", ["launch", "resnet"])

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -202,6 +203,55 @@ def test_predictions_are_those_of_plain_torchvision(finished, foreign, ranks, tm
     assert result["loss"] == pytest.approx(torch.nn.functional.cross_entropy(expected, true).item(), rel=1e-4)
     assert result["top1"] == pytest.approx(100 * (expected.argmax(1) == true).double().mean().item())
     assert (result["samples"], result["kind"], result["run"]) == (40, None, None)
+
+
+def test_of_two_ranks_the_first_opens_the_data_before_the_other_and_a_mistake_is_told_once(
+    finished, images, tmp_path, monkeypatch
+):
+    for file in images.glob("*/*.jpg"):
+        file.write_bytes(b"")
+    real, log = resnet.tools.evaluate.open_eval_data, tmp_path / "log"
+
+    def note(text: str) -> None:
+        with log.open("a") as file:
+            print(os.environ["RANK"], text, file=file)
+
+    def slowly(*given):
+        note("begins")
+        time.sleep(0.3)
+        opened = real(*given)
+        note("ends")
+        return opened
+
+    monkeypatch.setattr("resnet.tools.evaluate.open_eval_data", slowly)
+    words = [str(finished.run), "--data", str(images)]
+    children = start_ranks(["eval", *words], 2, tmp_path / "out.txt", program=main)
+    wait_ranks(children, 60)
+    assert log.read_text().splitlines() == ["0 begins", "0 ends", "1 begins", "1 ends"]
+    assert (tmp_path / "out.txt").read_text().count("none of the 40 images could be read") == 1
+
+
+def test_what_only_another_rank_finds_wrong_is_told(finished, tmp_path, monkeypatch):
+    def broken(*given):
+        if os.environ["RANK"] == "1":
+            raise OSError("no more files can be opened")
+        return []
+
+    monkeypatch.setattr("resnet.tools.evaluate.batches_of", broken)
+    children = start_ranks(["eval", str(finished.run)], 2, tmp_path / "out.txt", program=main)
+    wait_ranks(children, 60)
+    assert "resnet eval: no more files can be opened" in (tmp_path / "out.txt").read_text()
+
+
+def test_a_network_trained_in_fp16_can_be_evaluated_on_a_cpu(finished, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    words = [str(finished.run), f"{finished.run}@last", "precision=fp16", "device=auto", "--json"]
+    main(["eval", *words])
+    out, told = capsys.readouterr()
+    assert figures(json.loads(out)[0]) == [finished.evaluation[name] for name in FIGURES]
+    assert told.count("precision=fp16 needs a GPU: computed in float32 here") == 1
+    children = start_ranks(["eval", *words], 2, tmp_path / "out.txt", program=main)
+    assert wait_ranks(children, 60) == [0, 0], (tmp_path / "out.txt").read_text()
 
 
 def test_two_ranks_find_the_same_to_the_last_bit(finished, tmp_path, capsys):

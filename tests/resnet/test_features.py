@@ -96,6 +96,14 @@ def test_images_that_cannot_be_read_are_left_out_and_unknown_labels_empty(finish
     assert [rows[name]["label_index"] for name in ("caf\\xe9.jpg", "zebra/0000.jpg")] == [None, None]
 
 
+def test_a_label_that_is_no_text(finished, tmp_path, capsys):
+    folder = shutil.copytree(finished.images, tmp_path / "val")
+    (folder / "dots").rename(folder / os.fsdecode(b"caf\xe9"))
+    features(finished.run, folder, tmp_path / "f.parquet")
+    rows = {row["id"]: row for row in pq.read_table(tmp_path / "f.parquet").to_pylist()}
+    assert rows["caf\\xe9/0000.jpg"]["label"] == "caf\\xe9"
+
+
 @pytest.fixture
 def small_parts(monkeypatch) -> None:
     monkeypatch.setattr("resnet.tools.features.PART", 6)
@@ -149,8 +157,7 @@ def test_mistakes(finished, tmp_path, capsys):
     pq.write_table(pa.table({"image": [1]}), out)
     assert "was not written by `resnet features`" in mistake(capsys, finished.run, finished.images, out)
     other = tmp_path / "g.parquet"
-    (tmp_path / ".g.parquet.parts").mkdir()
-    with filelock.FileLock(tmp_path / ".g.parquet.parts" / "lock"):
+    with filelock.FileLock(tmp_path / ".g.parquet.lock"):
         assert "another command is writing" in mistake(capsys, finished.run, finished.images, other)
 
 

@@ -17,7 +17,7 @@ from recipes.load import dump, load
 from resnet.tools.cli import main
 from resnet.tools.output import open_output
 from resnet.tools.predict import Prediction, spread_over
-from resnet.tools.prediction_rows import parse_columns
+from resnet.tools.prediction_rows import json_row, parse_columns
 from tests.helpers import TINY, evaluation, start, train
 
 
@@ -218,6 +218,30 @@ def test_a_submission_of_probabilities_has_a_column_a_class(finished, images, tm
         values = [float(value) for value in row[1:]]
         assert sum(values) == pytest.approx(1, abs=1e-4)
         assert header[1 + values.index(max(values))] == label
+
+
+def test_two_classes_of_one_name_keep_their_own_probabilities():
+    columns = parse_columns("id,probabilities", ["crane", "ox", "crane"])
+    top = (("crane", 0.6), ("crane", 0.3), ("ox", 0.1))
+    found = Prediction("a.png", "crane", 0.6, top, id="a", number=2, numbers=(2, 0, 1))
+    assert columns.header == ["id", "crane", "ox", "crane"]
+    assert columns.row(found) == ["a", "0.300000", "0.100000", "0.600000"]
+    assert columns.row(Prediction("b.png", None, 0.0, problem="empty", id="b")) == ["b", None, None, None]
+
+
+def test_json_has_no_nan():
+    for name in ("a.png", os.fsdecode(b"caf\xe9.png")):
+        found = Prediction(name, "ox", float("nan"), (("ox", float("nan")),), id=name, number=0, numbers=(0,))
+        row = json.loads(json_row(found), parse_constant=pytest.fail)
+        assert (row["file"], row["probability"], row["top"]) == (name, None, [{"label": "ox", "probability": None}])
+
+
+def test_the_precision_is_that_of_the_recipes_evaluation(finished, images, tmp_path, capsys):
+    plain = predict(finished.run, images, tmp_path / "out.csv")
+    assert predict(finished.run, images, tmp_path / "out.csv", "precision=bf16") != plain
+    capsys.readouterr()
+    assert predict(finished.run, images, tmp_path / "out.csv", "precision=fp16", "device=auto") == plain
+    assert capsys.readouterr().err.count("precision=fp16 needs a GPU: computed in float32 here") == 1
 
 
 @pytest.mark.parametrize(

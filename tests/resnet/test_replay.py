@@ -4,6 +4,8 @@ import io
 import json
 import os
 import shutil
+import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +14,8 @@ from PIL import Image
 
 import resnet
 from resnet.checkpoint.commit import name_of
-from resnet.tools import replay_run
+from resnet.process.processes import is_alive
+from resnet.tools import replay_run, verify_resume
 from resnet.tools.cli import main
 from resnet.tools.look import look_at_run
 from resnet.tools.replay import replay
@@ -248,6 +251,44 @@ def test_mistakes(trained, capsys, words, told):
     with pytest.raises(SystemExit, match="2"):
         main(["replay", str(trained / "r"), *words])
     assert told in capsys.readouterr().err
+
+
+LAUNCHER = """
+import subprocess, sys, time
+rank = "import os, signal, sys, time; signal.signal(15, signal.SIG_IGN); "
+rank += "open(sys.argv[1] + str(os.getpid()), 'w'); time.sleep(60)"
+for _ in range(2):
+    subprocess.Popen([sys.executable, "-c", rank, sys.argv[1]], start_new_session=True)
+time.sleep(60)
+"""
+"""As torch's: ranks have sessions of their own, and these here go on after a SIGTERM, as if they were saving."""
+
+
+def as_if_launched(folder: Path) -> list[str]:
+    folder.mkdir()
+    return [sys.executable, "-c", LAUNCHER, f"{folder}/"]
+
+
+def check_ended(folder: Path) -> None:
+    ranks = [int(file.name) for file in folder.iterdir()]
+    assert len(ranks) == 2
+    assert not any(map(is_alive, ranks))
+
+
+def test_no_rank_goes_on_when_the_steps_are_done(monkeypatch, tmp_path):
+    command = as_if_launched(tmp_path / "ranks")
+    monkeypatch.setattr(replay_run, "accelerate_argv", lambda ranks: command)
+    begun = lambda: len(os.listdir(tmp_path / "ranks")) == 2  # noqa: E731
+    replay_run.train_again([], 2, None, begun, tmp_path / "output.txt")
+    check_ended(tmp_path / "ranks")
+
+
+def test_a_kill_reaches_every_rank_of_a_run_that_is_verified(monkeypatch, tmp_path):
+    checkpoints, ranks = tmp_path / "interrupted" / "checkpoints", tmp_path / "ranks"
+    reached = lambda _: [checkpoints / name_of(3)] if len(os.listdir(ranks)) == 2 else []  # noqa: E731
+    monkeypatch.setattr(verify_resume, "newest_first", reached)
+    verify_resume._interrupt(as_if_launched(ranks), tmp_path, 3, signal.SIGKILL)
+    check_ended(ranks)
 
 
 def test_a_training_that_fails_is_told(trained, monkeypatch, tmp_path):

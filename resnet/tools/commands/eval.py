@@ -48,6 +48,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     from resnet.build import build_accelerator
     from resnet.process.environment import cores_of_rank
+    from resnet.process.mistakes import OfAllRanks
     from resnet.tools.eval_data import DataOptions
     from resnet.tools.evaluate import evaluate
     from resnet.tools.trained import find_trained
@@ -68,17 +69,20 @@ def run(arguments: argparse.Namespace) -> None:
         return counted(batches, images, not first, lambda batch: ranks * (batch.key.stop - batch.key.start))
 
     if several:
-        build_accelerator(trained[0].recipe)
+        # Of its precision nothing is taken, and fp16 would be refused on a CPU.
+        build_accelerator(trained[0].recipe.model_copy(update={"precision": "no"}))
     else:
         # As many as training takes, so that it rounds as training did.
         torch.set_num_threads(cores_of_rank())
     try:
         results = evaluate(trained, options, several, watch)
-        if first:
-            _tell(results, arguments)
-    finally:
-        if several:
-            dist.destroy_process_group()
+    except OfAllRanks:
+        dist.destroy_process_group()
+        raise
+    if several:
+        dist.destroy_process_group()
+    if first:
+        _tell(results, arguments)
 
 
 def _check(arguments: argparse.Namespace, names: list[str]) -> None:

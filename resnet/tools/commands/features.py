@@ -37,6 +37,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--batch-size {arguments.batch_size}: it takes 1 or more")
 
     from resnet.tools.features import is_features, open_images, write_features
+    from resnet.tools.forward import choose_device, evaluation_precision
     from resnet.tools.knn import knn
     from resnet.tools.trained import find_trained
 
@@ -44,8 +45,9 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError(f"{out} is there, and was not written by `resnet features`: give another name, or remove it")
     trained = find_trained(arguments.run, arguments.root, overrides=changes)
     source = open_images(trained, paths, (arguments.file_column, arguments.label_column), arguments.images)
-    for note in (*trained.notes, *source.notes):
-        print(note, file=sys.stderr)
+    notes = [*trained.notes, *source.notes]
+    evaluation_precision(trained.recipe, choose_device(arguments.device), notes.append)
+    print(*(f"{note}\n" for note in notes), sep="", end="", file=sys.stderr)
     total = len(source)
 
     def told(blocks, done):

@@ -55,6 +55,7 @@ def run(arguments: argparse.Namespace) -> None:
     paths, changes = split_changes(arguments.paths)
 
     from resnet.data.sources.given import open_given, unmatched_text
+    from resnet.tools.forward import choose_device, evaluation_precision
     from resnet.tools.picture_grid import draw_grid
     from resnet.tools.predict import classes_of, predictions, spread_over, tiles_of
     from resnet.tools.trained import find_trained
@@ -63,8 +64,9 @@ def run(arguments: argparse.Namespace) -> None:
     classes = classes_of(trained)
     columns = (arguments.file_column, arguments.label_column)
     source = open_given(paths, classes, columns, arguments.images, trained.recipe.data)
-    for note in (*trained.notes, *source.notes):
-        print(note, file=sys.stderr)
+    notes = [*trained.notes, *source.notes]
+    evaluation_precision(trained.recipe, choose_device(arguments.device), notes.append)
+    print(*(f"{note}\n" for note in notes), sep="", end="", file=sys.stderr)
     writer = _Writer(arguments, source, classes)
     found = predictions(trained, source, writer.top, arguments.batch_size, arguments.device)
     shown = spread_over(len(source), MOST_IN_A_GRID) if arguments.grid else set()
@@ -121,7 +123,7 @@ class _Writer:
         place = open_output(self._arguments.csv) if self._arguments.csv else contextlib.nullcontext(sys.stdout.buffer)
         with place as file:
             if not self._arguments.json and not self.on_terminal:
-                file.write(csv_row([column.header for column in self._columns.columns]))
+                file.write(csv_row(self._columns.header))
             yield lambda prediction: self._take(prediction, file)
         sys.stdout.flush()
 
@@ -141,7 +143,7 @@ class _Writer:
         if self._arguments.json:
             return json_row(prediction)
         if not self.on_terminal:
-            return csv_row([column.value(prediction) for column in self._columns.columns])
+            return csv_row(self._columns.row(prediction))
         encoding = sys.stdout.encoding or "ascii"
         if self._one:
             width = shutil.get_terminal_size().columns
