@@ -21,6 +21,8 @@ SMALLER = (
     "augment.train_size=32 augment.val_resize=36 augment.val_size=32 data.num_workers=0"
 )
 """What makes a training of the page one of seconds, with 9 steps in place of 123."""
+pytestmark = pytest.mark.timeout(1200)
+"""A dozen commands, each of which imports torch, on a core that others use too."""
 PROMPT = re.compile(r"<(\d+)>\$ $")
 
 
