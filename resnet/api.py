@@ -235,8 +235,7 @@ class Run:
         """
         from resnet.tools.replay import replay
 
-        words = [f"{key}={json.dumps(value, default=str)}" for key, value in changes.items()]
-        return replay(self.path, first, last, overrides=words)
+        return replay(self.path, first, last, overrides=_as_words(changes))
 
     def evaluate(self, weights: str | int | Path = "best", /, **changes: Any) -> Evaluation:
         """Evaluate on the validation images as in training.
@@ -282,11 +281,7 @@ def evaluate(
     from resnet.tools.eval_data import DataOptions
     from resnet.tools.trained import find_trained
 
-    words = [
-        f"{key}={value if key == 'recipe' else json.dumps(value, default=str)}"
-        for key, value in (changes or {}).items()
-    ]
-    trained = [find_trained(os.fspath(one), root, plain, words) for one in what]
+    trained = [find_trained(os.fspath(one), root, plain, _as_words(changes or {})) for one in what]
     given = (data,) if isinstance(data, (str, Path)) else data
     options = DataOptions(
         tuple(map(str, given)),
@@ -346,6 +341,12 @@ def diff(one: Run | str | Path, other: Run | str | Path) -> Difference:
 
     first, second = (run if isinstance(run, Run) else Run(run) for run in (one, other))
     return diff_runs(first.path, second.path, (first.recipe, second.recipe))
+
+
+def _as_words(changes: Mapping[str, Any]) -> list[str]:
+    """Changes as a command line has them."""
+    values = {key: value if key == "recipe" else json.dumps(value, default=str) for key, value in changes.items()}
+    return [f"{key}={value}" for key, value in values.items()]
 
 
 def _noted(loaded: Loaded) -> Recipe:

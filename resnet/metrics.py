@@ -11,7 +11,8 @@ WINDOW = 6
 """Numbers in a window."""
 _HORIZON = 2**52
 """Above any step; HORIZON - step is largest for the earliest step, so that MAX over ranks finds it."""
-_UNIT = 2.0**20
+UNIT = 2.0**20
+"""Sums of losses are of whole multiples of 1 / UNIT, so that they are the same in whichever order they are made."""
 _MOST_KEPT = 256
 """Micro-batches whose losses are kept before they are summed, which bounds the memory that they take."""
 
@@ -72,7 +73,7 @@ class Window:
         # What is not finite ends the run by its step alone.
         weighted = torch.where(finite, losses * samples, 0.0)
         right = torch.stack(self._right).double()
-        sums[:4].add_(torch.stack([(weighted * _UNIT).round() / _UNIT, right, samples, broken]).sum(1))
+        sums[:4].add_(torch.stack([(weighted * UNIT).round() / UNIT, right, samples, broken]).sum(1))
         sums[5].clamp_(min=torch.where(finite, 0.0, bad).amax())
         self._losses, self._right, self._facts = [], [], []
 

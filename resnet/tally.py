@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from resnet.metrics import sum_over_ranks
+from resnet.metrics import UNIT, sum_over_ranks
 
 BINS = 15
 """Bins of equal width that confidences are sorted into (Guo et al. 2017, arXiv:1706.04599)."""
@@ -18,9 +18,8 @@ MISTAKES = 32
 CONFUSED = 50
 """Most frequent pairs of true and predicted class that are told."""
 
-_UNIT = 2.0**20
 _FINE = 2.0**30
-"""Sums are of whole multiples of 1 / _UNIT or 1 / _FINE, so that they are the same in whichever order they are made."""
+"""Sums of confidences are of whole multiples of 1 / _FINE, as those of losses are of 1 / UNIT."""
 _LOW = 2**32
 
 
@@ -59,7 +58,7 @@ class Tally:
         loss: summed over the images; logits, and scores as probabilities: (N, C); labels and the images' indices: (N,).
         """
         classes = len(self.confusion)
-        self.loss += (loss.double() * _UNIT).round() / _UNIT
+        self.loss += (loss.double() * UNIT).round() / UNIT
         best = logits.topk(min(5, classes), dim=1).indices
         self.top5 += (best == labels[:, None]).sum()
         predicted = best[:, 0]

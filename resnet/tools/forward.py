@@ -10,7 +10,7 @@ import torch
 
 from recipes.schema.recipe import Recipe
 from resnet.build import choose_precision
-from resnet.data.sources.registry import Source
+from resnet.data.sources.registry import Source, Subset
 from resnet.tools.weights import autocast, batches_of, own_settings
 
 
@@ -28,24 +28,6 @@ class Forwarded(NamedTuple):
     """By index: why an image could not be read."""
 
 
-class _Indexed:
-    """The images of a source from `start` on; their labels are the indices there, and tell which ones a batch holds."""
-
-    def __init__(self, source: Source, start: int) -> None:
-        self._source, self._start = source, start
-        self.labels = np.arange(start, len(source))
-        self.classes = source.classes
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def read(self, index: int) -> bytes | torch.Tensor:
-        return self._source.read(self._start + index)
-
-    def describe(self, index: int) -> str:
-        return self._source.describe(self._start + index)
-
-
 def forward(
     source: Source,
     recipe: Recipe,
@@ -60,7 +42,8 @@ def forward(
     time, those that workers prepare included.
     """
     precision = evaluation_precision(recipe, device)
-    batches = batches_of(_Indexed(source, start), recipe, batch_size, device)
+    rest = Subset(source, np.arange(start, len(source))) if start else source
+    batches = batches_of(rest, recipe, batch_size, device)
     try:
         while True:
             with own_settings(recipe, device), torch.inference_mode(), autocast(precision, device):
@@ -68,12 +51,10 @@ def forward(
                 outputs = compute(batch.images) if batch is not None and len(batch.labels) else None
             if batch is None:
                 return
-            first, stop = start + batch.key.start, start + batch.key.stop
-            indices = batch.labels.tolist()
-            missing = sorted(set(range(first, stop)) - set(indices))
-            problems = dict(zip(missing, batch.broken, strict=True))
+            indices = (start + batch.indices(torch.device("cpu"))).tolist()
+            problems = {start + at: text for at, text in zip(batch.missing, batch.broken, strict=True)}
             reasons = {at: text.removeprefix(f"{source.describe(at)}: ") for at, text in problems.items()}
-            yield Forwarded(first, stop, indices, outputs, reasons)
+            yield Forwarded(start + batch.key.start, start + batch.key.stop, indices, outputs, reasons)
     finally:
         batches.close()  # pyright: ignore[reportAttributeAccessIssue]
 

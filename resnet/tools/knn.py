@@ -11,6 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from resnet.data.sources.registry import evenly
+
 NEIGHBOURS, TEMPERATURE = 20, 0.07
 MOST_QUERIES = 10_000
 _BLOCK = 1024
@@ -40,7 +42,7 @@ def knn(file: Path, neighbours: int = NEIGHBOURS) -> Knn:
     if len(labelled) < 2:
         raise ValueError(f"{file} has labels for {len(labelled)} images: nearest neighbours need two or more")
     count = min(len(labelled), MOST_QUERIES)
-    queries = torch.from_numpy(labelled[(2 * np.arange(count) + 1) * len(labelled) // (2 * count)])
+    queries = torch.from_numpy(labelled[evenly(len(labelled), count)])
     asked = torch.cat([block[torch.isin(rows, queries)] for rows, block in _blocks(file)])
     best = torch.full((count, 0), 0.0)
     found = torch.full((count, 0), -1)

@@ -11,6 +11,7 @@ import torch
 
 from resnet.data.decode import decode
 from resnet.data.sources.given import Given
+from resnet.data.sources.registry import evenly
 from resnet.data.transforms import eval_transform
 from resnet.inference import class_probabilities, predict_logits
 from resnet.tools.forward import Forwarded, choose_device, forward
@@ -95,8 +96,7 @@ def _of_batch(batch: Forwarded, source: Given, classes: list[str], labelled: boo
 
 def spread_over(total: int, most: int) -> set[int]:
     """At most so many of `total` indices, at even distances."""
-    count = min(total, most)
-    return set(((2 * np.arange(count) + 1) * total // (2 * max(1, count))).tolist())
+    return set(evenly(total, min(total, most)).tolist())
 
 
 def tiles_of(found: Mapping[int, Prediction], source: Given, trained: Trained) -> list[Tile]:

@@ -17,11 +17,10 @@ from resnet.checkpoint.commit import CheckpointError, read_manifest
 from resnet.checkpoint.snapshot import EMA, MODEL
 from resnet.data.order import Order
 from resnet.data.sources.registry import Source
+from resnet.metrics import UNIT
 from resnet.tools.difference import Parting, line_of, parting_of
 
 Row = Mapping[str, Any]
-_UNIT = 2.0**20
-"""Sums of losses are whole multiples of 1 / _UNIT (see resnet.metrics.Window)."""
 _MOST_FILES = 200_000
 _MOST_NAMED = 5
 
@@ -59,7 +58,7 @@ def _merged(rows: Sequence[Row], before: int) -> Row:
     loss, right, start = 0.0, 0, before
     for row in rows:
         samples = row["samples"] - start
-        loss += round(row["train/loss"] * samples * _UNIT) / _UNIT
+        loss += round(row["train/loss"] * samples * UNIT) / UNIT
         right += round(row["train/top1"] * samples / 100)
         start = row["samples"]
     samples = max(start - before, 1)

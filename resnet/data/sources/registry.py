@@ -101,4 +101,9 @@ def _at_most(source: Source, count: int | None) -> Source:
 def spread(labels: np.ndarray, count: int) -> np.ndarray:
     """Sorted indices of `count` images at even distances in the order of their classes: shares stay what they are."""
     by_class = np.argsort(labels, kind="stable")
-    return np.sort(by_class[(2 * np.arange(count) + 1) * len(labels) // (2 * count)])
+    return np.sort(by_class[evenly(len(labels), count)])
+
+
+def evenly(total: int, count: int) -> np.ndarray:
+    """`count` of range(total), in order, at even distances from one another and from the ends."""
+    return (2 * np.arange(count) + 1) * total // (2 * max(1, count))

@@ -32,11 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from resnet.run_recipe import load_run_recipe
     from resnet.tools.look import as_json, draw_seen, look, look_at_run
+    from resnet.tools.output import check_output
 
     step = read_step(arguments.step, "--step")
     out = arguments.out or Path(f"look-step-{step}.png")
-    if out.is_dir() or not out.absolute().parent.is_dir():
-        raise ValueError(f"--out {out}: give a file in a folder that is there")
+    check_output(out, "--out", (".png",))
     how = {"step": step, "count": arguments.count, "originals": arguments.original}
     if "=" in arguments.run:
         loaded = load([arguments.run, *arguments.overrides])
