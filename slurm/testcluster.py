@@ -32,6 +32,9 @@ DEFAULT_FOLDER = Path("~/.cache/resnet-launch/testcluster")
 NODES = ("127.0.0.1", "127.0.0.2")
 KILL_WAIT_SECONDS = 15
 START_SECONDS = 60
+STARTS = 3
+"""Starts in all, where another process takes a port after it was found free."""
+TAKEN = "Address already in use"
 MARK = "RESNET_TESTCLUSTER"
 """The environment variable by which a daemon is known as one of a folder's."""
 PROGRAMS = ("munged", "mariadbd", "mariadb-install-db", "slurmdbd", "slurmctld", "slurmd", "sbatch")
@@ -154,13 +157,17 @@ def up(folder: Path) -> dict[str, str]:
     if status(folder).running:
         return environment(folder)
     down(folder)
-    try:
-        _start(folder, _write_files(folder))
-    except BaseException:
-        # The folder stays: its logs tell why.
-        _kill(folder)
-        shutil.rmtree(run_folder(folder), ignore_errors=True)
-        raise
+    for starts_left in reversed(range(STARTS)):
+        try:
+            _start(folder, _write_files(folder))
+            break
+        except BaseException as error:
+            # The folder stays: its logs tell why.
+            _kill(folder)
+            shutil.rmtree(run_folder(folder), ignore_errors=True)
+            if not (starts_left and isinstance(error, RuntimeError) and _port_was_taken(folder)):
+                raise
+            shutil.rmtree(folder)
     return environment(folder)
 
 
@@ -294,6 +301,10 @@ def _free_ports(number: int) -> list[int]:
         if len(ports) == number:
             return ports
     raise RuntimeError("no free ports between 20000 and 32000")
+
+
+def _port_was_taken(folder: Path) -> bool:
+    return any(TAKEN in log.read_text(errors="replace") for log in (folder / "logs").glob("slurm*.log"))
 
 
 def _start(folder: Path, slurmdbd_port: int) -> None:

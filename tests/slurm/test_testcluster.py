@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -128,6 +129,26 @@ def test_a_second_one_lives_beside_it_recovers_and_leaves_nothing(cluster, tmp_p
     assert Path("/etc/hosts").read_bytes() == hosts
     assert testcluster.status(cluster).running
     assert run_main("down", folder).stdout.endswith("there was nothing\n")
+
+
+def test_a_port_taken_after_it_was_chosen_is_chosen_again(tmp_path, monkeypatch):
+    choices, choose = [], testcluster._free_ports
+    with socket.socket() as other:
+
+        def free_ports(number):
+            choices.append(choose(number))
+            if len(choices) == 1:
+                other.bind(("", choices[0][-1]))
+                other.listen()
+            return choices[-1]
+
+        monkeypatch.setattr(testcluster, "_free_ports", free_ports)
+        testcluster.up(tmp_path / "cluster")
+        try:
+            assert testcluster.status(tmp_path / "cluster").running
+            assert len(choices) == 2
+        finally:
+            testcluster.down(tmp_path / "cluster")
 
 
 def test_a_foreign_folder_is_left_alone(tmp_path):
