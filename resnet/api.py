@@ -216,11 +216,11 @@ class Run:
     def _changed(self, changes: Mapping[str, Any]) -> Recipe:
         return load_recipe(self.path / "recipe.yaml", {**data_of_run(self.path, changes), **changes})
 
-    def look(self, step: int = 0, count: int = 32, **changes: Any) -> Seen:
+    def look(self, step: int = 1, count: int = 32, **changes: Any) -> Seen:
         """The first `count` images of a training step exactly as the network got them, and what was done to each.
 
-        Step s leads from s steps done to s + 1. changes: to the recipe, as in `run.look(7, **{"data.train": "photos"})`
-        for data that lies elsewhere on this machine. Raises ValueError for data or steps that are not there.
+        step: counted from 1, as in the log. changes: to the recipe, as in `run.look(7, **{"data.train": "photos"})` for
+        data that lies elsewhere on this machine. Raises ValueError for data or steps that are not there.
         """
         from resnet.tools.look import look_at_run
 

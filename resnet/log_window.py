@@ -21,8 +21,9 @@ def log_window(trainer: Trainer, clock: Clock, norm: torch.Tensor | None) -> Non
     plan, state = trainer.plan, trainer.state
     means = state.window.read()
     if means.bad_step >= 0:
+        bad = means.bad_step + 1
         raise TrainingError(
-            f"the loss is not finite since step {means.bad_step} (epoch {plan.epoch(means.bad_step):.2f}, "
+            f"the loss is not finite since step {bad} (epoch {plan.epoch(bad):.2f}, "
             f"lr {plan.hyper(means.bad_step).lr:g}): a lower optimizer.lr, a warm-up or grad_clip_norm can help; "
             "checkpoints from before it are kept"
         )

@@ -28,7 +28,7 @@ class Means(NamedTuple):
     skipped: int
     """fp16 steps that the scaler skipped in the run so far."""
     bad_step: int
-    """First step whose loss was not finite; -1 for none."""
+    """Steps done before the first one whose loss was not finite; -1 for none."""
 
 
 class Window:
@@ -52,7 +52,7 @@ class Window:
         return self._sums
 
     def add(self, step: int, loss: torch.Tensor, right: torch.Tensor, samples: int, broken: int) -> None:
-        """Count a micro-batch of step `step`; the tensors are kept as they are.
+        """Count a micro-batch of the step that is made when `step` are done; the tensors are kept as they are.
 
         loss: mean over its `samples` images; right: how many of them the network got right.
         """

@@ -72,10 +72,12 @@ class Sample:
 
 
 class Seen(NamedTuple):
-    """What a step trains on. Step s leads from s steps done to s + 1: the log notes it in the line of step s + 1."""
+    """What a step trains on."""
 
     step: int
+    """Counted from 1, as in the log: the step after which it says `step`."""
     epoch: float
+    """Done with it, as in the log."""
     batch_size: int
     """Images of the whole step."""
     micro_batch: int
@@ -94,7 +96,7 @@ class Seen(NamedTuple):
 
 def look(
     recipe: Recipe,
-    step: int = 0,
+    step: int = 1,
     count: int = 32,
     *,
     sources: tuple[Source, Source] | None = None,
@@ -104,7 +106,7 @@ def look(
 ) -> Seen:
     """Prepare the first `count` images of a training step as training does, on the CPU.
 
-    sources: training and validation images, where they are open already. micro_batch: of the run, which mixing depends
+    step: counted from 1, as in the log. sources: training and validation images, where they are open already. micro_batch: of the run, which mixing depends
     on; None: as on one device. precision: Accelerate's name of it. The process is left as it was, random numbers too.
     Raises ValueError for data that cannot be used, and a step that the run does not have.
     """
@@ -113,26 +115,26 @@ def look(
     train, val = sources or build_data(recipe)
     order = build_order(recipe, train)
     plan = make_plan(recipe, len(order), 1, micro_batch)
-    if not 0 <= step < plan.end_step:
-        raise ValueError(f"step {step}: this training has the steps 0 to {plan.end_step - 1}")
+    if not 1 <= step <= plan.end_step:
+        raise ValueError(f"step {step}: this training has the steps 1 to {plan.end_step}")
     batches = _NotedBatches(train, val, order, recipe.augment)
     batches.keeps_originals = originals
     dtype, given = input_dtype(recipe, precision), []
     with torch.random.fork_rng(devices=[]):
-        for slot, key in enumerate(training_keys(plan, 0, step)):
+        for slot, key in enumerate(training_keys(plan, 0, step - 1)):
             if len(batches.samples) >= count:
                 break
-            given.append(_prepare(batches, key, plan, step, slot, dtype))
+            given.append(_prepare(batches, key, plan, step - 1, slot, dtype))
     seen = batches.samples[:count]
     shown = torch.cat([viewable(one.images, recipe.augment) for one in given])[:count]
     inputs, targets = [one.images for one in given], [one.targets for one in given]
-    drawn, size = plan.epoch(step), plan.samples_of_step(step)
+    epoch, size = plan.epoch(step), plan.samples_of_step(step - 1)
     whole = batches.originals[:count]
-    return Seen(step, drawn, size, plan.micro_batch, seen, inputs, targets, shown.numpy(), whole, [])
+    return Seen(step, epoch, size, plan.micro_batch, seen, inputs, targets, shown.numpy(), whole, [])
 
 
 def look_at_run(
-    run_dir: Path, recipe: Recipe, step: int = 0, count: int = 32, originals: bool = False, verify: bool = True
+    run_dir: Path, recipe: Recipe, step: int = 1, count: int = 32, originals: bool = False, verify: bool = True
 ) -> Seen:
     """As `look`, of a run: in its micro-batches and precision.
 

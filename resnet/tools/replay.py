@@ -176,11 +176,10 @@ def _dump(
     batches = folder / "batches"
     batches.mkdir(parents=True, exist_ok=True)
     tell(f"drawing the images of each step in {batches}")
-    for step in range(steps.first, steps.last):
+    for step in range(steps.first + 1, steps.last + 1):
         how = {"micro_batch": rest["micro_batch"], "precision": rest["precision"], "sources": sources}
         seen = look(recipe, step, recipe.batch_size, **how)
-        title = f"{steps.run_dir}, step {step} (step {step + 1} in the log)"
-        draw_seen(seen, batches / f"{name_of(step)}.png", title)
+        draw_seen(seen, batches / f"{name_of(step)}.png", f"{steps.run_dir}, step {step}")
         write_atomic(batches / f"{name_of(step)}.json", to_json(as_json(seen), indent=1))
 
 

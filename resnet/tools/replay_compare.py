@@ -106,6 +106,7 @@ def compare_weights(file: Path, checkpoint: Path) -> list[str]:
 def changed_files(train: Source, order: Order, plan: Plan, steps: range, since: float) -> list[str]:
     """Training images of these steps whose files changed after `since` (unix time), with the first step of each.
 
+    steps: counted by the steps that are done before.
     Where most of them did, as in a copy of the data, that alone is said: it tells none from another.
     """
     found, looked_at = [], 0
@@ -120,7 +121,7 @@ def changed_files(train: Source, order: Order, plan: Plan, steps: range, since: 
         if changed > since:
             at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(changed))
             found.append(
-                f"{file} was changed at {at}, after the run had trained on it: resnet look --step {step} shows it"
+                f"{file} was changed at {at}, after the run had trained on it: resnet look --step {step + 1} shows it"
             )
     if len(found) > looked_at / 2:
         return [
@@ -132,7 +133,7 @@ def changed_files(train: Source, order: Order, plan: Plan, steps: range, since: 
 
 
 def _images_of(order: Order, plan: Plan, steps: range) -> Iterator[tuple[int, int]]:
-    """Step and index of each image, once, in the order of the steps."""
+    """Steps done before it, and index, of each image, once, in the order of the steps."""
     seen: set[int] = set()
     for step in steps:
         first, last = plan.slot(step, 0)[0], plan.slot(step, plan.slots - 1)[1]

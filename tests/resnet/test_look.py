@@ -50,7 +50,7 @@ def run(tmp_path_factory, shapes) -> Path:
 
 def is_given(seen, given) -> bool:
     assert len(seen.inputs) == seen.batch_size // seen.micro_batch
-    pairs = [(*given(seen.step, slot), seen.inputs[slot], seen.targets[slot]) for slot in range(len(seen.inputs))]
+    pairs = [(*given(seen.step - 1, slot), seen.inputs[slot], seen.targets[slot]) for slot in range(len(seen.inputs))]
     return all(torch.equal(images, ours) and torch.equal(targets, also) for images, targets, ours, also in pairs)
 
 
@@ -59,24 +59,24 @@ def test_a_step_is_seen_as_the_network_got_it(given, tmp_path, shapes):
     assert train(*words) == 0
     recipe = load([f"recipe={tmp_path}/r/recipe.yaml"]).recipe
     before = torch.get_rng_state()
-    for step in (0, 7, 11):
+    for step in (1, 8, 12):
         assert is_given(look_at_run(tmp_path / "r", recipe, step, 16), given), step
     assert torch.equal(torch.get_rng_state(), before)
-    assert look(recipe, 11).images.shape == (16, 64, 64, 3)
-    assert not is_given(look_at_run(tmp_path / "r", recipe.model_copy(update={"seed": 1}), 7, 16), given)
+    assert look(recipe, 12).images.shape == (16, 64, 64, 3)
+    assert not is_given(look_at_run(tmp_path / "r", recipe.model_copy(update={"seed": 1}), 8, 16), given)
 
 
 def test_a_step_of_two_ranks_is_seen_whole(given, tmp_path, tiny):
     words = [*tiny, "augment.mixup=0.4", "max_steps=2", f"run.root={tmp_path}", "run.name=r", "data.num_workers=1"]
     assert wait_ranks(start_ranks(words, 2, tmp_path / "out.txt"), 90) == [0, 0], (tmp_path / "out.txt").read_text()
     recipe = load([f"recipe={tmp_path}/r/recipe.yaml"]).recipe
-    assert is_given(look_at_run(tmp_path / "r", recipe, 1, 16), given)
+    assert is_given(look_at_run(tmp_path / "r", recipe, 2, 16), given)
 
 
 @pytest.mark.parametrize("crop", ["random_resized", "pad", "resize"])
 def test_crops_and_flips_are_those_that_are_told(crop, tiny):
     recipe = load([*tiny, f"augment.crop={crop}", "augment.vflip=0.5", "augment.random_erasing=0.5"]).recipe
-    seen = look(recipe, 3, 16, originals=True)
+    seen = look(recipe, 4, 16, originals=True)
     assert 0 < sum(sample.mirrored for sample in seen.samples) < 16
     assert 0 < sum(sample.erased is not None for sample in seen.samples) < 16
     for sample, shown, original in zip(seen.samples, seen.images, seen.originals, strict=True):
@@ -115,15 +115,15 @@ def test_normalised_images_come_back(tiny):
 
 def test_the_command_draws_and_tells(run, tmp_path, capsys):
     picture = tmp_path / "step.png"
-    main(["look", str(run), "--step", "4", "--count", "5", "--out", str(picture)])
+    main(["look", str(run), "--step", "5", "--count", "5", "--out", str(picture)])
     out = capsys.readouterr().out
-    assert f"{run}, step 4 (step 5 in the log, epoch 0.40): the first 5 of 16 images in micro-batches of 8" in out
+    assert f"{run}, step 5 (epoch 0.50): the first 5 of 16 images in micro-batches of 8" in out
     assert out.count(".jpg") == 5
     assert "erased" in out
     assert Image.open(picture).width > 4 * SIDE
-    main(["look", str(run), "--step", "4", "--count", "5", "--out", str(picture), "--json", "--original"])
+    main(["look", str(run), "--step", "step-5", "--count", "5", "--out", str(picture), "--json", "--original"])
     told = json.loads(capsys.readouterr().out)
-    assert (told["step"], told["micro_batch"], told["picture"], told["notes"]) == (4, 8, str(picture), [])
+    assert (told["step"], told["micro_batch"], told["picture"], told["notes"]) == (5, 8, str(picture), [])
     first, second = told["images"][:2]
     assert second["mixed_with"] == first["position"] == 64
     assert second["other_label"] == first["label"]
@@ -132,7 +132,7 @@ def test_the_command_draws_and_tells(run, tmp_path, capsys):
 
 def test_a_recipe_is_looked_at_without_a_run(tiny, tmp_path, capsys):
     main(["look", *tiny, "--count", "3", "--out", str(tmp_path / "a.png")])
-    assert "quickstart, step 0 (step 1 in the log, epoch 0.00): the first 3 of 16 images\n" in capsys.readouterr().out
+    assert "quickstart, step 1 (epoch 0.10): the first 3 of 16 images\n" in capsys.readouterr().out
 
 
 def test_other_data_is_told(run, shapes, tmp_path, capsys):
@@ -143,7 +143,7 @@ def test_other_data_is_told(run, shapes, tmp_path, capsys):
 
 
 def test_an_image_that_stands_in_is_told(shapes, tiny, tmp_path, capsys):
-    (file,) = [sample.file for sample in look(load(tiny).recipe, 0, 1).samples]
+    (file,) = [sample.file for sample in look(load(tiny).recipe, 1, 1).samples]
     content = Path(file).read_bytes()
     try:
         Path(file).write_bytes(b"broken")
@@ -156,7 +156,8 @@ def test_an_image_that_stands_in_is_told(shapes, tiny, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--step", "10"], "step 10: this training has the steps 0 to 9"),
+        (["--step", "0"], "step 0: this training has the steps 1 to 10"),
+        (["--step", "11"], "step 11: this training has the steps 1 to 10"),
         (["--step", "-1"], "step -1"),
         (["--count", "0"], "count=0"),
         (["--out", "nowhere/a.png"], "--out nowhere/a.png"),
@@ -174,7 +175,7 @@ def test_mistakes(run, tmp_path, monkeypatch, capsys, words, told):
 def test_looking_from_python(run):
     seen = resnet.Run(run).look(3, count=4)
     assert (seen.step, len(seen.samples), seen.images.shape) == (3, 4, (4, 32, 32, 3))
-    assert metrics(run)[3]["step"] == seen.step + 1
+    assert (metrics(run)[2]["step"], metrics(run)[2]["epoch"]) == (seen.step, seen.epoch)
 
 
 def test_a_grid_holds_any_number_of_pictures_of_any_shape(tmp_path):

@@ -153,7 +153,7 @@ def test_a_first_checkpoint_with_a_forged_manifest_is_found(run, here):
 def test_an_image_that_was_replaced_is_named(run, trained, tmp_path, here):
     data = shutil.copytree(trained / "shapes", tmp_path / "shapes")
     recipe = resnet.load_recipe(run)
-    sample = look_at_run(run, recipe, 7, 16).samples[5]
+    sample = look_at_run(run, recipe, 8, 16).samples[5]
     other = data / Path(sample.file).relative_to(trained / "shapes")
     Image.new("RGB", (40, 40), "red").save(other)
     found = replay(run, 5, overrides=[f"data.train={data}"])
@@ -161,7 +161,7 @@ def test_an_image_that_was_replaced_is_named(run, trained, tmp_path, here):
     assert found.differences[0].startswith("the log parts at step 9: train/loss")
     (named,) = [note for note in found.notes if "was changed at" in note]
     assert named.startswith(f"{other} was changed at ")
-    assert named.endswith("after the run had trained on it: resnet look --step 7 shows it")
+    assert named.endswith("after the run had trained on it: resnet look --step 8 shows it")
 
 
 def test_the_same_images_elsewhere_are_the_same(run, trained, tmp_path, here):
@@ -225,9 +225,9 @@ def test_the_images_of_each_step_are_drawn(trained, tmp_path, here, capsys):
     words = ["--from", "5", "--to", "7", "--dump-batches", "--keep", str(tmp_path / "kept")]
     main(["replay", str(trained / "r"), *words])
     drawn = sorted(os.listdir(tmp_path / "kept" / "batches"))
-    assert drawn == ["step-00000005.json", "step-00000005.png", "step-00000006.json", "step-00000006.png"]
-    images = json.loads((tmp_path / "kept" / "batches" / "step-00000006.json").read_text())["images"]
-    seen = look_at_run(trained / "r", resnet.load_recipe(trained / "r"), 6, 16).samples
+    assert drawn == ["step-00000006.json", "step-00000006.png", "step-00000007.json", "step-00000007.png"]
+    images = json.loads((tmp_path / "kept" / "batches" / "step-00000007.json").read_text())["images"]
+    seen = look_at_run(trained / "r", resnet.load_recipe(trained / "r"), 7, 16).samples
     assert [image["file"] for image in images] == [sample.file for sample in seen]
     assert (tmp_path / "kept" / "replay" / "metrics.jsonl").is_file()
     with pytest.raises(ValueError, match="is there already: give another --keep"):

@@ -291,7 +291,10 @@ def test_what_is_not_finite_ends_the_run_and_is_never_saved(tiny, tmp_path, caps
     assert message in found["reason"]
     for file in run.glob("checkpoints/*/*.safetensors"):
         assert all(tensor.isfinite().all() for tensor in safetensors.torch.load_file(file).values())
-    assert all(math.isfinite(row["train/loss"]) for row in metrics(run, "train/loss"))
+    rows = metrics(run, "train/loss")
+    assert all(math.isfinite(row["train/loss"]) for row in rows)
+    if "log_every=1" in words:
+        assert f"{message}{rows[-1]['step'] + 1} " in error, "steps are counted as in the log"
     assert not (run / "final.safetensors").exists()
 
 

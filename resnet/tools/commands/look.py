@@ -20,9 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="a run's name under --root, or its directory; or recipe=NAME")
     add_root(parser)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes, as data.train=... of this machine")
-    parser.add_argument(
-        "--step", default="0", metavar="N", help="the step that is made when N steps are done (0, the first)"
-    )
+    parser.add_argument("--step", default="1", metavar="N", help="the step, as the log counts them (1, the first)")
     parser.add_argument("--count", type=int, default=32, metavar="N", help="the first images of the step (32)")
     parser.add_argument("--out", type=Path, metavar="OUT.png", help="the picture (look-step-N.png)")
     parser.add_argument("--original", action="store_true", help="show beside each the whole image and what was cut out")
@@ -45,7 +43,7 @@ def run(arguments: argparse.Namespace) -> None:
         run_dir = find_run(arguments.run, arguments.root)
         loaded = load_run_recipe(run_dir, arguments.overrides)
         seen, what = look_at_run(run_dir, loaded.recipe, **how), str(run_dir)
-    title = f"{what}, step {seen.step} (step {seen.step + 1} in the log, epoch {seen.epoch:.2f})"
+    title = f"{what}, step {seen.step} (epoch {seen.epoch:.2f})"
     draw_seen(seen, out, title)
     _tell(loaded, seen)
     if arguments.json:
