@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from recipes.plan import Plan
+from resnet.rundir.metrics_log import INPUT_DIGEST
 from resnet.trainer import Trainer, TrainingError
 
 
@@ -38,6 +39,8 @@ def log_window(trainer: Trainer, clock: Clock, norm: torch.Tensor | None) -> Non
         "samples": plan.samples_seen(state.step),
     }
     row |= {"lr": plan.hyper(state.step - 1).lr, "train/loss": means.loss, "train/top1": means.top1}
+    if means.input_digest is not None:
+        row[INPUT_DIGEST] = means.input_digest
     if norm is not None:
         row["grad_norm"] = norm.item()
     if means.broken:

@@ -14,7 +14,7 @@ from resnet.checkpoint.saver import MOST_FAILURES, Saver
 from resnet.data.sources.registry import Source
 from resnet.process.signals import Signals
 from resnet.rundir.evaluation import write_evaluation
-from resnet.rundir.metrics_log import MetricsLog
+from resnet.rundir.metrics_log import INPUT_DIGEST, MetricsLog
 from resnet.rundir.status import write_status
 from resnet.state import TrainState
 from resnet.tracking.progress import Progress
@@ -62,8 +62,7 @@ class RunHooks:
         if self.tracker.started:
             self.tell_of_tracker(self.progress.message)
         self.metrics.log(row)
-        self.tracker.log(row | {"images_per_second_per_device": row["images_per_second"] / self.plan.world_size}
-                         if "images_per_second" in row else row)  # fmt: skip
+        self.tracker.log(self._for_tracker(row))
         shown = {"images_per_second": "images_per_second", "train/loss": "loss", "val/top1": "top1"}
         self._tell(
             step=row["step"],
@@ -72,6 +71,13 @@ class RunHooks:
             last_checkpoint_time=self.saver.committed_time,
             **{name: row[key] for key, name in shown.items() if key in row},
         )
+
+    def _for_tracker(self, row: dict[str, Any]) -> dict[str, Any]:
+        # A digest is nothing to draw.
+        shown = {key: value for key, value in row.items() if key != INPUT_DIGEST}
+        if "images_per_second" in row:
+            shown["images_per_second_per_device"] = row["images_per_second"] / self.plan.world_size
+        return shown
 
     def tell_of_tracker(self, say: Callable[[str], None] = print) -> None:
         """Say once where W&B's data goes, waiting for W&B where it has not started yet."""

@@ -13,7 +13,7 @@ from torch import nn
 
 from resnet.batchnorm import running_statistics, scatter
 from resnet.checkpoint.commit import CheckpointError
-from resnet.metrics import WINDOW
+from resnet.metrics import SUMMED, WINDOW
 from resnet.state import TrainState, networks
 from resnet.state_dicts import mismatches
 from resnet.weights_file import find_weights
@@ -37,6 +37,7 @@ class Snapshot:
         self.rest = {
             **facts,
             "per_rank": self._copy("per_rank", per_rank),
+            "window": WINDOW,
             "counters": {name: getattr(state, name) for name in COUNTERS},
             "scaler": state.scaler.state_dict(),
             "optimizer": self._copy_nested("optimizer", state.optimizer.state_dict()),
@@ -113,6 +114,10 @@ def read_rest(checkpoint: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(rest, dict):
         raise CheckpointError(f"{checkpoint / REST} is not of this program")
+    if "window" not in rest and isinstance(per_rank := rest.get("per_rank"), torch.Tensor) and per_rank.dim() == 2:
+        # Written before there was a digest of the images.
+        unknown = torch.full((len(per_rank), 2), float("nan"), dtype=per_rank.dtype)
+        rest |= {"window": WINDOW - 2, "per_rank": torch.cat([per_rank, unknown], dim=1)}
     return rest
 
 
@@ -205,7 +210,8 @@ def _restore_per_rank(state: TrainState, per_rank: torch.Tensor, rank: int, worl
         statistics, sums = per_rank[rank, :-WINDOW], per_rank[rank, -WINDOW:]
     else:
         statistics, sums = per_rank[:, :-WINDOW].mean(0), per_rank[:, -WINDOW:].sum(0)
-        sums = torch.cat([sums[:4], per_rank[:, -2:].max(0).values])
+        largest = per_rank[:, -WINDOW:].max(0).values
+        sums = torch.stack([sums[i] if i in SUMMED else largest[i] for i in range(WINDOW)])
         sums = sums if rank == 0 else torch.zeros_like(sums)
     scatter(statistics, buffers)
     state.window.sums.copy_(sums)

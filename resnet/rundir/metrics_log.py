@@ -11,6 +11,11 @@ from typing import Any, NamedTuple, Union
 
 from resnet.rundir.files import number, to_json
 
+INPUT_DIGEST = "input_digest"
+"""Key of a whole number that the training images since the last line make: the same for the same images."""
+DIGEST_RANGE = 2**53
+"""Digests are added modulo this: a double, as many readers of JSON keep numbers in, holds them exactly."""
+
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     """The rows of metrics.jsonl, in order; a last line that was never finished is left out."""

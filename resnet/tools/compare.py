@@ -13,9 +13,9 @@ from resnet.checkpoint.commit import newest_first
 from resnet.checkpoint.snapshot import EMA, MODEL, read_rest
 from resnet.metrics import WINDOW
 from resnet.rundir.metrics_log import read_metrics
-from resnet.tools.difference import CLOCK
+from resnet.tools.difference import row_differences
 
-_NOT_STATE = ("recipe", "digest", "log_length")
+_NOT_STATE = ("recipe", "digest", "log_length", "window")
 """What a checkpoint holds beside the state."""
 
 
@@ -33,7 +33,8 @@ def compare_runs(one: Path, other: Path) -> list[str]:
 def compare_checkpoints(first: Path, second: Path, window: bool = True) -> list[str]:
     """What differs between two checkpoints, tensor by tensor and counter by counter, in words; empty: they are equal.
 
-    window: compare also what the log had counted since its last line, which depends on `log_every`.
+    window: compare also what the log had counted since its last line, which depends on `log_every`; where the versions
+    that wrote them counted the same.
     """
     found = []
     for file in (MODEL, EMA):
@@ -43,8 +44,9 @@ def compare_checkpoints(first: Path, second: Path, window: bool = True) -> list[
             found += _differences(file.partition(".")[0], *pair)
         elif any(present):
             found.append(f"only one of them has {file}")
-    pair = [{k: v for k, v in read_rest(c).items() if k not in _NOT_STATE} for c in (first, second)]
-    if not window:
+    rests = [read_rest(checkpoint) for checkpoint in (first, second)]
+    pair = [{key: value for key, value in rest.items() if key not in _NOT_STATE} for rest in rests]
+    if not window or rests[0].get("window") != rests[1].get("window"):
         pair = [rest | {"per_rank": rest["per_rank"][:, :-WINDOW]} for rest in pair]
     return found + list(_differences("state", *pair))
 
@@ -75,9 +77,6 @@ def _log_differences(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> 
     if len(one) != len(other):
         yield f"the logs have {len(one)} and {len(other)} lines"
     for number, rows in enumerate(zip(one, other, strict=False), 1):
-        left, right = ({key: value for key, value in row.items() if key not in CLOCK} for row in rows)
-        if left != right:
-            keys = [key for key in {**left, **right} if left.get(key) != right.get(key)]
-            yield f"line {number} of the logs differs in " + ", ".join(
-                f"{k} ({left.get(k)}, {right.get(k)})" for k in keys
-            )
+        if pairs := row_differences(*rows):
+            told = ", ".join(f"{key} ({left}, {right})" for key, (left, right) in pairs.items())
+            yield f"line {number} of the logs differs in {told}"

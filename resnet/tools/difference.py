@@ -10,7 +10,7 @@ from recipes.changes import differences
 from recipes.schema.recipe import Recipe
 from resnet.checkpoint.commit import newest_first
 from resnet.rundir.evaluation import read_evaluation
-from resnet.rundir.metrics_log import read_metrics
+from resnet.rundir.metrics_log import INPUT_DIGEST, read_metrics
 from resnet.rundir.provenance import read_provenance
 from resnet.rundir.status import read_status
 
@@ -34,6 +34,8 @@ class Parting(NamedTuple):
     """The first line whose losses are more than `FAR` apart; None: there is none."""
     same_lines: int = 0
     """Lines before it that both have, all equal."""
+    same_images: bool | None = None
+    """Whether the training images behind that line are the same; None: the lines do not say."""
 
 
 class Difference(NamedTuple):
@@ -88,7 +90,7 @@ def parting_of(one: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, An
             continue
         pairs = row_differences(first[line], second[line])
         if pairs and found is None:
-            found = Parting(line[0], pairs, same_lines=same)
+            found = Parting(line[0], pairs, same_lines=same, same_images=_same_images(first[line], second[line]))
         if found is not None and is_far(first[line], second[line]):
             return found._replace(far_step=line[0])
         same += not pairs
@@ -101,9 +103,15 @@ def line_of(row: Mapping[str, Any]) -> tuple[int, str]:
 
 
 def row_differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> Pairs:
-    """Keys of two lines that differ; clocks do not count."""
-    keys = [key for key in {**one, **other} if key not in CLOCK and one.get(key) != other.get(key)]
+    """Keys of two lines that differ; clocks do not count, nor a digest that an older version did not make."""
+    ignored = CLOCK if INPUT_DIGEST in one and INPUT_DIGEST in other else (*CLOCK, INPUT_DIGEST)
+    keys = [key for key in {**one, **other} if key not in ignored and one.get(key) != other.get(key)]
     return {key: (one.get(key), other.get(key)) for key in keys}
+
+
+def _same_images(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool | None:
+    digests = one.get(INPUT_DIGEST), other.get(INPUT_DIGEST)
+    return None if None in digests else digests[0] == digests[1]
 
 
 def is_far(one: Mapping[str, Any], other: Mapping[str, Any], share: float = FAR) -> bool:
@@ -179,10 +187,12 @@ def told_parting(parting: Parting | None, common: int) -> str:
     """Where two logs part, in words. common: lines that both have."""
     if parting is None:
         return f"the {common} lines that both have are equal" if common else "no line of the same step in both"
-    keys = ", ".join(f"{key} {_text(a)} | {_text(b)}" for key, (a, b) in list(parting.keys.items())[:3])
+    pairs = [(key, values) for key, values in parting.keys.items() if key != INPUT_DIGEST]
+    keys = ", ".join(f"{key} {_text(a)} | {_text(b)}" for key, (a, b) in pairs[:3])
+    images = {None: "", True: ", from the same images", False: ", from other images"}[parting.same_images]
     before = f"; lines before that are equal: {parting.same_lines}" if parting.same_lines else ""
     far = "never" if parting.far_step is None else f"from step {parting.far_step} on"
-    return f"parts at step {parting.step}: {keys}{before}; losses more than {FAR:.0%} apart: {far}"
+    return f"parts at step {parting.step}: {keys}{images}{before}; losses more than {FAR:.0%} apart: {far}"
 
 
 def _packed(parts: Sequence[str], head: str, width: int = 110, most: int = 4) -> list[str]:

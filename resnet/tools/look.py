@@ -106,9 +106,10 @@ def look(
 ) -> Seen:
     """Prepare the first `count` images of a training step as training does, on the CPU.
 
-    step: counted from 1, as in the log. sources: training and validation images, where they are open already. micro_batch: of the run, which mixing depends
-    on; None: as on one device. precision: Accelerate's name of it. The process is left as it was, random numbers too.
-    Raises ValueError for data that cannot be used, and a step that the run does not have.
+    step: counted from 1, as in the log. sources: training and validation images, where they are open already.
+    micro_batch: of the run, which mixing depends on; None: as on one device. precision: Accelerate's name of it. The
+    process is left as it was, random numbers too. Raises ValueError for data that cannot be used, and a step that the
+    run does not have.
     """
     if count < 1:
         raise ValueError(f"count={count}: it takes 1 image or more")

@@ -27,7 +27,7 @@ from resnet.rundir.status import read_status
 from resnet.tools import replay_compare as compared
 from resnet.tools import replay_run
 from resnet.tools.compare import compare_checkpoints
-from resnet.tools.difference import FAR, Pairs, environment_differences, is_far, told_parting
+from resnet.tools.difference import FAR, Pairs, Parting, environment_differences, is_far, told_parting
 from resnet.tools.look import as_json, draw_seen, look
 from resnet.tools.replay_run import Steps
 
@@ -36,6 +36,8 @@ CLOSE = 0.1
 _ROUNDS_OTHERWISE = ("torch", "torchvision", "numpy", "pillow", "host", "platform", "device", "ranks", "threads")
 _ROUNDS_OTHERWISE += ("version", "commit", "precision")
 """Parts of the environment by which the last bits can differ."""
+_DECODES_OTHERWISE = ("torchvision", "pillow", "version", "commit")
+"""Those by which images can."""
 
 
 class Replay(NamedTuple):
@@ -215,12 +217,14 @@ def _judged(steps: Steps, scratch: Path, found: list[str], edited: bool, plan: P
     if found and end.is_dir():
         with contextlib.suppress(SafetensorError, OSError, KeyError):
             distance = compared.apart(steps.start, end, scratch / "checkpoints" / name_of(steps.last))
+    other_images = parting is not None and parting.same_images is False
     is_rounding = distance <= CLOSE and not edited and not damaged and not _far_apart(of_run, again, steps)
+    is_rounding &= not other_images or not environment.keys().isdisjoint(_DECODES_OTHERWISE)
     close = not found or (bool(reasons) and is_rounding)
     notes = [_what_was_compared(steps, of_run)]
     if found:
-        notes += _reasons(parting is None, close, reasons, distance)
-    if found and not close:
+        notes += _reasons(parting, close, reasons, distance)
+    if found and not close and (parting is None or not parting.same_images):
         upto = steps.last if parting is None else parting.step
         span, since = range(steps.first, upto), _trained_at(of_run, upto)
         notes += compared.changed_files(train, build_order(plan.recipe, train), plan, span, since)
@@ -263,15 +267,26 @@ def _trained_at(of_run: Sequence[compared.Row], step: int) -> float:
     return min((row["time"] for row in of_run if row["step"] >= step and "time" in row), default=float("inf"))
 
 
-def _reasons(logs_equal: bool, close: bool, reasons: list[str], distance: float) -> list[str]:
+def _reasons(parting: Parting | None, close: bool, reasons: list[str], distance: float) -> list[str]:
     """What the differences come from, as far as can be told."""
     apart = [f"the weights are {distance:.2g} of the way apart that these steps took them"] if distance else []
     if close:
         return [f"different, as rounding is, by: {', '.join(reasons)}", *apart]
-    if logs_equal:
+    if parting is None:
         return [
             "the log is equal throughout: what differs was changed after it was written, or written wrongly",
             *apart,
         ]
     same = "machine, versions, ranks and threads are the same"
-    return [f"not the same: {', '.join(reasons)}" if reasons else same, *apart]
+    return [*_of_images(parting), f"not the same: {', '.join(reasons)}" if reasons else same, *apart]
+
+
+def _of_images(parting: Parting) -> list[str]:
+    if parting.same_images is None:
+        return []
+    if parting.same_images:
+        return [f"the images behind the line of step {parting.step} are the same: what was computed from them differs"]
+    return [
+        f"the images behind the line of step {parting.step} are not those that the run trained on: files were "
+        "replaced, or are decoded otherwise now"
+    ]

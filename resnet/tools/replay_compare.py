@@ -18,6 +18,7 @@ from resnet.checkpoint.snapshot import EMA, MODEL
 from resnet.data.order import Order
 from resnet.data.sources.registry import Source
 from resnet.metrics import UNIT
+from resnet.rundir.metrics_log import DIGEST_RANGE, INPUT_DIGEST
 from resnet.tools.difference import Parting, line_of, parting_of
 
 Row = Mapping[str, Any]
@@ -62,7 +63,10 @@ def _merged(rows: Sequence[Row], before: int) -> Row:
         right += round(row["train/top1"] * samples / 100)
         start = row["samples"]
     samples = max(start - before, 1)
-    return {**rows[-1], "train/loss": loss / samples, "train/top1": 100 * right / samples}
+    merged = {**rows[-1], "train/loss": loss / samples, "train/top1": 100 * right / samples}
+    if INPUT_DIGEST in rows[0]:
+        merged[INPUT_DIGEST] = sum(row[INPUT_DIGEST] for row in rows) % DIGEST_RANGE
+    return merged
 
 
 def missing_lines(of_run: Sequence[Row], again: Sequence[Row], first: int, last: int) -> list[str]:

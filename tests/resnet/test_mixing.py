@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,7 +8,7 @@ from torchvision.transforms import RandomErasing
 from torchvision.transforms.v2 import functional as transforms
 
 from recipes.schema.augment import Augment
-from resnet.data.on_device import Mix, draw_erasing, draw_mix, erase, mix, normalise, soft_targets
+from resnet.data.on_device import Mix, draw_erasing, draw_mix, erase, mix, normalise, pixel_sum, soft_targets
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CHANNELS_LAST = torch.channels_last
@@ -30,6 +31,16 @@ def test_normalise_equals_torchvisions(memory_format):
     half = normalise(images, MEAN, STD, torch.bfloat16)
     assert torch.equal(half, got.bfloat16())
     assert half.is_contiguous(memory_format=memory_format)
+
+
+@pytest.mark.parametrize("size", [32, 7])
+def test_the_sum_of_pixels_is_that_of_their_bytes_in_order(size):
+    images = torch.randint(256, (5, size, size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+    content = np.ascontiguousarray(images.permute(0, 2, 3, 1).numpy()).tobytes()
+    whole = len(content) // 8 * 8
+    expected = sum(np.frombuffer(content[:whole], np.int64).tolist()) + sum(content[whole:])
+    assert (pixel_sum(images).item() - expected) % 2**64 == 0
+    assert torch.equal(pixel_sum(images), pixel_sum(images.contiguous()))
 
 
 def test_erase_blanks_the_rectangles():
@@ -138,7 +149,9 @@ def test_soft_targets_give_torchs_smoothed_loss(smoothing):
 
 def test_nothing_waits_for_the_device():
     # A meta tensor has no value: any look at one from the host raises.
-    images = normalise(torch.empty((4, 3, 8, 8), dtype=torch.uint8, device="meta"), MEAN, STD, torch.bfloat16)
+    pixels = torch.empty((4, 3, 8, 8), dtype=torch.uint8, device="meta")
+    assert pixel_sum(pixels).shape == ()
+    images = normalise(pixels, MEAN, STD, torch.bfloat16)
     images = erase(images, torch.empty((4, 4), dtype=torch.int64, device="meta"))
     targets = soft_targets(torch.empty(4, dtype=torch.int64, device="meta"), 5, 0.1)
     for mixed in (Mix(0.3, None), Mix(0.5, (1, 2, 3, 4))):

@@ -15,7 +15,7 @@ import torch
 from launch.runs.state import rows
 from recipes.load import load_file
 from resnet.rundir.evaluation import class_names
-from resnet.rundir.metrics_log import read_metrics
+from resnet.rundir.metrics_log import INPUT_DIGEST, read_metrics
 from resnet.rundir.provenance import read_provenance
 from resnet.tools.cli import main
 from resnet.tools.report.report import write_report
@@ -65,7 +65,11 @@ def test_it_is_read(run, capsys):
 def test_it_is_continued(run):
     assert train(f"recipe={run}", "epochs=3", f"run.root={run.parent}", "run.name=run") == 0
     assert (status(run)["state"], status(run)["step"], status(run)["format"]) == ("finished", 30, status(run)["format"])
-    assert len(read_metrics(run)) == 33
+    rows = read_metrics(run)
+    assert len(rows) == 33
+    trained = [row for row in rows if "train/loss" in row]
+    # Its checkpoint says nothing of the images since its last line.
+    assert [INPUT_DIGEST in row for row in trained] == [False] * 21 + [True] * 9
     assert len(read_provenance(run)["attempts"]) == 2
     if "format" in json.loads((run / "evaluation.json").read_text()):
         assert "future" in status(run)

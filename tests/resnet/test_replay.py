@@ -148,20 +148,30 @@ def test_a_first_checkpoint_with_a_forged_manifest_is_found(run, here):
     assert (found.equal, found.close) == (False, False)
     assert found.first_step == 6, "the first line after step 5; the evaluation there was of the average"
     assert "machine, versions, ranks and threads are the same" in found.notes
+    told = "the images behind the line of step 6 are the same: what was computed from them differs"
+    assert told in found.notes
 
 
-def test_an_image_that_was_replaced_is_named(run, trained, tmp_path, here):
+@pytest.mark.parametrize("keeps_time", [False, True])
+def test_an_image_that_was_replaced_is_found(run, trained, tmp_path, here, keeps_time):
     data = shutil.copytree(trained / "shapes", tmp_path / "shapes")
     recipe = resnet.load_recipe(run)
     sample = look_at_run(run, recipe, 8, 16).samples[5]
     other = data / Path(sample.file).relative_to(trained / "shapes")
+    before = other.stat()
     Image.new("RGB", (40, 40), "red").save(other)
+    if keeps_time:
+        os.utime(other, ns=(before.st_atime_ns, before.st_mtime_ns))
     found = replay(run, 5, overrides=[f"data.train={data}"])
     assert found.first_step == 9, "the line of the steps 7 to 9"
     assert found.differences[0].startswith("the log parts at step 9: train/loss")
-    (named,) = [note for note in found.notes if "was changed at" in note]
-    assert named.startswith(f"{other} was changed at ")
-    assert named.endswith("after the run had trained on it: resnet look --step 8 shows it")
+    assert ", from other images" in found.differences[0]
+    assert "images behind the line of step 9 are not those that the run trained on" in " ".join(found.notes)
+    named = [note for note in found.notes if "was changed at" in note]
+    assert len(named) == (not keeps_time)
+    if named:
+        assert named[0].startswith(f"{other} was changed at ")
+        assert named[0].endswith("after the run had trained on it: resnet look --step 8 shows it")
 
 
 def test_the_same_images_elsewhere_are_the_same(run, trained, tmp_path, here):

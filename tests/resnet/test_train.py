@@ -94,7 +94,7 @@ def test_quickstart_leaves_a_directory_that_explains_itself(quickstart):
 
 def test_metrics_have_the_documented_keys(quickstart):
     trained = {"step", "epoch", "samples", "time", "lr", "train/loss", "train/top1"}
-    trained |= {"images_per_second", "data_wait", "grad_norm"}
+    trained |= {"images_per_second", "data_wait", "grad_norm", "input_digest"}
     evaluated = {"step", "epoch", "time", "val/loss", "val/top1", "val/top5", "val/samples"}
     assert [set(row) for row in metrics(quickstart.run)] == [trained, evaluated] * 2
     assert column(quickstart.run, "samples") == [144, 288]
@@ -148,6 +148,9 @@ def test_two_ranks_train_as_one_process_does(by_ranks):
     for key, tolerance in {"train/loss": 1e-5, "grad_norm": 1e-4, "train/top1": 1e-9, "val/loss": 1e-4}.items():
         assert column(two, key) == pytest.approx(column(one, key), rel=tolerance), key
     assert column(one, "samples") == column(two, "samples") == [16, 32, 48, 53, 69, 85, 101, 106]
+    digests = column(one, "input_digest")
+    assert digests == column(two, "input_digest")
+    assert len({*digests}) == 8
     for name in ("final.safetensors", f"{newest(one)}/model.safetensors"):
         assert furthest(weights(one, name), weights(two, name)) < 1e-5
     assert furthest(weights(one), weights(one, f"{newest(one)}/model.safetensors")) > 1e-3
