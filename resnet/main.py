@@ -38,7 +38,8 @@ def main(argv: Sequence[str], signals: Signals | None = None) -> int:
     except ValueError as error:
         if debug:
             traceback.print_exc()
-        if int(os.environ.get("RANK", "0")) == 0:
+        # All ranks make the same mistake. A lone process tells its own, whatever rank its environment says it is.
+        if os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1":
             print(f"train.py: {error}", file=sys.stderr)
         return MISTAKE
 

@@ -165,6 +165,11 @@ def test_a_process_that_misses_the_others(tiny, tmp_path, monkeypatch, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["here"]
 
 
+def test_a_lone_process_tells_whatever_rank_its_environment_has(tiny, monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "3")
+    assert "unknown key epoch" in mistake(capsys, *tiny, "epoch=3")
+
+
 def test_the_traceback_is_there_for_who_asks(tiny, capsys):
     assert train(*tiny, "--debug", "batch_size=200") == 2
     error = capsys.readouterr().err

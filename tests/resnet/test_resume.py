@@ -23,7 +23,8 @@ from resnet.data.sources.synthetic import Synthetic
 from resnet.rundir.metrics_log import read_metrics
 from resnet.rundir.provenance import read_provenance
 from resnet.rundir.status import read_status, write_status
-from resnet.tools.compare import CLOCK, compare_runs
+from resnet.tools.compare import compare_runs
+from resnet.tools.difference import CLOCK
 from tests.bench import kill
 from tests.processes import start_ranks, wait_ranks
 
