@@ -56,8 +56,7 @@ def test_batches_that_are_copied_ahead_arrive_whole(slow):
         assert [tensor.unique().tolist() for tensor in tensors] == [[number]] * 3
 
 
-@CUDA
-@pytest.mark.parametrize("size", [224, 7])
+@pytest.mark.parametrize("size", [pytest.param(size, marks=CUDA) for size in (224, 7)])
 def test_the_sum_of_pixels_is_that_of_a_cpu(size):
     images = torch.randint(256, (5, size, size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
     assert pixel_sum(images.cuda()).item() == pixel_sum(images).item()
