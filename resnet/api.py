@@ -19,7 +19,7 @@ from resnet.run_recipe import data_of_run
 from resnet.rundir.evaluation import class_names
 from resnet.rundir.find import find_run
 from resnet.rundir.metrics_log import read_metrics
-from resnet.rundir.status import read_status, status_or_nothing
+from resnet.rundir.state import true_status
 
 if TYPE_CHECKING:
     from torch import nn
@@ -94,7 +94,10 @@ class Run:
         self.path = find_run(str(run), root)
 
     def __repr__(self) -> str:
-        status = status_or_nothing(self.path)
+        try:
+            status = self.status
+        except (ValueError, OSError):
+            status = {"state": "damaged"}
         facts = [str(status.get("state", "unknown"))]
         if status.get("epoch") is not None:
             facts.append(f"epoch {status['epoch']:.4g}" + (f"/{status['epochs']:g}" if status.get("epochs") else ""))
@@ -112,8 +115,11 @@ class Run:
 
     @property
     def status(self) -> dict[str, Any]:
-        """The fields of status.json, as state, epoch, best, top1 and eta_s; empty before the run has begun."""
-        return read_status(self.path)
+        """The fields of status.json, as state, epoch, best, top1 and eta_s; empty before the run has begun.
+
+        A run whose trainer is gone has failed, whatever the file says. Raises ValueError where the file is damaged.
+        """
+        return true_status(self.path)
 
     @property
     def recipe(self) -> Recipe:

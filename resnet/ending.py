@@ -120,7 +120,11 @@ def _write_end(trainer: Trainer, hooks: RunHooks, end: End) -> None:
         step = write_final_weights(run_dir, trainer.state.best_step)
         write_status(run_dir, top1=hooks.result["top1"], final_step=step)
     if end.failure is None:
-        write_status(run_dir, state=end.outcome, reason=end.reason, failure=None, eta_s=None)
+        # Where it was stopped is seldom where the log has its last line.
+        step = trainer.state.step
+        reached = {"step": step, "epoch": round(trainer.plan.epoch(step), 4)}
+        saved = {"last_checkpoint_time": hooks.saver.committed_time}
+        write_status(run_dir, state=end.outcome, reason=end.reason, failure=None, eta_s=None, **reached, **saved)
 
 
 def _write_report(hooks: RunHooks, end: End, sources: tuple[Source, Source]) -> None:

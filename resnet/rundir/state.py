@@ -43,6 +43,17 @@ def own_rows(run_dirs: Iterable[Path]) -> list[dict[str, Any]]:
     return found
 
 
+def true_status(folder: Path) -> dict[str, Any]:
+    """The fields of status.json, where a run whose trainer is gone is not running but failed.
+
+    Raises ValueError where the file is damaged.
+    """
+    if read_status(folder).get("state") != "running":
+        return read_status(folder)
+    (row,) = own_rows([folder])
+    return read_status(folder) | {key: row[key] for key in ("state", "failure", "reason")}
+
+
 def _own_row(folder: Path) -> dict[str, Any]:
     now, status, sent = time.time(), {}, os.path.exists(folder / "slurm" / "job.json")
     try:

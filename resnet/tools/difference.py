@@ -12,7 +12,7 @@ from resnet.checkpoint.commit import newest_first
 from resnet.rundir.evaluation import read_evaluation
 from resnet.rundir.metrics_log import INPUT_DIGEST, read_metrics
 from resnet.rundir.provenance import read_provenance
-from resnet.rundir.status import read_status
+from resnet.rundir.state import true_status
 
 CLOCK = ("time", "images_per_second", "images_per_second_per_device", "data_wait", "memory_gb")
 """Keys of the log that two equal runs need not share."""
@@ -153,7 +153,7 @@ def _data_of(run_dir: Path) -> dict[str, Any]:
 
 
 def _results_of(run_dir: Path, log: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    status, last = read_status(run_dir), next((row for row in reversed(log) if "val/loss" in row), {})
+    status, last = true_status(run_dir), next((row for row in reversed(log) if "val/loss" in row), {})
     speeds = sorted(row["images_per_second"] for row in log if row.get("images_per_second") is not None)
     facts = {"state": status.get("state"), "step": status.get("step"), "best": status.get("best")}
     facts |= {"val/top1": last.get("val/top1"), "val/loss": last.get("val/loss")}

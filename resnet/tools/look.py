@@ -245,7 +245,7 @@ def tiles_of(seen: Seen) -> list[Tile]:
             facts = f"whole {sample.size[1]}x{sample.size[0]}", f"crop {box_text(sample.crop)}"
             tiles.append(Tile(_with_box(seen.originals[number], sample.crop), (name, *facts)))
         labels = sample.label_text.split(" + ")
-        lines = [labels[0], *(f"+ {label}" for label in labels[1:]), name, ", ".join(sample.operations), _marks(sample)]
+        lines = [labels[0], *(f"+ {label}" for label in labels[1:]), name, *sample.operations, _marks(sample)]
         tiles.append(Tile(image, [line for line in lines if line]))
     return tiles
 

@@ -138,9 +138,10 @@ def steps_of(run_dir: Path, first: int | None, last: int | None) -> Steps:
     end = next((step for step in there if step > begin), logged) if last is None else last
     if last is None and begin >= end:
         raise ValueError(f"{run_dir} has trained no step after its checkpoint {name_of(begin)}: give an earlier --from")
-    if not begin < end <= logged:
-        told = f"the run has logged {logged} steps and has the checkpoints {named}"
-        raise ValueError(f"there is nothing to train again from step {begin} to step {end}: {told}")
+    if begin >= end:
+        raise ValueError(f"there is nothing to train again from step {begin} to step {end}: give a later --to")
+    if end > logged:
+        raise ValueError(f"--to {end} is beyond what the run has logged, {logged} steps")
     return Steps(run_dir, there[begin], begin, end)
 
 

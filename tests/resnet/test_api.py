@@ -1,6 +1,8 @@
 import multiprocessing
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,6 +13,7 @@ import torch
 
 import resnet
 from resnet.process.signals import SIGNALS
+from resnet.rundir.status import write_status
 from tests.helpers import PROGRAM, TINY, train, unchanged_process
 
 
@@ -44,6 +47,16 @@ def test_importing_costs_nothing_before_weights_are_touched(folder):
     looks = "run.status, run.recipe, run.metrics(), run.classes, run.checkpoints, resnet.load_recipe('quickstart')"
     code = f"import sys, resnet; run = resnet.Run({str(folder / 'r')!r}); {looks}; print('torch' in sys.modules)"
     assert in_fresh_python(code) == "False\n"
+
+
+def test_a_run_whose_trainer_is_gone_is_not_running(run, tmp_path):
+    gone = resnet.Run(shutil.copytree(run.path, tmp_path / "gone"))
+    process = subprocess.Popen(["true"])
+    process.wait()
+    write_status(gone.path, state="running", pid=process.pid, host=socket.gethostname())
+    assert (gone.status["state"], gone.status["failure"]) == ("failed", "killed")
+    assert "failed" in repr(gone)
+    assert resnet.diff(run, gone).results["state"] == ("finished", "failed")
 
 
 def test_what_is_promised_is_there():

@@ -249,9 +249,9 @@ def test_the_images_of_each_step_are_drawn(trained, tmp_path, here, capsys):
     [
         (["--from", "7"], "no checkpoint of step 7 to begin from: there are step-00000005, step-00000010"),
         (["--from", "step-15"], "has trained no step after its checkpoint step-00000015: give an earlier --from"),
-        (["--from", "10", "--to", "5"], "nothing to train again from step 10 to step 5"),
-        (["--to", "16"], "nothing to train again from step 5 to step 16"),
+        (["--to", "16"], "--to 16 is beyond what the run has logged, 15 steps"),
         (["--from", "first"], "--from first: give a step, as step-500 or 500"),
+        (["--from", "10", "--to", "10"], "nothing to train again from step 10 to step 10: give a later --to"),
         (["--log-every", "2"], "--log-every 2: the run logged every 3 steps"),
         (["--dump-batches"], "--dump-batches needs a folder: give --keep FOLDER"),
         (["model.pretrained=x", "optimizer.lrr=1"], "did you mean optimizer.lr"),

@@ -175,7 +175,7 @@ def test_the_number_of_ranks_is_recorded(by_ranks):
 
 
 def test_a_stopped_run_ends_with_the_weights_of_one_that_was_not(tiny, tmp_path):
-    words = [*tiny, *MIXED, "epochs=5", "log_every=2", "checkpoint.every='2 epochs'"]
+    words = [*tiny, *MIXED, "epochs=5", "log_every=4", "checkpoint.every='2 epochs'"]
     assert train(*words, "run.name=whole") == 0
     stopped = start("train.py", *words)
     log = tmp_path / "r" / "metrics.jsonl"
@@ -188,6 +188,7 @@ def test_a_stopped_run_ends_with_the_weights_of_one_that_was_not(tiny, tmp_path)
     assert f"run.root={tmp_path} run.name=r" in done.stdout
     step = int(newest(tmp_path / "r").rpartition("-")[2])
     assert 2 <= step < 20
+    assert status(tmp_path / "r")["step"] == step, "not that of the log's last line"
 
     assert train(*words) == 0
     whole, resumed = tmp_path / "whole", tmp_path / "r"
