@@ -217,6 +217,8 @@ def test_a_drawn_parameter_keeps_its_scale(root):
     uniform = {"kind": "uniform", "low": 0.1, "high": 0.2, "log": True}
     folder = make_sweep(root, parameters={"optimizer.lr": uniform, "model.name": {"values": []}})
     append_line(folder / "t0" / "metrics.jsonl", {"step": 99, "epoch": 9.9, "val/top1": None})
+    file = folder / "sweep.json"
+    file.write_text(file.read_text().replace('"0.001"', '"0.00101"', 1))
     axis = page_data(write_sweep_report(folder))["axes"][0]
     assert axis["at"][2] == pytest.approx(1 / 3, abs=1e-3)
 

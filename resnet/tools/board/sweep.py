@@ -231,8 +231,9 @@ def _axes(board: Board, sweep: Mapping[str, Any]) -> list[dict[str, Any]]:
     for key in board.keys:
         having = [index for index, trial in enumerate(board.trials) if key in trial.point]
         if having:
-            axis = axis_of([board.trials[index].point[key] for index in having])
-            axis = axis._replace(log=axis.log or bool(sweep["parameters"][key].get("log")))
+            said = sweep["parameters"][key]
+            texts = [board.trials[index].point[key] for index in having]
+            axis = axis_of(texts, drawn="values" not in said, log=bool(said.get("log")))
             axes.append({"name": short[key], **_placed(axis, having, len(board.trials))})
     valued = [index for index, trial in enumerate(board.trials) if trial.value is not None]
     if valued:
