@@ -10,8 +10,9 @@ import resnet
 from resnet.rundir.metrics_log import read_points
 from resnet.rundir.sweep.results import sweep_so_far
 from resnet.tools.board.board import SPARK_POINTS, write_board
-from resnet.tools.board.pages import strided, to_script
+from resnet.tools.board.pages import strided
 from resnet.tools.cli import main
+from resnet.tools.report.html import to_script
 from tests.fabricated import make_run, page_data
 from tests.resnet.test_charts import in_browser
 from tests.resnet.test_comparison import make_sweep

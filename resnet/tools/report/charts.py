@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from html import escape
 from itertools import accumulate
 from typing import Any, Literal, NamedTuple
+
+from resnet.tools.report.html import to_script
 
 TONES = 10
 """Colours that series take in turn, as the CSS variables --tone-0 to --tone-9."""
@@ -103,7 +104,7 @@ def line_chart(
     data["marks"] = [[_round(mark.x, 8), mark.name] for mark in marks]
     return (
         f'<figure class="chart"><figcaption>{escape(heading)}</figcaption>{_legend(lines)}{drawing}'
-        f'<script type="application/json">{_json(data)}</script></figure>'
+        f'<script type="application/json">{to_script(data)}</script></figure>'
     )
 
 
@@ -286,8 +287,3 @@ def _summary(heading: str, lines: Sequence[_Line], x_label: str) -> str:
 
 def _round(value: float, digits: int = 5) -> float:
     return float(f"{value:.{digits}g}")
-
-
-def _json(data: Any) -> str:
-    # Within a script's element, only "</" could end it.
-    return json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
