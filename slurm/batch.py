@@ -41,7 +41,7 @@ REMIND_SECONDS = 5.0
 ASK_SECONDS = 60.0
 """From one question for the time limit to the next, where Slurm did not answer."""
 PAGE_SECONDS = 600
-"""For the page of a sweep; one of a thousand trials takes some ten seconds."""
+"""For the page of a sweep: one of 500 trials with 990 lines of metrics.jsonl each took 5.5 s."""
 PORT_TRIES = 3
 """Ports that rank 0 may find taken, by a program that was quicker, before that is a failure."""
 

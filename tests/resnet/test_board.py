@@ -111,7 +111,7 @@ def test_sweeps_and_their_trials(root):
     assert (runs["study/t4"]["sweep"], runs["study/t4"]["state"]) == ("study", "pruned")
     assert runs["study/t0"]["word"] == "runs/study/t0"
     sweeps = page.read_text().split("<h2>Sweeps</h2>")[1].split("</section>")[0]
-    assert "71.00 top-1 %" in sweeps
+    assert "71.00% top-1" in sweeps
     assert "model=b" in sweeps
     assert "sweep.json is damaged" in sweeps
     (root / "study" / "sweep.json").write_text(json.dumps(sweep_so_far(root / "study") | {"trials": [{"nam": "x"}]}))

@@ -244,6 +244,8 @@ def ticks(low: float, high: float, about: int, whole: bool = False) -> list[tupl
 def _tick(value: float, step: float) -> str:
     if value == 0:
         return "0"
+    if abs(value) >= 1e13:
+        return f"{value:.3g}"
     if abs(value) >= 10_000:
         scale, suffix = (1e9, "G") if abs(value) >= 1e9 else (1e6, "M") if abs(value) >= 1e6 else (1e3, "k")
         return f"{value / scale:.6g}{suffix}"
