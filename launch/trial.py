@@ -32,6 +32,7 @@ def main(argv: Sequence[str]) -> int:
         except ValueError as error:
             note_mistake(directory, trial, error)
             print(error, file=sys.stderr)
+            batch.report_sweep(run_dir, jobs.get("python"))
             return FAILED
     ended = threading.Event()
     if directory.content["early_stop"]:

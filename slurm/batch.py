@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -23,8 +24,10 @@ from resnet.process.environment import ATTEMPT, CORES, job_id
 from resnet.process.exit_codes import FAILED, FINISHED
 from resnet.rundir.attempts import ENDS, newest_step, read_attempts, told_to_end
 from resnet.rundir.files import append_line, write_atomic
+from resnet.rundir.find import is_sweep
 from resnet.rundir.lease import holder_elsewhere
 from resnet.rundir.status import status_or_nothing, status_text, write_status
+from resnet.rundir.sweep.results import has_ended
 from slurm.control import end_time, free_port, hostnames, job_state, was_preempted
 from slurm.ends import End, end_of_staging, end_of_training, port_was_taken, slurms_word
 
@@ -37,13 +40,17 @@ EARLY_SECONDS = 60
 REMIND_SECONDS = 5.0
 ASK_SECONDS = 60.0
 """From one question for the time limit to the next, where Slurm did not answer."""
+PAGE_SECONDS = 600
+"""For the page of a sweep: one of 500 trials with 990 lines of metrics.jsonl each took 5.5 s."""
 PORT_TRIES = 3
 """Ports that rank 0 may find taken, by a program that was quicker, before that is a failure."""
 
 
 def main(argv: Sequence[str]) -> int:
     jobs, run_dir = read_jobs(argv[0])
-    return Attempt(jobs, run_dir).run(argv[1:])
+    code = Attempt(jobs, run_dir).run(argv[1:])
+    report_sweep(run_dir, jobs.get("python"))
+    return code
 
 
 def read_jobs(file: str) -> tuple[dict[str, Any], Path]:
@@ -54,6 +61,24 @@ def read_jobs(file: str) -> tuple[dict[str, Any], Path]:
         for name in [name for name in os.environ if name.startswith("SLURM_ARRAY_")]:
             del os.environ[name]
     return jobs, Path(jobs["runs"][int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))])
+
+
+def report_sweep(run_dir: Path, python: str | None) -> None:
+    """Let a sweep's page be written where this trial of it was the last to end: that one sees the others' ends.
+
+    Of two that end at once each may write the page, which is replaced whole. Trouble with it fails nothing.
+    python: what starts the ranks' Python, as the shell takes it: this one may lack what the page needs. None: a job
+    of an older version does not say.
+    """
+    sweep_dir = run_dir.parent
+    try:
+        if python and is_sweep(sweep_dir) and has_ended(sweep_dir):
+            command = ["bash", "-c", f"{python} -m resnet report {shlex.quote(str(sweep_dir))}"]
+            done = subprocess.run(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=PAGE_SECONDS)
+            if done.returncode:
+                raise ValueError(done.stderr.decode(errors="replace").strip().rpartition("\n")[2])
+    except (ValueError, OSError, subprocess.SubprocessError) as error:
+        print(f"the sweep's page could not be written: {error}", file=sys.stderr)
 
 
 class Attempt:

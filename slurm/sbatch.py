@@ -155,6 +155,12 @@ def refusal(said: str, profile: Profile) -> str:
     return f"Slurm refused the job: {said}" + "".join(f"\n  {hint.format(**values)}" for hint in hints[:1])
 
 
+def _python(profile: Profile) -> str:
+    """What starts the ranks' Python, as the shell takes it."""
+    python = profile.python or ("python3" if profile.container else shlex.quote(sys.executable))
+    return f"{profile.container} {python}" if profile.container else python
+
+
 def _jobs(submission: Submission) -> dict[str, Any]:
     """What the batch script needs to know."""
     profile = submission.profile
@@ -169,6 +175,7 @@ def _jobs(submission: Submission) -> dict[str, Any]:
         "max_requeues": profile.max_requeues,
         "signal_lead": profile.signal_lead,
         "sweep": str(submission.sweep) if submission.sweep else None,
+        "python": _python(profile),
     }
 
 
@@ -176,11 +183,10 @@ def _executor(submission: Submission) -> Any:
     from submitit import SlurmExecutor
 
     profile = submission.profile
-    python = profile.python or ("python3" if profile.container else shlex.quote(sys.executable))
+    python = _python(profile)
     host_python = "python3" if profile.container else python
-    ranks = " ".join([*([profile.container] if profile.container else []), python])
     # The ranks are started by the supervisor, not by submitit, and the script's own process is that.
-    command = f"exec {host_python} -m {submission.supervisor} {shlex.quote(str(submission.jobs_file))} {ranks}"
+    command = f"exec {host_python} -m {submission.supervisor} {shlex.quote(str(submission.jobs_file))} {python}"
     executor = SlurmExecutor(submission.folder, python=command)
     executor.update_parameters(
         job_name=submission.name,

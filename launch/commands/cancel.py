@@ -19,6 +19,7 @@ from resnet.rundir.attempts import end_file
 from resnet.rundir.find import find_sweep
 from resnet.rundir.lease import holder_elsewhere, read_lease
 from resnet.rundir.status import read_status, write_status
+from resnet.rundir.sweep.results import has_ended
 from slurm.control import ask
 
 
@@ -95,3 +96,7 @@ def _cancel_sweep(sweep_dir: Path, now: bool) -> None:
     print(
         f"{sweep_dir.name}: {len(waiting)} waiting and {told} running trials are cancelled; launch sweep continues it"
     )
+    if has_ended(sweep_dir):
+        from launch.sweep.page import write_page
+
+        write_page(sweep_dir)

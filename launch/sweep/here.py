@@ -16,6 +16,7 @@ from launch.runs.here import own_environment, visible_gpus
 from launch.runs.job_record import job_file, read_job
 from launch.sweep.directory import Place, SweepDir, cancel_file
 from launch.sweep.halving import is_pruned
+from launch.sweep.page import write_page
 from launch.sweep.trial_life import ask_trial, finish_trial, note_mistake, prune
 from resnet.process.command_lines import TRAIN
 from resnet.process.environment import CORES, usable
@@ -77,6 +78,8 @@ class _Here:
                 process.terminate()
             for process in self.running:
                 process.wait()
+            # A signal that comes now does not cut it short.
+            write_page(self.directory.path)
             for number, handler in before.items():
                 signal.signal(number, handler)
         if self.received:

@@ -21,7 +21,8 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 @contextlib.contextmanager
 def open_atomic(path: Path) -> Iterator[BinaryIO]:
     """A file to write what `path` is to hold, which it takes the place of at the end; nothing is left of a failure."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # A sweep's trials on two machines may write one file at once, and have the same number there.
+    temporary = path.with_name(f".{path.name}.{os.uname().nodename}-{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
             yield file

@@ -54,6 +54,12 @@ def true_status(folder: Path) -> dict[str, Any]:
     return read_status(folder) | {key: row[key] for key in ("state", "failure", "reason")}
 
 
+def has_ended(folder: Path) -> bool:
+    """Whether a run is over by its own word, or has given no sign of life for so long that it may be."""
+    row = _own_row(folder)
+    return row["over"] or signs_of_life(folder, row, True, time.time())[1] > SILENT_SECONDS
+
+
 def _own_row(folder: Path) -> dict[str, Any]:
     now, status, sent = time.time(), {}, os.path.exists(folder / "slurm" / "job.json")
     try:

@@ -24,7 +24,6 @@ from launch.sweep.trials import trials
 from launch.sweep.words import from_words
 from recipes.load import load
 from resnet.rundir.sweep.sweep_file import read_sweep
-from resnet.tools.reports import write_pages
 from tests.fabricated import page_data
 from tests.helpers import PROGRAM, TINY, column, status
 from tests.slurm_helpers import Cluster, tell_ranks
@@ -42,6 +41,11 @@ def attempts(trial: Path) -> list[dict]:
     from resnet.rundir.attempts import read_attempts
 
     return read_attempts(trial)
+
+
+def states_on_the_page(study: Path) -> Counter[str]:
+    """Of the page that a sweep leaves at its end, without being asked for it."""
+    return Counter(trial["state"] for trial in page_data(study / "report.html")["trials"])
 
 
 def test_a_sweep_on_slurm_survives_everything_and_is_completed(cluster: Cluster, shapes, tmp_path):
@@ -92,10 +96,12 @@ def test_a_sweep_on_slurm_survives_everything_and_is_completed(cluster: Cluster,
     counts = Counter(status(file.parent)["state"] for file in study.glob("*/status.json"))
     assert counts == {"finished": 8, "failed": 1}
     assert status(killed)["state"] == "failed"
+    assert states_on_the_page(study) == counts
     assert "study: 1 of 9 trials to run (8 finished)" in cluster.launch("sweep", *words).stdout
     cluster.wait("the last trial to end", lambda: not cluster.queue())
     trials = [file.parent for file in study.glob("*/status.json")]
     assert {status(trial)["state"] for trial in trials} == {"finished"}
+    assert states_on_the_page(study) == {"finished": 9}
     assert all([a.get("outcome") for a in attempts(trial)].count("finished") == 1 for trial in trials)
     assert len(attempts(preempted)) > 1
 
@@ -153,6 +159,7 @@ def test_more_trials_than_an_array_may_have(cluster: Cluster, shapes):
     jobs = [json.loads(file.read_text())["job_id"] for file in study.glob("*/slurm/job.json")]
     assert sorted(jobs) == sorted(sent)
     assert "1101 waiting and 0 running trials are cancelled" in cluster.launch("cancel", "many").stdout
+    assert states_on_the_page(study) == {"stopped": 1101}
     cluster.wait("an empty queue", lambda: not cluster.queue())
 
 
@@ -213,6 +220,7 @@ def check_search(study: Path) -> set[str]:
     assert "finished" in states.values()
     points = [json.loads(file.read_text())["point"]["optimizer.lr"] for file in study.glob("trial-*/slurm/point.json")]
     assert len(set(points)) == 5
+    assert states_on_the_page(study) == Counter(states.values())
     return set(states.values())
 
 
@@ -248,6 +256,8 @@ def test_a_sweep_here_goes_on_after_its_death(shapes, tmp_path):
     assert "of 4 trials to run" in said
     states = Counter(status(file.parent)["state"] for file in study.glob("*/status.json"))
     assert states == {"finished": 2, "failed": 2}
+    assert states_on_the_page(study) == states
+    assert "report: runs/study/report.html" in said
     assert len(re.findall(r"^lr=99,seed=[01]-\w+: failed\b.*not finite", said, re.MULTILINE)) == 2
     again = finished(sweep(tmp_path, *words), code=1)
     assert "2 of 4 trials to run (2 finished)" in again
@@ -261,7 +271,7 @@ def test_sweep_files_of_wandb_run_without_it(shapes, tmp_path, text, number):
     assert f"{number} of {number} trials to run" in said
     study = tmp_path / "runs" / "study"
     assert [status(file.parent)["state"] for file in study.glob("*/status.json")] == ["finished"] * number
-    assert [trial["value"] is not None for trial in page_data(write_pages([str(study)]))["trials"]] == [True] * number
+    assert [trial["value"] is not None for trial in page_data(study / "report.html")["trials"]] == [True] * number
     recipe = load([f"recipe={next(study.glob('*/recipe.yaml'))}"]).recipe
     assert (recipe.wandb.group, recipe.wandb.tags) == ("study", ["study"])
 

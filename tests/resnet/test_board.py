@@ -10,8 +10,9 @@ import resnet
 from resnet.rundir.metrics_log import read_points
 from resnet.rundir.sweep.results import sweep_so_far
 from resnet.tools.board.board import SPARK_POINTS, write_board
-from resnet.tools.board.pages import strided, to_script
+from resnet.tools.board.pages import strided
 from resnet.tools.cli import main
+from resnet.tools.report.html import to_script
 from tests.fabricated import make_run, page_data
 from tests.resnet.test_charts import in_browser
 from tests.resnet.test_comparison import make_sweep
@@ -110,7 +111,7 @@ def test_sweeps_and_their_trials(root):
     assert (runs["study/t4"]["sweep"], runs["study/t4"]["state"]) == ("study", "pruned")
     assert runs["study/t0"]["word"] == "runs/study/t0"
     sweeps = page.read_text().split("<h2>Sweeps</h2>")[1].split("</section>")[0]
-    assert "71.00 top-1 %" in sweeps
+    assert "71.00% top-1" in sweeps
     assert "model=b" in sweeps
     assert "sweep.json is damaged" in sweeps
     (root / "study" / "sweep.json").write_text(json.dumps(sweep_so_far(root / "study") | {"trials": [{"nam": "x"}]}))

@@ -182,7 +182,12 @@ def test_all_is_on_the_disk_before_the_name_is(tmp_path, monkeypatch):
     new = name_of(2)
     assert events == [
         *("fsync model", "fsync rest", "fsync manifest.json", f"fsync {new}.tmp", f"rename {new}", "fsync checkpoints"),
-        *(f"fsync .latest.{os.getpid()}.tmp", "replace latest", "fsync checkpoints", f"rename {name_of(1)}.old.tmp"),
+        *(
+            f"fsync .latest.{os.uname().nodename}-{os.getpid()}.tmp",
+            "replace latest",
+            "fsync checkpoints",
+            f"rename {name_of(1)}.old.tmp",
+        ),
     ]
 
 

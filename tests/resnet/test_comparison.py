@@ -188,6 +188,7 @@ def test_a_sweeps_page(root, capsys):
     assert "lr=0.001 model=b: 71.00%" in winner
     assert f"recipe={root}/study/best.yaml" in winner
     assert "2 finished, 1 running, 3 not sent, 1 pruned, 1 failed" in text
+    assert "± sd" not in text
     assert "a<b>" not in text.replace(json.dumps(data), "").split('<script type="application/json"')[0]
 
 
@@ -201,6 +202,7 @@ def test_a_sweeps_page_shows_what_seeds_tell(root):
     text = write_sweep_report(folder).read_text()
     assert "lr=1 beats lr=0 by 4.00" in text
     assert "74.00 to 77.00" in text
+    assert "± sd" in text
     assert "What mattered" in text
 
 
@@ -217,6 +219,8 @@ def test_a_drawn_parameter_keeps_its_scale(root):
     uniform = {"kind": "uniform", "low": 0.1, "high": 0.2, "log": True}
     folder = make_sweep(root, parameters={"optimizer.lr": uniform, "model.name": {"values": []}})
     append_line(folder / "t0" / "metrics.jsonl", {"step": 99, "epoch": 9.9, "val/top1": None})
+    file = folder / "sweep.json"
+    file.write_text(file.read_text().replace('"0.001"', '"0.00101"', 1))
     axis = page_data(write_sweep_report(folder))["axes"][0]
     assert axis["at"][2] == pytest.approx(1 / 3, abs=1e-3)
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from slurm import batch
 from slurm.batch import Attempt
 from slurm.control import free_port
 from slurm.ends import End, end_of_staging, end_of_training, slurms_word
+from tests.fabricated import make_run, page_data
 from tests.helpers import PROGRAM
 
 JOBS = {"runs": [], "srun": [], "stage": [], "master": None, "max_requeues": 10, "signal_lead": 30}
@@ -114,6 +117,26 @@ def test_progress_is_what_was_committed(run_dir):
     (run_dir / "checkpoints" / "step-00000030").mkdir()
     (run_dir / "checkpoints" / "step-00000040.tmp").mkdir()
     assert newest_step(run_dir) == 20
+
+
+def test_the_last_trial_to_end_writes_the_sweeps_page(tmp_path, capfd):
+    study, python = tmp_path / "a study", shlex.quote(sys.executable)
+    content = {"name": "s", "method": "grid", "metric": "top1", "fixed": {}, "parameters": {"seed": {"values": []}}}
+    trials = [{"name": f"t{number}", "point": {"seed": str(number)}} for number in range(3)]
+    runs = [make_run(study / "t0"), make_run(study / "t1", state="failed"), make_run(study / "t2", state="running")]
+    (study / "sweep.json").write_text(json.dumps(content | {"trials": trials}))
+    batch.report_sweep(runs[1], python)
+    assert not (study / "report.html").exists()
+    # Ended without a word, long ago: nobody waits for it.
+    (runs[2] / "status.json").write_text(json.dumps(read_status(runs[2]) | {"updated": time.time() - 3600}))
+    batch.report_sweep(runs[1], python)
+    states = [trial["state"] for trial in page_data(study / "report.html")["trials"]]
+    assert states == ["finished", "failed", "running"]
+    capfd.readouterr()
+    (study / "report.html").unlink()
+    (study / "report.html").mkdir()
+    batch.report_sweep(runs[1], python)
+    assert re.fullmatch(r"the sweep's page could not be written: .*report.html.*\n", capfd.readouterr().err)
 
 
 @pytest.mark.parametrize(

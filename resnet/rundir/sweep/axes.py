@@ -31,10 +31,15 @@ class Axis(NamedTuple):
     """Whether a line from value to value has a meaning."""
 
 
-def axis_of(texts: Sequence[str]) -> Axis:
-    """The axis of a parameter by the values of the trials, one each."""
+def axis_of(texts: Sequence[str], drawn: bool = False, log: bool = False) -> Axis:
+    """The axis of a parameter by the values of the trials, one each.
+
+    drawn: from a distribution, so that no value stands for itself; log: evenly in the logarithm.
+    """
     numbers = as_numbers(texts)
     values = dict.fromkeys(texts)
+    if numbers is not None and drawn:
+        return Axis(numbers, {}, log and min(numbers) > 0, True)
     if numbers is not None:
         written = dict(sorted(zip(numbers, texts, strict=True)))
         distinct, values = [*written], dict.fromkeys(written.values())

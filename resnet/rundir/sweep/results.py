@@ -18,6 +18,7 @@ from resnet.rundir.attempts import read_attempts
 from resnet.rundir.files import number
 from resnet.rundir.metrics_log import Point, read_points
 from resnet.rundir.provenance import read_provenance
+from resnet.rundir.state import has_ended as run_has_ended
 from resnet.rundir.sweep.ranking import compare, eta, importance, ranked
 from resnet.rundir.sweep.result_types import Comparison, Setting, Share, Trial, goes_on, plural
 from resnet.rundir.sweep.sweep_file import read_sweep
@@ -78,6 +79,12 @@ def folders(sweep: Mapping[str, Any]) -> list[Path]:
     with os.scandir(sweep["folder"]) as entries:
         there = {entry.name for entry in entries if entry.is_dir()}
     return [Path(sweep["folder"]) / trial["name"] for trial in sweep["trials"] if trial["name"] in there]
+
+
+def has_ended(sweep_dir: Path) -> bool:
+    """Whether each of a sweep's trials has begun and come to its end. Raises ValueError as `sweep_so_far` does."""
+    # From the last: while others are to come, one look tells.
+    return all(run_has_ended(sweep_dir / trial["name"]) for trial in reversed(read_sweep(sweep_dir)["trials"]))
 
 
 def results(sweep: Mapping[str, Any], run_rows: Iterable[Mapping[str, Any]], now: float | None = None) -> Board:

@@ -136,7 +136,8 @@ def _sweeps(sweeps: list[Swept], page_file: Path) -> str:
             continue
         found, best = sweep.found, sweep.found.best
         states = ", ".join(f"{number} {state}" for state, number in found.counts.items())
-        value = f"{figure(best.value, found.metric)} {METRICS[found.metric].label}" if best else ""
+        metric = METRICS[found.metric]
+        value = f"{figure(best.value, found.metric)}{metric.unit} {metric.title}" if best else ""
         over = f"{found.method} over {', '.join(found.keys)}" if found.keys else found.method
         rows.append([name, escape(over), escape(states), escape(value), escape(best.label if best else "")])
     return table(["sweep", "method", "trials", "best", "of"], rows)

@@ -19,6 +19,7 @@ function makeView() {
     axis: 0,
     log: false,
     smooth: true,
+    printing: false,
     watch: (redraw, light) => watchers.push({ redraw, light }),
     redraw: () => watchers.forEach((one) => one.redraw && one.redraw()),
     light: (run) => {
@@ -27,8 +28,16 @@ function makeView() {
       watchers.forEach((one) => one.light && one.light());
     },
   };
+  for (const printing of [true, false])
+    addEventListener(printing ? "beforeprint" : "afterprint", () => {
+      view.printing = printing;
+      view.redraw();
+    });
   return view;
 }
+
+// Pixels across a page of paper, for which drawings are made anew: scaled down from a screen, letters would be too small.
+const PAPER = 700;
 
 function figure(value) {
   if (value === null || value === undefined) return "";
@@ -60,6 +69,7 @@ function powers(low, high) {
 
 function written(value) {
   const size = Math.abs(value);
+  if (size >= 1e13) return value.toExponential().replace("e+", "e");
   for (const [scale, suffix] of [
     [1e9, "G"],
     [1e6, "M"],
@@ -83,8 +93,9 @@ function lineChart(host, chart, axes, view, look) {
     drawn = [];
 
   function redraw() {
-    const width = Math.max(260, host.clientWidth),
-      height = Math.round(Math.min(300, Math.max(200, width * 0.52)));
+    const paper = PAPER / (host.closest(".charts") ? 2 : 1),
+      width = view.printing ? paper : Math.max(260, host.clientWidth),
+      height = Math.round(Math.min(view.printing ? 230 : 300, Math.max(200, width * 0.52)));
     const area = { left: 52, right: width - 10, top: 10, bottom: height - 40 };
     const log = view.log && chart.can_log;
     const lines = chart.lines

@@ -136,7 +136,9 @@ def _results(runs: Sequence[Compared], page_file: Path) -> str:
     numbers = tuple(index for index, heading in enumerate(["", *cells]) if heading not in ("", "state"))
     missing = [run.name for run in runs if report_link(run.folder, page_file) is None]
     note = f"No report yet of {escape(listed(missing))}: <code>resnet report NAME</code> writes it." if missing else ""
-    return table(["run", *map(escape, cells)], rows, numbers, "side") + (f"<p class='soft'>{note}</p>" if note else "")
+    return table(["run", *map(escape, cells)], rows, numbers, "side named") + (
+        f"<p class='soft'>{note}</p>" if note else ""
+    )
 
 
 def _marked(index: int, name: str) -> str:
@@ -300,4 +302,4 @@ def _side_by_side(runs: Sequence[Compared], rows: Mapping[str, Sequence[Any]]) -
         ]
         for key, values in rows.items()
     ]
-    return table(header, lines, style="side")
+    return table(header, lines, style="side named")

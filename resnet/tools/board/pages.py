@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -11,7 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 from resnet.rundir.files import write_atomic
-from resnet.tools.report.html import page
+from resnet.tools.report.html import page, to_script
 
 _FOLDER = Path(__file__).parent
 _SHARED = ("chart.js", "controls.js")
@@ -29,13 +28,6 @@ def write_page(path: Path, title: str, sections: Iterable[str], data: Mapping[st
     except OSError as error:
         raise ValueError(f"cannot write {path} ({error.strerror}): give another place with --out") from error
     return path
-
-
-def to_script(data: Any) -> str:
-    """JSON that stays inside of a script element, whatever the texts in it."""
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    # "</script" ends the element, and "<!--" would hide its end.
-    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
 def link_to(target: Path, page_file: Path) -> str:

@@ -30,11 +30,11 @@
       dragged = null;
 
     function redraw() {
-      const width = Math.max(host.parentElement.clientWidth, 96 * axes.length),
+      const width = view.printing ? PAPER : Math.max(host.parentElement.clientWidth, 96 * axes.length),
         height = 330;
       area = { top: 38, bottom: height - 24 };
       across = axes.map((_, index) => (axes.length < 2 ? width / 2 : 40 + ((width - 110) * index) / (axes.length - 1)));
-      host.style.width = `${width}px`;
+      host.style.width = view.printing ? "" : `${width}px`;
       svg = element("svg", {
         viewBox: `0 0 ${width} ${height}`,
         role: "img",

@@ -43,7 +43,7 @@ def write_sweep_report(sweep_dir: Path) -> Path:
     sections = [
         _headline(found),
         _facts(found),
-        section("Every trial", '<div class="scroll"><figure class="several parallel" id="parallel"></figure></div>'),
+        section("Every trial", _EVERY_TRIAL),
         section("Curves", drawing if curves else ""),
         section("Leaderboard", _leaderboard(found)),
         section("What mattered", _importance(found)),
@@ -51,6 +51,13 @@ def write_sweep_report(sweep_dir: Path) -> Path:
         section("Trials", _trials(found, path)),
     ]
     return write_page(path, f"Sweep {found.name}", sections, _data(found, sweep, curves), "sweep.js")
+
+
+_EVERY_TRIAL = """
+<p class="soft">A line for each trial: the better, the stronger its colour. The best is red, failed ones are dashed.
+  <span class="with-mouse">Drag along an axis to keep a range of it, click the axis to let it go.</span></p>
+<div class="scroll"><figure class="several parallel" id="parallel"></figure></div>
+"""
 
 
 def _headline(board: Board) -> str:
@@ -94,8 +101,12 @@ def _leaderboard(board: Board) -> str:
         return "<p>No trial has been evaluated yet.</p>"
     lines = [_setting_row(board, number, setting) for number, setting in enumerate(ranked, 1)]
     keys = labels(key for key in board.keys if key != "seed")
-    header = ["#", *map(escape, keys.values()), escape(METRICS[board.metric].label), "± sd", "range", "epoch", "trials"]
-    numbers = tuple(range(1 + len(keys), 5 + len(keys)))
+    header = ["#", escape(METRICS[board.metric].label), "± sd", "range", *map(escape, keys.values()), "epoch", "trials"]
+    numbers = (1, 2, 3, 4 + len(keys))
+    # One seed each has no spread.
+    there = [index for index in range(len(header)) if any(line[index] for line in lines)]
+    header, lines = [header[index] for index in there], [[line[index] for index in there] for line in lines]
+    numbers = tuple(place for place, index in enumerate(there) if index in numbers)
     shown = table(header, lines[:SHOWN_SETTINGS], numbers, "side")
     if rest := lines[SHOWN_SETTINGS:]:
         summary = f"<summary>{plural(len(rest), 'more setting')}</summary>"
@@ -111,10 +122,10 @@ def _setting_row(board: Board, number: int, setting: Setting) -> list[str]:
     others = [f"{count} {state}" for state, count in setting.states.items() if state != "finished"]
     return [
         f"<span{mark}>{number}</span>",
-        *(escape(shortened(setting.point.get(key, ""))) for key in board.keys if key != "seed"),
         f"<b>{figure(setting.value, board.metric)}</b>" if setting.done else figure(setting.value, board.metric),
         figure(setting.spread, board.metric),
         f"{figure(setting.low, board.metric)} to {figure(setting.high, board.metric)}" if several else "",
+        *(escape(shortened(setting.point.get(key, ""))) for key in board.keys if key != "seed"),
         "" if setting.best_epoch is None else f"{setting.best_epoch:.3g}",
         escape(", ".join([*done, *others])),
     ]
@@ -167,7 +178,7 @@ def _trials(board: Board, page_file: Path) -> str:
             escape(f"{trial.failure}: {why}" if trial.failure else why),
         ])  # fmt: skip
     header = ["trial", "state", escape(METRICS[board.metric].label), "last", "epochs", "time", ""]
-    return f'<div class="tall">{table(header, rows, (2, 3, 4, 5), "side")}</div>'
+    return f'<div class="tall">{table(header, rows, (2, 3, 4, 5), "side named")}</div>'
 
 
 def _curves(board: Board) -> dict[str, list[list[Point]]]:
@@ -231,8 +242,9 @@ def _axes(board: Board, sweep: Mapping[str, Any]) -> list[dict[str, Any]]:
     for key in board.keys:
         having = [index for index, trial in enumerate(board.trials) if key in trial.point]
         if having:
-            axis = axis_of([board.trials[index].point[key] for index in having])
-            axis = axis._replace(log=axis.log or bool(sweep["parameters"][key].get("log")))
+            said = sweep["parameters"][key]
+            texts = [board.trials[index].point[key] for index in having]
+            axis = axis_of(texts, drawn="values" not in said, log=bool(said.get("log")))
             axes.append({"name": short[key], **_placed(axis, having, len(board.trials))})
     valued = [index for index, trial in enumerate(board.trials) if trial.value is not None]
     if valued:

@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from html import escape
 from itertools import accumulate
 from typing import Any, Literal, NamedTuple
+
+from resnet.tools.report.html import to_script
 
 TONES = 10
 """Colours that series take in turn, as the CSS variables --tone-0 to --tone-9."""
@@ -103,7 +104,7 @@ def line_chart(
     data["marks"] = [[_round(mark.x, 8), mark.name] for mark in marks]
     return (
         f'<figure class="chart"><figcaption>{escape(heading)}</figcaption>{_legend(lines)}{drawing}'
-        f'<script type="application/json">{_json(data)}</script></figure>'
+        f'<script type="application/json">{to_script(data)}</script></figure>'
     )
 
 
@@ -243,6 +244,8 @@ def ticks(low: float, high: float, about: int, whole: bool = False) -> list[tupl
 def _tick(value: float, step: float) -> str:
     if value == 0:
         return "0"
+    if abs(value) >= 1e13:
+        return f"{value:.3g}"
     if abs(value) >= 10_000:
         scale, suffix = (1e9, "G") if abs(value) >= 1e9 else (1e6, "M") if abs(value) >= 1e6 else (1e3, "k")
         return f"{value / scale:.6g}{suffix}"
@@ -286,8 +289,3 @@ def _summary(heading: str, lines: Sequence[_Line], x_label: str) -> str:
 
 def _round(value: float, digits: int = 5) -> float:
     return float(f"{value:.{digits}g}")
-
-
-def _json(data: Any) -> str:
-    # Within a script's element, only "</" could end it.
-    return json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import itertools
+import json
 import time
 from collections.abc import Iterable, Mapping
 from html import escape
@@ -22,6 +23,13 @@ def page(title: str, sections: Iterable[str], script: str = "") -> str:
     head += f"<title>{escape(title)}</title><style>{STYLE}</style>"
     body = f"{''.join(sections)}<script>{SCRIPT}{script}</script>"
     return f'<!doctype html><html lang="en"><head>{head}</head><body>{body}</body></html>\n'
+
+
+def to_script(data: Any) -> str:
+    """JSON that stays inside of a script element, whatever the texts in it."""
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    # "</script" ends the element, and "<!--" would hide its end.
+    return text.replace("<", "\\u003c")
 
 
 def section(title: str, content: str) -> str:

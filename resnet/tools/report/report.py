@@ -248,7 +248,9 @@ def _attempts(attempts: list[dict[str, Any]]) -> str:
             code,
         )
         rows.append([escape(cell) for cell in cells])
-    return table(["", "start", "time", "steps", "end", "host", "devices", "commit"], rows, numbers=(2,), style="lines")
+    return table(
+        ["", "start", "time", "steps", "end", "host", "devices", "commit"], rows, numbers=(2,), style="attempts"
+    )
 
 
 def _made_with(information: Mapping[str, Any]) -> dict[str, Any]:

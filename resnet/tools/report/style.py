@@ -28,7 +28,8 @@ th, td { padding: 4px 14px 4px 0; border-bottom: 1px solid var(--line); vertical
 td { overflow-wrap: break-word; min-width: 3em; max-width: 32em; }
 tr:last-child td, tr:last-child th { border-bottom: 0; }
 .settings td { overflow-wrap: anywhere; min-width: 5.5em; } .settings code { white-space: nowrap; }
-.mapping td { overflow-wrap: anywhere; max-width: none; } .lines td { white-space: nowrap; }
+.mapping td { overflow-wrap: anywhere; max-width: none; } .attempts td { white-space: nowrap; }
+.attempts td:nth-child(5) { white-space: normal; min-width: 12em; }
 .number { text-align: right; white-space: nowrap; }
 .soft { color: var(--soft); }
 .facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 180px), 1fr)); gap: 12px;
@@ -76,15 +77,15 @@ img { display: block; max-width: 100%; }
   vertical-align: middle; line-height: 1.2; }
 .heat th[scope=row] { position: sticky; left: 0; max-width: 150px; background: var(--card); text-align: right;
   overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
-.heat thead th { height: 110px; vertical-align: bottom; font-weight: 400; }
-.heat thead th span { writing-mode: vertical-rl; transform: rotate(180deg); max-height: 105px; overflow: hidden;
+.heat thead th { vertical-align: bottom; font-weight: 400; }
+.heat thead th span { writing-mode: vertical-rl; transform: rotate(180deg); max-height: 150px; overflow: hidden;
   text-overflow: ellipsis; white-space: nowrap; text-align: left; }
 .heat td { background: rgba(var(--heat), var(--share)); border-radius: 2px; }
 .heat td.hot { color: var(--hot); }
 pre { margin: 4px 0 10px; padding: 10px 12px; border-radius: 6px; background: var(--page); white-space: pre-wrap;
   overflow-wrap: anywhere; font-size: 13px; }
 code { overflow-wrap: anywhere; }
-@media (max-width: 600px) {
+@media screen and (max-width: 600px) {
   body { padding: 16px 10px 40px; } section { padding: 14px 12px; } h1 { font-size: 21px; }
   .facts { grid-template-columns: 1fr 1fr; gap: 8px; } .fact { padding: 9px 11px; } .fact b { font-size: 19px; }
   th, td { padding-right: 10px; } .label { width: 38%; } .chart text { font-size: 15px; }
@@ -97,9 +98,14 @@ code { overflow-wrap: anywhere; }
     --tone-2: #2d8659; --tone-3: #8450a8; --tone-4: #a86f00; --tone-5: #0f8a94; --tone-6: #bd3c78; --tone-7: #666e7a;
     --tone-8: #5c7a1f; --tone-9: #7d5a45; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
-  body { max-width: none; padding: 0; font-size: 11px; } section { padding: 10px 0; border: 0; }
-  .charts { grid-template-columns: 1fr 1fr; } .facts { grid-template-columns: repeat(4, 1fr); }
-  .chart, .fact, .pictures figure, tr { break-inside: avoid; } h2, h3 { break-after: avoid; } .tip { display: none; }
+  body { max-width: none; padding: 0; font-size: 11px; } section { padding: 10px 0; border: 0; } h2 { font-size: 15px; }
+  th, pre, .legend, .fact span, .pictures figure { font-size: 11px; } .chart figcaption { font-size: 12px; }
+  .charts { grid-template-columns: 1fr 1fr; }
+  .facts { grid-template-columns: repeat(auto-fit, minmax(120px, 1fr)); gap: 8px; } .fact { padding: 8px 10px; }
+  .fact b { font-size: 18px; } .state { padding: 0 8px; font-size: 11px; }
+  .pictures { grid-template-columns: repeat(8, 1fr); gap: 10px 8px; } .bar { height: 7px; margin-top: 4px; }
+  .chart, .fact, .pictures figure, .heat, tr, pre { break-inside: avoid; } .tip { display: none; }
+  h2, h3, section > .soft:not(:last-child) { break-after: avoid; }
   .scroll { overflow: visible; }
 }
 """
@@ -164,4 +170,6 @@ for (const chart of document.querySelectorAll('.chart')) {
   svg.addEventListener('pointerleave', event => { if (event.pointerType === 'mouse') leave(); });
   document.addEventListener('pointerdown', event => { if (!svg.contains(event.target)) leave(); });
 }
+// On paper nothing can be opened.
+addEventListener('beforeprint', () => { for (const part of document.querySelectorAll('details')) part.open = true; });
 """

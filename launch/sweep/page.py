@@ -1,0 +1,17 @@
+"""The page that a sweep leaves, for the trials that a `launch` has seen to their end."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+
+def write_page(sweep_dir: Path) -> None:
+    """Write the sweep's page and say where it is. Trouble with it is told, and fails nothing."""
+    try:
+        from resnet.api import report
+
+        print(f"report: {os.path.relpath(report(sweep_dir))}", flush=True)
+    except Exception as error:
+        print(f"the sweep's page could not be written: {error or type(error).__name__}", file=sys.stderr, flush=True)
