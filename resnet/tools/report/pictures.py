@@ -102,10 +102,10 @@ def _open(recipe: Recipe) -> tuple[Source, Source]:
 
 
 def _training(recipe: Recipe, derived: Mapping[str, Any], sources: tuple[Source, Source]) -> list[Picture]:
-    """The first images of step 0."""
+    """The first images of the first step."""
     from resnet.tools.look import look
 
-    seen = look(recipe, 0, TRAINING, sources=sources, micro_batch=derived.get("micro_batch"))
+    seen = look(recipe, 1, TRAINING, sources=sources, micro_batch=derived.get("micro_batch"))
     return [
         Picture(_jpeg(image), sample.label_text, sample.file)
         for image, sample in zip(seen.images, seen.samples, strict=True)

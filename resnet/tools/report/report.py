@@ -107,7 +107,7 @@ def _mistakes(pictures: Pictures, expected: bool) -> str:
 def _training_images(pictures: Pictures) -> str:
     if not pictures.training:
         return _problem(pictures)
-    what = "The first images of step 0, cropped, augmented and mixed. <code>resnet look</code> shows those of any step."
+    what = "The first images of step 1, cropped, augmented and mixed. <code>resnet look</code> shows those of any step."
     shown = tiles((picture.jpeg, picture.caption, picture.file) for picture in pictures.training)
     return f"<p class='soft'>{what}</p>{shown}"
 
