@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
@@ -18,10 +17,10 @@ from recipes.load import digest
 from recipes.schema.model import Model
 from recipes.schema.recipe import Recipe
 from recipes.versions import lifted
-from resnet.inert_pickle import check_archive, read_inertly
 from resnet.net import effective_model
 from resnet.process.version import VERSION
 from resnet.state_dicts import Found, find_state_dict, renamed
+from resnet.torch_file import read_inertly
 
 KEY = "resnet_launch"
 """The one key of ours in a file's metadata: safetensors keeps no order of several."""
@@ -177,9 +176,9 @@ def find_weights(path: Path, model: Model | None = None) -> Found:
         if path.suffix == ".safetensors":
             found = renamed(load_file(path)) if info is None else Found(load_file(path))
         else:
-            found = find_state_dict(_unpickled(path))
+            found = find_state_dict(read_inertly(path))
     except pickle.UnpicklingError as error:
-        reason = f"it is damaged, or no file of torch.save of version 1.6 or later ({error})"
+        reason = f"it is damaged, or no file of torch.save ({error})"
         raise ValueError(f"cannot read the weights {path}: {reason}") from error
     except (SafetensorError, OSError) as error:
         raise ValueError(f"cannot read the weights {path}: {error}") from error
@@ -188,15 +187,3 @@ def find_weights(path: Path, model: Model | None = None) -> Found:
     if found.blurred and model is not None and not model.blurpool:
         raise ValueError(f"{path} holds convolutions that blur first (FFCV's BlurPool): it needs model.blurpool=true")
     return found
-
-
-def _unpickled(path: Path) -> Any:
-    """The content of a file of torch.save, without anything of it being run, in memory bounded by the file's size."""
-    check_archive(path)
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception:
-        # Of any kind, as what a stranger wrote can make it fail; most often it holds more than tensors.
-        return read_inertly(path)
