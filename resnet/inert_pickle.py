@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import torch
 
-MOST_STEPS = 1 << 20
+MOST_STEPS = 1 << 19
 """Steps of a pickle: some 80,000 for a ResNet-152 with an average and AdamW's state, and one for a number in a list."""
 _LONGEST_NAME = 1 << 10
 """Characters of a key. Others, and keys that are no text (an optimizer's parameters), are left out with their values:
@@ -144,7 +144,8 @@ class Steps:
 
     def name(self, text: str) -> None:
         """A class or function by its module and name, with a space between them."""
-        self.push(Inert(text[:_LONGEST_KIND].replace(" ", ".", 1)))
+        kind = text[:_LONGEST_KIND].replace(" ", ".", 1)
+        self.push(Inert(kind if kind.isprintable() else ascii(kind)))
 
     def name_from_stack(self, _: Any) -> None:
         name, module = self.pop(), self.pop()

@@ -25,6 +25,8 @@ from resnet.torch_file import read_inertly
 KEY = "resnet_launch"
 """The one key of ours in a file's metadata: safetensors keeps no order of several."""
 FORMAT = 1
+MOST_HEADER = 1 << 22
+"""Bytes that name a safetensors file's tensors, some 100 for each, and its metadata, which name the classes."""
 _NOT_ARCHITECTURE = {"num_classes", "pretrained", "freeze_backbone", "sync_batchnorm"}
 
 
@@ -82,6 +84,7 @@ def read_info(path: Path) -> WeightsInfo | None:
     if path.suffix != ".safetensors":
         return None
     try:
+        _check_header(path)
         with safe_open(path, "np") as file:
             text = (file.metadata() or {}).get(KEY)
     except (OSError, SafetensorError) as error:
@@ -93,6 +96,14 @@ def read_info(path: Path) -> WeightsInfo | None:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = _reason(error)
         raise ValueError(f"{path} says of its weights what this version cannot read ({reason})") from error
+
+
+def _check_header(path: Path) -> None:
+    """Raise ValueError where a safetensors file would take much time and memory beside its tensors' elements."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > MOST_HEADER:
+        raise ValueError(f"cannot read the weights {path}: it is damaged, or holds too much beside its tensors")
 
 
 def _info(content: Mapping[str, Any]) -> WeightsInfo:
@@ -174,7 +185,7 @@ def find_weights(path: Path, model: Model | None = None) -> Found:
         check_fits(info, model, str(path))
     try:
         if path.suffix == ".safetensors":
-            found = renamed(load_file(path)) if info is None else Found(load_file(path))
+            found = renamed(load_file(path))
         else:
             found = find_state_dict(read_inertly(path))
     except pickle.UnpicklingError as error:
