@@ -67,6 +67,8 @@ def predictions(
         raise ValueError(f"batch_size={batch_size}, top={top}: both take 1 or more")
     classes, recipe, chosen = trained.classes, trained.recipe, choose_device(device)
     network, top = load_network(recipe, len(classes), trained.weights, chosen), min(top, len(classes))
+    if not all(tensor.isfinite().all() for tensor in network.state_dict().values()):
+        raise ValueError(f"{trained.weights} is broken: some of its weights are nan or infinite")
 
     def ranked(images: torch.Tensor) -> torch.Tensor:
         """Probabilities and numbers of the likeliest classes, (N, 2, top) float64."""

@@ -20,6 +20,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
@@ -31,6 +32,7 @@ from resnet.inert_pickle import Inert
 from resnet.net import build_model
 from resnet.pretrained import load_pretrained
 from resnet.state_dicts import AVERAGES, WRAPPERS, find_state_dict
+from resnet.tools.cli import main
 from resnet.tools.weights import load_alone
 from resnet.torch_file import MOST_PICKLED, read_inertly
 from resnet.weights_file import KEY, metadata_of, read_info, read_weights
@@ -413,6 +415,17 @@ def test_a_small_file_takes_little_time_and_memory(case, tmp_path, small):
     write_pickle(tmp_path / "large.pth", LARGE[case])
     with pytest.raises(ValueError, match=r"large\.pth"):
         read_weights(tmp_path / "large.pth")
+
+
+def test_weights_that_are_nan_predict_nothing(tmp_path, state, capsys):
+    Image.new("RGB", (32, 32)).save(tmp_path / "i.png")
+    words = ["recipe=quickstart", "model.name=null", *(f"model.{k}={v}" for k, v in NET.items()), "data.num_workers=0"]
+    for bias, code in ((0.0, 0), (float("nan"), 2)):
+        torch.save({**state, "fc.bias": torch.full((5,), bias)}, tmp_path / "w.pth")
+        ended = contextlib.nullcontext() if code == 0 else pytest.raises(SystemExit, match="2")
+        with ended:
+            main(["predict", str(tmp_path / "w.pth"), str(tmp_path / "i.png"), *words, "--device", "cpu"])
+    assert "w.pth is broken: some of its weights are nan or infinite" in capsys.readouterr().err
 
 
 def test_a_pickle_of_too_many_steps_is_refused(tmp_path, monkeypatch):
