@@ -39,11 +39,12 @@ def run(arguments: argparse.Namespace) -> None:
     from resnet.tools.features import is_features, open_images, write_features
     from resnet.tools.forward import choose_device, evaluation_precision
     from resnet.tools.knn import knn
+    from resnet.tools.predict import named
     from resnet.tools.trained import find_trained
 
     if out.exists() and not is_features(out):
         raise ValueError(f"{out} is there, and was not written by `resnet features`: give another name, or remove it")
-    trained = find_trained(arguments.run, arguments.root, overrides=changes)
+    trained = named(find_trained(arguments.run, arguments.root, overrides=changes))
     source = open_images(trained, paths, (arguments.file_column, arguments.label_column), arguments.images)
     notes = [*trained.notes, *source.notes]
     evaluation_precision(trained.recipe, choose_device(arguments.device), notes.append)
