@@ -64,16 +64,38 @@ def no_process_left(mark: str) -> None:
 # Runs
 
 
-def test_two_at_once_finish_whatever_is_around(tiny, tmp_path, mark, around):
-    words = [*tiny, f"run.root={tmp_path / 'my runs'}", "epochs=1", "data.max_train=32", "data.max_val=8"]
-    runs = [tmp_path / "my runs" / name for name in ("the first", "the second")]
-    both = [begin(mark, *words, f"run.name={run.name}", "--cpu-ranks", 2, **around) for run in runs]
-    for run, done in zip(runs, map(finish, both), strict=True):
-        assert done.returncode == 0, done.stderr
-        assert status(run)["state"] == "finished"
+def test_two_at_once_finish_whatever_is_around_and_are_logged_and_retried(tiny, tmp_path, mark, around):
+    """`launch logs` shows all that the ranks printed, and `launch retry` continues runs on as many ranks."""
+    root = tmp_path / "my runs"
+    done, broken = root / "the first", root / "the second"
+    words = [*tiny, f"run.root={root}", "epochs=2", "max_steps=2", "data.max_train=32", "data.max_val=8"]
+    both = [begin(mark, *words, f"run.name={run.name}", "--cpu-ranks", 2, **around) for run in (done, broken)]
+    for run, ended in zip((done, broken), map(finish, both), strict=True):
+        assert ended.returncode == 0, ended.stderr
+        assert "basic on 2 x CPU" in ended.stdout
+        assert (status(run)["state"], status(run)["step"]) == ("finished", 2)
         assert json.loads((run / "provenance.json").read_text())["world_size"] == 2
-        assert all(re.match(r" *\d+%  ", line) for line in done.stderr.splitlines()), done.stderr
+        assert (run / "logs" / "attempt-1" / "rank-1.log").is_file()
+        assert all(re.match(r" *\d+%  ", line) for line in ended.stderr.splitlines()), ended.stderr
     no_process_left(mark)
+
+    def launched(*words: object, code: int = 0) -> str:
+        done = finish(start("-m", "launch", *words, "--root", root, on_cores=2))
+        assert done.returncode == code, done.stderr
+        return done.stdout + done.stderr
+
+    log = launched("logs", done.name)
+    assert "basic on 2 x CPU" in log
+    assert "finished: best top1" in log
+    recipe = broken / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("max_steps: 2", "max_steps: null"))
+    (broken / "status.json").write_text(json.dumps(status(broken) | {"state": "failed"}))
+    told = launched("retry", done.name, broken.name, code=2)
+    assert f"launch retry: {done.name} is finished" in told
+    assert f"{broken.name} continues here from step 2" in told
+    assert (status(broken)["state"], status(broken)["step"]) == ("finished", 4)
+    assert "basic on 2 x CPU" in launched("logs", broken.name, "--attempt", "2")
+    assert "retry cannot change the recipe" in launched("retry", done.name, "epochs=3", code=2)
 
 
 @pytest.mark.parametrize(("number", "ranks"), [(signal.SIGTERM, 2), (signal.SIGUSR2, 1)])
@@ -310,33 +332,3 @@ def test_children_are_found_without_proc(monkeypatch, tmp_path):
         assert child.pid in children(os.getpid())
         assert child.pid not in children(child.pid)
         child.kill()
-
-
-def test_a_local_run_is_logged_and_retried_like_a_sent_one(shapes, tmp_path):
-    """`launch logs` shows all that the ranks printed, and `launch retry` continues runs on as many ranks."""
-
-    def launched(*words: object, code: int = 0) -> str:
-        done = finish(start("-m", "launch", *words, on_cores=2))
-        assert done.returncode == code, done.stderr
-        return done.stdout + done.stderr
-
-    words = [*TINY, f"data.train={shapes}", f"run.root={tmp_path}"]
-    here = ["--root", tmp_path]
-    broken, done = tmp_path / "broken", tmp_path / "done"
-    shown = launched("local", *words, "epochs=2", "max_steps=5", "run.name=broken", "--cpu-ranks", "2")
-    assert "basic on 2 x CPU" in shown
-    shutil.copytree(broken, done)
-    log = launched("logs", "done", *here)
-    assert "basic on 2 x CPU" in log
-    assert "finished: best top1" in log
-    assert (done / "logs" / "attempt-1" / "rank-1.log").is_file()
-
-    recipe = broken / "recipe.yaml"
-    recipe.write_text(recipe.read_text().replace("max_steps: 5", "max_steps: null"))
-    (broken / "status.json").write_text(json.dumps(status(broken) | {"state": "failed"}))
-    told = launched("retry", "done", "broken", *here, code=2)
-    assert "launch retry: done is finished" in told
-    assert "broken continues here from step 5" in told
-    assert (status(broken)["state"], status(broken)["step"]) == ("finished", 20)
-    assert "basic on 2 x CPU" in launched("logs", "broken", *here, "--attempt", "2")
-    assert "retry cannot change the recipe" in launched("retry", "done", "epochs=3", *here, code=2)

@@ -158,7 +158,7 @@ def test_more_trials_than_an_array_may_have(cluster: Cluster, shapes):
 
 def test_a_search_on_slurm_asks_watches_and_tells(cluster: Cluster, shapes, tmp_path):
     file = tmp_path / "bayes.yaml"
-    file.write_text(BAYES.replace("run_cap: 5", "run_cap: 3"))
+    file.write_text(BAYES.replace("run_cap: 4", "run_cap: 3"))
     words = [file, *SHORT, f"data.train={shapes}", "epochs=3", "cluster=local-test", "slurm.gpus_per_node=1"]
     cluster.launch("sweep", *words, "--name", "search", "--max-parallel", "2")
     cluster.wait("the search to end", lambda: not cluster.queue())
@@ -171,7 +171,7 @@ def test_a_search_on_slurm_asks_watches_and_tells(cluster: Cluster, shapes, tmp_
 BAYES = """
 method: bayes
 metric: {name: val_loss, goal: minimize}
-run_cap: 5
+run_cap: 4
 early_terminate: {type: hyperband, min_iter: 1, eta: 2}
 parameters:
   optimizer.lr: {distribution: log_uniform_values, min: 0.0001, max: 1.0}
@@ -272,7 +272,7 @@ def test_a_bayes_file_with_hyperband_runs_here(shapes, tmp_path):
     words = [file, *SHORT, "epochs=3", f"data.train={shapes}", "--name", "study", "--jobs", "2"]
     process = sweep(tmp_path, *words)
     out, err = process.communicate(timeout=400)
-    ended = check_search(tmp_path / "runs" / "study", 5)
+    ended = check_search(tmp_path / "runs" / "study", 4)
     # A learning rate near 1 may make the weights infinite, which only Optuna's order of trials decides.
     assert process.returncode == ("failed" in ended), out + err
 
