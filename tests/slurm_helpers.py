@@ -45,7 +45,7 @@ class Cluster:
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=100,
+            timeout=200,
         )
         assert code in (None, done.returncode), done.stdout + done.stderr
         return done
@@ -63,14 +63,14 @@ class Cluster:
         """State by job id."""
         return dict(line.split() for line in self.ask("squeue", "-h", "-o", "%i %T").stdout.splitlines())
 
-    def wait(self, what: str, ready: Callable[[], object], seconds: float = 150) -> None:
+    def wait(self, what: str, ready: Callable[[], object], seconds: float = 300) -> None:
         deadline = time.monotonic() + seconds
         while not ready():
             if time.monotonic() > deadline:
                 raise AssertionError(f"{what}: not within {seconds:g} s\n{self._why()}")
             time.sleep(0.2)
 
-    def wait_end(self, name: str, seconds: float = 150) -> dict:
+    def wait_end(self, name: str, seconds: float = 300) -> dict:
         """Until the run's job has left the queue; returns the run's status."""
         job = self.job(name)
         self.wait(f"{name} ends", lambda: job not in self.queue(), seconds)
@@ -121,5 +121,5 @@ def train_here(words: list, run: Path, ranks: int) -> Path:
     """The same run without Slurm, on so many ranks with a thread each."""
     words = [*words, f"run.root={run.parent}", f"run.name={run.name}"]
     children = start_ranks([str(word) for word in words], ranks, run.parent / f"{run.name}.log")
-    assert wait_ranks(children, 120) == [0] * ranks, (run.parent / f"{run.name}.log").read_text()
+    assert wait_ranks(children, 250) == [0] * ranks, (run.parent / f"{run.name}.log").read_text()
     return run

@@ -132,7 +132,8 @@ class Saver:
                 # Before the checkpoint: a run that goes on from that would not come by here again.
                 archive.parent.mkdir(parents=True, exist_ok=True)
                 write_atomic(archive, files.get(EMA, files[MODEL]))
-            commit(self.folder, step, files, {"epoch": self.plan.epoch(step), "recipe": self.facts["digest"]})
+            facts = {"epoch": self.plan.epoch(step), "recipe": self.facts["digest"], "data": self.facts.get("data")}
+            commit(self.folder, step, files, facts)
             prune(self.folder, step, self.settings.keep, best_step)
             self.failures, self.committed_time = 0, time.time()
         except Exception as error:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from recipes.changes import differences
 from recipes.schema.recipe import Recipe
-from resnet.checkpoint.commit import newest_first
+from resnet.checkpoint.commit import newest_first, read_manifest
 from resnet.rundir.evaluation import read_evaluation
 from resnet.rundir.metrics_log import INPUT_DIGEST, read_metrics
 from resnet.rundir.provenance import read_provenance
@@ -144,12 +144,17 @@ def diff_recipes(names: tuple[str, str], recipes: tuple[Recipe, Recipe]) -> Diff
 def _data_of(run_dir: Path) -> dict[str, Any]:
     plan, digest = read_provenance(run_dir).get("plan", {}), None
     if checkpoints := newest_first(run_dir / "checkpoints"):
-        # Only now: it takes seconds.
-        from resnet.checkpoint.snapshot import read_rest
-
-        digest = read_rest(checkpoints[0]).get("data")
+        digest = read_manifest(checkpoints[0]).get("data") or _noted_in_state(checkpoints[0])
     facts = {"training images": plan.get("training_images"), "labels (digest)": digest}
     return facts | {"validation images": read_evaluation(run_dir).get("samples")}
+
+
+def _noted_in_state(checkpoint: Path) -> str | None:
+    """The data's digest, which manifests of older versions do not have."""
+    # Only now: it takes seconds.
+    from resnet.checkpoint.snapshot import read_rest
+
+    return read_rest(checkpoint).get("data")
 
 
 def _results_of(run_dir: Path, log: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

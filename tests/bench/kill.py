@@ -34,7 +34,7 @@ RECIPE = [
     *("epochs=4", "batch_size=16", "max_batch_per_device=4", "ema.decay=0.9", "optimizer.lr=0.01", "watchdog=2"),
     *("checkpoint.keep=1", "checkpoint.every=2 steps", "log_every=2", "wandb.mode=disabled", "progress=off"),
 ]
-SECONDS = 60
+SECONDS = 120
 
 
 class Outcome(NamedTuple):

@@ -49,7 +49,7 @@ def states_on_the_page(study: Path) -> Counter[str]:
 
 
 def test_a_sweep_on_slurm_survives_everything_and_is_completed(cluster: Cluster, shapes, tmp_path):
-    words = [*SHORT, f"data.train={shapes}", "optimizer.lr=0.005,0.01,0.02", "seed=range(0,3)", "cluster=local-test"]
+    words = [*SHORT, f"data.train={shapes}", "optimizer.lr=0.01,0.02", "seed=range(0,2)", "cluster=local-test"]
     words += ["slurm.gpus_per_node=1", "slurm.time=5", "--parallel", "2", "--name", "study"]
     study = cluster.run_dir("study")
 
@@ -63,9 +63,9 @@ def test_a_sweep_on_slurm_survives_everything_and_is_completed(cluster: Cluster,
     cluster.environment["PATH"] = path
     assert cluster.queue() != {}
     said = cluster.launch("sweep", *words).stdout
-    assert "study: 9 of 9 trials to run" in said
+    assert "study: 4 of 4 trials to run" in said
     said = cluster.launch("sweep", *words).stdout
-    assert "study: 0 of 9 trials to run" in said
+    assert "study: 0 of 4 trials to run" in said
 
     held: list[Path] = []
 
@@ -91,13 +91,13 @@ def test_a_sweep_on_slurm_survives_everything_and_is_completed(cluster: Cluster,
     show = ["scontrol", "show", "job", attempts(preempted)[-1]["job_id"]]
     cluster.wait("the preemption", lambda: "PreemptTime=None" not in cluster.ask(*show).stdout)
     tell_ranks(preempted, signal.SIGCONT)
-    cluster.wait("all trials to end", lambda: not cluster.queue(), 400)
+    cluster.wait("all trials to end", lambda: not cluster.queue())
 
     counts = Counter(status(file.parent)["state"] for file in study.glob("*/status.json"))
-    assert counts == {"finished": 8, "failed": 1}
+    assert counts == {"finished": 3, "failed": 1}
     assert status(killed)["state"] == "failed"
     assert states_on_the_page(study) == counts
-    assert "study: 1 of 9 trials to run (8 finished)" in cluster.launch("sweep", *words).stdout
+    assert "study: 1 of 4 trials to run (3 finished)" in cluster.launch("sweep", *words).stdout
     cluster.wait("the last trial to end", lambda: not cluster.queue())
     trials = [file.parent for file in study.glob("*/status.json")]
     assert {status(trial)["state"] for trial in trials} == {"finished"}
@@ -106,15 +106,15 @@ def test_a_sweep_on_slurm_survives_everything_and_is_completed(cluster: Cluster,
     assert len(attempts(preempted)) > 1
 
     board = json.loads(cluster.launch("status", "study", "--json").stdout)
-    assert board["counts"] == {"finished": 9}
+    assert board["counts"] == {"finished": 4}
     first = board["leaderboard"][0]
     values = [max(column(run, "val/top1")) for run in trials if f"lr={first['point']['optimizer.lr']}," in run.name]
-    assert len(values) == 3
+    assert len(values) == 2
     assert first["value"] == pytest.approx(statistics.fmean(values))
     assert first["spread"] == pytest.approx(statistics.stdev(values))
     shown = cluster.launch("show", f"recipe={study / 'best.yaml'}", "--json").stdout
     assert json.loads(shown)["recipe"]["optimizer"]["lr"] == float(first["point"]["optimizer.lr"])
-    assert cluster.launch("status", "study", "--csv").stdout.count("\n") == 10
+    assert cluster.launch("status", "study", "--csv").stdout.count("\n") == 5
     picture = Path(cluster.launch("status", "study", "--plot").stdout.strip())
     assert (cluster.work / picture).read_bytes().startswith(b"\x89PNG")
 
@@ -165,11 +165,11 @@ def test_more_trials_than_an_array_may_have(cluster: Cluster, shapes):
 
 def test_a_search_on_slurm_asks_watches_and_tells(cluster: Cluster, shapes, tmp_path):
     file = tmp_path / "bayes.yaml"
-    file.write_text(BAYES)
+    file.write_text(BAYES.replace("run_cap: 4", "run_cap: 3"))
     words = [file, *SHORT, f"data.train={shapes}", "epochs=3", "cluster=local-test", "slurm.gpus_per_node=1"]
     cluster.launch("sweep", *words, "--name", "search", "--max-parallel", "2")
-    cluster.wait("the search to end", lambda: not cluster.queue(), 300)
-    check_search(cluster.run_dir("search"))
+    cluster.wait("the search to end", lambda: not cluster.queue())
+    check_search(cluster.run_dir("search"), 3)
 
 
 # On this machine
@@ -178,7 +178,7 @@ def test_a_search_on_slurm_asks_watches_and_tells(cluster: Cluster, shapes, tmp_
 BAYES = """
 method: bayes
 metric: {name: val_loss, goal: minimize}
-run_cap: 5
+run_cap: 4
 early_terminate: {type: hyperband, min_iter: 1, eta: 2}
 parameters:
   optimizer.lr: {distribution: log_uniform_values, min: 0.0001, max: 1.0}
@@ -187,7 +187,7 @@ parameters:
 RANDOM = """
 program: train.py
 method: random
-run_cap: 2
+run_cap: 1
 parameters:
   lr: {min: 0.001, max: 0.05}
   batch_size: {values: [8, 16]}
@@ -202,13 +202,13 @@ parameters:
 """
 
 
-def check_search(study: Path) -> set[str]:
-    """All five trials are over by a rule, each with a point of its own, and those that were pruned have saved.
+def check_search(study: Path, count: int) -> set[str]:
+    """All trials are over by a rule, each with a point of its own, and those that were pruned have saved.
 
     Returns the states that they ended in.
     """
     states = {}
-    for number in range(5):
+    for number in range(count):
         trial = study / f"trial-{number:04d}"
         states[trial] = status(trial)["state"]
         if states[trial] == "stopped" and (trial / "slurm" / "pruned").exists():
@@ -219,7 +219,7 @@ def check_search(study: Path) -> set[str]:
     assert set(states.values()) <= {"finished", "pruned", "failed"}
     assert "finished" in states.values()
     points = [json.loads(file.read_text())["point"]["optimizer.lr"] for file in study.glob("trial-*/slurm/point.json")]
-    assert len(set(points)) == 5
+    assert len(set(points)) == count
     assert states_on_the_page(study) == Counter(states.values())
     return set(states.values())
 
@@ -242,10 +242,10 @@ def finished(process: subprocess.Popen[str], code: int = 0) -> str:
 
 
 def test_a_sweep_here_goes_on_after_its_death(shapes, tmp_path):
-    words = [*SHORT, f"data.train={shapes}", "optimizer.lr=0.01,99", "seed=0,1", "--parallel", "2", "--name", "study"]
+    words = [*SHORT, f"data.train={shapes}", "optimizer.lr=0.01,99", "--parallel", "2", "--name", "study"]
     first = sweep(tmp_path, *words)
     study = tmp_path / "runs" / "study"
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + 250
     while not list(study.glob("*/checkpoints/step-*/manifest.json")):
         assert time.monotonic() < deadline, "no trial has saved a checkpoint"
         time.sleep(0.1)
@@ -253,17 +253,17 @@ def test_a_sweep_here_goes_on_after_its_death(shapes, tmp_path):
     first.kill()
     first.communicate()
     said = finished(sweep(tmp_path, *words), code=1)
-    assert "of 4 trials to run" in said
+    assert "of 2 trials to run" in said
     states = Counter(status(file.parent)["state"] for file in study.glob("*/status.json"))
-    assert states == {"finished": 2, "failed": 2}
+    assert states == {"finished": 1, "failed": 1}
     assert states_on_the_page(study) == states
     assert "report: runs/study/report.html" in said
-    assert len(re.findall(r"^lr=99,seed=[01]-\w+: failed\b.*not finite", said, re.MULTILINE)) == 2
+    assert re.search(r"^lr=99-\w+: failed\b.*not finite", said, re.MULTILINE)
     again = finished(sweep(tmp_path, *words), code=1)
-    assert "2 of 4 trials to run (2 finished)" in again
+    assert "1 of 2 trials to run (1 finished)" in again
 
 
-@pytest.mark.parametrize(("text", "number"), [(GRID, 2), (RANDOM, 2)])
+@pytest.mark.parametrize(("text", "number"), [(GRID, 2), (RANDOM, 1)])
 def test_sweep_files_of_wandb_run_without_it(shapes, tmp_path, text, number):
     file = tmp_path / "sweep.yaml"
     file.write_text(text)
@@ -282,7 +282,7 @@ def test_a_bayes_file_with_hyperband_runs_here(shapes, tmp_path):
     words = [file, *SHORT, "epochs=3", f"data.train={shapes}", "--name", "study", "--jobs", "2"]
     process = sweep(tmp_path, *words)
     out, err = process.communicate(timeout=400)
-    ended = check_search(tmp_path / "runs" / "study")
+    ended = check_search(tmp_path / "runs" / "study", 4)
     # A learning rate near 1 may make the weights infinite, which only Optuna's order of trials decides.
     assert process.returncode == ("failed" in ended), out + err
 
@@ -304,7 +304,7 @@ def test_a_bayes_file_with_hyperband_runs_here(shapes, tmp_path):
 )
 def test_mistakes_begin_nothing(tmp_path, words, message):
     process = sweep(tmp_path, *words)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=200)
     assert process.returncode == 2, out + err
     assert message in err
     assert list(tmp_path.iterdir()) == []

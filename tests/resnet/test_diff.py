@@ -1,11 +1,12 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 import resnet
 from resnet.tools.cli import main
-from resnet.tools.difference import Parting, parting_of, told_parting
+from resnet.tools.difference import Parting, _data_of, parting_of, told_parting
 from tests.helpers import TINY, train
 
 WORDS = [*TINY, "epochs=1", "data.per_class=8"]
@@ -39,6 +40,15 @@ def test_equal_runs(folder, capsys):
     ]
     assert out.splitlines()[-1] == "log          the 6 lines that both have are equal"
     assert resnet.diff(folder / "one", folder / "same").parting is None
+
+
+def test_the_data_of_an_older_versions_run_is_known_too(folder, tmp_path):
+    old = shutil.copytree(folder / "one", tmp_path / "old")
+    for file in old.glob("checkpoints/step-*/manifest.json"):
+        file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "data"}))
+    digest = _data_of(folder / "one")["labels (digest)"]
+    assert digest
+    assert _data_of(old)["labels (digest)"] == digest
 
 
 def test_what_differs_is_told_in_ten_lines(folder, capsys):

@@ -32,10 +32,7 @@ from tests.bench import kill
 from tests.helpers import PROGRAM, finish, start
 from tests.processes import start_ranks, wait_ranks
 
-pytestmark = [
-    pytest.mark.timeout(150),
-    pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc"),
-]
+pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
 
 SHORT = [
     *(word for word in kill.RECIPE if not word.startswith("data.")),
@@ -43,6 +40,8 @@ SHORT = [
     *("checkpoint.every=4 steps", "checkpoint.keep=2", "log_every=1", "epochs=2"),
 ]
 """10 steps, an evaluation after 5."""
+SECONDS = 120
+"""Within which ranks end, on a machine that does much else."""
 LONG = [*SHORT, "epochs=2000", "eval.every=1000"]
 """Runs until it is stopped."""
 
@@ -73,7 +72,7 @@ def begin(folder: Path, recipe: list[str], *words: str, ranks: int = 1, name: st
     return start_ranks([*recipe, f"run.root={folder}", f"run.name={name}", *words], ranks, folder / f"{name}.txt")
 
 
-def wait_for(what: Callable[[], object], seconds: float = 60) -> None:
+def wait_for(what: Callable[[], object], seconds: float = SECONDS) -> None:
     deadline = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < deadline, "it did not happen in time"
@@ -130,7 +129,7 @@ def test_a_signal_to_any_rank_stops_all_with_a_checkpoint(tmp_path, number, to_w
         # A terminal signals a whole group at once, and a launcher passes the same on once more.
         for _ in range(2):
             os.killpg(ranks[victim], number) if to_workers_too else os.kill(ranks[victim], number)
-    assert wait_ranks(ranks, 60) == [85, 85]
+    assert wait_ranks(ranks, SECONDS) == [85, 85]
     assert processes_of(ranks) == []
     found = read_status(run)
     assert (found["state"], found["reason"]) == ("stopped", f"signal {number.name}")
@@ -141,13 +140,13 @@ def test_a_signal_to_any_rank_stops_all_with_a_checkpoint(tmp_path, number, to_w
     assert f"stopped (signal {number.name}) after step {step}, with a checkpoint; to continue: python train.py" in text
     assert "Traceback" not in text
     words = shlex.split(text.rpartition("to continue: python train.py ")[2])
-    assert wait_ranks(start_ranks([*words, f"max_steps={step + 1}"], 2, tmp_path / "r.txt"), 60) == [0, 0]
+    assert wait_ranks(start_ranks([*words, f"max_steps={step + 1}"], 2, tmp_path / "r.txt"), SECONDS) == [0, 0]
     assert [row["step"] for row in read_metrics(run) if "lr" in row] == [*range(1, step + 2)]
 
 
 def test_an_evaluation_that_is_stopped_is_done_again(tmp_path, monkeypatch):
-    words = ["data.samples=160", "epochs=1", "eval.batch_size=2"]
-    assert wait_ranks(begin(tmp_path, SHORT, *words, ranks=2, name="straight"), 60) == [0, 0]
+    words = ["epochs=1", "eval.batch_size=2"]
+    assert wait_ranks(begin(tmp_path, SHORT, *words, ranks=2, name="straight"), SECONDS) == [0, 0]
     count = resnet.evaluation.count_batch
     counted = []
 
@@ -159,28 +158,37 @@ def test_an_evaluation_that_is_stopped_is_done_again(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr(resnet.evaluation, "count_batch", signalled)
-        assert wait_ranks(begin(tmp_path, SHORT, *words, ranks=2), 60) == [85, 85]
+        assert wait_ranks(begin(tmp_path, SHORT, *words, ranks=2), SECONDS) == [85, 85]
     run = tmp_path / "r"
-    assert newest_step(run) == 10
+    assert newest_step(run) == 5
     assert not [row for row in read_metrics(run) if "val/loss" in row]
-    assert wait_ranks(begin(tmp_path, SHORT, *words, ranks=2), 60) == [0, 0]
+    assert wait_ranks(begin(tmp_path, SHORT, *words, ranks=2), SECONDS) == [0, 0]
     assert compare_runs(tmp_path / "straight", run) == []
 
 
 def test_a_second_interrupt_leaves_at_once(tmp_path, in_step):
-    in_step(6, 0, lambda: time.sleep(100))
+    run, within = tmp_path / "r", tmp_path / "within a step"
+
+    def last():
+        within.touch()
+        time.sleep(250)
+
+    in_step(6, 0, last)
     ranks = begin(tmp_path, LONG)
-    run = tmp_path / "r"
-    wait_for(lambda: reaches(run, 6)() and (run / "checkpoints" / name_of(4)).is_dir())
-    time.sleep(2)  # past what follows step 6, which would still heed the first one, and into the next step
+    wait_for(lambda: within.exists() and (run / "checkpoints" / name_of(4)).is_dir())
     os.kill(ranks[0], signal.SIGINT)
     time.sleep(2.3)
     assert os.waitpid(ranks[0], os.WNOHANG) == (0, 0)
-    os.kill(ranks[0], signal.SIGINT)
-    assert wait_ranks(ranks, 20) == [130]
-    wait_for(lambda: not processes_of(ranks), 10)
+
+    def told() -> bool:
+        # Again: one that comes within two seconds of the first is the same one.
+        os.kill(ranks[0], signal.SIGINT)
+        return "stopped at once" in (tmp_path / "r.txt").read_text()
+
+    wait_for(told)
+    assert wait_ranks(ranks, SECONDS) == [130]
+    wait_for(lambda: not processes_of(ranks))
     assert newest_step(run) in (4, 5), "whole, whether or not that of the epoch's end was done"
-    assert "stopped at once" in (tmp_path / "r.txt").read_text()
 
 
 def test_the_last_save_counts(tmp_path, in_step):
@@ -194,13 +202,13 @@ def test_the_last_save_counts(tmp_path, in_step):
         os.rename = rename
 
     in_step(9, 0, fill_the_disk)
-    assert wait_ranks(begin(tmp_path, SHORT), 60) == [1]
+    assert wait_ranks(begin(tmp_path, SHORT), SECONDS) == [1]
     found = read_status(run)
     assert (found["state"], found["failure"]) == ("failed", "disk")
     assert "No space left on device" in found["reason"]
     assert not (run / "final.safetensors").exists()
     in_step(-1, 0, lambda: None)
-    assert wait_ranks(begin(tmp_path, SHORT), 60) == [0]
+    assert wait_ranks(begin(tmp_path, SHORT), SECONDS) == [0]
     assert newest_step(run) == 10
 
 
@@ -218,38 +226,37 @@ def test_the_death_of_the_launcher_stops_the_run(tmp_path):
     launcher = launch(tmp_path, 1, mark)
     run = tmp_path / "r"
     try:
-        wait_for(reaches(run, 2), 100)
+        wait_for(reaches(run, 2))
         assert len(processes_with(mark)) >= 3, "launcher, trainer and worker"
         launcher.kill()
         launcher.wait()
-        wait_for(lambda: read_status(run)["state"] != "running", 30)
-        wait_for(lambda: not processes_with(mark), 10)
+        wait_for(lambda: read_status(run)["state"] != "running")
+        wait_for(lambda: not processes_with(mark))
     finally:
         for process in processes_with(mark):
             os.kill(process, signal.SIGKILL)
-        finish(launcher, 10)
+        finish(launcher)
     assert (read_status(run)["state"], read_status(run)["reason"]) == ("stopped", "signal SIGTERM")
     assert newest_step(run) == read_provenance(run)["attempts"][-1]["step"]
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_the_death_of_a_rank_ends_the_job(tmp_path, victim):
+def test_the_death_of_a_rank_ends_the_job(tmp_path):
     mark = f"launched-{os.getpid()}-{tmp_path.name}"
     launcher = launch(tmp_path, 2, mark)
     run = tmp_path / "r"
     try:
-        wait_for(lambda: reaches(run, 6)() and newest_first(run / "checkpoints"), 100)
-        os.kill(json.loads((run / "logs" / f"rank-{victim}.json").read_text())["pid"], signal.SIGKILL)
-        done = finish(launcher, 60)
-        wait_for(lambda: not processes_with(mark), 10)
+        wait_for(lambda: reaches(run, 6)() and newest_first(run / "checkpoints"))
+        os.kill(json.loads((run / "logs" / "rank-0.json").read_text())["pid"], signal.SIGKILL)
+        done = finish(launcher)
+        wait_for(lambda: not processes_with(mark))
     finally:
         for process in processes_with(mark):
             os.kill(process, signal.SIGKILL)
     assert done.returncode not in (0, None)
     found = read_status(run)
     assert (found["state"], found["failure"]) == ("failed", "killed")
-    assert found["reason"].startswith(f"rank {victim} on {socket.gethostname()}, step ")
-    assert f"training failed: rank {victim} on" in done.stderr
+    assert found["reason"].startswith(f"rank 0 on {socket.gethostname()}, step ")
+    assert "training failed: rank 0 on" in done.stderr
     assert "to continue from it: accelerate launch --multi_gpu --num_processes 2 " in done.stderr
 
 
@@ -262,7 +269,7 @@ def test_the_rank_that_was_killed_is_named(tmp_path, in_step, ranks, victim):
     children = begin(tmp_path, LONG, ranks=ranks)
     codes = wait_ranks(children, 60)
     assert codes == [-9 if rank == victim else 1 for rank in range(ranks)]
-    wait_for(lambda: not processes_of(children), 10)
+    wait_for(lambda: not processes_of(children))
     words = f"rank {victim} on {socket.gethostname()}, step 5: the process was killed"
     assert read_status(tmp_path / "r")["reason"] == words
     assert (tmp_path / "r.txt").read_text().count(f"training failed: {words}") == 1
@@ -273,7 +280,7 @@ def test_the_rank_that_failed_first_is_named(tmp_path, in_step):
         raise RuntimeError("the disk of this rank is gone")
 
     in_step(5, 1, fail)
-    assert wait_ranks(begin(tmp_path, LONG, ranks=2), 60) == [1, 1]
+    assert wait_ranks(begin(tmp_path, LONG, ranks=2), SECONDS) == [1, 1]
     run = tmp_path / "r"
     found = read_status(run)
     words = f"rank 1 on {socket.gethostname()}, step 5: RuntimeError: the disk of this rank is gone"
@@ -290,8 +297,8 @@ def test_a_hang_ends_with_the_stacks(tmp_path, in_step):
 
     in_step(3, 1, hang)
     ranks = begin(tmp_path, LONG, "watchdog=0.1", ranks=2)
-    assert wait_ranks(ranks, 60) == [1, 1]
-    wait_for(lambda: not processes_of(ranks), 10)
+    assert wait_ranks(ranks, SECONDS) == [1, 1]
+    wait_for(lambda: not processes_of(ranks))
     run = tmp_path / "r"
     found = read_status(run)
     assert (found["state"], found["failure"]) == ("failed", "hang")
@@ -307,7 +314,9 @@ def test_a_run_has_one_writer(tmp_path):
     run = tmp_path / "r"
     wait_for(reaches(run, 2))
     begun = (run / "provenance.json").read_bytes()
-    assert wait_ranks(start_ranks([*LONG, f"run.root={tmp_path}", "run.name=r"], 1, tmp_path / "second.txt"), 60) == [2]
+    assert wait_ranks(
+        start_ranks([*LONG, f"run.root={tmp_path}", "run.name=r"], 1, tmp_path / "second.txt"), SECONDS
+    ) == [2]
     who = f"{run} is being trained by process {first[0]} on {socket.gethostname()}"
     assert who in (tmp_path / "second.txt").read_text()
     assert (run / "provenance.json").read_bytes() == begun
@@ -315,12 +324,12 @@ def test_a_run_has_one_writer(tmp_path):
     wait_for(reaches(run, step + 2))
 
     os.kill(first[0], signal.SIGKILL)
-    assert wait_ranks(first, 10) == [-9]
+    assert wait_ranks(first, SECONDS) == [-9]
     assert read_lease(run)["pid"] == first[0]
     third = begin(tmp_path, LONG, "max_steps=1000")
     wait_for(lambda: read_status(run)["pid"] == third[0] and read_status(run)["step"] > 2)
     os.kill(third[0], signal.SIGTERM)
-    assert wait_ranks(third, 60) == [85]
+    assert wait_ranks(third, SECONDS) == [85]
     assert "waiting up to" not in (tmp_path / "r.txt").read_text()
     assert not (run / "lease.json").exists()
 
@@ -334,7 +343,7 @@ def test_a_run_that_was_taken_over_stops_and_writes_nothing(tmp_path, monkeypatc
     while any(pid in processes_of(ranks) for pid in ranks) and read_lease(run) != other:
         write_atomic(run / "lease.json", json.dumps(other))
         time.sleep(0.3)
-    assert wait_ranks(ranks, 60) == [1, 1]
+    assert wait_ranks(ranks, SECONDS) == [1, 1]
     assert read_lease(run) == other
     assert read_status(run)["state"] == "running"
     assert read_provenance(run)["attempts"][-1]["end"] is None
@@ -394,13 +403,13 @@ def test_offline_wandb_over_two_restarts(tmp_path, in_step, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     words = ["wandb.mode=offline"]
     in_step(3, 0, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    assert wait_ranks(begin(tmp_path, SHORT, *words), 60) == [85]
+    assert wait_ranks(begin(tmp_path, SHORT, *words), SECONDS) == [85]
     run = tmp_path / "r"
     identity = (run / "wandb_id.txt").read_text()
     in_step(6, 0, lambda: os.kill(os.getpid(), signal.SIGKILL))
-    assert wait_ranks(begin(tmp_path, SHORT, *words), 60) == [-9]
+    assert wait_ranks(begin(tmp_path, SHORT, *words), SECONDS) == [-9]
     in_step(-1, 0, lambda: None)
-    assert wait_ranks(begin(tmp_path, SHORT, *words), 60) == [0]
+    assert wait_ranks(begin(tmp_path, SHORT, *words), SECONDS) == [0]
     assert (run / "wandb_id.txt").read_text() == identity
 
     rows = read_metrics(run)
@@ -419,12 +428,12 @@ def test_a_closed_terminal_stops_the_run_with_a_checkpoint(tmp_path):
         os.chdir(PROGRAM)
         words = [*LONG, f"run.root={tmp_path}", "run.name=run"]
         os.execv(sys.executable, [sys.executable, "train.py", *words])
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + 200
     while (read_status(run).get("step") or 0) < 3 and time.monotonic() < deadline:
         if select.select([terminal], [], [], 0.2)[0]:
             os.read(terminal, 10_000)
     os.close(terminal)
-    assert wait_ranks([child], 30) == [85]
+    assert wait_ranks([child], SECONDS) == [85]
     status = read_status(run)
     assert (status["state"], status["reason"]) == ("stopped", "signal SIGHUP")
     assert newest_valid(run / "checkpoints", print) is not None

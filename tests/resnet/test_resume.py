@@ -28,8 +28,6 @@ from resnet.tools.difference import CLOCK
 from tests.bench import kill
 from tests.processes import start_ranks, wait_ranks
 
-pytestmark = pytest.mark.timeout(120)
-
 IMAGES = 80
 NUMBERED = [
     *(word for word in kill.RECIPE if not word.startswith(("data.", "checkpoint.", "progress"))),
@@ -73,7 +71,7 @@ def interrupt(monkeypatch, tmp_path) -> dict[str, object]:
 
 def attempt(folder: Path, name: str, *words: str, ranks: int = 1, recipe: Sequence[str] = NUMBERED) -> list[int]:
     argv = [*recipe, f"run.root={folder}", f"run.name={name}", *words]
-    return wait_ranks(start_ranks(argv, ranks, folder / f"{name}.txt"), 60)
+    return wait_ranks(start_ranks(argv, ranks, folder / f"{name}.txt"), 120)
 
 
 def images_of_steps(run: Path) -> dict[int, list[tuple[int, int, list[int]]]]:
@@ -100,7 +98,7 @@ def output(folder: Path, name: str) -> str:
 # Kills
 
 
-@pytest.mark.parametrize(("ranks", "trials"), [(1, 2), (2, 2), (4, 1)])
+@pytest.mark.parametrize(("ranks", "trials"), [(1, 1), (2, 1), (4, 1)])
 def test_kills_at_random_moments_change_nothing(tmp_path, ranks, trials):
     reference, seconds = kill.straight(tmp_path, ranks, ["device=cpu", "epochs=2"])
     for number in range(trials):
