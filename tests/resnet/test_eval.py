@@ -416,6 +416,9 @@ def test_a_list_with_labels(finished, images, tmp_path, capsys):
     (tmp_path / "list.csv").write_text("\n".join(lines))
     words = ["--data", tmp_path / "list.csv", "--images", images]
     assert evaluate(capsys, finished.run, *words)[0]["loss"] == pytest.approx(finished.evaluation["loss"], rel=1e-6)
+    assert "list.csv is read here" in mistake(capsys, finished.run, *words, "--csv", tmp_path / "list.csv")
+    own = ["data.source=csv", f"data.train={tmp_path}/list.csv", f"data.val={tmp_path}/list.csv"]
+    assert "list.csv is read here" in mistake(capsys, finished.run, *own, "--csv", tmp_path / "list.csv")
 
 
 def test_unknown_classes_are_refused_or_left_out(finished, images, capsys):

@@ -154,11 +154,19 @@ def test_mistakes(finished, tmp_path, capsys):
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "a.png").write_bytes(b"")
     assert "none of the images could be read" in mistake(capsys, finished.run, tmp_path / "broken", out)
-    pq.write_table(pa.table({"image": [1]}), out)
+    image = (finished.images / "ring" / "0000.jpg").read_bytes()
+    pq.write_table(pa.table({"image": [{"bytes": image, "path": None}]}), out)
+    assert "is read here, and would be written over" in mistake(capsys, finished.run, out, out)
     assert "was not written by `resnet features`" in mistake(capsys, finished.run, finished.images, out)
     other = tmp_path / "g.parquet"
     with filelock.FileLock(tmp_path / ".g.parquet.lock"):
         assert "another command is writing" in mistake(capsys, finished.run, finished.images, other)
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder in which nobody can write")
+def test_a_folder_that_takes_no_file_is_told_of_at_once(finished, capsys):
+    said = mistake(capsys, finished.run, finished.images, "/proc/f.parquet")
+    assert "/proc/f.parquet: no file can be made in /proc: No such file or directory" in said
 
 
 def test_from_python(finished, tmp_path):

@@ -320,6 +320,26 @@ def test_the_place_of_the_csv_is_checked_first(finished, images, tmp_path, capsy
         assert "is a folder" in mistake(capsys, *arguments, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("given", "option", "out"),
+    [
+        ("list.csv", "--csv", "list.csv"),
+        ("list.csv", "--csv", "link.csv"),
+        ("*.csv", "--csv", "images/../list.csv"),
+        ("list.csv", "--grid", "images/b.png"),
+        ("images", "--grid", "link.png"),
+    ],
+)
+def test_what_is_read_is_not_written_over(finished, images, tmp_path, capsys, given, option, out):
+    (tmp_path / "list.csv").write_text(f"file\n{images}/b.png\n")
+    (tmp_path / "link.csv").symlink_to("list.csv")
+    os.link(images / "b.png", tmp_path / "link.png")
+    before = (tmp_path / out).read_bytes()
+    said = mistake(capsys, "predict", finished.run, tmp_path / given, option, tmp_path / out)
+    assert f"{option} {tmp_path / out} is read here" in said
+    assert (tmp_path / out).read_bytes() == before
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_is_told_and_a_device_is_written_to(finished, images, tmp_path, capsys):
     assert "No space left" in mistake(capsys, "predict", finished.run, images, "--csv", "/dev/full", code=1)

@@ -134,6 +134,26 @@ def open_given(
     return Given(list(opening.parts(names)), classes, notes)
 
 
+def files_read(paths: Iterable[str | Path], source: Any = None) -> Iterator[str]:
+    """The files that images come from: what the paths are or match, parquet files below folders, and the images.
+
+    source: opened from the paths; None: their images do not matter.
+    """
+    for name in (name for path in paths for name in _expanded(os.path.expanduser(path))):
+        if not os.path.isdir(name):
+            yield name
+        elif _holds_rows(Path(name)):
+            yield from map(str, Path(name).rglob("*.parquet"))
+    for index in range(0 if source is None else len(source)):
+        yield source.describe(index)
+
+
+def files_of(data: Data, source: Any = None) -> Iterator[str]:
+    """The same of a recipe's data."""
+    places = (data.train, data.val, *data.paths().values())
+    return files_read([str(expanded(path)) for path in places if path], source)
+
+
 class _Opening(NamedTuple):
     """What all paths are opened by."""
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from resnet.rundir.files import to_json, write_atomic
 from resnet.tools.arguments import add_lists, add_root, split_changes
-from resnet.tools.output import check_output, counted
+from resnet.tools.output import check_output, counted, refuse_input
 
 if TYPE_CHECKING:
     from resnet.tools.evaluate import Evaluation
@@ -47,6 +47,7 @@ def run(arguments: argparse.Namespace) -> None:
     import torch.distributed as dist
 
     from resnet.build import build_accelerator
+    from resnet.data.sources.given import files_of, files_read
     from resnet.process.environment import cores_of_rank
     from resnet.process.mistakes import OfAllRanks
     from resnet.tools.eval_data import DataOptions
@@ -62,6 +63,10 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.only_present,
         arguments.known_only,
     )
+    if arguments.csv not in (None, "-"):
+        own = [file for one in trained for file in files_of(one.recipe.data)]
+        read = files_read(options.data) if options.data else own
+        refuse_input(Path(arguments.csv), "--csv", [*read, *([options.real] if options.real else [])])
     ranks, first = int(os.environ.get("WORLD_SIZE", "1")), os.environ.get("RANK", "0") == "0"
     several = ranks > 1
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from resnet.tools.arguments import add_lists, add_trained, split_changes
-from resnet.tools.output import check_output, counted
+from resnet.tools.output import check_output, counted, refuse_input
 from resnet.tools.prediction_rows import printable
 
 _MOST_LISTED = 20
@@ -36,15 +36,18 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.batch_size < 1:
         raise ValueError(f"--batch-size {arguments.batch_size}: it takes 1 or more")
 
-    from resnet.tools.features import is_features, open_images, write_features
+    from resnet.data.sources.given import files_of, files_read
+    from resnet.tools.features import OwnImages, is_features, open_images, write_features
     from resnet.tools.forward import choose_device, evaluation_precision
     from resnet.tools.knn import knn
     from resnet.tools.trained import find_trained
 
-    if out.exists() and not is_features(out):
-        raise ValueError(f"{out} is there, and was not written by `resnet features`: give another name, or remove it")
     trained = find_trained(arguments.run, arguments.root, overrides=changes)
     source = open_images(trained, paths, (arguments.file_column, arguments.label_column), arguments.images)
+    read = files_of(trained.recipe.data) if isinstance(source, OwnImages) else files_read(paths)
+    refuse_input(out, "OUT.parquet", read)
+    if out.exists() and not is_features(out):
+        raise ValueError(f"{out} is there, and was not written by `resnet features`: give another name, or remove it")
     notes = [*trained.notes, *source.notes]
     evaluation_precision(trained.recipe, choose_device(arguments.device), notes.append)
     print(*(f"{note}\n" for note in notes), sep="", end="", file=sys.stderr)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from resnet.tools.arguments import add_lists, add_trained, split_changes
-from resnet.tools.output import check_output, counted, open_output
+from resnet.tools.output import check_output, counted, open_output, refuse_input
 from resnet.tools.prediction_rows import (
     Columns,
     csv_row,
@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
     _check(arguments)
     paths, changes = split_changes(arguments.paths)
 
-    from resnet.data.sources.given import open_given, unmatched_text
+    from resnet.data.sources.given import files_read, open_given, unmatched_text
     from resnet.tools.forward import choose_device, evaluation_precision
     from resnet.tools.picture_grid import draw_grid
     from resnet.tools.predict import classes_of, predictions, spread_over, tiles_of
@@ -64,6 +64,8 @@ def run(arguments: argparse.Namespace) -> None:
     classes = classes_of(trained)
     columns = (arguments.file_column, arguments.label_column)
     source = open_given(paths, classes, columns, arguments.images, trained.recipe.data)
+    for option, path in _outputs(arguments).items():
+        refuse_input(path, option, files_read(paths, source))
     notes = [*trained.notes, *source.notes]
     evaluation_precision(trained.recipe, choose_device(arguments.device), notes.append)
     print(*(f"{note}\n" for note in notes), sep="", end="", file=sys.stderr)
@@ -90,11 +92,16 @@ def _check(arguments: argparse.Namespace) -> None:
         value = getattr(arguments, option)
         if value is not None and value < least:
             raise ValueError(f"--{option.replace('_', '-')} {value}: it takes {least} or more")
-    for option, endings in (("csv", (".csv", ".tsv", ".txt")), ("grid", (".png",))):
-        if (path := getattr(arguments, option)) is not None:
-            check_output(path, f"--{option}", endings)
+    for option, path in _outputs(arguments).items():
+        check_output(path, option, (".png",) if option == "--grid" else (".csv", ".tsv", ".txt"))
     if arguments.json and (arguments.csv or arguments.columns):
         raise ValueError("--json prints JSON on standard output: leave out --csv and --columns")
+
+
+def _outputs(arguments: argparse.Namespace) -> dict[str, Path]:
+    """The files to be written, by the option that names them."""
+    named = {"--csv": arguments.csv, "--grid": arguments.grid}
+    return {option: path for option, path in named.items() if path is not None}
 
 
 class _Writer:
