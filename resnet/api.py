@@ -187,10 +187,10 @@ class Run:
     ) -> Iterator[Prediction]:
         """As `predict`, one after the other as they are made: any number of images in the memory of a few batches."""
         from resnet.data.sources.given import open_given
-        from resnet.tools.predict import classes_of, predictions
+        from resnet.tools.predict import predictions
 
         trained = self._trained(weights)
-        source = open_given(paths, classes_of(trained), like=trained.recipe.data)
+        source = open_given(paths, trained.classes, like=trained.recipe.data)
         return predictions(trained, source, top, batch_size, device)
 
     def features(
@@ -215,9 +215,10 @@ class Run:
 
     def _trained(self, weights: str | int | Path) -> Trained:
         from resnet.run_weights import weights_of
+        from resnet.tools.predict import named
         from resnet.tools.trained import of_run
 
-        return of_run(f"{self.name}@{weights}", self.path, weights_of(self.path, weights))
+        return named(of_run(f"{self.name}@{weights}", self.path, weights_of(self.path, weights)))
 
     def _changed(self, changes: Mapping[str, Any]) -> Recipe:
         return load_recipe(self.path / "recipe.yaml", {**data_of_run(self.path, changes), **changes})

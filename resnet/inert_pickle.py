@@ -1,142 +1,51 @@
-"""Tensors from a file of torch.save that holds more than tensors, without running anything that is in it.
+"""What a pickle of torch.save says, without running anything that is in it.
 
 A checkpoint of another trainer often keeps its options beside the weights (an argparse.Namespace, paths, numpy's
-numbers, its own classes), and unpickling these would import and call what the file names. Here nothing is imported:
-tensors are put together by this module, and everything else becomes an `Inert` object that does nothing.
+numbers, its own classes), and unpickling these would import and call what the file names. Here nothing is imported or
+called: a pickle is a list of steps, and of these are followed those that make mappings by name, and tensors. What else
+a step would make is an `Inert` that says what it is called.
+
+A step takes a bounded time, and some 250 bytes beside its text, whatever a file's author thought of; the number of
+steps is limited.
 """
 
 from __future__ import annotations
 
-import io
 import pickle
-import zipfile
+import pickletools
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
-from torch import Tensor
 
-MOST_PICKLED = 1 << 24
-"""Bytes of what a checkpoint holds beside its tensors' elements: some 100 for a tensor, of the optimizer's too.
+MOST_STEPS = 1 << 19
+"""Steps of a pickle: some 80,000 for a ResNet-152 with an average and AdamW's state, and one for a number in a list."""
+_LONGEST_NAME = 1 << 10
+"""Characters of a key. Others, and keys that are no text (an optimizer's parameters), are left out with their values:
+to find equal keys takes a time that grows with them."""
 
-That is 0.3 MB for a ResNet-152 with an average and AdamW's state.
-"""
-MOST_CLASSES = 1 << 12
-"""Names of classes and functions in a checkpoint; some dozens are usual, and each takes a kilobyte here."""
-
-
-class Inert:
-    """Stands for an object of a class that is not looked up; `kind` is that class's name."""
-
-    __slots__ = ()
-    kind = "object"
-
-    def __new__(cls, *_: Any, **__: Any) -> Inert:
-        return super().__new__(cls)
-
-    def __init__(self, *_: Any, **__: Any) -> None: ...
-
-    def __setstate__(self, state: Any) -> None: ...
-
-    def __setitem__(self, key: Any, value: Any) -> None: ...
-
-    def append(self, value: Any) -> None: ...
-
-    def extend(self, values: Any) -> None: ...
-
-    def add(self, value: Any) -> None: ...
+_LONGEST_KIND = 200
 
 
-class _Dict(dict):
-    """An OrderedDict or a defaultdict of the file; what else it carries is left out."""
+class Inert(NamedTuple):
+    """Stands for a class or function that is not looked up, and for what calling it would give."""
 
-    def __init__(self, content: Any = (), *_: Any) -> None:
-        super().__init__(content if isinstance(content, (dict, list)) else ())
-
-    def __setstate__(self, state: Any) -> None: ...
+    kind: str = "object"
 
 
-class _Storage(NamedTuple):
-    elements: Tensor
-    """1-D, as they lie in the file."""
+class Storage(NamedTuple):
+    key: str
+    dtype: torch.dtype
+    length: int
 
 
-class _Held:
-    """A tensor that the file cannot reach: torch's own lets a pickle set its memory and its hooks."""
+class SavedTensor(NamedTuple):
+    """How a tensor lies within a storage: the arguments of torch.as_strided, as the file has them."""
 
-    __slots__ = ("tensor",)
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor
-
-    def __setstate__(self, state: Any) -> None: ...
-
-
-def _load_bytearray(reader: Any) -> None:
-    """BYTEARRAY8, of what is there; the original allocates the length that the file states."""
-    reader.load_binbytes8()
-    reader.append(bytearray(reader.stack.pop()))
-
-
-class _Reader(pickle._Unpickler):
-    """Looks nothing up, and calls nothing but what is given to it here.
-
-    Derived from Python's own unpickler, as what it allocates is bounded by what it has read: the one in C makes room
-    for as many references as a file says that it has.
-    """
-
-    def __init__(self, stream: io.BytesIO, read: Callable[[str], bytearray]) -> None:
-        super().__init__(stream)
-        self._read, self._storages, self._classes = read, {}, {}
-
-    dispatch: ClassVar[dict[int, Any]] = {**pickle._Unpickler.dispatch, pickle.BYTEARRAY8[0]: _load_bytearray}
-
-    def find_class(self, module: str, name: str) -> Any:
-        """The same for the same name; another file has its own, since a file can write on a class as well."""
-        if (module, name) not in self._classes:
-            if len(self._classes) == MOST_CLASSES:
-                raise pickle.UnpicklingError("it names too many classes")
-            self._classes[module, name] = self._stand_in(module, name)
-        return self._classes[module, name]
-
-    def _stand_in(self, module: str, name: str) -> Any:
-        if (module, name) in (("collections", "OrderedDict"), ("collections", "defaultdict")):
-            return type("_Dict", (_Dict,), {})
-        if module == "torch._utils" and name in ("_rebuild_tensor_v2", "_rebuild_tensor"):
-            return _Function(_tensor)
-        if module == "torch._utils" and name in ("_rebuild_parameter", "_rebuild_parameter_with_state"):
-            return _Function(_parameter)
-        return type("Inert", (Inert,), {"__slots__": (), "kind": f"{module}.{name}"})
-
-    def persistent_load(self, pid: Any) -> _Storage:
-        kind, storage_type, key, _, count = pid
-        if kind != "storage" or not isinstance(key, str):
-            raise pickle.UnpicklingError("an unknown kind of reference")
-        if key not in self._storages:
-            dtype = _DTYPES.get(str(getattr(storage_type, "kind", "")))
-            if dtype is None:
-                raise pickle.UnpicklingError("tensors of an unknown type")
-            content = self._read(key)
-            found = torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
-            self._storages[key] = _Storage(found)
-        if len(self._storages[key].elements) < int(count):
-            raise pickle.UnpicklingError(f"the elements of tensor {key} are not all there")
-        return self._storages[key]
-
-
-class _Function:
-    """A function that a file can call but not write on."""
-
-    __slots__ = ("_call",)
-
-    def __init__(self, call: Callable[..., Any]) -> None:
-        self._call = call
-
-    def __call__(self, *arguments: Any) -> Any:
-        return self._call(*arguments)
-
-    def __setstate__(self, state: Any) -> None: ...
+    storage: Storage
+    offset: Any
+    size: Any
+    stride: Any
 
 
 _DTYPES = {
@@ -146,6 +55,8 @@ _DTYPES = {
         "Half": torch.float16,
         "BFloat16": torch.bfloat16,
         "Double": torch.float64,
+        "ComplexFloat": torch.complex64,
+        "ComplexDouble": torch.complex128,
         "Long": torch.int64,
         "Int": torch.int32,
         "Short": torch.int16,
@@ -156,117 +67,191 @@ _DTYPES = {
 }
 
 
-def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> _Held:
-    if not isinstance(storage, _Storage):
-        raise pickle.UnpicklingError("a tensor of something else than numbers")
-    # torch checks that it lies within the elements.
-    return _Held(torch.as_strided(storage.elements, size, stride, offset))
+def _is_name(key: Any) -> bool:
+    return isinstance(key, str) and len(key) <= _LONGEST_NAME
 
 
-def _parameter(data: Any, *_: Any) -> Any:
-    return data
+class Steps:
+    """What the steps of a pickle have made so far."""
 
+    def __init__(self) -> None:
+        self._left = MOST_STEPS
+        self.dtypes: dict[str, torch.dtype] = {}
+        """Of the storages, by their keys."""
 
-def _opened(value: Any) -> Any:
-    """The value with its tensors in place of what held them, in mappings within mappings; each is copied once."""
-    copies: dict[int, dict] = {}
-    waiting: list[dict] = []
+    def follow(self, stream: BinaryIO) -> Any:
+        """The value of the pickle that begins where the stream is, which is left behind its end."""
+        self.stack, self._marks, self._memo = [], [], {}
+        for opcode, argument, _ in pickletools.genops(stream):
+            self._spend(1)
+            if opcode.name == "STOP":
+                break
+            if opcode.name not in _ACTIONS:
+                raise pickle.UnpicklingError(f"{opcode.name} is no step of a file of weights")
+            _ACTIONS[opcode.name](self, argument)
+        return self.stack.pop()
 
-    def opened(item: Any) -> Any:
-        if isinstance(item, _Held):
-            return item.tensor
-        if not isinstance(item, dict):
-            return item
-        if id(item) not in copies:
-            copies[id(item)] = {}
-            waiting.append(item)
-        return copies[id(item)]
+    def _spend(self, steps: int) -> None:
+        self._left -= steps
+        if self._left < 0:
+            raise pickle.UnpicklingError(f"it takes more than {MOST_STEPS:,} steps to unpickle")
 
-    content = opened(value)
-    while waiting:
-        mapping = waiting.pop()
-        copies[id(mapping)].update({key: opened(item) for key, item in mapping.items()})
-    return content
+    def push(self, value: Any) -> None:
+        self.stack.append(value)
 
+    def mark(self, _: Any = None) -> None:
+        self._marks.append(len(self.stack))
 
-def check_archive(path: Path) -> None:
-    """Raise pickle.UnpicklingError where a zip archive would take more memory than its own size, or much to unpickle.
+    def pop(self, _: Any = None) -> Any:
+        return self.stack.pop()
 
-    It is to be called before torch.load, which unpacks what is compressed. Nothing is said of files of other kinds.
-    Raises OSError where there is no file.
-    """
-    with path.open("rb") as file:
-        if file.read(4) != b"PK\x03\x04":
+    def pop_to_mark(self, _: Any = None) -> list[Any]:
+        start = self._marks.pop()
+        items = self.stack[start:]
+        del self.stack[start:]
+        return items
+
+    def remember(self, at: int | None) -> None:
+        self._memo[len(self._memo) if at is None else at] = self.stack[-1]
+
+    def recall(self, at: int) -> None:
+        self.push(self._memo[at])
+
+    def tuple_of(self, count: int) -> None:
+        items = tuple(self.stack[-count:])
+        del self.stack[-count:]
+        self.push(items)
+
+    def extend(self, items: list[Any]) -> None:
+        if isinstance(self.stack[-1], list):
+            self.stack[-1].extend(items)
+
+    def set_items(self, items: list[Any]) -> None:
+        """Names and values in turns into the mapping on top."""
+        mapping = self.stack[-1]
+        if isinstance(mapping, dict):
+            for key, value in zip(items[::2], items[1::2], strict=True):
+                if _is_name(key):
+                    mapping[key] = value
+
+    def set_item(self, _: Any) -> None:
+        value, key = self.pop(), self.pop()
+        self.set_items([key, value])
+
+    def new_mapping(self, items: list[Any]) -> None:
+        self.push({})
+        self.set_items(items)
+
+    def name(self, text: str) -> None:
+        """A class or function by its module and name, with a space between them."""
+        kind = text[:_LONGEST_KIND].replace(" ", ".", 1)
+        self.push(Inert(kind if kind.isprintable() else ascii(kind)))
+
+    def name_from_stack(self, _: Any) -> None:
+        name, module = self.pop(), self.pop()
+        if not isinstance(name, str) or not isinstance(module, str):
+            raise pickle.UnpicklingError("a class without a name")
+        self.name(f"{module[:_LONGEST_KIND]} {name[:_LONGEST_KIND]}")
+
+    def new_set(self, _: Any) -> None:
+        self.pop_to_mark()
+        self.push(Inert("set"))
+
+    def new_of_name(self, text: str) -> None:
+        self.pop_to_mark()
+        self.name(text)
+
+    def call(self, _: Any = None) -> None:
+        """What the second on the stack would make of the arguments on top: a mapping, a tensor, or an Inert."""
+        arguments, called = self.pop(), self.pop()
+        kind = called.kind if isinstance(called, Inert) else "object"
+        if kind in ("collections.OrderedDict", "collections.defaultdict"):
+            # Python 2 wrote a list of pairs.
+            pairs = arguments[0] if arguments and isinstance(arguments[0], list) else []
+            self._spend(len(pairs))
+            self.new_mapping([item for key, value in pairs for item in (key, value)])
+        elif kind in ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor"):
+            self.push(SavedTensor(*arguments[:4]) if isinstance(arguments[0], Storage) else Inert(kind))
+        elif kind in ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state"):
+            self.push(arguments[0])
+        else:
+            self.push(Inert(kind))
+
+    def call_with_names(self, _: Any) -> None:
+        self.pop()
+        self.call()
+
+    def call_from_mark(self, _: Any) -> None:
+        called, *arguments = self.pop_to_mark()
+        self.push(called)
+        self.push(tuple(arguments))
+        self.call()
+
+    def refer(self, _: Any) -> None:
+        """What torch keeps outside of the pickle: a storage, or a class with its source."""
+        reference = self.pop()
+        if len(reference) > 6:
+            raise pickle.UnpicklingError("an unknown kind of reference")
+        what, named, key, *more = reference
+        if what == "module":
+            self.push(named if isinstance(named, Inert) else Inert())
             return
-    try:
-        with zipfile.ZipFile(path) as archive:
-            _members(archive)
-    except (pickle.UnpicklingError, OSError):
-        raise
-    except Exception as error:
-        raise pickle.UnpicklingError(f"{type(error).__name__}: {error}") from error
+        _, length, *view = more
+        if what != "storage" or not _is_name(key) or not isinstance(length, int) or any(view):
+            raise pickle.UnpicklingError("an unknown kind of reference")
+        dtype = _DTYPES.get(named.kind) if isinstance(named, Inert) else None
+        if dtype is None:
+            self.push(Inert())
+            return
+        self.dtypes[key] = dtype
+        self.push(Storage(key, dtype, length))
 
 
-def read_inertly(path: Path) -> Any:
-    """The content of a file of torch.save, of version 1.6 or later: tensors, plain values, and `Inert` objects.
-
-    Tensors are found in mappings within mappings, not in lists.
-
-    Raises pickle.UnpicklingError where it cannot be read so.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return _opened(_load(archive))
-    except pickle.UnpicklingError:
-        raise
-    except Exception as error:
-        # What a stranger wrote can make the unpickler fail in any way.
-        raise pickle.UnpicklingError(f"{type(error).__name__}: {error}") from error
+def _pushed(make: Callable[[], Any]) -> Callable[[Steps, Any], None]:
+    return lambda steps, _: steps.push(make())
 
 
-def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
-    """The members of a file of torch.save by their names within its one folder, checked to be no larger than it is."""
-    members = archive.infolist()
-    total = sum(info.file_size for info in members)
-    if any(info.compress_type != zipfile.ZIP_STORED for info in members) or total > _size(archive):
-        raise pickle.UnpicklingError("it is compressed, which torch.save never does")
-    files = {info.filename.partition("/")[2]: info for info in members}
-    if "data.pkl" not in files or not _has_one_directory(archive):
-        raise pickle.UnpicklingError("it is no file of torch.save")
-    # torch finds its members in whatever case.
-    if any(info.file_size > MOST_PICKLED for info in members if info.filename.lower().endswith("data.pkl")):
-        raise pickle.UnpicklingError("it holds too much beside its tensors")
-    return files
-
-
-def _load(archive: zipfile.ZipFile) -> Any:
-    files = _members(archive)
-    if "byteorder" in files and archive.read(files["byteorder"]) != b"little":
-        raise pickle.UnpicklingError("its numbers are big-endian")
-    stream = io.BytesIO(archive.read(files["data.pkl"]))
-    return _Reader(stream, lambda key: bytearray(archive.read(files[f"data/{key}"]))).load()
-
-
-def _has_one_directory(archive: zipfile.ZipFile) -> bool:
-    """Whether all that the archive's end says of where its directory begins is where zipfile has read it.
-
-    zipfile takes what lies before the end, torch's reader what the end says: of a file where these differ, torch would
-    read other members than were checked. The layout is PKWARE's APPNOTE.TXT 6.3.10, 4.3.14 to 4.3.16.
-    """
-    assert archive.fp is not None
-    size = _size(archive)
-    archive.fp.seek(max(0, size - 98))
-    tail = archive.fp.read().rjust(98, b"\0")
-    larger, locator, end = tail[:56], tail[56:76], tail[76:]
-    begins = archive.start_dir
-    if end[:4] != b"PK\x05\x06" or int.from_bytes(end[16:20], "little") != min(begins, 0xFFFFFFFF):
-        return False
-    if locator[:4] != b"PK\x06\x07":
-        return True
-    placed = int.from_bytes(locator[8:16], "little") == size - 98
-    return placed and larger[:4] == b"PK\x06\x06" and int.from_bytes(larger[48:56], "little") == begins
-
-
-def _size(archive: zipfile.ZipFile) -> int:
-    assert archive.fp is not None
-    return archive.fp.seek(0, io.SEEK_END)
+_ACTIONS: dict[str, Callable[[Steps, Any], object]] = {
+    **dict.fromkeys(("PROTO", "FRAME"), lambda *_: None),
+    **dict.fromkeys(
+        (
+            *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
+            *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
+            *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
+        ),
+        Steps.push,
+    ),
+    "NONE": _pushed(lambda: None),
+    "NEWTRUE": _pushed(lambda: True),
+    "NEWFALSE": _pushed(lambda: False),
+    "EMPTY_LIST": _pushed(list),
+    "EMPTY_TUPLE": _pushed(tuple),
+    "EMPTY_DICT": _pushed(dict),
+    "EMPTY_SET": _pushed(lambda: Inert("set")),
+    "MARK": Steps.mark,
+    "POP": Steps.pop,
+    "POP_MARK": Steps.pop_to_mark,
+    "DUP": lambda steps, _: steps.push(steps.stack[-1]),
+    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"), Steps.remember),
+    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), Steps.recall),
+    "TUPLE": lambda steps, _: steps.push(tuple(steps.pop_to_mark())),
+    **{f"TUPLE{count}": lambda steps, _, count=count: steps.tuple_of(count) for count in (1, 2, 3)},
+    "LIST": lambda steps, _: steps.push(steps.pop_to_mark()),
+    "APPEND": lambda steps, _: steps.extend([steps.pop()]),
+    "APPENDS": lambda steps, _: steps.extend(steps.pop_to_mark()),
+    "DICT": lambda steps, _: steps.new_mapping(steps.pop_to_mark()),
+    "SETITEM": Steps.set_item,
+    "SETITEMS": lambda steps, _: steps.set_items(steps.pop_to_mark()),
+    "ADDITEMS": Steps.pop_to_mark,
+    "FROZENSET": Steps.new_set,
+    "GLOBAL": Steps.name,
+    "STACK_GLOBAL": Steps.name_from_stack,
+    "INST": Steps.new_of_name,
+    "OBJ": Steps.call_from_mark,
+    "REDUCE": Steps.call,
+    "NEWOBJ": Steps.call,
+    "NEWOBJ_EX": Steps.call_with_names,
+    "BUILD": Steps.pop,
+    "BINPERSID": Steps.refer,
+}
+"""What is done at a step, by its name in pickletools. There is none for extensions of pickle and buffers beside it."""

@@ -19,6 +19,7 @@ _DEEPEST = 6
 """Mappings within each other, the outermost with them, that are searched for weights; Composer's have four."""
 _IN_BETWEEN = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 """Parts of names that torch.compile, FSDP and activation checkpointing put in, at any depth."""
+_LONGEST_NAME = 250
 _ANCHOR = "layer1.0.conv1.weight"
 """A tensor that every ResNet has: what stands before it is the name of the network within a larger one."""
 _OTHER_KINDS = {
@@ -109,6 +110,8 @@ def renamed(tensors: Mapping[str, Tensor]) -> Found:
     Left out, and noted, is what is beside the network where it is a part of a larger one. Raises ValueError where
     there are several networks.
     """
+    if odd := next((name for name in tensors if len(name) > _LONGEST_NAME or not name.isprintable()), None):
+        raise ValueError(f"has a tensor of a strange name: {odd[:_LONGEST_NAME]!r}")
     plain = {_IN_BETWEEN.sub("", name): tensor for name, tensor in tensors.items()}
     places = sorted(name.removesuffix(_ANCHOR) for name in plain if f".{name}".endswith(f".{_ANCHOR}"))
     if len(places) > 1 and "" not in places:
@@ -139,9 +142,17 @@ def mismatches(given: Mapping[str, Tensor], own: Mapping[str, Tensor], counts: b
         for name in own
         if name in given and given[name].shape != own[name].shape
     ]
+    of_other_numbers = [
+        f"{name} is {str(given[name].dtype).removeprefix('torch.')}"
+        for name, tensor in own.items()
+        if name in given and tensor.is_floating_point() and not given[name].is_floating_point()
+    ]
     if kind := next(_kinds(unknown), None):
         return f"it is of {kind}, which cannot be built here"
-    lists = (("without", _with_nearest(missing, unknown)), ("with unknown", unknown), ("in another shape:", misshaped))
+    lists = (
+        *(("without", _with_nearest(missing, unknown)), ("with unknown", unknown)),
+        *(("in another shape:", misshaped), ("not in floating point:", of_other_numbers)),
+    )
     return "; ".join(f"{what} {listed(names, 3)}" for what, names in lists if names)
 
 

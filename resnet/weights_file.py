@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
@@ -18,14 +17,16 @@ from recipes.load import digest
 from recipes.schema.model import Model
 from recipes.schema.recipe import Recipe
 from recipes.versions import lifted
-from resnet.inert_pickle import check_archive, read_inertly
 from resnet.net import effective_model
 from resnet.process.version import VERSION
 from resnet.state_dicts import Found, find_state_dict, renamed
+from resnet.torch_file import read_inertly
 
 KEY = "resnet_launch"
 """The one key of ours in a file's metadata: safetensors keeps no order of several."""
 FORMAT = 1
+MOST_HEADER = 1 << 22
+"""Bytes that name a safetensors file's tensors, some 100 for each, and its metadata, which name the classes."""
 _NOT_ARCHITECTURE = {"num_classes", "pretrained", "freeze_backbone", "sync_batchnorm"}
 
 
@@ -83,6 +84,7 @@ def read_info(path: Path) -> WeightsInfo | None:
     if path.suffix != ".safetensors":
         return None
     try:
+        _check_header(path)
         with safe_open(path, "np") as file:
             text = (file.metadata() or {}).get(KEY)
     except (OSError, SafetensorError) as error:
@@ -94,6 +96,14 @@ def read_info(path: Path) -> WeightsInfo | None:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = _reason(error)
         raise ValueError(f"{path} says of its weights what this version cannot read ({reason})") from error
+
+
+def _check_header(path: Path) -> None:
+    """Raise ValueError where a safetensors file would take much time and memory beside its tensors' elements."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > MOST_HEADER:
+        raise ValueError(f"cannot read the weights {path}: it is damaged, or holds too much beside its tensors")
 
 
 def _info(content: Mapping[str, Any]) -> WeightsInfo:
@@ -175,11 +185,11 @@ def find_weights(path: Path, model: Model | None = None) -> Found:
         check_fits(info, model, str(path))
     try:
         if path.suffix == ".safetensors":
-            found = renamed(load_file(path)) if info is None else Found(load_file(path))
+            found = renamed(load_file(path))
         else:
-            found = find_state_dict(_unpickled(path))
+            found = find_state_dict(read_inertly(path))
     except pickle.UnpicklingError as error:
-        reason = f"it is damaged, or no file of torch.save of version 1.6 or later ({error})"
+        reason = f"it is damaged, or no file of torch.save ({error})"
         raise ValueError(f"cannot read the weights {path}: {reason}") from error
     except (SafetensorError, OSError) as error:
         raise ValueError(f"cannot read the weights {path}: {error}") from error
@@ -188,15 +198,3 @@ def find_weights(path: Path, model: Model | None = None) -> Found:
     if found.blurred and model is not None and not model.blurpool:
         raise ValueError(f"{path} holds convolutions that blur first (FFCV's BlurPool): it needs model.blurpool=true")
     return found
-
-
-def _unpickled(path: Path) -> Any:
-    """The content of a file of torch.save, without anything of it being run, in memory bounded by the file's size."""
-    check_archive(path)
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception:
-        # Of any kind, as what a stranger wrote can make it fail; most often it holds more than tensors.
-        return read_inertly(path)

@@ -16,6 +16,7 @@ import numpy as np
 
 from recipes.text import listed
 from resnet.build import build_data
+from resnet.data import imagenet
 from resnet.data.sources.given import Given, open_given
 from resnet.data.sources.registry import Source, Subset
 from resnet.tools.trained import UNKNOWN, Trained
@@ -141,22 +142,23 @@ def _open(trained: Trained, classes: list[str] | None, options: DataOptions) -> 
 
 
 def _unnamed_classes(trained: Trained, outputs: int, options: DataOptions) -> tuple[list[str], list[str]]:
-    """Names for the outputs of a network whose weights name none: numbers, the data's own, or those of its recipe."""
+    """Names for the outputs of a network whose weights name none: numbers, ImageNet's, the data's or the recipe's."""
     there = _open(trained, None, options).classes
     numbers = [str(number) for number in range(outputs)]
     if set(there) <= set(numbers):
         return numbers, ["the classes of the data are numbers, taken as the network's outputs from 0"]
+    if outputs == imagenet.CLASSES and set(there) & set(wnids := imagenet.wnids()):
+        return wnids, ["1,000 outputs and no names: ImageNet-1k's are taken, WordNet ids in their order"]
     if len(there) == outputs:
         return there, ["the weights name no classes: those of the data are taken, in their order"]
+    unnamed = f"{trained.weights} names none of its {outputs} classes, the data has {len(there)}"
+    help = "name its folders by the numbers of the outputs, from 0, or set data.train to images of all the classes"
     try:
         classes = build_data(trained.recipe)[0].classes
     except ValueError as error:
-        raise ValueError(
-            f"{trained.weights} names none of its {outputs} classes, the data has {len(there)}, and those of the "
-            f"recipe cannot be read: {error}"
-        ) from error
+        raise ValueError(f"{unnamed}, and those of the recipe cannot be read: {error}. Or {help}") from error
     if len(classes) != outputs:
-        raise ValueError(f"{trained.weights} is for {outputs} classes, and the recipe's data has {len(classes)}")
+        raise ValueError(f"{unnamed}, and the recipe's data {len(classes)}: {help}")
     return classes, []
 
 

@@ -24,7 +24,6 @@ from resnet.inference import network_input
 from resnet.process.version import VERSION
 from resnet.rundir.files import open_atomic, read_json, to_json, write_atomic
 from resnet.tools.forward import choose_device, evaluation_precision, forward
-from resnet.tools.predict import classes_of
 from resnet.tools.trained import Trained
 from resnet.tools.weights import load_network
 from resnet.weights_file import KEY, PREPARED
@@ -105,11 +104,14 @@ def open_images(
     columns: tuple[str | None, str | None] | None = None,
     images: Path | None = None,
 ) -> Any:
-    """The images that paths name (see `open_given`); "train" or "val" alone: those of the recipe."""
+    """The images that paths name (see `open_given`); "train" or "val" alone: those of the recipe.
+
+    trained: with its classes `named`.
+    """
     paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
     if paths in (["train"], ["val"]):
         return OwnImages(open_sources(trained.recipe.data)[paths == ["val"]])
-    return open_given(paths, classes_of(trained), columns, images, trained.recipe.data)
+    return open_given(paths, trained.classes, columns, images, trained.recipe.data)
 
 
 def feature_function(trained: Trained, layer: str, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:

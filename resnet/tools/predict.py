@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from resnet.data import imagenet
 from resnet.data.decode import decode
 from resnet.data.sources.given import Given
 from resnet.data.sources.registry import evenly
@@ -17,7 +18,7 @@ from resnet.inference import class_probabilities, predict_logits
 from resnet.tools.forward import Forwarded, choose_device, forward
 from resnet.tools.picture_grid import Tile
 from resnet.tools.trained import Trained
-from resnet.tools.weights import load_network
+from resnet.tools.weights import load_network, outputs_of
 from resnet.weights_file import read_weights
 
 
@@ -43,12 +44,15 @@ class Prediction(NamedTuple):
     """The numbers of the classes in `top`."""
 
 
-def classes_of(trained: Trained) -> list[str]:
-    """The names of the network's outputs; numbers where nothing names them."""
+def named(trained: Trained) -> Trained:
+    """With names for the network's outputs also where the weights have none: ImageNet-1k's, or numbers."""
     if trained.classes:
-        return trained.classes
-    outputs = read_weights(trained.weights).get("fc.weight", ())
-    return [str(number) for number in range(len(outputs))]
+        return trained
+    outputs = outputs_of(read_weights(trained.weights), trained.weights)
+    if outputs == imagenet.CLASSES and trained.run_dir is None:
+        note = "1,000 outputs and no names: ImageNet-1k's are taken, in torchvision's order"
+        return trained._replace(classes=imagenet.names(), notes=(*trained.notes, note))
+    return trained._replace(classes=[str(number) for number in range(outputs)])
 
 
 def predictions(
@@ -56,13 +60,15 @@ def predictions(
 ) -> Generator[Prediction, None, None]:
     """Classify images as in the recipe's evaluation: one prediction each, in their order, made as they are asked for.
 
-    source: opened with the network's classes. top: classes of each prediction. batch_size: images of a forward pass.
-    device: auto, cpu, cuda or cuda:N. Raises ValueError, before the first one, for weights that cannot be used.
+    trained: `named`. source: opened with its classes. top: classes of each prediction. batch_size: images of a forward
+    pass. device: auto, cpu, cuda or cuda:N. Raises ValueError, before the first one, for weights that cannot be used.
     """
     if batch_size < 1 or top < 1:
         raise ValueError(f"batch_size={batch_size}, top={top}: both take 1 or more")
-    classes, recipe, chosen = classes_of(trained), trained.recipe, choose_device(device)
+    classes, recipe, chosen = trained.classes, trained.recipe, choose_device(device)
     network, top = load_network(recipe, len(classes), trained.weights, chosen), min(top, len(classes))
+    if not all(tensor.isfinite().all() for tensor in network.state_dict().values()):
+        raise ValueError(f"{trained.weights} is broken: some of its weights are nan or infinite")
 
     def ranked(images: torch.Tensor) -> torch.Tensor:
         """Probabilities and numbers of the likeliest classes, (N, 2, top) float64."""
@@ -102,7 +108,7 @@ def spread_over(total: int, most: int) -> set[int]:
 def tiles_of(found: Mapping[int, Prediction], source: Given, trained: Trained) -> list[Tile]:
     """A picture each, as the network was given it, of the predictions by index: a bar for each of the top classes, and
     whether it is right where the image's label is known."""
-    transform, known, tiles = eval_transform(trained.recipe.augment), set(classes_of(trained)), []
+    transform, known, tiles = eval_transform(trained.recipe.augment), set(trained.classes), []
     for index, prediction in sorted(found.items()):
         if prediction.label is None:
             problem = prediction.problem or ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -20,6 +20,7 @@ from resnet.state_dicts import mismatches
 from resnet.weights_file import find_weights, read_info
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_MOST_CLASSES = 1_000_000
 
 
 def load_network(
@@ -60,25 +61,34 @@ def _network(
     tensors, notes, _ = find_weights(weights, model)
     for note in notes:
         tell(f"{weights}: {note}")
-    if classes is None:
-        if "fc.weight" not in tensors:
-            raise ValueError(f"{weights} has no classifier fc.weight, as torchvision calls it")
-        classes = len(tensors["fc.weight"])
+    there = outputs_of(tensors, weights)
+    if classes not in (None, there):
+        raise ValueError(f"{weights} does not match this network: it is for {there} classes, and here are {classes}")
+    _check(tensors, model, there, weights)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        network = build_model(model, classes)
-    _put(tensors, network, weights)
+        network = build_model(model, there)
+    network.load_state_dict(tensors, strict=False)
     return network
 
 
-def _put(tensors: dict[str, torch.Tensor], network: nn.Module, file: Path) -> None:
-    """Load the tensors of a file into the network, all of them. Raises ValueError."""
-    own = network.state_dict()
-    here, there = (len(weights["fc.weight"]) if "fc.weight" in weights else 0 for weights in (own, tensors))
-    if there and here != there:
-        raise ValueError(f"{file} does not match this network: it is for {there} classes, and there are {here} here")
-    if wrong := mismatches(tensors, own, counts=False):
+def outputs_of(tensors: Mapping[str, torch.Tensor], file: Path) -> int:
+    """How many classes the network of a file's tensors tells apart. Raises ValueError where it has no classifier."""
+    head = tensors.get("fc.weight")
+    if head is None or head.dim() != 2 or not head.numel():
+        raise ValueError(f"{file} has no classifier fc.weight, as torchvision calls it")
+    if len(head) > _MOST_CLASSES:
+        raise ValueError(f"{file} has a classifier of {len(head):,} classes, more than any data has")
+    return len(head)
+
+
+def _check(tensors: Mapping[str, torch.Tensor], model: Model, classes: int, file: Path) -> None:
+    """Raise ValueError where tensors are not a network's, before one is built that is as large as a file says."""
+    wrong = f"it has {len(tensors)} tensors"
+    if sum(model.layers or ()) <= len(tensors):
+        with torch.device("meta"):
+            wrong = mismatches(tensors, build_model(model, classes).state_dict(), counts=False)
+    if wrong:
         raise ValueError(f"{file} does not match this network: {wrong}")
-    network.load_state_dict(tensors, strict=False)
 
 
 def batches_of(

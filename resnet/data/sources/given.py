@@ -144,8 +144,8 @@ def files_read(paths: Iterable[str | Path], source: Any = None) -> Iterator[str]
             yield name
         elif _holds_rows(Path(name)):
             yield from map(str, Path(name).rglob("*.parquet"))
-    for index in range(0 if source is None else len(source)):
-        yield source.describe(index)
+    if source is not None:
+        yield from map(source.describe, range(len(source)))
 
 
 def files_of(data: Data, source: Any = None) -> Iterator[str]:

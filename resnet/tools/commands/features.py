@@ -40,9 +40,10 @@ def run(arguments: argparse.Namespace) -> None:
     from resnet.tools.features import OwnImages, is_features, open_images, write_features
     from resnet.tools.forward import choose_device, evaluation_precision
     from resnet.tools.knn import knn
+    from resnet.tools.predict import named
     from resnet.tools.trained import find_trained
 
-    trained = find_trained(arguments.run, arguments.root, overrides=changes)
+    trained = named(find_trained(arguments.run, arguments.root, overrides=changes))
     source = open_images(trained, paths, (arguments.file_column, arguments.label_column), arguments.images)
     read = files_of(trained.recipe.data) if isinstance(source, OwnImages) else files_read(paths)
     refuse_input(out, "OUT.parquet", read)

@@ -57,11 +57,11 @@ def run(arguments: argparse.Namespace) -> None:
     from resnet.data.sources.given import files_read, open_given, unmatched_text
     from resnet.tools.forward import choose_device, evaluation_precision
     from resnet.tools.picture_grid import draw_grid
-    from resnet.tools.predict import classes_of, predictions, spread_over, tiles_of
+    from resnet.tools.predict import named, predictions, spread_over, tiles_of
     from resnet.tools.trained import find_trained
 
-    trained = find_trained(arguments.run, arguments.root, overrides=changes)
-    classes = classes_of(trained)
+    trained = named(find_trained(arguments.run, arguments.root, overrides=changes))
+    classes = trained.classes
     columns = (arguments.file_column, arguments.label_column)
     source = open_given(paths, classes, columns, arguments.images, trained.recipe.data)
     for option, path in _outputs(arguments).items():
