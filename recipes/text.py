@@ -63,6 +63,12 @@ def unknown_words(words: Sequence[str], help_text: str) -> str:
     return f"{'unknown option' if word.startswith('-') else 'unexpected argument'} {word}: {hint}"
 
 
+def plural(number: int, what: str) -> str:
+    """As in `1 class`, `2 classes` and `1,000 images`."""
+    ending = "" if number == 1 else "es" if what.endswith("s") else "s"
+    return f"{number:,} {what}{ending}"
+
+
 def listed(names: Sequence[object], most: int = 5) -> str:
     """The first few names for a message, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""

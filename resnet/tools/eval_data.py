@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from recipes.text import listed
+from recipes.text import listed, plural
 from resnet.build import build_data
 from resnet.data import imagenet
-from resnet.data.sources.given import Given, open_given
+from resnet.data.sources.given import Given, open_given, unmatched_text
 from resnet.data.sources.registry import Source, Subset
 from resnet.tools.trained import UNKNOWN, Trained
 
@@ -121,18 +121,18 @@ def _given(trained: Trained, outputs: int, options: DataOptions) -> EvalData:
         classes, notes = _unnamed_classes(trained, outputs, options)
     given = _open(trained, classes, options)
     unmatched = given.unmatched
-    if unmatched and not options.known_only:
-        counts = listed([f"{name} ({count:,})" for name, count in unmatched.items()])
-        raise ValueError(
-            f"classes of the data that the network does not have, with their images: {counts}. "
-            "--known-only leaves them out"
-        )
     known = np.flatnonzero(given.labels >= 0)
-    without = len(given) - len(known) - sum(unmatched.values())
-    if not len(known) or without:
-        raise ValueError(f"{without or len(given):,} of the {len(given):,} images of --data have no label of a class")
+    if unmatched and not (options.known_only and len(known)):
+        raise ValueError(unmatched_text(given) + (". --known-only leaves them out" if len(known) else ""))
+    if without := len(given) - len(known) - sum(unmatched.values()):
+        some = "all" if without == len(given) else f"{without:,} of"
+        raise ValueError(
+            f"{some} {plural(len(given), 'image')} of --data are without a label: give a folder for each class, or a "
+            "list with a column of labels (--label-column)"
+        )
     if unmatched:
-        notes.append(f"left out: {sum(unmatched.values()):,} images of {len(unmatched)} classes unknown to the network")
+        left_out = plural(sum(unmatched.values()), "image"), plural(len(unmatched), "class")
+        notes.append(f"left out: {left_out[0]} of {left_out[1]} unknown to the network")
     source = given if len(known) == len(given) else Subset(given, known)
     return EvalData(source, classes, False, notes=(*notes, *given.notes))
 

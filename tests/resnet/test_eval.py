@@ -451,12 +451,12 @@ def test_a_list_with_labels(finished, images, tmp_path, capsys):
 def test_unknown_classes_are_refused_or_left_out(finished, images, capsys):
     (images / "ring").rename(images / "zebra")
     said = mistake(capsys, finished.run, "--data", images)
-    assert "classes of the data that the network does not have, with their images: zebra (4)" in said
+    assert "1 class of the data is none of the network's: zebra (4)" in said
     assert "--known-only leaves them out" in said
     main(["eval", str(finished.run), "--data", str(images), "--known-only", "--json"])
     out, err = capsys.readouterr()
     assert json.loads(out)[0]["samples"] == 36
-    assert "left out: 4 images of 1 classes" in err
+    assert "left out: 4 images of 1 class unknown" in err
     data = json.dumps({"source": "image_folder", "train": str(images), "val": str(images)})
     assert "classes of the data that the network does not have: zebra" in mistake(capsys, finished.run, f"data={data}")
 
@@ -495,7 +495,7 @@ def test_python_gives_all_of_it(finished, images):
     (images / "ring").rename(images / "zebra")
     [only] = resnet.evaluate([resnet.Run("r", finished.root)], data=images, only_present=True, known_only=True)
     assert (only.answered, only.samples) == (9, 36)
-    with pytest.raises(ValueError, match="4 of the 4 images of --data have no label"):
+    with pytest.raises(ValueError, match="all 4 images of --data are without a label: give a folder for each class"):
         resnet.evaluate(["r"], data=images / "dots", root=finished.root)
     found = resnet.Run("r", finished.root).evaluate(30)
     [same] = resnet.evaluate(["r@30"], root=finished.root)

@@ -87,7 +87,8 @@ def test_predictions_are_those_that_the_run_evaluated(finished, tmp_path, capsys
 def test_images_are_predicted_in_sorted_order_whatever_the_batch(finished, images, tmp_path, capsys):
     rows = predict(finished.run, images, tmp_path / "out.csv")
     assert [file for file, _, _ in rows] == ["a/10.jpg", "a/9.JPG", "a/b/c.webp", "b.png"]
-    assert capsys.readouterr().err == f"4 images in {tmp_path / 'out.csv'}\n"
+    unknown = "no class of the data is one of the network's: a (3)"
+    assert capsys.readouterr().err == f"{unknown}\n4 images in {tmp_path / 'out.csv'}\n"
     one_by_one = predict(finished.run, images, tmp_path / "out.csv", "--batch-size", "1")
     assert [row[:2] for row in one_by_one] == [row[:2] for row in rows]
     assert [float(row[2]) for row in one_by_one] == pytest.approx([float(row[2]) for row in rows], abs=2e-6)
@@ -130,11 +131,35 @@ def test_a_broken_image_has_a_row_without_a_label(finished, images, tmp_path, ca
     assert err.endswith(f"6 images in {tmp_path / 'out.csv'}; 2 could not be read and have no label\n")
 
 
+@pytest.mark.parametrize(
+    ("labels", "told"),
+    [
+        (["ring", "zebra"], "1 class of the data is none of the network's: zebra (1)"),
+        (["bear", "zebra"], "no class of the data is one of the network's: bear (1), zebra (1)"),
+        (["3", "12"], "1 class of the data is none of the network's: 12 (1); numbers are positions from 0 to 9"),
+        (["11", "12"], "no class of the data is one of the network's: 11 (1), 12 (1)"),
+    ],
+)
+def test_labels_that_the_network_does_not_know_are_told(finished, images, tmp_path, capsys, labels, told):
+    lines = (f"images/{name},{label}\n" for name, label in zip(("b.png", "a/10.jpg"), labels, strict=True))
+    (tmp_path / "list.csv").write_text(f"file,label\n{''.join(lines)}")
+    main(["predict", str(finished.run), str(tmp_path / "list.csv")])
+    err = capsys.readouterr().err
+    assert told in err.splitlines()
+    assert ("1 labelled image right" in err) == told.startswith("1 class")
+    with pytest.raises(SystemExit):
+        main(["eval", str(finished.run), "--data", str(tmp_path / "list.csv")])
+    leaves = ". --known-only leaves them out" if told.startswith("1 class") else ""
+    assert capsys.readouterr().err == f"resnet eval: {told}{leaves}\n"
+
+
 def test_only_the_first_of_many_broken_images_are_listed(finished, tmp_path, capsys):
     for number in range(25):
         (tmp_path / f"{number:02}.png").write_bytes(b"")
-    rows = predict(finished.run, tmp_path, tmp_path / "out.csv")
-    assert len(rows) == 25
+    words = ["predict", finished.run, tmp_path, "--csv", tmp_path / "out.csv"]
+    with pytest.raises(SystemExit, match="1"):
+        main([str(word) for word in words])
+    assert len(table(tmp_path / "out.csv")) == 26
     lines = capsys.readouterr().err.splitlines()
     assert sum("cannot read" in line and line.endswith("empty") for line in lines) == 20
     assert "warning: 5 more cannot be read" in lines

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from recipes.schema.data import CsvData, Data, HuggingFaceData
-from recipes.text import listed
+from recipes.text import listed, plural
 from resnet.data.sources.files import Files, Names, expanded
 from resnet.data.sources.huggingface import open_given_rows
 from resnet.data.sources.image_folder import EXTENSIONS, is_image, leads_up
@@ -40,13 +40,14 @@ class Given:
         self._parts = parts
         self._starts = [0, *np.cumsum([len(part.source) for part in parts]).tolist()]
         texts = dict.fromkeys(text for part in parts for text in part.source.classes)
-        self._numeric = classes is not None and _are_numbers(texts, classes)
+        self.numeric = classes is not None and _are_numbers(texts, classes)
+        """Whether the labels are positions in the list of classes."""
         self.classes = list(texts) if classes is None else classes
         self.notes = notes
         """What the user should know of how things were matched, a line each."""
         number = {name: at for at, name in enumerate(self.classes)}
-        if self._numeric:
-            number = {text: int(text) for text in texts}
+        if self.numeric:
+            number = {text: int(text) for text in texts if int(text) < len(self.classes)}
             notes.append("the labels are numbers, taken as positions in the list of classes, from 0")
         self.unmatched: dict[str, int] = {}
         """Names of classes in the data that `classes` lacks, with the number of their images."""
@@ -81,8 +82,8 @@ class Given:
 
     def label_name(self, index: int) -> str | None:
         """An image's label by name, also one that `classes` lacks; None where it has none."""
-        if self._numeric:
-            return self.classes[self.labels[index]] if self.labels[index] >= 0 else None
+        if self.numeric and self.labels[index] >= 0:
+            return self.classes[self.labels[index]]
         part, at = self._at(index)
         label = int(part.source.labels[at])
         return None if label < 0 else part.source.classes[label]
@@ -115,9 +116,9 @@ def open_given(
     labelled by the names of its folders), a pattern as `photos/**/*.jpg`, a CSV file (a file name and perhaps a label a
     row), a .txt with a path a line, a .parquet file, or a folder of these or of save_to_disk.
 
-    classes: of the network: labels become indices into them, by name, or by number where all are numbers below their
-    count and none is a name. None: the data's own. columns: of a CSV file, those of file names and labels, by name or
-    position from 1. images: folder that the names in a list start from; None: the list's.
+    classes: of the network: labels become indices into them, by name, or by number where all are numbers, some of them
+    below their count, and none is a name. None: the data's own. columns: of a CSV file, those of file names and labels,
+    by name or position from 1. images: folder that the names in a list start from; None: the list's.
     like: a recipe's data, whose columns and split are taken where these have them.
     Raises ValueError for paths that are not there and lists that cannot be read. A listed file that is not there is an
     image that cannot be read.
@@ -252,11 +253,17 @@ def _are_numbers(texts: Iterable[str], classes: list[str]) -> bool:
     return (
         bool(texts)
         and not set(texts) & set(classes)
-        and all(text.isdecimal() and int(text) < len(classes) for text in texts)
+        and all(text.isdecimal() for text in texts)
+        and any(int(text) < len(classes) for text in texts)
     )
 
 
 def unmatched_text(given: Given) -> str:
-    """The classes that the data has and the network has not, for a message."""
-    counts = [f"{name} ({count:,})" for name, count in given.unmatched.items()]
-    return f"{len(counts)} classes of the data are none of the network's: {listed(counts)}"
+    """What to say of the classes that the data has and the network has not: which, and of how many images."""
+    counts = listed([f"{name} ({count:,})" for name, count in given.unmatched.items()])
+    if not (given.labels >= 0).any():
+        return f"no class of the data is one of the network's: {counts}"
+    one = len(given.unmatched) == 1
+    numbers = f"; numbers are positions from 0 to {len(given.classes) - 1}" if given.numeric else ""
+    what = f"{plural(len(given.unmatched), 'class')} of the data {'is' if one else 'are'}"
+    return f"{what} none of the network's: {counts}{numbers}"

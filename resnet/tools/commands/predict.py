@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from recipes.text import plural
+from resnet.process.exit_codes import FAILED, FINISHED
 from resnet.tools.arguments import add_lists, add_trained, split_changes
 from resnet.tools.output import check_output, counted, open_output, refuse_input
 from resnet.tools.prediction_rows import (
@@ -50,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
 
 
-def run(arguments: argparse.Namespace) -> None:
+def run(arguments: argparse.Namespace) -> int:
     _check(arguments)
     paths, changes = split_changes(arguments.paths)
 
@@ -80,11 +82,12 @@ def run(arguments: argparse.Namespace) -> None:
             if index in shown:
                 kept[index] = prediction
     if arguments.grid:
-        title = f"{trained.name}: {len(kept)} of {len(source):,} images"
+        title = f"{trained.name}: {len(kept)} of {plural(len(source), 'image')}"
         draw_grid(tiles_of(kept, source, trained), arguments.grid, title=title)
-    if source.unmatched and (source.labels >= 0).any():
+    if source.unmatched:
         print(unmatched_text(source), file=sys.stderr)
     writer.tell()
+    return FAILED if writer.broken == len(source) else FINISHED
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -117,7 +120,9 @@ class _Writer:
         self._columns = self._chosen_columns(classes)
         self.top = max(arguments.top or (_TOP_OF_ONE if self._one or arguments.json else 1), self._columns.top)
         self.top = max(self.top, _TOP_IN_A_GRID) if arguments.grid else self.top
-        self._labelled = self._right = self._broken = 0
+        self._labelled = self._right = 0
+        self.broken = 0
+        """Images that cannot be read."""
 
     def _chosen_columns(self, classes: list[str]) -> Columns:
         if self._arguments.columns:
@@ -136,8 +141,8 @@ class _Writer:
 
     def _take(self, prediction: Prediction, file: BinaryIO) -> None:
         if prediction.problem is not None:
-            self._broken += 1
-            if self._broken <= _MOST_LISTED:
+            self.broken += 1
+            if self.broken <= _MOST_LISTED:
                 print(f"warning: cannot read {printable(prediction.file)}: {prediction.problem}", file=sys.stderr)
         elif prediction.true in self._known:
             self._labelled += 1
@@ -161,14 +166,16 @@ class _Writer:
 
     def tell(self) -> None:
         """The last line, on stderr."""
-        if self._broken > _MOST_LISTED:
-            print(f"warning: {self._broken - _MOST_LISTED:,} more cannot be read", file=sys.stderr)
+        if self.broken > _MOST_LISTED:
+            print(f"warning: {self.broken - _MOST_LISTED:,} more cannot be read", file=sys.stderr)
         if self._labelled:
             share = 100 * self._right / self._labelled
-            print(f"{self._right:,} of {self._labelled:,} labelled images right ({share:.2f}%)", file=sys.stderr)
+            print(
+                f"{self._right:,} of {plural(self._labelled, 'labelled image')} right ({share:.2f}%)", file=sys.stderr
+            )
         if self._one:
             return
         where = f" in {self._arguments.csv}" if self._arguments.csv else ""
-        note = f"; {self._broken:,} could not be read and have no label" if self._broken else ""
-        images = "1 image" if len(self._source) == 1 else f"{len(self._source):,} images"
-        print(f"{images}{where}{note}", file=sys.stderr)
+        have = "has" if self.broken == 1 else "have"
+        note = f"; {self.broken:,} could not be read and {have} no label" if self.broken else ""
+        print(f"{plural(len(self._source), 'image')}{where}{note}", file=sys.stderr)
