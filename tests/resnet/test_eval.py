@@ -302,6 +302,11 @@ def test_mistakes(finished, tmp_path, capsys):
     assert "has no final.safetensors, which a finished run leaves" in mistake(capsys, f"{run}@final")
     (run / "checkpoints" / "best").write_text("step-00000030")
     assert figures(evaluate(capsys, run)[0])[4] == 40, "of a run that is not finished: its best checkpoint"
+    shutil.rmtree(run / "checkpoints")
+    for name in (run, f"{run}@last", f"{run}@step-7"):
+        assert f"{run} has no checkpoint yet, and so no weights\n" in mistake(capsys, name)
+    shutil.copy(finished.run / "final.safetensors", run)
+    assert "has no checkpoint 'last': give best or final" in mistake(capsys, f"{run}@last")
 
 
 # Against what the recipe is known to reach
