@@ -284,6 +284,8 @@ def test_a_file_by_itself(finished, foreign, tmp_path, capsys):
     assert "x.safetensors" in said
     said = mistake(capsys, alone, "recipe=quickstart", "--data", finished.images)
     assert "is of another network: block basic, layers [1,1,1]; here: resnet18. It needs model.name=null" in said
+    picture = next(finished.images.glob("*/*.jpg"))
+    assert f"{picture} is an image: give a run or a file of weights there" in mistake(capsys, picture, finished.run)
     assert "there is no file nowhere.pth" in mistake(capsys, "nowhere.pth")
 
 

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import resnet
 from recipes.load import dump, load
@@ -116,6 +117,19 @@ def test_other_weights_of_the_run(finished, images, tmp_path):
     step = predict(Path(f"{finished.run}@{first.name}"), images, tmp_path / "a.csv")
     assert step == predict(first / "ema.safetensors", images, tmp_path / "a.csv")
     assert step != predict(first / "model.safetensors", images, tmp_path / "a.csv")
+
+
+def test_a_file_that_names_no_classes_has_those_of_the_run_whose_recipe_is_given(finished, images, tmp_path, capsys):
+    save_file(load_file(finished.run / "final.safetensors"), tmp_path / "bare.safetensors")
+    expected = predict(finished.run, images, tmp_path / "out.csv")
+    for recipe in (finished.run, finished.run / "recipe.yaml"):
+        assert predict(tmp_path / "bare.safetensors", images, tmp_path / "out.csv", f"recipe={recipe}") == expected
+    assert f"bare.safetensors names no classes: those of {finished.run} are taken" in capsys.readouterr().err
+    other = shutil.copytree(finished.run, tmp_path / "other")
+    names = {"classes": finished.evaluation["classes"][:9]}
+    (other / "evaluation.json").write_text(json.dumps(finished.evaluation | names))
+    rows = predict(tmp_path / "bare.safetensors", images, tmp_path / "out.csv", f"recipe={other}")
+    assert {label for _, label, _ in rows} <= {str(number) for number in range(10)}
 
 
 def test_a_broken_image_has_a_row_without_a_label(finished, images, tmp_path, capsys):

@@ -19,7 +19,8 @@ from resnet.data.sources.huggingface import open_given_rows
 from resnet.data.sources.image_folder import EXTENSIONS, is_image, leads_up
 from resnet.data.sources.lists import Columns, Labels, read_list
 
-_LISTS = (".csv", ".tsv", ".txt", ".lst", ".list")
+LISTS = (".csv", ".tsv", ".txt", ".lst", ".list")
+"""Endings of lists of images."""
 
 
 class _Part(NamedTuple):
@@ -171,7 +172,7 @@ class _Opening(NamedTuple):
         for name in names:
             if not os.path.exists(name):
                 raise ValueError(f"there is no {name}: give a folder of images, or an image")
-            if not os.path.isdir(name) and not name.lower().endswith((*_LISTS, ".parquet")):
+            if not os.path.isdir(name) and not name.lower().endswith((*LISTS, ".parquet")):
                 files.append(name)
                 continue
             if files:
@@ -187,7 +188,7 @@ class _Opening(NamedTuple):
 
     def _part(self, name: str) -> _Part:
         soft = Columns(self.like.file_column, self.like.label_column) if isinstance(self.like, CsvData) else Columns()
-        if name.lower().endswith(_LISTS) and not os.path.isdir(name):
+        if name.lower().endswith(LISTS) and not os.path.isdir(name):
             read = read_list(Path(name), self.columns, self.images, soft)
             self.notes.extend(read.notes)
             return _Part(read.files, read.ids)
