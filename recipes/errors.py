@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from recipes.keys import SIMILAR, SIMILAR_VALUES, all_keys, names_of, parents, variants
 from recipes.nested import NOTHING, value_at
-from recipes.text import did_you_mean, near
+from recipes.text import did_you_mean, near, show
 
 COMMAND_LINE = "command line"
 
@@ -87,11 +86,6 @@ def _none_of(given: Any, allowed: list[str]) -> str:
     if isinstance(given, str) and (same := SIMILAR_VALUES.get(given)) in allowed:
         close = [same]
     return f" is none of {', '.join(allowed)}" + (f": {did_you_mean(close)}" if close else "")
-
-
-def show(value: Any) -> str:
-    """A value as a person would write it."""
-    return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def _hint_for_key(key: str, values: dict[str, Any]) -> str:
