@@ -39,8 +39,8 @@ def differences(before: Recipe, now: Recipe) -> dict[str, list[Any]]:
 
 def values(recipe: Recipe, exclude_defaults: bool = False) -> dict[str, Any]:
     """By dotted key; those that do not change the training are left out."""
-    exclude = set(NOT_TRAINING)
-    return dict(_flat(recipe.model_dump(mode="json", exclude=exclude, exclude_defaults=exclude_defaults)))
+    content = recipe.model_dump(mode="json", exclude=set(NOT_TRAINING), exclude_defaults=exclude_defaults)
+    return dict(_flat(content))
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -55,12 +55,12 @@ def counted(
 def check_output(path: Path, option: str, endings: Sequence[str] = ()) -> None:
     """Raise ValueError now rather than after an hour's work. option: as the user calls it, for the message.
 
-    endings: of the files that may be written over; empty: any may.
+    endings: one of which a file's name has, as they say what is in it; empty: any may.
     """
-    if endings and path.is_file() and not path.name.endswith(tuple(endings)):
-        raise ValueError(f"{option} {path} is there, and no {' or '.join(endings)} file: it is not written over")
     if path.is_dir():
         raise ValueError(f"{option} {path} is a folder: give a file")
+    if endings and _is_replaced(path) and not path.name.endswith(tuple(endings)):
+        raise ValueError(f"{option} {path}: give a file that ends in {' or '.join(endings)}")
     if not path.absolute().parent.is_dir():
         raise ValueError(f"{option} {path}: there is no folder {path.absolute().parent}")
     if _is_replaced(path):

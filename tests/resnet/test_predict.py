@@ -291,13 +291,18 @@ def test_columns_that_say_nothing(text, message):
         parse_columns(text, ["a"])
 
 
-def test_ranked_columns(finished, images, tmp_path):
+def test_ranked_columns(finished, images, tmp_path, capsys):
     predict(finished.run, images, tmp_path / "out.csv", "--top", "3")
     header, *rows = table(tmp_path / "out.csv")
     assert header[3:] == ["label_2", "probability_2", "label_3", "probability_3"]
     for row in rows:
         assert float(row[2]) >= float(row[4]) >= float(row[6])
         assert len({row[1], row[3], row[5]}) == 3
+    for words in (["--top", "99"], ["--columns", "file,label,probability,top99"]):
+        capsys.readouterr()
+        predict(finished.run, images, tmp_path / "out.csv", *words)
+        assert "99 classes an image are asked for, and the network has 10: all are told" in capsys.readouterr().err
+    assert len(table(tmp_path / "out.csv")[1][3].split()) == 10
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="file names there are text")
@@ -340,6 +345,8 @@ def test_mistakes_leave_the_old_csv(finished, run, images, tmp_path, capsys):
     assert "nothing matches" in mistake(capsys, "predict", run, f"{images}/*.gif", "--csv", out)
     assert "--batch-size 0" in mistake(capsys, *arguments, "--batch-size", "0")
     assert "--top 0" in mistake(capsys, *arguments, "--top", "0")
+    assert "--columns says which classes are told" in mistake(capsys, *arguments, "--top", "3", "--columns", "id,label")
+    assert "give a file that ends in .png" in mistake(capsys, "predict", run, images, "--grid", tmp_path / "g.jpg")
     assert "leave out --csv" in mistake(capsys, *arguments, "--json")
     assert "device tpu is none of" in mistake(capsys, *arguments, "--device", "tpu")
     assert "device meta is none of" in mistake(capsys, *arguments, "--device", "meta")
@@ -353,9 +360,9 @@ def test_mistakes_leave_the_old_csv(finished, run, images, tmp_path, capsys):
 
 
 def test_the_place_of_the_csv_is_checked_first(finished, images, tmp_path, capsys):
-    for option in ("--csv", "--grid"):
+    for option, name in (("--csv", "out.csv"), ("--grid", "out.png")):
         arguments = ["predict", finished.run, images, option]
-        assert "there is no folder" in mistake(capsys, *arguments, tmp_path / "missing" / "out.csv")
+        assert "there is no folder" in mistake(capsys, *arguments, tmp_path / "missing" / name)
         assert "is a folder" in mistake(capsys, *arguments, tmp_path)
 
 

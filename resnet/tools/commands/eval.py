@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from resnet.rundir.files import to_json, write_atomic
+from recipes.text import plural
+from resnet.rundir.files import to_json
 from resnet.tools.arguments import add_lists, add_root, split_changes
-from resnet.tools.output import check_output, counted, refuse_input
+from resnet.tools.output import check_output, counted, open_output, refuse_input
 
 if TYPE_CHECKING:
     from resnet.tools.evaluate import Evaluation
@@ -114,8 +115,9 @@ def _tell(results: list[Evaluation], arguments: argparse.Namespace) -> None:
     elif arguments.csv == "-":
         print(as_csv(results, arguments.per_class), end="")
     elif arguments.csv is not None:
-        write_atomic(Path(arguments.csv), as_csv(results, arguments.per_class))
-        print(f"{len(results)} evaluations in {arguments.csv}")
+        with open_output(Path(arguments.csv)) as file:
+            file.write(as_csv(results, arguments.per_class).encode())
+        print(f"{plural(len(results), 'evaluation')} in {arguments.csv}")
     else:
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
         print(*as_table(results, width), sep="\n")

@@ -68,10 +68,10 @@ def run(arguments: argparse.Namespace) -> int:
     source = open_given(paths, classes, columns, arguments.images, trained.recipe.data)
     for option, path in _outputs(arguments).items():
         refuse_input(path, option, files_read(paths, source))
-    notes = [*trained.notes, *source.notes]
+    writer = _Writer(arguments, source, classes)
+    notes = [*trained.notes, *source.notes, *writer.notes]
     evaluation_precision(trained.recipe, choose_device(arguments.device), notes.append)
     print(*(f"{note}\n" for note in notes), sep="", end="", file=sys.stderr)
-    writer = _Writer(arguments, source, classes)
     found = predictions(trained, source, writer.top, arguments.batch_size, arguments.device)
     shown = spread_over(len(source), MOST_IN_A_GRID) if arguments.grid else set()
     kept = {}
@@ -97,6 +97,8 @@ def _check(arguments: argparse.Namespace) -> None:
             raise ValueError(f"--{option.replace('_', '-')} {value}: it takes {least} or more")
     for option, path in _outputs(arguments).items():
         check_output(path, option, (".png",) if option == "--grid" else (".csv", ".tsv", ".txt"))
+    if arguments.columns and arguments.top and not arguments.grid:
+        raise ValueError("--columns says which classes are told: leave out --top, or give topK or probabilities there")
     if arguments.json and (arguments.csv or arguments.columns):
         raise ValueError("--json prints JSON on standard output: leave out --csv and --columns")
 
@@ -118,6 +120,10 @@ class _Writer:
         self.shown = arguments.csv is None and sys.stdout.isatty()
         self._one = self.on_terminal and len(source) == 1
         self._columns = self._chosen_columns(classes)
+        asked = max(arguments.top or 0, self._columns.top)
+        all_told = f"{asked} classes an image are asked for, and the network has {len(classes)}: all are told"
+        self.notes = [all_told] if asked > len(classes) else []
+        """What the user should know before."""
         self.top = max(arguments.top or (_TOP_OF_ONE if self._one or arguments.json else 1), self._columns.top)
         self.top = max(self.top, _TOP_IN_A_GRID) if arguments.grid else self.top
         self._labelled = self._right = 0
