@@ -296,6 +296,8 @@ def test_mistakes(finished, tmp_path, capsys):
     assert "is of another network: layers [1,1,1]; here: layers [1,1,2]. It needs model.layers=[1,1,1]" in said
     assert "give one recipe" in mistake(capsys, run, "recipe=quickstart")
     assert "no weights 'step-7': give best, last, final" in mistake(capsys, f"{run}@step-7")
+    for words in (["data.source=image_folder", f"data.val={finished.images}"], [f"data.val={finished.images}"]):
+        assert mistake(capsys, run, *words).endswith("\nTo evaluate on other images give them as --data PATH\n")
     assert "give a run, or a file of weights" in mistake(capsys, "eval.flip=true")
     assert "give a file that ends in .csv" in mistake(capsys, run, "--csv", "other")
     assert "which --data names" in mistake(capsys, run, "--known-only")

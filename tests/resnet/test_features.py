@@ -151,6 +151,9 @@ def test_mistakes(finished, tmp_path, capsys):
     assert "layer fc is none of avgpool, layer4" in mistake(capsys, finished.run, finished.images, out, "--layer", "fc")
     assert "there is no folder" in mistake(capsys, finished.run, finished.images, tmp_path / "no" / "f.parquet")
     assert "there is no nowhere" in mistake(capsys, finished.run, "nowhere", out)
+    flat = shutil.copytree(finished.images / "ring", tmp_path / "flat")
+    assert "--knn: 0 images with a label" in mistake(capsys, finished.run, flat, out, "--knn")
+    assert not out.exists()
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "a.png").write_bytes(b"")
     assert "none of the images could be read" in mistake(capsys, finished.run, tmp_path / "broken", out)
@@ -210,5 +213,5 @@ def test_nearest_neighbours_vote_as_if_counted_one_by_one(tmp_path, monkeypatch,
     monkeypatch.setattr("resnet.tools.knn.MOST_QUERIES", 3)
     assert knn(tmp_path / "f.parquet").queries == 3
     pq.write_table(table.slice(0, 1), tmp_path / "f.parquet")
-    with pytest.raises(ValueError, match="labels for 1 images"):
+    with pytest.raises(ValueError, match="--knn: 1 image with a label"):
         knn(tmp_path / "f.parquet")

@@ -487,5 +487,16 @@ def test_predictions_come_as_they_are_asked_for(finished, tmp_path):
     listed.write_text(f"file,label\n{first.file},{first.true}\n")
     (again,) = run.predict(listed, top=2, batch_size=2, device="cpu")
     assert (again.id, again.label, again.true) == (first.file, first.label, first.true)
+    with Image.open(first.file) as picture:
+        array = np.asarray(picture)
+        for call in (run.predict, run.features, lambda images: resnet.evaluate([run], data=images)):
+            for given, kind in (
+                (picture, "JpegImageFile"),
+                ([picture], "JpegImageFile"),
+                (array, "ndarray"),
+                (b"x", "int"),
+            ):
+                with pytest.raises(ValueError, match=f"images are given as paths .* of type {kind}"):
+                    call(given)
     with pytest.raises(ValueError, match="batch_size=0"):
         run.predictions(finished.images, batch_size=0)

@@ -124,7 +124,7 @@ def open_given(
     Raises ValueError for paths that are not there and lists that cannot be read. A listed file that is not there is an
     image that cannot be read.
     """
-    given = [os.path.expanduser(path) for path in ([paths] if isinstance(paths, (str, Path)) else paths)]
+    given = [os.path.expanduser(path) for path in as_paths(paths)]
     if not given:
         raise ValueError("no images are given")
     names = [name for path in given for name in _expanded(path)]
@@ -134,6 +134,15 @@ def open_given(
     notes: list[str] = []
     opening = _Opening(Columns(*(columns or ())), root, like, alone=names == given and len(names) == 1, notes=notes)
     return Given(list(opening.parts(names)), classes, notes)
+
+
+def as_paths(given: Any) -> list[str]:
+    """A path, or several, as a list. Raises ValueError for images themselves."""
+    several = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
+    if wrong := [one for one in several if not isinstance(one, (str, os.PathLike))]:
+        kind = type(wrong[0]).__name__
+        raise ValueError(f"images are given as paths (of files, folders or lists), and this is of type {kind}")
+    return [os.fspath(one) for one in several]
 
 
 def files_read(paths: Iterable[str | Path], source: Any = None) -> Iterator[str]:

@@ -44,6 +44,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     names, changes = split_changes(arguments.runs)
     _check(arguments, names)
+    try:
+        _run(arguments, names, changes)
+    except ValueError as error:
+        keys = {change.partition("=")[0] for change in changes}
+        if keys & {"data.val", "data.source"} and "data.train" not in keys and not arguments.data:
+            error.args = (f"{error}\nTo evaluate on other images give them as --data PATH",)
+        raise
+
+
+def _run(arguments: argparse.Namespace, names: list[str], changes: list[str]) -> None:
     import torch
     import torch.distributed as dist
 

@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> None:
     from resnet.data.sources.given import files_of, files_read
     from resnet.tools.features import OwnImages, is_features, open_images, write_features
     from resnet.tools.forward import choose_device, evaluation_precision
-    from resnet.tools.knn import knn
+    from resnet.tools.knn import check_labels, knn
     from resnet.tools.predict import named
     from resnet.tools.trained import find_trained
 
@@ -47,6 +47,8 @@ def run(arguments: argparse.Namespace) -> None:
     source = open_images(trained, paths, (arguments.file_column, arguments.label_column), arguments.images)
     read = files_of(trained.recipe.data) if isinstance(source, OwnImages) else files_read(paths)
     refuse_input(out, "OUT.parquet", read)
+    if arguments.knn:
+        check_labels(sum(source.label_name(index) is not None for index in range(len(source))))
     if out.exists() and not is_features(out):
         raise ValueError(f"{out} is there, and was not written by `resnet features`: give another name, or remove it")
     notes = [*trained.notes, *source.notes]
