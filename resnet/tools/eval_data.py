@@ -86,7 +86,7 @@ def _recipes(trained: Trained, outputs: int) -> EvalData:
     train, val = build_data(trained.recipe)
     classes = trained.classes or train.classes
     if len(train.classes) != outputs and not trained.classes:
-        raise ValueError(f"{trained.weights} is for {outputs} classes, and the data has {len(train.classes)}")
+        raise ValueError(f"{trained.weights} is for {plural(outputs, 'class')}, and the data has {len(train.classes)}")
     source, notes = _by_name(val, classes)
     return EvalData(source, classes, True, len(train), notes=notes)
 
@@ -174,15 +174,17 @@ def _by_real(found: EvalData, file: Path, notes: list[str]) -> EvalData:
                 f"found in {file}"
             )
         if not 1 <= int(number[1]) <= len(lists):
-            raise ValueError(f"--real: {file} has {len(lists):,} lists, and none for {source.describe(index)}")
+            raise ValueError(f"--real: {file} has {plural(len(lists), 'list')}, and none for {source.describe(index)}")
         if right := lists[int(number[1]) - 1]:
             kept.append(index)
             answers.append(right)
     if not kept:
-        raise ValueError(f"--real: {file} has no label for any of the {len(source):,} images")
+        raise ValueError(f"--real: {file} has no label for any of the {plural(len(source), 'image')}")
     most = max(map(len, answers))
     accepted = np.array([[*right, *[-1] * (most - len(right))] for right in answers], dtype=np.int64)
-    notes.append(f"ReaL: {len(kept):,} of {len(source):,} images have labels, {np.mean(accepted >= 0) * most:.2f} each")
+    notes.append(
+        f"ReaL: {len(kept):,} of {plural(len(source), 'image')} with labels, {np.mean(accepted >= 0) * most:.2f} each"
+    )
     return found._replace(source=Subset(source, np.array(kept)), accepted=accepted)
 
 

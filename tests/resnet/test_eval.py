@@ -353,7 +353,7 @@ def test_unreadable_images_are_named_and_counted_and_move_no_other(finished, ima
     shutil.rmtree(images)
     (images / "ring").mkdir(parents=True)
     (images / "ring" / "a.jpg").write_bytes(b"")
-    assert "none of the 1 images could be read" in mistake(capsys, finished.run, "--data", images)
+    assert "none of the 1 image could be read" in mistake(capsys, finished.run, "--data", images)
 
 
 @pytest.mark.parametrize("cache", ["none", "device"])
@@ -491,7 +491,7 @@ def test_reassessed_labels(finished, images, tmp_path, capsys):
     (tmp_path / "real.json").write_text("{}")
     assert "no list of lists" in mistake(capsys, *words)
     (tmp_path / "real.json").write_text("[[1]]")
-    assert "has 1 lists, and none for" in mistake(capsys, *words)
+    assert "has 1 list, and none for" in mistake(capsys, *words)
     assert "is not named as ILSVRC2012_val_" in mistake(capsys, finished.run, "--real", tmp_path / "real.json")
 
 

@@ -89,7 +89,7 @@ def test_images_that_cannot_be_read_are_left_out_and_unknown_labels_empty(finish
     features(finished.run, folder, tmp_path / "f.parquet")
     out, err = capsys.readouterr()
     assert "19 images" in out
-    assert "1 could not be read and are left out" in out
+    assert "1 could not be read and is left out" in out
     assert f"cannot read {folder}/ring/0000.jpg: the file is empty" in err
     rows = {row["id"]: row for row in pq.read_table(tmp_path / "f.parquet").to_pylist()}
     assert (rows["caf\\xe9.jpg"]["label"], rows["zebra/0000.jpg"]["label"]) == (None, "zebra")
@@ -128,7 +128,7 @@ def test_an_interrupted_command_goes_on_to_the_same_bytes(finished, small_parts,
     assert not (tmp_path / "f.parquet").exists()
     capsys.readouterr()
     features(*words, tmp_path / "f.parquet")
-    assert "12 of 20 images were done before" in capsys.readouterr().err
+    assert "12 of 20 images done before" in capsys.readouterr().err
     assert (tmp_path / "f.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["f.parquet", "whole.parquet"]
     assert pq.ParquetFile(tmp_path / "f.parquet").num_row_groups == 4

@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from recipes.text import plural
 from resnet.tools.arguments import add_lists, add_trained, split_changes
 from resnet.tools.output import check_output, counted, refuse_input
 from resnet.tools.prediction_rows import printable
@@ -58,14 +59,17 @@ def run(arguments: argparse.Namespace) -> None:
 
     def told(blocks, done):
         if done:
-            print(f"{done:,} of {total:,} images were done before", file=sys.stderr)
+            print(f"{done:,} of {plural(total, 'image')} done before", file=sys.stderr)
         return counted(blocks, total, weight=lambda block: len(block[0]) + len(block[2]), done=done)
 
     written = write_features(trained, source, out, arguments.layer, arguments.batch_size, arguments.device, told)
     for file, problem in written.problems[:_MOST_LISTED]:
         print(f"warning: cannot read {printable(file)}: {problem}", file=sys.stderr)
-    left_out = f"; {total - written.rows:,} could not be read and are left out" if written.rows < total else ""
-    print(f"{out}: {written.rows:,} images, {written.size:,} numbers each of {arguments.layer}{left_out}")
+    missing = total - written.rows
+    left_out = f"; {missing:,} could not be read and {'is' if missing == 1 else 'are'} left out" if missing else ""
+    print(
+        f"{out}: {plural(written.rows, 'image')}, {plural(written.size, 'number')} each of {arguments.layer}{left_out}"
+    )
     if arguments.knn:
         found = knn(out)
         some = "" if found.queries == found.images else f" of {found.queries:,} images among"
