@@ -181,7 +181,7 @@ def test_csv_images_elsewhere_and_first_columns(tmp_path):
         ("file,label\na.jpg,x\na.jpg,\n", {}, "line 3 has no label"),
         ("file,label\na.jpg,x\n\na.jpg\n", {}, "line 4 has no label"),
         ("file,label\n,x\n", {}, "line 2 has no file name"),
-        ("file,label\na.jpg,x\nb.jpg,x\nc/d.jpg,x\n", {}, "2 of the 3 images.*b.jpg, c/d.jpg"),
+        ("file,label\na.jpg,x\nb.jpg,x\nc/d.jpg,x\n", {}, "2 of 3 images.*b.jpg, c/d.jpg"),
         ("file,label\n", {}, "no rows"),
         ("file,label\na.jpg,\xff".encode("latin1"), {}, "UTF-8"),
     ],
