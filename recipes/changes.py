@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.schema.recipe import NOT_TRAINING, Recipe
+from recipes.text import show
 
 FIXED = (
     "model",
@@ -21,9 +22,25 @@ TENSORS = ("model", "optimizer.name")
 
 
 def differences(before: Recipe, now: Recipe) -> dict[str, list[Any]]:
-    """Keys whose values differ, with both; those that do not change the training are left out."""
-    old, new = (dict(_flat(recipe.model_dump(mode="json", exclude=set(NOT_TRAINING)))) for recipe in (before, now))
-    return {key: [old.get(key), new.get(key)] for key in {**old, **new} if old.get(key) != new.get(key)}
+    """Keys whose values differ, with both, null where one of them has no such key.
+
+    Of a group or a variant that one of them alone has, the keys that are not its defaults; {} where all are. Left out
+    is what does not change the training.
+    """
+    old, new = (values(recipe) for recipe in (before, now))
+    found = {key: [old.get(key), new.get(key)] for key in {**old, **new} if old.get(key) != new.get(key)}
+    own = {**values(before, exclude_defaults=True), **values(now, exclude_defaults=True)}
+    told = {key: pair for key, pair in found.items() if key in own or (key in old and key in new)}
+    for key in sorted({key.rpartition(".")[0] for key in found.keys() - told.keys()}):
+        if key in {**old, **new} and not any(_is_among(one, (key,)) for one in told):
+            told[key] = [None, {}] if key in old else [{}, None]
+    return told
+
+
+def values(recipe: Recipe, exclude_defaults: bool = False) -> dict[str, Any]:
+    """By dotted key; those that do not change the training are left out."""
+    content = recipe.model_dump(mode="json", exclude=set(NOT_TRAINING), exclude_defaults=exclude_defaults)
+    return dict(_flat(content))
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
@@ -36,7 +53,7 @@ def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 def refuse_fixed(changed: dict[str, list[Any]], run_dir: Path) -> None:
     """Raise ValueError, naming all of them, where keys changed that a run cannot change."""
     if fixed := [key for key in changed if _is_among(key, FIXED)]:
-        listed = "\n".join(f"  {key}: {changed[key][0]} -> {changed[key][1]}" for key in fixed)
+        listed = "\n".join(f"  {key}: {show(changed[key][0])} -> {show(changed[key][1])}" for key in fixed)
         advice = "put them back, or choose another run.name"
         if not any(_is_among(key, TENSORS) for key in fixed):
             advice += f"; to start a new run from its checkpoint: resume={run_dir} run.name=NEW"

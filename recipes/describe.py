@@ -9,10 +9,10 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from recipes.errors import show
 from recipes.keys import groups_of, kinds, variants
 from recipes.schema.fields import Duration
 from recipes.schema.recipe import Recipe
+from recipes.text import show
 
 _MEANINGS = {
     "data": "Where the images come from; each source has keys of its own.",

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from recipes.keys import SIMILAR, SIMILAR_VALUES, all_keys, names_of, parents, variants
 from recipes.nested import NOTHING, value_at
-from recipes.text import did_you_mean, near
+from recipes.text import did_you_mean, near, show
 
 COMMAND_LINE = "command line"
 
@@ -40,6 +39,9 @@ def explain(problem: Any, values: dict[str, Any], origins: Mapping[str, str]) ->
     if kind == "extra_forbidden":
         return f"unknown key {key}{origin}{_hint_for_key(key, values)}"
     given = value_at(values, location)
+    if kind == "missing" and isinstance(location[-1], int):
+        several = key.rpartition(".")[0]
+        return f"{several}={show(value_at(values, location[:-1]))}{origin}: takes more items"
     if kind == "missing":
         return f"{key} is missing: {dict(all_keys(values)).get(key) or 'the recipe needs it'}"
     if given is NOTHING:
@@ -60,7 +62,7 @@ def _explain_value(problem: Any, key: str, given: Any, origin: str) -> str:
         allowed = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
         return f"{what}{_none_of(given, allowed)}{also}"
     if kind == "value_error":
-        message = str(problem["ctx"]["error"])
+        message = wording(problem)
         if isinstance(given, dict):
             return f"{key}{origin} {message}" if key else message
         return f"{what}: {message}{also}"
@@ -69,7 +71,38 @@ def _explain_value(problem: Any, key: str, given: Any, origin: str) -> str:
         return f"{what} must be a group of keys{hint}{also}"
     if kind == "string_type" and not isinstance(given, (dict, list)):
         also = f", in quotes: {key}='\"{show(given)}\"'" if COMMAND_LINE in origin else ", in quotes"
-    return f"{what}: {problem['msg'][0].lower()}{problem['msg'][1:]}{also}"
+    return f"{what}: {wording(problem)}{also}"
+
+
+_WORDINGS = {
+    "int_": "must be a whole number",
+    "float_": "must be a number",
+    "finite_number": "must be a number, and finite",
+    "bool_": "must be true or false",
+    "string_type": "must be text",
+    "list_type": "must be a list, as [1, 2]",
+    "tuple_type": "must be a list, as [1, 2]",
+    "dict_type": "must be a group of keys",
+    "greater_than_equal": "must be {ge} or more",
+    "greater_than": "must be more than {gt}",
+    "less_than_equal": "must be {le} or less",
+    "less_than": "must be less than {lt}",
+    "too_short": "takes at least {min_length} items, not {actual_length}",
+    "too_long": "takes at most {max_length} items, not {actual_length}",
+}
+"""By how pydantic calls a kind of error, or several."""
+
+
+def wording(problem: Any) -> str:
+    """What is wrong with a value by one of pydantic's errors, as people say it."""
+    kind, context = problem["type"], problem.get("ctx", {})
+    if kind == "value_error":
+        return str(context["error"])
+    if (pattern := next((text for name, text in _WORDINGS.items() if kind.startswith(name)), None)) is None:
+        return f"{problem['msg'][0].lower()}{problem['msg'][1:]}"
+    return pattern.format(
+        **{key: f"{value:g}" if isinstance(value, float) else value for key, value in context.items()}
+    )
 
 
 def _hint_for_group(key: str, given: Any) -> str:
@@ -87,11 +120,6 @@ def _none_of(given: Any, allowed: list[str]) -> str:
     if isinstance(given, str) and (same := SIMILAR_VALUES.get(given)) in allowed:
         close = [same]
     return f" is none of {', '.join(allowed)}" + (f": {did_you_mean(close)}" if close else "")
-
-
-def show(value: Any) -> str:
-    """A value as a person would write it."""
-    return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def _hint_for_key(key: str, values: dict[str, Any]) -> str:

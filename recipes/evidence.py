@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any, NamedTuple
 
 from recipes.changes import differences
 from recipes.keys import variants
 from recipes.load import load, names
 from recipes.schema.recipe import Recipe
+from recipes.text import show
 
 _NO_MATTER = (
     *("seed", "device", "precision", "channels_last", "compile", "deterministic", "max_batch_per_device", "checkpoint"),
@@ -47,7 +47,7 @@ def changed(recipe: Recipe, samples: int | None = None) -> str:
     found = []
     if recipe.max_steps is not None:
         found.append(f"max_steps={recipe.max_steps}")
-    found += [f"{key}={json.dumps(now)}" for key, now in what_differs(recipe).items()]
+    found += [f"{key}={show(now)}" for key, now in what_differs(recipe).items()]
     stated = recipe.data.train_samples
     if samples is not None and stated is not None and samples != stated:
         found.append(f"{samples:,} training images, not {stated:,}")

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from recipes.errors import COMMAND_LINE, RecipeError, explain, location_of, show
+from recipes.errors import COMMAND_LINE, RecipeError, explain, location_of
 from recipes.keys import fields_of, keep_spelling, parents, variant_named, variants
 from recipes.nested import NOTHING, merge, nest, value_at, without
 from recipes.schema.recipe import NOT_TRAINING, Recipe
-from recipes.text import did_you_mean, suggestion
+from recipes.text import did_you_mean, show, suggestion
 from recipes.versions import FORMAT, keep_unknown, lifted, may_be_newer
 from recipes.yaml12 import UNREADABLE, Dumper, Loader
 

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import json
 import math
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+_SAY_NOTHING_ALONE = ("checkpoint", "ema", "eval")
+"""Groups of a recipe."""
 
 
 def format_duration(seconds: float) -> str:
@@ -18,11 +23,14 @@ def format_duration(seconds: float) -> str:
 
 
 def labels(keys: Iterable[str]) -> dict[str, str]:
-    """For each key its last parts, as many as tell it from the others; a variant's key is called by its group."""
+    """For each key its last parts, as many as tell it from the others; a variant's key is called by its group.
+
+    The key of a group whose keys say nothing by themselves, as `decay` of `ema`, is called by both.
+    """
     found = {}
     paths = {key: re.sub(r"(?<=.)\.(name|source)$", "", key).split(".") for key in keys}
     for key, path in paths.items():
-        for length in range(1, len(path) + 1):
+        for length in range(2 if path[0] in _SAY_NOTHING_ALONE else 1, len(path) + 1):
             label = path[-length:]
             if not any(other[-length:] == label for name, other in paths.items() if name != key):
                 break
@@ -30,6 +38,11 @@ def labels(keys: Iterable[str]) -> dict[str, str]:
             label = key.split(".")
         found[key] = ".".join(label)
     return found
+
+
+def show(value: Any) -> str:
+    """A value as a person would write it in a recipe."""
+    return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def near(word: str, names: Iterable[str], count: int = 3, cutoff: float = 0.6) -> list[str]:
@@ -61,6 +74,12 @@ def unknown_words(words: Sequence[str], help_text: str) -> str:
     else:
         hint = "--help says what there is"
     return f"{'unknown option' if word.startswith('-') else 'unexpected argument'} {word}: {hint}"
+
+
+def plural(number: int, what: str) -> str:
+    """As in `1 class`, `2 classes` and `1,000 images`."""
+    ending = "" if number == 1 else "es" if what.endswith("s") else "s"
+    return f"{number:,} {what}{ending}"
 
 
 def listed(names: Sequence[object], most: int = 5) -> str:

@@ -284,14 +284,14 @@ def evaluate(
     the networks do not have. plain: the trained weights in place of their average. root: folder of the runs.
     Raises ValueError for what cannot be used.
     """
+    from resnet.data.sources.given import as_paths
     from resnet.tools import evaluate as tool
     from resnet.tools.eval_data import DataOptions
     from resnet.tools.trained import find_trained
 
     trained = [find_trained(os.fspath(one), root, plain, _as_words(changes or {})) for one in what]
-    given = (data,) if isinstance(data, (str, Path)) else data
     options = DataOptions(
-        tuple(map(str, given)),
+        tuple(as_paths(data)),
         real=None if real is None else Path(real),
         only_present=only_present,
         known_only=known_only,

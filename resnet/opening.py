@@ -14,6 +14,7 @@ from recipes.evidence import what_differs
 from recipes.load import run_recipe_text
 from recipes.plan import Plan
 from recipes.schema.recipe import Recipe
+from recipes.text import plural
 from resnet.checkpoint.commit import clean
 from resnet.checkpoint.resume import Start
 from resnet.data.sources.registry import Source
@@ -99,7 +100,7 @@ def first_lines(
     if accelerator.device.type == "cpu" and accelerator.mixed_precision == "no" and has_bf16():
         lines.append("this CPU has instructions for bf16: precision=bf16 is faster (docs/speed.md)")
     if accelerator.device.type == "cpu" and (threads := threads_asked()):
-        lines.append(f"OMP_NUM_THREADS: each rank computes on {threads} thread{'s' * (threads > 1)}")
+        lines.append(f"OMP_NUM_THREADS: each rank computes on {plural(threads, 'thread')}")
     if accelerator.device.type == "cpu" and plan.end_step * plan.batch_size * plan.image_size(0) ** 2 > _YEARS:
         lines.append("no GPU: this would take years; train it where torch sees one")
     return lines
@@ -117,15 +118,15 @@ def describe_data(train: Source, val: Source, plan: Plan) -> str:
     each = f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
     drawn = "" if plan.samples == len(train) else f"; an epoch draws {plan.samples} of them, so that classes are equal"
     return (
-        f"{len(train)} training images of {len(train.classes)} classes ({each} each){drawn}; "
-        f"{len(val)} validation images"
+        f"{plural(len(train), 'training image')} of {plural(len(train.classes), 'class')} ({each} each){drawn}; "
+        f"{plural(len(val), 'validation image')}"
     )
 
 
 def _steps(plan: Plan) -> str:
     if plan.end_step == plan.total_steps:
-        return f"{plan.steps_per_epoch} steps an epoch, {plan.end_step} in all"
+        return f"{plural(plan.steps_per_epoch, 'step')} an epoch, {plan.end_step} in all"
     return (
-        f"{plan.steps_per_epoch} steps an epoch; ends after {plan.end_step} (max_steps) "
+        f"{plural(plan.steps_per_epoch, 'step')} an epoch; ends after {plan.end_step} (max_steps) "
         f"of the {plan.total_steps} that the schedule is made for"
     )

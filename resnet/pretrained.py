@@ -11,7 +11,7 @@ from torch import Tensor
 
 from recipes.schema.augment import Augment
 from recipes.schema.model import is_tag
-from recipes.text import listed
+from recipes.text import listed, plural
 from resnet.net import ResNet
 from resnet.run_weights import ENDINGS, FINAL, weights_of
 from resnet.rundir.find import ROOT, find_run
@@ -94,7 +94,8 @@ def _head(
     if head.keys() != {*HEAD} or head["fc.weight"].shape[1:] != own["fc.weight"].shape[1:]:
         return head, ""
     if len(head["fc.weight"]) != len(own["fc.weight"]):
-        return {}, f"the classifier is new ({len(head['fc.weight'])} classes there, {len(own['fc.weight'])} here)"
+        counts = f"{plural(len(head['fc.weight']), 'class')} there, {len(own['fc.weight'])} here"
+        return {}, f"the classifier is new ({counts})"
     if not there or not here:
         return head, ""
     if there == here:

@@ -52,14 +52,21 @@ def _checkpoint(run_dir: Path, which: str) -> Path | None:
 
 
 def _no_weights(run_dir: Path, which: str, averaged_only: bool) -> str:
-    folder = run_dir / "checkpoints"
+    folder, final = run_dir / "checkpoints", (run_dir / FINAL).is_file()
     steps = ", ".join(str(step_of(path)) for path in reversed(newest_first(folder)))
-    have = f"a checkpoint's step ({steps})" if steps else "it has no checkpoint yet"
+    step = f"a checkpoint's step ({steps})"
     if averaged_only and which in ("best", "final"):
-        return f"{run_dir / FINAL} is the average (EMA), and the checkpoint it is of is not there any more: give {have}"
+        gone = f"{run_dir / FINAL} is the average (EMA), and the checkpoint it is of is not there any more"
+        return f"{gone}: give {step}" if steps else gone
+    if not steps:
+        return f"{run_dir} has no checkpoint " + (
+            f"{which!r}: give best or final" if final else "yet, and so no weights"
+        )
     if which == "final":
-        return f"{run_dir} has no {FINAL}, which a finished run leaves: give best, last or {have}"
-    return f"{run_dir} has no weights {which!r}: give best, last, final or a safetensors file; {have}"
+        return f"{run_dir} has no {FINAL}, which a finished run leaves: give best, last or {step}"
+    there = {"best": final or (folder / "best").is_file(), "last": True, "final": final}
+    names = ", ".join(name for name in there if there[name])
+    return f"{run_dir} has no weights {which!r}: give {names}, {step}, or a safetensors file"
 
 
 def has_average(run_dir: Path) -> bool:

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from recipes.errors import wording
 from recipes.load import digest
 from recipes.schema.model import Model
 from recipes.schema.recipe import Recipe
@@ -120,7 +121,7 @@ def _matters(key: str, value: Any) -> bool:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, ValidationError):
-        return "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+        return "; ".join(f"{'.'.join(map(str, one['loc']))}: {wording(one)}" for one in error.errors())
     return f"{type(error).__name__}: {error}"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterable
@@ -11,10 +10,11 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import AfterValidator, Field, StringConstraints, ValidationError, model_validator
 
+from recipes.errors import wording
 from recipes.keys import keep_spelling, kinds
 from recipes.load import parse_value
 from recipes.schema.fields import Count, Group
-from recipes.text import suggestion
+from recipes.text import show, suggestion
 from recipes.yaml12 import UNREADABLE, Loader
 
 FOLDER = Path(__file__).parent / "clusters"
@@ -219,6 +219,5 @@ def _describe(problem: dict[str, Any], values: dict[str, Any], origins: dict[str
     origin = origins.get(key, origin)
     if problem["type"] == "extra_forbidden":
         return f"unknown key slurm.{key} ({origin}): {suggestion(key, Profile.model_fields, count=1)}"
-    value = values[key] if isinstance(values[key], str) else json.dumps(values[key], default=str)
-    message = str(problem["ctx"]["error"]) if problem["type"] == "value_error" else problem["msg"]
-    return f"slurm.{key}={value} ({origin}): {message[0].lower()}{message[1:]}"
+    message = wording(problem)
+    return f"slurm.{key}={show(values[key])} ({origin}): {message[0].lower()}{message[1:]}"

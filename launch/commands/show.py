@@ -15,6 +15,7 @@ import yaml
 
 from launch.derived import follows
 from recipes.load import dump, load
+from recipes.text import plural
 from recipes.yaml12 import Loader
 
 WIDTH = 98
@@ -92,7 +93,7 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
         rows.append(("image size", sizes))
     if average := facts["ema"]:
         rescaled = f" ({average['stated']:g} rescaled)" if average["decay"] != average["stated"] else ""
-        rows.append(("EMA", f"keeps {average['decay']:.6g}{rescaled} every {average['every']} steps"))
+        rows.append(("EMA", f"keeps {average['decay']:.6g}{rescaled} every {plural(average['every'], 'step')}"))
     rows.append(("expected top-1", _expected(facts["expected"])))
     rows.append(("not checked yet", "the images, pretrained weights and the devices: training begins with that"))
     for title, text in rows:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from recipes.metric import METRICS
-from recipes.text import format_duration, labels, table
+from recipes.text import format_duration, labels, plural, table
 from resnet.rundir.files import write_atomic
 from resnet.rundir.find import ROOT
-from resnet.rundir.sweep.result_types import Setting, figure, goes_on, plural, shortened
+from resnet.rundir.sweep.result_types import Setting, figure, goes_on, shortened
 from resnet.rundir.sweep.results import Board, sweep_so_far
 
 LAST = "done"

@@ -14,6 +14,7 @@ from recipes.changes import differences, refuse_fixed
 from recipes.load import load_file
 from recipes.plan import Plan
 from recipes.schema.recipe import Recipe
+from recipes.text import show
 from resnet.checkpoint.commit import CheckpointError, digest_of, newest_valid, read_manifest
 from resnet.checkpoint.snapshot import read_rest
 from resnet.data.sources.registry import Source
@@ -165,7 +166,7 @@ def _continue_from_newest(start: Start, before: Recipe, recipe: Recipe) -> None:
         start.is_new = False
         refuse_fixed(start.changed, start.run_dir)
         start.checkpoint_digest = digest_of(start.checkpoint)
-    start.messages += [f"changed: {key} {before} -> {now}" for key, (before, now) in start.changed.items()]
+    start.messages += [f"changed: {key} {show(before)} -> {show(now)}" for key, (before, now) in start.changed.items()]
 
 
 def _from_path(path: Path, messages: list[str]) -> Path:

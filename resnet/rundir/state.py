@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import time
@@ -10,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from recipes.text import format_duration, labels
+from recipes.text import format_duration, labels, show
 from resnet.process.processes import is_alive
 from resnet.rundir.files import number
 from resnet.rundir.lease import read_lease
@@ -104,15 +103,7 @@ def _recipe(status: Mapping[str, Any]) -> str | None:
         return None
     differs = differs if isinstance(differs, dict) else {}
     short = labels(differs)
-    return " ".join(
-        [
-            name,
-            *(
-                f"{short[key]}={value if isinstance(value, str) else json.dumps(value)}"
-                for key, value in differs.items()
-            ),
-        ]
-    )
+    return " ".join([name, *(f"{short[key]}={show(value)}" for key, value in differs.items())])
 
 
 def signs_of_life(folder: Path, status: Mapping[str, Any], sent: bool, now: float) -> tuple[bool | None, float]:

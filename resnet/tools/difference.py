@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from recipes.changes import differences
 from recipes.schema.recipe import Recipe
+from recipes.text import show
 from resnet.checkpoint.commit import newest_first, read_manifest
 from resnet.rundir.evaluation import read_evaluation
 from resnet.rundir.metrics_log import INPUT_DIGEST, read_metrics
@@ -217,4 +218,4 @@ def _packed(parts: Sequence[str], head: str, width: int = 110, most: int = 4) ->
 
 
 def _text(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    return f"{value:.6g}" if isinstance(value, float) else show(value)

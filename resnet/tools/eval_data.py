@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from recipes.text import listed
+from recipes.text import listed, plural
 from resnet.build import build_data
 from resnet.data import imagenet
-from resnet.data.sources.given import Given, open_given
+from resnet.data.sources.given import Given, open_given, unmatched_text
 from resnet.data.sources.registry import Source, Subset
 from resnet.tools.trained import UNKNOWN, Trained
 
@@ -86,7 +86,7 @@ def _recipes(trained: Trained, outputs: int) -> EvalData:
     train, val = build_data(trained.recipe)
     classes = trained.classes or train.classes
     if len(train.classes) != outputs and not trained.classes:
-        raise ValueError(f"{trained.weights} is for {outputs} classes, and the data has {len(train.classes)}")
+        raise ValueError(f"{trained.weights} is for {plural(outputs, 'class')}, and the data has {len(train.classes)}")
     source, notes = _by_name(val, classes)
     return EvalData(source, classes, True, len(train), notes=notes)
 
@@ -121,18 +121,18 @@ def _given(trained: Trained, outputs: int, options: DataOptions) -> EvalData:
         classes, notes = _unnamed_classes(trained, outputs, options)
     given = _open(trained, classes, options)
     unmatched = given.unmatched
-    if unmatched and not options.known_only:
-        counts = listed([f"{name} ({count:,})" for name, count in unmatched.items()])
-        raise ValueError(
-            f"classes of the data that the network does not have, with their images: {counts}. "
-            "--known-only leaves them out"
-        )
     known = np.flatnonzero(given.labels >= 0)
-    without = len(given) - len(known) - sum(unmatched.values())
-    if not len(known) or without:
-        raise ValueError(f"{without or len(given):,} of the {len(given):,} images of --data have no label of a class")
+    if unmatched and not (options.known_only and len(known)):
+        raise ValueError(unmatched_text(given) + (". --known-only leaves them out" if len(known) else ""))
+    if without := len(given) - len(known) - sum(unmatched.values()):
+        some = "all" if without == len(given) else f"{without:,} of"
+        raise ValueError(
+            f"{some} {plural(len(given), 'image')} of --data are without a label: give a folder for each class, or a "
+            "list with a column of labels (--label-column)"
+        )
     if unmatched:
-        notes.append(f"left out: {sum(unmatched.values()):,} images of {len(unmatched)} classes unknown to the network")
+        left_out = plural(sum(unmatched.values()), "image"), plural(len(unmatched), "class")
+        notes.append(f"left out: {left_out[0]} of {left_out[1]} unknown to the network")
     source = given if len(known) == len(given) else Subset(given, known)
     return EvalData(source, classes, False, notes=(*notes, *given.notes))
 
@@ -174,15 +174,17 @@ def _by_real(found: EvalData, file: Path, notes: list[str]) -> EvalData:
                 f"found in {file}"
             )
         if not 1 <= int(number[1]) <= len(lists):
-            raise ValueError(f"--real: {file} has {len(lists):,} lists, and none for {source.describe(index)}")
+            raise ValueError(f"--real: {file} has {plural(len(lists), 'list')}, and none for {source.describe(index)}")
         if right := lists[int(number[1]) - 1]:
             kept.append(index)
             answers.append(right)
     if not kept:
-        raise ValueError(f"--real: {file} has no label for any of the {len(source):,} images")
+        raise ValueError(f"--real: {file} has no label for any of the {plural(len(source), 'image')}")
     most = max(map(len, answers))
     accepted = np.array([[*right, *[-1] * (most - len(right))] for right in answers], dtype=np.int64)
-    notes.append(f"ReaL: {len(kept):,} of {len(source):,} images have labels, {np.mean(accepted >= 0) * most:.2f} each")
+    notes.append(
+        f"ReaL: {len(kept):,} of {plural(len(source), 'image')} with labels, {np.mean(accepted >= 0) * most:.2f} each"
+    )
     return found._replace(source=Subset(source, np.array(kept)), accepted=accepted)
 
 

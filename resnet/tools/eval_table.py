@@ -7,7 +7,7 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from recipes.text import listed, table
+from recipes.text import listed, plural, table
 from resnet.tools.evaluate import Evaluation
 
 WORST = 30
@@ -81,7 +81,7 @@ def class_table(results: Sequence[Evaluation], width: int | None = None) -> list
         columns[heading] = [_percent(top1[name][index]) for name in shown]
     lines = table(columns, width, left=("class",))
     left_out = len(names) - len(shown)
-    return lines + ([f"and {left_out} classes that do better (--csv and --json have all)"] if left_out else [])
+    return lines + ([f"and {plural(left_out, 'better class')} (--csv and --json have all)"] if left_out else [])
 
 
 def _share(one: dict[str, Any] | None) -> float | None:

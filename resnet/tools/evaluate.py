@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import nn
 
 from recipes.schema.recipe import Recipe
+from recipes.text import plural
 from resnet.build import takes_cpu, together
 from resnet.data.batches import Batch
 from resnet.inference import count_logits, predict_logits
@@ -191,9 +192,9 @@ def _evaluate(group: list[_Subject], over_ranks: bool, watch: Watch) -> Iterator
         seen, results = _pass_over(group, over_ranks, watch)
     for subject, result in zip(group, results, strict=True):
         if not result["samples"]:
-            kind = "validation images" if subject.data.own else "images"
+            kind = "validation image" if subject.data.own else "image"
             error = OfAllRanks if over_ranks else ValueError
-            raise error(f"none of the {len(subject.data.source):,} {kind} could be read")
+            raise error(f"none of the {plural(len(subject.data.source), kind)} could be read")
         yield subject, _evaluation(subject, result, seen)
 
 

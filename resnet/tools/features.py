@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from resnet.checkpoint.commit import sha256_of
-from resnet.data.sources.given import open_given
+from resnet.data.sources.given import as_paths, open_given
 from resnet.data.sources.registry import Source, open_sources
 from resnet.inference import network_input
 from resnet.process.version import VERSION
@@ -108,7 +108,7 @@ def open_images(
 
     trained: with its classes `named`.
     """
-    paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
+    paths = as_paths(paths)
     if paths in (["train"], ["val"]):
         return OwnImages(open_sources(trained.recipe.data)[paths == ["val"]])
     return open_given(paths, trained.classes, columns, images, trained.recipe.data)

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from recipes.text import plural
 from resnet.data.sources.registry import evenly
 
 NEIGHBOURS, TEMPERATURE = 20, 0.07
@@ -39,8 +40,7 @@ def knn(file: Path, neighbours: int = NEIGHBOURS) -> Knn:
     """
     labels = _labels(file)
     labelled = np.flatnonzero(labels >= 0)
-    if len(labelled) < 2:
-        raise ValueError(f"{file} has labels for {len(labelled)} images: nearest neighbours need two or more")
+    check_labels(len(labelled))
     count = min(len(labelled), MOST_QUERIES)
     queries = torch.from_numpy(labelled[evenly(len(labelled), count)])
     asked = torch.cat([block[torch.isin(rows, queries)] for rows, block in _blocks(file)])
@@ -57,6 +57,12 @@ def knn(file: Path, neighbours: int = NEIGHBOURS) -> Knn:
     votes.scatter_add_(1, found.clamp(min=0), (best / TEMPERATURE).exp())
     right = (votes.argmax(1) == codes[queries]).sum().item()
     return Knn(100 * right / count, count, len(labelled))
+
+
+def check_labels(labelled: int) -> None:
+    """Raise ValueError where so few images have labels that no neighbour of theirs has one."""
+    if labelled < 2:
+        raise ValueError(f"--knn: {plural(labelled, 'image')} with a label, and nearest neighbours need two or more")
 
 
 def _labels(file: Path) -> np.ndarray:

@@ -13,7 +13,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from resnet.rundir.files import write_atomic
+from resnet.tools.output import open_output
 
 SIDE = 200
 """Width of a tile, and height of its picture, in pixels: four of them side by side are read on a phone."""
@@ -135,5 +135,6 @@ def _saved(page: Image.Image, path: Path | None) -> bytes:
     stream = io.BytesIO()
     page.save(stream, "PNG", optimize=True)
     if path is not None:
-        write_atomic(path, stream.getvalue())
+        with open_output(path) as file:
+            file.write(stream.getvalue())
     return stream.getvalue()

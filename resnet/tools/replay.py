@@ -14,6 +14,7 @@ from recipes.changes import differences, refuse_fixed
 from recipes.load import load, load_file
 from recipes.plan import Plan, make_plan
 from recipes.schema.recipe import Recipe
+from recipes.text import plural, show
 from resnet.build import build_data, build_order
 from resnet.checkpoint.commit import CheckpointError, name_of, newest_first, read_manifest, step_of
 from resnet.checkpoint.snapshot import read_rest
@@ -108,7 +109,7 @@ def replay(
         if dump_batches:
             _dump(steps, recipe, (train, val), rest, folder, tell)
         ranks = replay_run.ranks_here(recipe, plan.slots, rest["world_size"])
-        tell(f"training {_range(steps)} again on {ranks} rank{'s' * (ranks > 1)}")
+        tell(f"training {_range(steps)} again on {plural(ranks, 'rank')}")
         threads = read_provenance(run_dir).get("threads")
         words = replay_run.words_of(steps, plan, scratch, overrides, log_every)
         _train(words, ranks, threads, steps, scratch)
@@ -248,7 +249,7 @@ def _edited(run_dir: Path, trained_by: Recipe) -> list[str]:
     told = {key for attempt in attempts for key in attempt.get("changed") or {}}
     pairs = differences(trained_by, load_file(run_dir / "recipe.yaml").recipe)
     return [
-        f"recipe.yaml has been edited: {key} is {now}, and the checkpoint was trained by {before}"
+        f"recipe.yaml has been edited: {key} is {show(now)}, and the checkpoint was trained by {show(before)}"
         for key, (before, now) in pairs.items()
         if key not in told
     ]

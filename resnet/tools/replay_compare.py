@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 
 from recipes.plan import Plan
+from recipes.text import plural
 from resnet.checkpoint.commit import CheckpointError, read_manifest
 from resnet.checkpoint.snapshot import EMA, MODEL
 from resnet.data.order import Order
@@ -132,7 +133,7 @@ def changed_files(train: Source, order: Order, plan: Plan, steps: range, since: 
             f"{len(found)} of {looked_at} image files are newer than the training, as in a copy of the data: which of "
             "them hold other images cannot be told by their times"
         ]
-    more = [f"and {len(found) - _MOST_NAMED} more files"] if len(found) > _MOST_NAMED else []
+    more = [f"and {plural(len(found) - _MOST_NAMED, 'more file')}"] if len(found) > _MOST_NAMED else []
     return found[:_MOST_NAMED] + more
 
 

@@ -11,11 +11,14 @@ from recipes.load import Loaded, load, load_over, names
 from recipes.schema.recipe import Recipe
 from resnet.checkpoint.commit import newest_first
 from resnet.checkpoint.snapshot import EMA, MODEL
+from resnet.data.sources.given import LISTS
+from resnet.data.sources.image_folder import is_image
 from resnet.run_recipe import load_run_recipe
 from resnet.run_weights import ENDINGS, FINAL, has_average, weights_of
 from resnet.rundir.evaluation import class_names, read_evaluation
 from resnet.rundir.find import ROOT, find_run
-from resnet.weights_file import PREPARED, WeightsInfo, read_info
+from resnet.tools.weights import outputs_of
+from resnet.weights_file import PREPARED, WeightsInfo, read_info, read_weights
 
 UNKNOWN = "(not known)"
 """`data.train` and `data.val` of a recipe that is known by its weights alone."""
@@ -49,6 +52,10 @@ def find_trained(text: str, root: str | Path = ROOT, plain: bool = False, overri
     """
     path = Path(text).expanduser()
     if path.is_file():
+        if is_image(path.name) or path.name.lower().endswith(LISTS):
+            what = "an image" if is_image(path.name) else "a list of images"
+            give = "give a run or a file of weights there, and images behind it (`resnet eval`: as --data)"
+            raise ValueError(f"{text} is {what}: {give}")
         return _of_file(text, path, plain, overrides)
     if path.suffix in ENDINGS:
         raise ValueError(f"there is no file {text}: give weights ({', '.join(ENDINGS)}), or a run")
@@ -101,7 +108,23 @@ def _of_file(name: str, file: Path, plain: bool, overrides: Sequence[str]) -> Tr
         loaded = _described(info, file, overrides)
     else:
         raise ValueError(f"{file} does not say which network it is of: add recipe=NAME (`launch recipes` lists them)")
-    return Trained(name, file, loaded.recipe, info.classes if info else [], None, None, loaded.notes)
+    classes, notes = info.classes if info else [], [*loaded.notes]
+    if not classes and (run_dir := _run_of_recipe(overrides)) is not None and read_evaluation(run_dir):
+        found = class_names(run_dir)
+        if len(found) == outputs_of(read_weights(file), file):
+            classes = found
+            notes.append(f"{file} names no classes: those of {run_dir} are taken")
+    return Trained(name, file, loaded.recipe, classes, None, None, tuple(notes))
+
+
+def _run_of_recipe(overrides: Sequence[str]) -> Path | None:
+    """The run directory whose recipe `recipe=` names."""
+    path = next(
+        (Path(value).expanduser() for key, _, value in (word.partition("=") for word in overrides) if key == "recipe"),
+        Path(),
+    )
+    folder = path.parent if path.name == "recipe.yaml" else path
+    return folder if (folder / "recipe.yaml").is_file() else None
 
 
 def _described(info: WeightsInfo, file: Path, overrides: Sequence[str]) -> Loaded:

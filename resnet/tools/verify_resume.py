@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from recipes.load import load
+from recipes.text import plural
 from resnet.checkpoint.commit import newest_first, step_of
 from resnet.process.command_lines import TRAIN, accelerate_argv
 from resnet.process.processes import kill_all
@@ -53,7 +54,7 @@ def verify_resume(
             name: _command([*overrides, *fixed, f"run.root={folder}", f"run.name={name}"], ranks)
             for name in ("straight", "interrupted")
         }
-        tell(f"{recipe.name}: {steps} steps on {ranks} rank{'s' * (ranks > 1)}, without interruption")
+        tell(f"{recipe.name}: {steps} steps on {plural(ranks, 'rank')}, without interruption")
         _finish(commands["straight"], folder, "straight")
         for number, step in ((signal.SIGKILL, every), (signal.SIGTERM, 2 * every)):
             tell(f"the same, {signal.Signals(number).name} after step {step}")

@@ -11,6 +11,7 @@ from torch import nn
 
 from recipes.schema.model import Model
 from recipes.schema.recipe import Recipe
+from recipes.text import plural
 from resnet.data.batches import Batch, MicroBatches, validation_keys
 from resnet.data.loader import Loader, workers_per_rank
 from resnet.data.order import Order
@@ -63,7 +64,9 @@ def _network(
         tell(f"{weights}: {note}")
     there = outputs_of(tensors, weights)
     if classes not in (None, there):
-        raise ValueError(f"{weights} does not match this network: it is for {there} classes, and here are {classes}")
+        raise ValueError(
+            f"{weights} does not match this network: it is for {plural(there, 'class')}, and here are {classes}"
+        )
     _check(tensors, model, there, weights)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         network = build_model(model, there)

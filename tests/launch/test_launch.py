@@ -354,7 +354,7 @@ def test_image_sizes_ema_and_scaled_rates(launch):
     assert re.search(r"peak lr +0.25$", out, re.MULTILINE)
     assert "your changes may move it" in out
     out = launch("show", "recipe=finetune_resnet50", "ema={decay: 0.9}", "wandb.mode=off")[1]
-    assert "keeps 0.9 every 1 steps" in out
+    assert "keeps 0.9 every 1 step" in out
     assert "0.001, backbone 0.0001" in out
 
 

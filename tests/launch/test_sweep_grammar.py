@@ -254,10 +254,9 @@ def test_points_of_the_same_training_are_one_trial():
 def test_mistakes_of_all_trials_are_reported_once_with_their_number():
     sweep = from_words(["recipe=quickstart", "optimizer.lr=-1,0.1,x", "seed=0,1", "labl_smoothing=0.1"])
     assert mistakes(trials, sweep, grid(sweep)).splitlines() == [
-        "optimizer.lr=-1 (command line): input should be greater than 0 (in 2 of 6 trials)",
+        "optimizer.lr=-1 (command line): must be more than 0 (in 2 of 6 trials)",
         "unknown key labl_smoothing (command line): did you mean label_smoothing? (in 6 of 6 trials)",
-        "optimizer.lr=x (command line): input should be a valid number, unable to parse string as a number"
-        " (in 2 of 6 trials)",
+        "optimizer.lr=x (command line): must be a number (in 2 of 6 trials)",
     ]
     many = from_words(["recipe=quickstart", "optimizer.lr=range(-40,0)"])
     lines = mistakes(trials, many, grid(many)).splitlines()
@@ -505,7 +504,7 @@ def test_mistakes_of_a_file_come_together_and_the_trials_name_the_file(sweep_fil
     path = sweep_file("method: grid\nparameters:\n  dropout: {values: [0.1, 0.2]}\n  label_smothing: {value: 0.1}\n")
     sweep = from_file(path, ["recipe=quickstart", "optimizer.lr=-1"])
     assert mistakes(trials, sweep, grid(sweep)).splitlines() == [
-        "optimizer.lr=-1 (command line): input should be greater than 0 (in 2 of 2 trials)",
+        "optimizer.lr=-1 (command line): must be more than 0 (in 2 of 2 trials)",
         f"unknown key dropout ({path}:3) (in 2 of 2 trials)",
         f"unknown key label_smothing ({path}:4): did you mean label_smoothing? (in 2 of 2 trials)",
     ]

@@ -113,7 +113,7 @@ def test_weights_are_loaded_by_name_step_or_file(run):
     latest = run.load("latest").state_dict()
     assert all(map(torch.equal, run.load(run.status["step"]).state_dict().values(), latest.values()))
     assert all(map(torch.equal, run.load(run.path / "final.safetensors").parameters(), best.parameters()))
-    with pytest.raises(ValueError, match="give best, last, final or a safetensors file"):
+    with pytest.raises(ValueError, match=r"give best, last, final, a checkpoint.s step .*, or a safetensors file"):
         run.load("first")
 
 

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 import resnet
+from recipes.load import load
 from resnet.tools.cli import main
-from resnet.tools.difference import Parting, _data_of, parting_of, told_parting
+from resnet.tools.difference import Parting, _data_of, described, diff_recipes, parting_of, told_parting
 from tests.helpers import TINY, train
 
 WORDS = [*TINY, "epochs=1", "data.per_class=8"]
@@ -80,6 +81,27 @@ def test_recipes_alone(capsys):
         "recipe       model.name resnet50 | resnet101",
     ]
     assert diff(capsys, "recipe=quickstart", "recipe=quickstart").endswith("recipe       the same\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("ema.decay=0.98", "ema.decay null | 0.98"),
+        ("ema.every=2 ema.decay=0.9999", "ema.every null | 2"),
+        ("ema={}", "ema null | {}"),
+        ("optimizer.name=adamw", "optimizer.name sgd | adamw"),
+        (
+            "optimizer.name=adamw optimizer.betas=[0.9,0.99]",
+            "optimizer.name sgd | adamw; optimizer.betas null | [0.9, 0.99]",
+        ),
+        ("channels_last=false", "channels_last true | false"),
+    ],
+)
+def test_of_a_group_that_comes_what_is_not_its_default_is_told_in_the_words_of_recipes(words, told):
+    one, other = load(["recipe=quickstart"]).recipe, load(["recipe=quickstart", *words.split()]).recipe
+    assert described(diff_recipes(("one", "other"), (one, other)))[1:] == [f"recipe       {told}"]
+    back = described(diff_recipes(("other", "one"), (other, one)))[1]
+    assert back.count(" | ") == told.count(" | ")
 
 
 def test_a_run_and_a_recipe(folder, capsys):

@@ -284,6 +284,8 @@ def test_a_file_by_itself(finished, foreign, tmp_path, capsys):
     assert "x.safetensors" in said
     said = mistake(capsys, alone, "recipe=quickstart", "--data", finished.images)
     assert "is of another network: block basic, layers [1,1,1]; here: resnet18. It needs model.name=null" in said
+    picture = next(finished.images.glob("*/*.jpg"))
+    assert f"{picture} is an image: give a run or a file of weights there" in mistake(capsys, picture, finished.run)
     assert "there is no file nowhere.pth" in mistake(capsys, "nowhere.pth")
 
 
@@ -294,6 +296,8 @@ def test_mistakes(finished, tmp_path, capsys):
     assert "is of another network: layers [1,1,1]; here: layers [1,1,2]. It needs model.layers=[1,1,1]" in said
     assert "give one recipe" in mistake(capsys, run, "recipe=quickstart")
     assert "no weights 'step-7': give best, last, final" in mistake(capsys, f"{run}@step-7")
+    for words in (["data.source=image_folder", f"data.val={finished.images}"], [f"data.val={finished.images}"]):
+        assert mistake(capsys, run, *words).endswith("\nTo evaluate on other images give them as --data PATH\n")
     assert "give a run, or a file of weights" in mistake(capsys, "eval.flip=true")
     assert "give a file that ends in .csv" in mistake(capsys, run, "--csv", "other")
     assert "which --data names" in mistake(capsys, run, "--known-only")
@@ -302,6 +306,11 @@ def test_mistakes(finished, tmp_path, capsys):
     assert "has no final.safetensors, which a finished run leaves" in mistake(capsys, f"{run}@final")
     (run / "checkpoints" / "best").write_text("step-00000030")
     assert figures(evaluate(capsys, run)[0])[4] == 40, "of a run that is not finished: its best checkpoint"
+    shutil.rmtree(run / "checkpoints")
+    for name in (run, f"{run}@last", f"{run}@step-7"):
+        assert f"{run} has no checkpoint yet, and so no weights\n" in mistake(capsys, name)
+    shutil.copy(finished.run / "final.safetensors", run)
+    assert "has no checkpoint 'last': give best or final" in mistake(capsys, f"{run}@last")
 
 
 # Against what the recipe is known to reach
@@ -344,7 +353,7 @@ def test_unreadable_images_are_named_and_counted_and_move_no_other(finished, ima
     shutil.rmtree(images)
     (images / "ring").mkdir(parents=True)
     (images / "ring" / "a.jpg").write_bytes(b"")
-    assert "none of the 1 images could be read" in mistake(capsys, finished.run, "--data", images)
+    assert "none of the 1 image could be read" in mistake(capsys, finished.run, "--data", images)
 
 
 @pytest.mark.parametrize("cache", ["none", "device"])
@@ -443,17 +452,20 @@ def test_a_list_with_labels(finished, images, tmp_path, capsys):
     (tmp_path / "list.csv").write_text("\n".join(lines))
     words = ["--data", tmp_path / "list.csv", "--images", images]
     assert evaluate(capsys, finished.run, *words)[0]["loss"] == pytest.approx(finished.evaluation["loss"], rel=1e-6)
+    assert "list.csv is read here" in mistake(capsys, finished.run, *words, "--csv", tmp_path / "list.csv")
+    own = ["data.source=csv", f"data.train={tmp_path}/list.csv", f"data.val={tmp_path}/list.csv"]
+    assert "list.csv is read here" in mistake(capsys, finished.run, *own, "--csv", tmp_path / "list.csv")
 
 
 def test_unknown_classes_are_refused_or_left_out(finished, images, capsys):
     (images / "ring").rename(images / "zebra")
     said = mistake(capsys, finished.run, "--data", images)
-    assert "classes of the data that the network does not have, with their images: zebra (4)" in said
+    assert "1 class of the data is none of the network's: zebra (4)" in said
     assert "--known-only leaves them out" in said
     main(["eval", str(finished.run), "--data", str(images), "--known-only", "--json"])
     out, err = capsys.readouterr()
     assert json.loads(out)[0]["samples"] == 36
-    assert "left out: 4 images of 1 classes" in err
+    assert "left out: 4 images of 1 class unknown" in err
     data = json.dumps({"source": "image_folder", "train": str(images), "val": str(images)})
     assert "classes of the data that the network does not have: zebra" in mistake(capsys, finished.run, f"data={data}")
 
@@ -479,7 +491,7 @@ def test_reassessed_labels(finished, images, tmp_path, capsys):
     (tmp_path / "real.json").write_text("{}")
     assert "no list of lists" in mistake(capsys, *words)
     (tmp_path / "real.json").write_text("[[1]]")
-    assert "has 1 lists, and none for" in mistake(capsys, *words)
+    assert "has 1 list, and none for" in mistake(capsys, *words)
     assert "is not named as ILSVRC2012_val_" in mistake(capsys, finished.run, "--real", tmp_path / "real.json")
 
 
@@ -492,7 +504,7 @@ def test_python_gives_all_of_it(finished, images):
     (images / "ring").rename(images / "zebra")
     [only] = resnet.evaluate([resnet.Run("r", finished.root)], data=images, only_present=True, known_only=True)
     assert (only.answered, only.samples) == (9, 36)
-    with pytest.raises(ValueError, match="4 of the 4 images of --data have no label"):
+    with pytest.raises(ValueError, match="all 4 images of --data are without a label: give a folder for each class"):
         resnet.evaluate(["r"], data=images / "dots", root=finished.root)
     found = resnet.Run("r", finished.root).evaluate(30)
     [same] = resnet.evaluate(["r@30"], root=finished.root)

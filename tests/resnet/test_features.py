@@ -89,7 +89,7 @@ def test_images_that_cannot_be_read_are_left_out_and_unknown_labels_empty(finish
     features(finished.run, folder, tmp_path / "f.parquet")
     out, err = capsys.readouterr()
     assert "19 images" in out
-    assert "1 could not be read and are left out" in out
+    assert "1 could not be read and is left out" in out
     assert f"cannot read {folder}/ring/0000.jpg: the file is empty" in err
     rows = {row["id"]: row for row in pq.read_table(tmp_path / "f.parquet").to_pylist()}
     assert (rows["caf\\xe9.jpg"]["label"], rows["zebra/0000.jpg"]["label"]) == (None, "zebra")
@@ -128,7 +128,7 @@ def test_an_interrupted_command_goes_on_to_the_same_bytes(finished, small_parts,
     assert not (tmp_path / "f.parquet").exists()
     capsys.readouterr()
     features(*words, tmp_path / "f.parquet")
-    assert "12 of 20 images were done before" in capsys.readouterr().err
+    assert "12 of 20 images done before" in capsys.readouterr().err
     assert (tmp_path / "f.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["f.parquet", "whole.parquet"]
     assert pq.ParquetFile(tmp_path / "f.parquet").num_row_groups == 4
@@ -151,14 +151,25 @@ def test_mistakes(finished, tmp_path, capsys):
     assert "layer fc is none of avgpool, layer4" in mistake(capsys, finished.run, finished.images, out, "--layer", "fc")
     assert "there is no folder" in mistake(capsys, finished.run, finished.images, tmp_path / "no" / "f.parquet")
     assert "there is no nowhere" in mistake(capsys, finished.run, "nowhere", out)
+    flat = shutil.copytree(finished.images / "ring", tmp_path / "flat")
+    assert "--knn: 0 images with a label" in mistake(capsys, finished.run, flat, out, "--knn")
+    assert not out.exists()
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "a.png").write_bytes(b"")
     assert "none of the images could be read" in mistake(capsys, finished.run, tmp_path / "broken", out)
-    pq.write_table(pa.table({"image": [1]}), out)
+    image = (finished.images / "ring" / "0000.jpg").read_bytes()
+    pq.write_table(pa.table({"image": [{"bytes": image, "path": None}]}), out)
+    assert "is read here, and would be written over" in mistake(capsys, finished.run, out, out)
     assert "was not written by `resnet features`" in mistake(capsys, finished.run, finished.images, out)
     other = tmp_path / "g.parquet"
     with filelock.FileLock(tmp_path / ".g.parquet.lock"):
         assert "another command is writing" in mistake(capsys, finished.run, finished.images, other)
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder in which nobody can write")
+def test_a_folder_that_takes_no_file_is_told_of_at_once(finished, capsys):
+    said = mistake(capsys, finished.run, finished.images, "/proc/f.parquet")
+    assert "/proc/f.parquet: no file can be made in /proc: No such file or directory" in said
 
 
 def test_from_python(finished, tmp_path):
@@ -202,5 +213,5 @@ def test_nearest_neighbours_vote_as_if_counted_one_by_one(tmp_path, monkeypatch,
     monkeypatch.setattr("resnet.tools.knn.MOST_QUERIES", 3)
     assert knn(tmp_path / "f.parquet").queries == 3
     pq.write_table(table.slice(0, 1), tmp_path / "f.parquet")
-    with pytest.raises(ValueError, match="labels for 1 images"):
+    with pytest.raises(ValueError, match="--knn: 1 image with a label"):
         knn(tmp_path / "f.parquet")

@@ -142,7 +142,7 @@ def test_numeric_labels_are_positions_where_no_name_is_a_number(folder):
     assert labels_by_id(found) == {"a.png": "dog", "cat/a.png": "cat", "dog/1.png": None}
     assert "positions in the list of classes" in found.notes[0]
     assert open_given(file, classes=["1", "0"]).labels.tolist() == [0, 1, -1]
-    assert open_given(file, classes=["cat"]).unmatched == {"0": 1, "1": 1}
+    assert open_given(file, classes=["cat"]).unmatched == {"1": 1}
 
 
 def test_text_files_hold_a_path_a_line(folder, monkeypatch):

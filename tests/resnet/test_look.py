@@ -1,5 +1,6 @@
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -130,9 +131,14 @@ def test_the_command_draws_and_tells(run, tmp_path, capsys):
     assert Path(first["file"]).is_file()
 
 
-def test_a_recipe_is_looked_at_without_a_run(tiny, tmp_path, capsys):
+def test_a_recipe_is_looked_at_without_a_run(tiny, shapes, tmp_path, capsys):
     main(["look", *tiny, "--count", "3", "--out", str(tmp_path / "a.png")])
     assert "quickstart, step 1 (epoch 0.10): the first 3 of 16 images\n" in capsys.readouterr().out
+    own = shutil.copy(tmp_path / "a.png", shapes)
+    with pytest.raises(SystemExit, match="2"):
+        main(["look", *tiny, "--count", "3", "--out", str(own)])
+    assert f"--out {own} is read here, and would be written over" in capsys.readouterr().err
+    Path(own).unlink()
 
 
 def test_other_data_is_told(run, shapes, tmp_path, capsys):

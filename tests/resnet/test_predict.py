@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import resnet
 from recipes.load import dump, load
@@ -87,7 +88,8 @@ def test_predictions_are_those_that_the_run_evaluated(finished, tmp_path, capsys
 def test_images_are_predicted_in_sorted_order_whatever_the_batch(finished, images, tmp_path, capsys):
     rows = predict(finished.run, images, tmp_path / "out.csv")
     assert [file for file, _, _ in rows] == ["a/10.jpg", "a/9.JPG", "a/b/c.webp", "b.png"]
-    assert capsys.readouterr().err == f"4 images in {tmp_path / 'out.csv'}\n"
+    unknown = "no class of the data is one of the network's: a (3)"
+    assert capsys.readouterr().err == f"{unknown}\n4 images in {tmp_path / 'out.csv'}\n"
     one_by_one = predict(finished.run, images, tmp_path / "out.csv", "--batch-size", "1")
     assert [row[:2] for row in one_by_one] == [row[:2] for row in rows]
     assert [float(row[2]) for row in one_by_one] == pytest.approx([float(row[2]) for row in rows], abs=2e-6)
@@ -117,6 +119,19 @@ def test_other_weights_of_the_run(finished, images, tmp_path):
     assert step != predict(first / "model.safetensors", images, tmp_path / "a.csv")
 
 
+def test_a_file_that_names_no_classes_has_those_of_the_run_whose_recipe_is_given(finished, images, tmp_path, capsys):
+    save_file(load_file(finished.run / "final.safetensors"), tmp_path / "bare.safetensors")
+    expected = predict(finished.run, images, tmp_path / "out.csv")
+    for recipe in (finished.run, finished.run / "recipe.yaml"):
+        assert predict(tmp_path / "bare.safetensors", images, tmp_path / "out.csv", f"recipe={recipe}") == expected
+    assert f"bare.safetensors names no classes: those of {finished.run} are taken" in capsys.readouterr().err
+    other = shutil.copytree(finished.run, tmp_path / "other")
+    names = {"classes": finished.evaluation["classes"][:9]}
+    (other / "evaluation.json").write_text(json.dumps(finished.evaluation | names))
+    rows = predict(tmp_path / "bare.safetensors", images, tmp_path / "out.csv", f"recipe={other}")
+    assert {label for _, label, _ in rows} <= {str(number) for number in range(10)}
+
+
 def test_a_broken_image_has_a_row_without_a_label(finished, images, tmp_path, capsys):
     whole = predict(finished.run, images, tmp_path / "out.csv", "--batch-size", "2")
     (images / "a" / "12.jpg").write_bytes((images / "a" / "10.jpg").read_bytes()[:300])
@@ -130,11 +145,35 @@ def test_a_broken_image_has_a_row_without_a_label(finished, images, tmp_path, ca
     assert err.endswith(f"6 images in {tmp_path / 'out.csv'}; 2 could not be read and have no label\n")
 
 
+@pytest.mark.parametrize(
+    ("labels", "told"),
+    [
+        (["ring", "zebra"], "1 class of the data is none of the network's: zebra (1)"),
+        (["bear", "zebra"], "no class of the data is one of the network's: bear (1), zebra (1)"),
+        (["3", "12"], "1 class of the data is none of the network's: 12 (1); numbers are positions from 0 to 9"),
+        (["11", "12"], "no class of the data is one of the network's: 11 (1), 12 (1)"),
+    ],
+)
+def test_labels_that_the_network_does_not_know_are_told(finished, images, tmp_path, capsys, labels, told):
+    lines = (f"images/{name},{label}\n" for name, label in zip(("b.png", "a/10.jpg"), labels, strict=True))
+    (tmp_path / "list.csv").write_text(f"file,label\n{''.join(lines)}")
+    main(["predict", str(finished.run), str(tmp_path / "list.csv")])
+    err = capsys.readouterr().err
+    assert told in err.splitlines()
+    assert ("1 labelled image right" in err) == told.startswith("1 class")
+    with pytest.raises(SystemExit):
+        main(["eval", str(finished.run), "--data", str(tmp_path / "list.csv")])
+    leaves = ". --known-only leaves them out" if told.startswith("1 class") else ""
+    assert capsys.readouterr().err == f"resnet eval: {told}{leaves}\n"
+
+
 def test_only_the_first_of_many_broken_images_are_listed(finished, tmp_path, capsys):
     for number in range(25):
         (tmp_path / f"{number:02}.png").write_bytes(b"")
-    rows = predict(finished.run, tmp_path, tmp_path / "out.csv")
-    assert len(rows) == 25
+    words = ["predict", finished.run, tmp_path, "--csv", tmp_path / "out.csv"]
+    with pytest.raises(SystemExit, match="1"):
+        main([str(word) for word in words])
+    assert len(table(tmp_path / "out.csv")) == 26
     lines = capsys.readouterr().err.splitlines()
     assert sum("cannot read" in line and line.endswith("empty") for line in lines) == 20
     assert "warning: 5 more cannot be read" in lines
@@ -252,13 +291,18 @@ def test_columns_that_say_nothing(text, message):
         parse_columns(text, ["a"])
 
 
-def test_ranked_columns(finished, images, tmp_path):
+def test_ranked_columns(finished, images, tmp_path, capsys):
     predict(finished.run, images, tmp_path / "out.csv", "--top", "3")
     header, *rows = table(tmp_path / "out.csv")
     assert header[3:] == ["label_2", "probability_2", "label_3", "probability_3"]
     for row in rows:
         assert float(row[2]) >= float(row[4]) >= float(row[6])
         assert len({row[1], row[3], row[5]}) == 3
+    for words in (["--top", "99"], ["--columns", "file,label,probability,top99"]):
+        capsys.readouterr()
+        predict(finished.run, images, tmp_path / "out.csv", *words)
+        assert "99 classes an image are asked for, and the network has 10: all are told" in capsys.readouterr().err
+    assert len(table(tmp_path / "out.csv")[1][3].split()) == 10
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="file names there are text")
@@ -301,6 +345,8 @@ def test_mistakes_leave_the_old_csv(finished, run, images, tmp_path, capsys):
     assert "nothing matches" in mistake(capsys, "predict", run, f"{images}/*.gif", "--csv", out)
     assert "--batch-size 0" in mistake(capsys, *arguments, "--batch-size", "0")
     assert "--top 0" in mistake(capsys, *arguments, "--top", "0")
+    assert "--columns says which classes are told" in mistake(capsys, *arguments, "--top", "3", "--columns", "id,label")
+    assert "give a file that ends in .png" in mistake(capsys, "predict", run, images, "--grid", tmp_path / "g.jpg")
     assert "leave out --csv" in mistake(capsys, *arguments, "--json")
     assert "device tpu is none of" in mistake(capsys, *arguments, "--device", "tpu")
     assert "device meta is none of" in mistake(capsys, *arguments, "--device", "meta")
@@ -314,10 +360,30 @@ def test_mistakes_leave_the_old_csv(finished, run, images, tmp_path, capsys):
 
 
 def test_the_place_of_the_csv_is_checked_first(finished, images, tmp_path, capsys):
-    for option in ("--csv", "--grid"):
+    for option, name in (("--csv", "out.csv"), ("--grid", "out.png")):
         arguments = ["predict", finished.run, images, option]
-        assert "there is no folder" in mistake(capsys, *arguments, tmp_path / "missing" / "out.csv")
+        assert "there is no folder" in mistake(capsys, *arguments, tmp_path / "missing" / name)
         assert "is a folder" in mistake(capsys, *arguments, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("given", "option", "out"),
+    [
+        ("list.csv", "--csv", "list.csv"),
+        ("list.csv", "--csv", "link.csv"),
+        ("*.csv", "--csv", "images/../list.csv"),
+        ("list.csv", "--grid", "images/b.png"),
+        ("images", "--grid", "link.png"),
+    ],
+)
+def test_what_is_read_is_not_written_over(finished, images, tmp_path, capsys, given, option, out):
+    (tmp_path / "list.csv").write_text(f"file\n{images}/b.png\n")
+    (tmp_path / "link.csv").symlink_to("list.csv")
+    os.link(images / "b.png", tmp_path / "link.png")
+    before = (tmp_path / out).read_bytes()
+    said = mistake(capsys, "predict", finished.run, tmp_path / given, option, tmp_path / out)
+    assert f"{option} {tmp_path / out} is read here" in said
+    assert (tmp_path / out).read_bytes() == before
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
@@ -421,5 +487,16 @@ def test_predictions_come_as_they_are_asked_for(finished, tmp_path):
     listed.write_text(f"file,label\n{first.file},{first.true}\n")
     (again,) = run.predict(listed, top=2, batch_size=2, device="cpu")
     assert (again.id, again.label, again.true) == (first.file, first.label, first.true)
+    with Image.open(first.file) as picture:
+        array = np.asarray(picture)
+        for call in (run.predict, run.features, lambda images: resnet.evaluate([run], data=images)):
+            for given, kind in (
+                (picture, "JpegImageFile"),
+                ([picture], "JpegImageFile"),
+                (array, "ndarray"),
+                (b"x", "int"),
+            ):
+                with pytest.raises(ValueError, match=f"images are given as paths .* of type {kind}"):
+                    call(given)
     with pytest.raises(ValueError, match="batch_size=0"):
         run.predictions(finished.images, batch_size=0)

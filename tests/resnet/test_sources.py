@@ -181,7 +181,7 @@ def test_csv_images_elsewhere_and_first_columns(tmp_path):
         ("file,label\na.jpg,x\na.jpg,\n", {}, "line 3 has no label"),
         ("file,label\na.jpg,x\n\na.jpg\n", {}, "line 4 has no label"),
         ("file,label\n,x\n", {}, "line 2 has no file name"),
-        ("file,label\na.jpg,x\nb.jpg,x\nc/d.jpg,x\n", {}, "2 of the 3 images.*b.jpg, c/d.jpg"),
+        ("file,label\na.jpg,x\nb.jpg,x\nc/d.jpg,x\n", {}, "2 of 3 images.*b.jpg, c/d.jpg"),
         ("file,label\n", {}, "no rows"),
         ("file,label\na.jpg,\xff".encode("latin1"), {}, "UTF-8"),
     ],
@@ -295,7 +295,7 @@ def test_mistakes_in_hugging_face_sets(parquet, tmp_path, datasets, monkeypatch)
     assert "'kind'" in message(label_column="'kind'")
     assert "cow" in message(val=f"{tmp_path}/cow.parquet", label_column="kind")
     rows(datasets, [1], [None], datasets.Value("string")).to_parquet(tmp_path / "null.parquet")
-    assert "1 rows have no kind" in message(train=f"{tmp_path}/null.parquet", label_column="kind")
+    assert "1 row without kind" in message(train=f"{tmp_path}/null.parquet", label_column="kind")
     write(tmp_path / "broken.parquet", b"PAR1 nothing")
     assert "cannot be read" in message(train=f"{tmp_path}/broken.parquet")
     (tmp_path / "bare").mkdir()

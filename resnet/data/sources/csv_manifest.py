@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from recipes.schema.data import CsvData
-from recipes.text import listed
+from recipes.text import listed, plural
 from resnet.data.sources.files import Files, existing
 
 
@@ -50,9 +50,9 @@ def _read(data: CsvData, path: str, key: str) -> _Manifest:
         label_at = _column(columns, data.label_column, 1, where, "data.label_column")
         names, labels = _rows(rows, file_at, label_at, where)
     if missing := list(missing_below(root, names)):
-        raise ValueError(
-            f"{key}: {len(missing)} of the {len(names)} images in {file} are not in {root}: {listed(missing)}"
-        )
+        some = f"{len(missing):,} of {plural(len(names), 'image')} in {file}"
+        are = "is" if len(missing) == 1 else "are"
+        raise ValueError(f"{key}: {some} {are} not in {root}: {listed(missing)}")
     return _Manifest(root, names, labels)
 
 

@@ -13,13 +13,14 @@ import numpy as np
 import torch
 
 from recipes.schema.data import CsvData, Data, HuggingFaceData
-from recipes.text import listed
+from recipes.text import listed, plural
 from resnet.data.sources.files import Files, Names, expanded
 from resnet.data.sources.huggingface import open_given_rows
 from resnet.data.sources.image_folder import EXTENSIONS, is_image, leads_up
 from resnet.data.sources.lists import Columns, Labels, read_list
 
-_LISTS = (".csv", ".tsv", ".txt", ".lst", ".list")
+LISTS = (".csv", ".tsv", ".txt", ".lst", ".list")
+"""Endings of lists of images."""
 
 
 class _Part(NamedTuple):
@@ -40,13 +41,14 @@ class Given:
         self._parts = parts
         self._starts = [0, *np.cumsum([len(part.source) for part in parts]).tolist()]
         texts = dict.fromkeys(text for part in parts for text in part.source.classes)
-        self._numeric = classes is not None and _are_numbers(texts, classes)
+        self.numeric = classes is not None and _are_numbers(texts, classes)
+        """Whether the labels are positions in the list of classes."""
         self.classes = list(texts) if classes is None else classes
         self.notes = notes
         """What the user should know of how things were matched, a line each."""
         number = {name: at for at, name in enumerate(self.classes)}
-        if self._numeric:
-            number = {text: int(text) for text in texts}
+        if self.numeric:
+            number = {text: int(text) for text in texts if int(text) < len(self.classes)}
             notes.append("the labels are numbers, taken as positions in the list of classes, from 0")
         self.unmatched: dict[str, int] = {}
         """Names of classes in the data that `classes` lacks, with the number of their images."""
@@ -81,8 +83,8 @@ class Given:
 
     def label_name(self, index: int) -> str | None:
         """An image's label by name, also one that `classes` lacks; None where it has none."""
-        if self._numeric:
-            return self.classes[self.labels[index]] if self.labels[index] >= 0 else None
+        if self.numeric and self.labels[index] >= 0:
+            return self.classes[self.labels[index]]
         part, at = self._at(index)
         label = int(part.source.labels[at])
         return None if label < 0 else part.source.classes[label]
@@ -115,14 +117,14 @@ def open_given(
     labelled by the names of its folders), a pattern as `photos/**/*.jpg`, a CSV file (a file name and perhaps a label a
     row), a .txt with a path a line, a .parquet file, or a folder of these or of save_to_disk.
 
-    classes: of the network: labels become indices into them, by name, or by number where all are numbers below their
-    count and none is a name. None: the data's own. columns: of a CSV file, those of file names and labels, by name or
-    position from 1. images: folder that the names in a list start from; None: the list's.
+    classes: of the network: labels become indices into them, by name, or by number where all are numbers, some of them
+    below their count, and none is a name. None: the data's own. columns: of a CSV file, those of file names and labels,
+    by name or position from 1. images: folder that the names in a list start from; None: the list's.
     like: a recipe's data, whose columns and split are taken where these have them.
     Raises ValueError for paths that are not there and lists that cannot be read. A listed file that is not there is an
     image that cannot be read.
     """
-    given = [os.path.expanduser(path) for path in ([paths] if isinstance(paths, (str, Path)) else paths)]
+    given = [os.path.expanduser(path) for path in as_paths(paths)]
     if not given:
         raise ValueError("no images are given")
     names = [name for path in given for name in _expanded(path)]
@@ -132,6 +134,35 @@ def open_given(
     notes: list[str] = []
     opening = _Opening(Columns(*(columns or ())), root, like, alone=names == given and len(names) == 1, notes=notes)
     return Given(list(opening.parts(names)), classes, notes)
+
+
+def as_paths(given: Any) -> list[str]:
+    """A path, or several, as a list. Raises ValueError for images themselves."""
+    several = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
+    if wrong := [one for one in several if not isinstance(one, (str, os.PathLike))]:
+        kind = type(wrong[0]).__name__
+        raise ValueError(f"images are given as paths (of files, folders or lists), and this is of type {kind}")
+    return [os.fspath(one) for one in several]
+
+
+def files_read(paths: Iterable[str | Path], source: Any = None) -> Iterator[str]:
+    """The files that images come from: what the paths are or match, parquet files below folders, and the images.
+
+    source: opened from the paths; None: their images do not matter.
+    """
+    for name in (name for path in paths for name in _expanded(os.path.expanduser(path))):
+        if not os.path.isdir(name):
+            yield name
+        elif _holds_rows(Path(name)):
+            yield from map(str, Path(name).rglob("*.parquet"))
+    if source is not None:
+        yield from map(source.describe, range(len(source)))
+
+
+def files_of(data: Data, source: Any = None) -> Iterator[str]:
+    """The same of a recipe's data."""
+    places = (data.train, data.val, *data.paths().values())
+    return files_read([str(expanded(path)) for path in places if path], source)
 
 
 class _Opening(NamedTuple):
@@ -150,7 +181,7 @@ class _Opening(NamedTuple):
         for name in names:
             if not os.path.exists(name):
                 raise ValueError(f"there is no {name}: give a folder of images, or an image")
-            if not os.path.isdir(name) and not name.lower().endswith((*_LISTS, ".parquet")):
+            if not os.path.isdir(name) and not name.lower().endswith((*LISTS, ".parquet")):
                 files.append(name)
                 continue
             if files:
@@ -166,7 +197,7 @@ class _Opening(NamedTuple):
 
     def _part(self, name: str) -> _Part:
         soft = Columns(self.like.file_column, self.like.label_column) if isinstance(self.like, CsvData) else Columns()
-        if name.lower().endswith(_LISTS) and not os.path.isdir(name):
+        if name.lower().endswith(LISTS) and not os.path.isdir(name):
             read = read_list(Path(name), self.columns, self.images, soft)
             self.notes.extend(read.notes)
             return _Part(read.files, read.ids)
@@ -232,11 +263,17 @@ def _are_numbers(texts: Iterable[str], classes: list[str]) -> bool:
     return (
         bool(texts)
         and not set(texts) & set(classes)
-        and all(text.isdecimal() and int(text) < len(classes) for text in texts)
+        and all(text.isdecimal() for text in texts)
+        and any(int(text) < len(classes) for text in texts)
     )
 
 
 def unmatched_text(given: Given) -> str:
-    """The classes that the data has and the network has not, for a message."""
-    counts = [f"{name} ({count:,})" for name, count in given.unmatched.items()]
-    return f"{len(counts)} classes of the data are none of the network's: {listed(counts)}"
+    """What to say of the classes that the data has and the network has not: which, and of how many images."""
+    counts = listed([f"{name} ({count:,})" for name, count in given.unmatched.items()])
+    if not (given.labels >= 0).any():
+        return f"no class of the data is one of the network's: {counts}"
+    one = len(given.unmatched) == 1
+    numbers = f"; numbers are positions from 0 to {len(given.classes) - 1}" if given.numeric else ""
+    what = f"{plural(len(given.unmatched), 'class')} of the data {'is' if one else 'are'}"
+    return f"{what} none of the network's: {counts}{numbers}"

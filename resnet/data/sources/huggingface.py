@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from recipes.schema.data import HuggingFaceData
-from recipes.text import listed
+from recipes.text import listed, plural
 from resnet.data.decode import BrokenImage
 from resnet.data.sources.files import existing, expanded
 
@@ -196,7 +196,7 @@ def _labels(rows: Any, name: str | None, where: str) -> tuple[list[str], np.ndar
     column = _column(rows, name, datasets.ClassLabel, "data.label_column")
     values = rows.select_columns([column]).with_format("arrow")[:][column]
     if values.null_count:
-        raise ValueError(f"{where}: {values.null_count} rows have no {column}")
+        raise ValueError(f"{where}: {plural(values.null_count, 'row')} without {column}")
     distinct, index = np.unique(values.to_numpy(), return_inverse=True)
     feature = rows.features[column]
     if isinstance(feature, datasets.ClassLabel) and feature.names:

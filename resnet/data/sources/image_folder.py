@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from recipes.schema.data import ImageFolderData
-from recipes.text import listed
+from recipes.text import listed, plural
 from resnet.data.sources.files import Files, existing
 
 _SHAPE = "It should hold one folder a class, as in train/dog/1.jpg."
@@ -50,7 +50,7 @@ def read_folder(root: Path, key: str, classes: list[str] | None = None) -> Files
     with ThreadPoolExecutor(_THREADS) as pool:
         names = list(pool.map(lambda folder: sorted(images_below(root, folder)), folders))
     if not folders:
-        what = f"{loose} images, but no folder for each class" if loose else "no folders of images"
+        what = f"{plural(loose, 'image')}, but no folder for each class" if loose else "no folders of images"
         flat = " (for a flat validation folder give data.val_labels)" if loose and key == "data.val" else ""
         raise ValueError(f"{key}: {root} holds {what}{flat}")
     known = set(classes or ())

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from recipes.text import did_you_mean, near
+from recipes.text import did_you_mean, near, plural
 from resnet.data.sources.csv_manifest import missing_below, natural, open_rows
 from resnet.data.sources.files import Files, Names
 from resnet.data.sources.image_folder import EXTENSIONS, is_image
@@ -175,7 +175,7 @@ def _with_extensions(root: Path, ids: Names, notes: list[str]) -> Names:
     if not endings:
         return ids
     kinds = ", ".join(f"*{ending}" for ending, _ in endings.most_common(3))
-    notes.append(f"{sum(endings.values()):,} ids had no extension: matched to {kinds} in {root}")
+    notes.append(f"{plural(sum(endings.values()), 'id')} had no extension: matched to {kinds} in {root}")
     return changed
 
 
@@ -198,7 +198,7 @@ def _all_missing(root: Path, names: Names) -> bool:
 
 def _none_there(file: Path, root: Path, names: Names) -> str:
     first = os.path.normpath(os.path.join(root, names[0]))
-    said = f"none of the {len(names):,} images in {file} is there: the first should be {first}"
+    said = f"none of the {plural(len(names), 'image')} in {file} is there: the first should be {first}"
     with os.scandir(root) as entries:
         for folder in sorted(entry.path for entry in entries if entry.is_dir()):
             beside = _with_extensions(Path(folder), Names([names[0]]), [])[0]

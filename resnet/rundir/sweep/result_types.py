@@ -117,7 +117,3 @@ def shortened(text: str) -> str:
 
 def figure(value: float | None, metric: str) -> str:
     return "" if value is None else f"{value:.4g}" if metric == "loss" else f"{value:.2f}"
-
-
-def plural(number: int, what: str) -> str:
-    return f"{number} {what}{'s' * (number != 1)}"

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from recipes.metric import cost
+from recipes.text import plural
 from resnet.rundir.attempts import read_attempts
 from resnet.rundir.files import number
 from resnet.rundir.metrics_log import Point, read_points
 from resnet.rundir.provenance import read_provenance
 from resnet.rundir.state import has_ended as run_has_ended
 from resnet.rundir.sweep.ranking import compare, eta, importance, ranked
-from resnet.rundir.sweep.result_types import Comparison, Setting, Share, Trial, goes_on, plural
+from resnet.rundir.sweep.result_types import Comparison, Setting, Share, Trial, goes_on
 from resnet.rundir.sweep.sweep_file import read_sweep
 
 STATES = ("finished", "running", "queued", "not sent", "pruned", "stopped", "failed", "damaged", "unknown")

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from recipes.metric import METRICS, best_of
-from recipes.text import cut
+from recipes.text import cut, plural
 from resnet.rundir.find import ROOT, SWEEP_FILE, runs_in
 from resnet.rundir.metrics_log import Point, read_points
 from resnet.rundir.state import STATES, own_rows
-from resnet.rundir.sweep.result_types import figure, plural
+from resnet.rundir.sweep.result_types import figure
 from resnet.rundir.sweep.results import Board, folders, results, sweep_so_far
 from resnet.tools.board.pages import REASON_MOST, digits, linked, report_link, strided, write_page
 from resnet.tools.report.html import moment, section, table

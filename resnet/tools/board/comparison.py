@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from recipes.changes import values
 from recipes.load import load_file
 from recipes.metric import METRICS, cost
 from recipes.schema.recipe import Recipe
@@ -274,14 +275,14 @@ def _recipes(runs: Sequence[Compared]) -> str:
     first = known[0].recipe
     assert first is not None
     changed = [recipe_differences(first, run.recipe) if run.recipe is not None else {} for run in runs]
-    was = {key: pair[0] for found in changed for key, pair in found.items()}
+    keys = dict.fromkeys(key for found in changed for key in found)
     columns = [
-        {key: found[key][1] if key in found else value for key, value in was.items()} if run.recipe is not None else {}
+        {**values(run.recipe), **{key: pair[1] for key, pair in found.items()}} if run.recipe is not None else {}
         for run, found in zip(runs, changed, strict=True)
     ]
     names = {"recipe": [run.recipe.name if run.recipe else "" for run in runs]}
     names = {key: values for key, values in names.items() if len(set(values)) > 1}
-    rows = {**names, **{key: [column.get(key) for column in columns] for key in was}}
+    rows = {**names, **{key: [column.get(key) for column in columns] for key in keys}}
     return _side_by_side(runs, rows) or "<p>The same recipe.</p>"
 
 

@@ -11,11 +11,11 @@ from typing import Any
 
 from recipes.load import load_file
 from recipes.metric import METRICS, cost
-from recipes.text import format_duration, labels
+from recipes.text import format_duration, labels, plural
 from resnet.rundir.metrics_log import Point, read_points
 from resnet.rundir.state import own_rows
 from resnet.rundir.sweep.axes import Axis, axis_of
-from resnet.rundir.sweep.result_types import Setting, Trial, figure, goes_on, plural, shortened
+from resnet.rundir.sweep.result_types import Setting, Trial, figure, goes_on, shortened
 from resnet.rundir.sweep.results import Board, folders, results, sweep_so_far
 from resnet.tools.board.pages import digits, linked, report_link, state_mark, strided, write_page
 from resnet.tools.report.charts import ticks

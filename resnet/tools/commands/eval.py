@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from resnet.rundir.files import to_json, write_atomic
+from recipes.text import plural
+from resnet.rundir.files import to_json
 from resnet.tools.arguments import add_lists, add_root, split_changes
-from resnet.tools.output import check_output, counted
+from resnet.tools.output import check_output, counted, open_output, refuse_input
 
 if TYPE_CHECKING:
     from resnet.tools.evaluate import Evaluation
@@ -43,10 +44,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     names, changes = split_changes(arguments.runs)
     _check(arguments, names)
+    try:
+        _run(arguments, names, changes)
+    except ValueError as error:
+        keys = {change.partition("=")[0] for change in changes}
+        if keys & {"data.val", "data.source"} and "data.train" not in keys and not arguments.data:
+            error.args = (f"{error}\nTo evaluate on other images give them as --data PATH",)
+        raise
+
+
+def _run(arguments: argparse.Namespace, names: list[str], changes: list[str]) -> None:
     import torch
     import torch.distributed as dist
 
     from resnet.build import build_accelerator
+    from resnet.data.sources.given import files_of, files_read
     from resnet.process.environment import cores_of_rank
     from resnet.process.mistakes import OfAllRanks
     from resnet.tools.eval_data import DataOptions
@@ -62,6 +74,10 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.only_present,
         arguments.known_only,
     )
+    if arguments.csv not in (None, "-"):
+        own = [file for one in trained for file in files_of(one.recipe.data)]
+        read = files_read(options.data) if options.data else own
+        refuse_input(Path(arguments.csv), "--csv", [*read, *([options.real] if options.real else [])])
     ranks, first = int(os.environ.get("WORLD_SIZE", "1")), os.environ.get("RANK", "0") == "0"
     several = ranks > 1
 
@@ -109,8 +125,9 @@ def _tell(results: list[Evaluation], arguments: argparse.Namespace) -> None:
     elif arguments.csv == "-":
         print(as_csv(results, arguments.per_class), end="")
     elif arguments.csv is not None:
-        write_atomic(Path(arguments.csv), as_csv(results, arguments.per_class))
-        print(f"{len(results)} evaluations in {arguments.csv}")
+        with open_output(Path(arguments.csv)) as file:
+            file.write(as_csv(results, arguments.per_class).encode())
+        print(f"{plural(len(results), 'evaluation')} in {arguments.csv}")
     else:
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
         print(*as_table(results, width), sep="\n")

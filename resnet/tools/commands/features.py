@@ -6,8 +6,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from recipes.text import plural
 from resnet.tools.arguments import add_lists, add_trained, split_changes
-from resnet.tools.output import check_output, counted
+from resnet.tools.output import check_output, counted, refuse_input
 from resnet.tools.prediction_rows import printable
 
 _MOST_LISTED = 20
@@ -36,16 +37,21 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.batch_size < 1:
         raise ValueError(f"--batch-size {arguments.batch_size}: it takes 1 or more")
 
-    from resnet.tools.features import is_features, open_images, write_features
+    from resnet.data.sources.given import files_of, files_read
+    from resnet.tools.features import OwnImages, is_features, open_images, write_features
     from resnet.tools.forward import choose_device, evaluation_precision
-    from resnet.tools.knn import knn
+    from resnet.tools.knn import check_labels, knn
     from resnet.tools.predict import named
     from resnet.tools.trained import find_trained
 
-    if out.exists() and not is_features(out):
-        raise ValueError(f"{out} is there, and was not written by `resnet features`: give another name, or remove it")
     trained = named(find_trained(arguments.run, arguments.root, overrides=changes))
     source = open_images(trained, paths, (arguments.file_column, arguments.label_column), arguments.images)
+    read = files_of(trained.recipe.data) if isinstance(source, OwnImages) else files_read(paths)
+    refuse_input(out, "OUT.parquet", read)
+    if arguments.knn:
+        check_labels(sum(source.label_name(index) is not None for index in range(len(source))))
+    if out.exists() and not is_features(out):
+        raise ValueError(f"{out} is there, and was not written by `resnet features`: give another name, or remove it")
     notes = [*trained.notes, *source.notes]
     evaluation_precision(trained.recipe, choose_device(arguments.device), notes.append)
     print(*(f"{note}\n" for note in notes), sep="", end="", file=sys.stderr)
@@ -53,14 +59,17 @@ def run(arguments: argparse.Namespace) -> None:
 
     def told(blocks, done):
         if done:
-            print(f"{done:,} of {total:,} images were done before", file=sys.stderr)
+            print(f"{done:,} of {plural(total, 'image')} done before", file=sys.stderr)
         return counted(blocks, total, weight=lambda block: len(block[0]) + len(block[2]), done=done)
 
     written = write_features(trained, source, out, arguments.layer, arguments.batch_size, arguments.device, told)
     for file, problem in written.problems[:_MOST_LISTED]:
         print(f"warning: cannot read {printable(file)}: {problem}", file=sys.stderr)
-    left_out = f"; {total - written.rows:,} could not be read and are left out" if written.rows < total else ""
-    print(f"{out}: {written.rows:,} images, {written.size:,} numbers each of {arguments.layer}{left_out}")
+    missing = total - written.rows
+    left_out = f"; {missing:,} could not be read and {'is' if missing == 1 else 'are'} left out" if missing else ""
+    print(
+        f"{out}: {plural(written.rows, 'image')}, {plural(written.size, 'number')} each of {arguments.layer}{left_out}"
+    )
     if arguments.knn:
         found = knn(out)
         some = "" if found.queries == found.images else f" of {found.queries:,} images among"

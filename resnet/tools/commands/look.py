@@ -28,9 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    from resnet.data.sources.files import expanded
     from resnet.run_recipe import load_run_recipe
     from resnet.tools.look import as_json, draw_seen, look, look_at_run
-    from resnet.tools.output import check_output
+    from resnet.tools.output import check_output, refuse_input
 
     step = read_step(arguments.step, "--step")
     out = arguments.out or Path(f"look-step-{step}.png")
@@ -43,6 +44,7 @@ def run(arguments: argparse.Namespace) -> None:
         run_dir = find_run(arguments.run, arguments.root)
         loaded = load_run_recipe(run_dir, arguments.overrides)
         seen, what = look_at_run(run_dir, loaded.recipe, **how), str(run_dir)
+    refuse_input(out, "--out", [expanded(path) for path in (loaded.recipe.data.train, loaded.recipe.data.val) if path])
     title = f"{what}, step {seen.step} (epoch {seen.epoch:.2f})"
     draw_seen(seen, out, title)
     _tell(loaded, seen)

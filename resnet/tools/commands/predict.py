@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from recipes.text import plural
+from resnet.process.exit_codes import FAILED, FINISHED
 from resnet.tools.arguments import add_lists, add_trained, split_changes
-from resnet.tools.output import check_output, counted, open_output
+from resnet.tools.output import check_output, counted, open_output, refuse_input
 from resnet.tools.prediction_rows import (
     Columns,
     csv_row,
@@ -50,11 +52,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
 
 
-def run(arguments: argparse.Namespace) -> None:
+def run(arguments: argparse.Namespace) -> int:
     _check(arguments)
     paths, changes = split_changes(arguments.paths)
 
-    from resnet.data.sources.given import open_given, unmatched_text
+    from resnet.data.sources.given import files_read, open_given, unmatched_text
     from resnet.tools.forward import choose_device, evaluation_precision
     from resnet.tools.picture_grid import draw_grid
     from resnet.tools.predict import named, predictions, spread_over, tiles_of
@@ -64,10 +66,12 @@ def run(arguments: argparse.Namespace) -> None:
     classes = trained.classes
     columns = (arguments.file_column, arguments.label_column)
     source = open_given(paths, classes, columns, arguments.images, trained.recipe.data)
-    notes = [*trained.notes, *source.notes]
+    for option, path in _outputs(arguments).items():
+        refuse_input(path, option, files_read(paths, source))
+    writer = _Writer(arguments, source, classes)
+    notes = [*trained.notes, *source.notes, *writer.notes]
     evaluation_precision(trained.recipe, choose_device(arguments.device), notes.append)
     print(*(f"{note}\n" for note in notes), sep="", end="", file=sys.stderr)
-    writer = _Writer(arguments, source, classes)
     found = predictions(trained, source, writer.top, arguments.batch_size, arguments.device)
     shown = spread_over(len(source), MOST_IN_A_GRID) if arguments.grid else set()
     kept = {}
@@ -78,11 +82,12 @@ def run(arguments: argparse.Namespace) -> None:
             if index in shown:
                 kept[index] = prediction
     if arguments.grid:
-        title = f"{trained.name}: {len(kept)} of {len(source):,} images"
+        title = f"{trained.name}: {len(kept)} of {plural(len(source), 'image')}"
         draw_grid(tiles_of(kept, source, trained), arguments.grid, title=title)
-    if source.unmatched and (source.labels >= 0).any():
+    if source.unmatched:
         print(unmatched_text(source), file=sys.stderr)
     writer.tell()
+    return FAILED if writer.broken == len(source) else FINISHED
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -90,11 +95,18 @@ def _check(arguments: argparse.Namespace) -> None:
         value = getattr(arguments, option)
         if value is not None and value < least:
             raise ValueError(f"--{option.replace('_', '-')} {value}: it takes {least} or more")
-    for option, endings in (("csv", (".csv", ".tsv", ".txt")), ("grid", (".png",))):
-        if (path := getattr(arguments, option)) is not None:
-            check_output(path, f"--{option}", endings)
+    for option, path in _outputs(arguments).items():
+        check_output(path, option, (".png",) if option == "--grid" else (".csv", ".tsv", ".txt"))
+    if arguments.columns and arguments.top and not arguments.grid:
+        raise ValueError("--columns says which classes are told: leave out --top, or give topK or probabilities there")
     if arguments.json and (arguments.csv or arguments.columns):
         raise ValueError("--json prints JSON on standard output: leave out --csv and --columns")
+
+
+def _outputs(arguments: argparse.Namespace) -> dict[str, Path]:
+    """The files to be written, by the option that names them."""
+    named = {"--csv": arguments.csv, "--grid": arguments.grid}
+    return {option: path for option, path in named.items() if path is not None}
 
 
 class _Writer:
@@ -108,9 +120,15 @@ class _Writer:
         self.shown = arguments.csv is None and sys.stdout.isatty()
         self._one = self.on_terminal and len(source) == 1
         self._columns = self._chosen_columns(classes)
+        asked = max(arguments.top or 0, self._columns.top)
+        all_told = f"{asked} classes an image are asked for, and the network has {len(classes)}: all are told"
+        self.notes = [all_told] if asked > len(classes) else []
+        """What the user should know before."""
         self.top = max(arguments.top or (_TOP_OF_ONE if self._one or arguments.json else 1), self._columns.top)
         self.top = max(self.top, _TOP_IN_A_GRID) if arguments.grid else self.top
-        self._labelled = self._right = self._broken = 0
+        self._labelled = self._right = 0
+        self.broken = 0
+        """Images that cannot be read."""
 
     def _chosen_columns(self, classes: list[str]) -> Columns:
         if self._arguments.columns:
@@ -129,8 +147,8 @@ class _Writer:
 
     def _take(self, prediction: Prediction, file: BinaryIO) -> None:
         if prediction.problem is not None:
-            self._broken += 1
-            if self._broken <= _MOST_LISTED:
+            self.broken += 1
+            if self.broken <= _MOST_LISTED:
                 print(f"warning: cannot read {printable(prediction.file)}: {prediction.problem}", file=sys.stderr)
         elif prediction.true in self._known:
             self._labelled += 1
@@ -154,14 +172,16 @@ class _Writer:
 
     def tell(self) -> None:
         """The last line, on stderr."""
-        if self._broken > _MOST_LISTED:
-            print(f"warning: {self._broken - _MOST_LISTED:,} more cannot be read", file=sys.stderr)
+        if self.broken > _MOST_LISTED:
+            print(f"warning: {self.broken - _MOST_LISTED:,} more cannot be read", file=sys.stderr)
         if self._labelled:
             share = 100 * self._right / self._labelled
-            print(f"{self._right:,} of {self._labelled:,} labelled images right ({share:.2f}%)", file=sys.stderr)
+            print(
+                f"{self._right:,} of {plural(self._labelled, 'labelled image')} right ({share:.2f}%)", file=sys.stderr
+            )
         if self._one:
             return
         where = f" in {self._arguments.csv}" if self._arguments.csv else ""
-        note = f"; {self._broken:,} could not be read and have no label" if self._broken else ""
-        images = "1 image" if len(self._source) == 1 else f"{len(self._source):,} images"
-        print(f"{images}{where}{note}", file=sys.stderr)
+        have = "has" if self.broken == 1 else "have"
+        note = f"; {self.broken:,} could not be read and {have} no label" if self.broken else ""
+        print(f"{plural(len(self._source), 'image')}{where}{note}", file=sys.stderr)

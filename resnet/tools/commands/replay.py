@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from recipes.text import plural
 from resnet.process.exit_codes import FAILED, FINISHED
 from resnet.rundir.files import to_json
 from resnet.rundir.find import find_run
@@ -60,7 +61,7 @@ def _described(found: Replay) -> list[str]:
     if found.close:
         lines = [f"{steps}: equal but for rounding"]
     else:
-        lines = [f"{steps}: NOT equal, {len(found.differences)} differences:"]
+        lines = [f"{steps}: NOT equal, {plural(len(found.differences), 'difference')}:"]
         lines += [f"  {line}" for line in found.differences[:LISTED]]
         if (more := len(found.differences) - LISTED) > 0:
             lines.append(f"  ... and {more} more (--json)")

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from recipes.load import load
+from recipes.text import plural
 from resnet.process.exit_codes import FAILED, FINISHED
 
 LISTED = 20
@@ -26,7 +27,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not found:
         print("equal to the last bit: weights, statistics, optimizer, counters, log")
         return FINISHED
-    print(f"NOT equal, {len(found)} differences:", *found[:LISTED], sep="\n  ")
+    print(f"NOT equal, {plural(len(found), 'difference')}:", *found[:LISTED], sep="\n  ")
     if len(found) > LISTED:
         print(f"  ... and {len(found) - LISTED} more")
     deterministic = load(arguments.overrides).recipe.deterministic
