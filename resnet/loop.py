@@ -85,7 +85,7 @@ def _forward(trainer: Trainer, batch: Batch, turn: int) -> tuple[torch.Tensor, f
     else:
         loss = _soft_loss(logits, given.targets, recipe)
     right = logits.argmax(1) == given.expected
-    trainer.state.window.add(step, loss, right.sum(), given.pixel_sum, len(batch.labels), len(batch.broken))
+    trainer.state.window.add(step, loss, right.sum(), given.checksum, len(batch.labels), len(batch.broken))
     return loss, len(batch.labels) / plan.samples_of_step(step)
 
 

@@ -36,7 +36,7 @@ class Means(NamedTuple):
     bad_step: int
     """Steps done before the first one whose loss was not finite; -1 for none."""
     input_digest: int | None
-    """Sum of the micro-batches' `pixel_sum` modulo DIGEST_RANGE; None where an older version began the window."""
+    """Sum of the images' checksums modulo DIGEST_RANGE; None where an older version began to count."""
 
 
 class Window:
@@ -51,7 +51,7 @@ class Window:
         self._sums = torch.zeros(WINDOW, dtype=torch.float64, device=device)
         self._losses: list[torch.Tensor] = []
         self._right: list[torch.Tensor] = []
-        self._pixel_sums: list[torch.Tensor] = []
+        self._checksums: list[torch.Tensor] = []
         self._facts: list[tuple[int, int, int]] = []
 
     @property
@@ -62,15 +62,15 @@ class Window:
         return self._sums
 
     def add(
-        self, step: int, loss: torch.Tensor, right: torch.Tensor, pixel_sum: torch.Tensor, samples: int, broken: int
+        self, step: int, loss: torch.Tensor, right: torch.Tensor, checksum: torch.Tensor, samples: int, broken: int
     ) -> None:
         """Count a micro-batch of the step that is made when `step` are done; the tensors are kept as they are.
 
-        loss: mean over its `samples` images; right: how many of them the network got right; pixel_sum: of the images.
+        loss: mean over its `samples` images; right: how many of them the network got right; checksum: of its images.
         """
         self._losses.append(loss.detach())
         self._right.append(right)
-        self._pixel_sums.append(pixel_sum)
+        self._checksums.append(checksum)
         self._facts.append((samples, broken, _HORIZON - step))
         if len(self._losses) == _MOST_KEPT:
             self._fold()
@@ -88,9 +88,9 @@ class Window:
         right = torch.stack(self._right).double()
         sums[:4].add_(torch.stack([(weighted * UNIT).round() / UNIT, right, samples, broken]).sum(1))
         sums[5].clamp_(min=torch.where(finite, 0.0, bad).amax())
-        digests = torch.stack(self._pixel_sums) & (DIGEST_RANGE - 1)
+        digests = torch.stack(self._checksums) & (DIGEST_RANGE - 1)
         sums[6:].add_(torch.stack([digests & (2**_LOW_BITS - 1), digests >> _LOW_BITS]).double().sum(1))
-        self._losses, self._right, self._pixel_sums, self._facts = [], [], [], []
+        self._losses, self._right, self._checksums, self._facts = [], [], [], []
 
     def add_skipped(self, scaler: Any, optimizer: torch.optim.Optimizer) -> None:
         """Count a step that the scaler left out, where the scaler noted it: on the device."""

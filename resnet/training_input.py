@@ -8,7 +8,7 @@ import torch
 
 from recipes.schema.recipe import Recipe
 from resnet.data.batches import Batch
-from resnet.data.on_device import Mix, draw_mix, erase, mix, pixel_sum, soft_targets
+from resnet.data.on_device import Mix, checksum, draw_mix, erase, mix, soft_targets
 from resnet.inference import network_input
 
 
@@ -23,8 +23,8 @@ class TrainingInput(NamedTuple):
     """float32 (N, classes): shares of the classes; None where the labels say it all (nothing is mixed, no BCE)."""
     mixing: Mix | None
     """How the images were mixed, each with the one before it; None: not at all."""
-    pixel_sum: torch.Tensor
-    """int64 (): of the images before they were normalised, see `resnet.data.on_device.pixel_sum`."""
+    checksum: torch.Tensor
+    """int64 (): of the images before they were normalised, see `resnet.data.on_device.checksum`."""
 
     @property
     def expected(self) -> torch.Tensor:
@@ -49,4 +49,4 @@ def training_input(
         targets = soft_targets(labels, classes, recipe.label_smoothing)
     if mixing is not None and targets is not None:
         images, targets = mix(images, targets, mixing)
-    return TrainingInput(images, labels, targets, mixing, pixel_sum(pixels))
+    return TrainingInput(images, labels, targets, mixing, checksum(pixels))

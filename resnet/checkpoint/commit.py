@@ -23,6 +23,7 @@ from resnet.rundir.attempts import step_of_name
 from resnet.rundir.files import sync_folder, write_atomic
 
 FORMAT = 1
+MANIFEST = "manifest.json"
 
 
 class CheckpointError(ValueError):
@@ -56,7 +57,7 @@ def commit(folder: Path, step: int, files: dict[str, bytes], facts: dict[str, An
         temporary.mkdir()
         listed = {name: _write(temporary / name, data) for name, data in files.items()}
         manifest = {"format": FORMAT, "step": step, "files": listed, **facts}
-        _write(temporary / "manifest.json", json.dumps(manifest, indent=1).encode())
+        _write(temporary / MANIFEST, json.dumps(manifest, indent=1).encode())
         sync_folder(temporary)
         os.rename(temporary, final)
     except OSError:
@@ -133,12 +134,12 @@ def read_manifest(path: Path) -> dict[str, Any]:
     fault = _fault(path)
     if fault:
         raise CheckpointError(f"checkpoint {path} cannot be used: {fault}")
-    return json.loads((path / "manifest.json").read_text())
+    return json.loads((path / MANIFEST).read_text())
 
 
 def digest_of(path: Path) -> str:
     """What ranks compare to know that they see the same checkpoint."""
-    return hashlib.sha256((path / "manifest.json").read_bytes()).hexdigest()
+    return hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest()
 
 
 def _fault(path: Path) -> str | None:
@@ -150,10 +151,10 @@ def _faults(path: Path) -> Iterator[str]:
         if not stat.S_ISDIR(path.lstat().st_mode):
             yield "it is not a folder"
             return
-        if not stat.S_ISREG((path / "manifest.json").lstat().st_mode):
+        if not stat.S_ISREG((path / MANIFEST).lstat().st_mode):
             yield "manifest.json is not a plain file"
             return
-        manifest = json.loads((path / "manifest.json").read_text())
+        manifest = json.loads((path / MANIFEST).read_text())
         files, step = manifest["files"], manifest["step"]
         if manifest["format"] != FORMAT:
             yield f"its format is {manifest['format']}, this program reads {FORMAT}"

@@ -15,7 +15,7 @@ from recipes.load import load_file
 from recipes.plan import Plan
 from recipes.schema.recipe import Recipe
 from recipes.text import show
-from resnet.checkpoint.commit import CheckpointError, digest_of, newest_valid, read_manifest
+from resnet.checkpoint.commit import MANIFEST, CheckpointError, digest_of, newest_valid, read_manifest
 from resnet.checkpoint.snapshot import read_rest
 from resnet.data.sources.registry import Source
 from resnet.rundir.find import new_run_dir
@@ -171,7 +171,7 @@ def _continue_from_newest(start: Start, before: Recipe, recipe: Recipe) -> None:
 
 def _from_path(path: Path, messages: list[str]) -> Path:
     """The checkpoint that `resume=PATH` means: itself, or the newest valid one of a run directory."""
-    if (path / "manifest.json").is_file():
+    if (path / MANIFEST).is_file():
         read_manifest(path)
         return path
     for folder in (path / "checkpoints", path):

@@ -115,9 +115,10 @@ def read_rest(checkpoint: Path) -> dict[str, Any]:
     if not isinstance(rest, dict):
         raise CheckpointError(f"{checkpoint / REST} is not of this program")
     if "window" not in rest and isinstance(per_rank := rest.get("per_rank"), torch.Tensor) and per_rank.dim() == 2:
-        # Written before there was a digest of the images.
-        unknown = torch.full((len(per_rank), 2), float("nan"), dtype=per_rank.dtype)
-        rest |= {"window": WINDOW - 2, "per_rank": torch.cat([per_rank, unknown], dim=1)}
+        # Written before there was a digest of the images: it is not known but where no image has been counted.
+        samples = per_rank[:, [-4]]
+        digest = torch.where(samples > 0, float("nan"), 0.0).expand(-1, 2)
+        rest |= {"window": WINDOW - 2, "per_rank": torch.cat([per_rank, digest], dim=1)}
     return rest
 
 

@@ -65,9 +65,10 @@ def _differences(name: str, one: Any, other: Any) -> Iterator[str]:
         for index, pair in enumerate(zip(one, other, strict=True)):
             yield from _differences(f"{name}.{index}", *pair)
     elif isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor) and one.shape == other.shape:
-        if not torch.equal(one, other):
+        # Of what is not known, nan, in both nothing differs.
+        if not torch.equal(one, other) and not torch.allclose(one, other, rtol=0, atol=0, equal_nan=True):
             difference = (one.double() - other.double()).abs()
-            share = (difference > 0).double().mean().item()
+            share = (difference != 0).double().mean().item()
             yield f"{name}: {100 * share:.1f}% of its elements differ, by up to {difference.max().item():.3g}"
     elif one != other:
         yield f"{name}: {one} and {other}"

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 from recipes.changes import differences
 from recipes.schema.recipe import Recipe
 from recipes.text import show
-from resnet.checkpoint.commit import newest_first, read_manifest
+from resnet.checkpoint.commit import MANIFEST, newest_first
 from resnet.rundir.evaluation import read_evaluation
+from resnet.rundir.files import read_json
 from resnet.rundir.metrics_log import INPUT_DIGEST, read_metrics
 from resnet.rundir.provenance import read_provenance
 from resnet.rundir.state import true_status
@@ -85,16 +86,31 @@ def environment_differences(one: Mapping[str, Any], other: Mapping[str, Any]) ->
 def parting_of(one: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]) -> Parting | None:
     """The first line, of those of the same step that both logs have, in which they differ; clocks do not count."""
     first, second = ({line_of(row): row for row in rows} for rows in (one, other))
+    begins = [_begins_of(rows) for rows in (one, other)]
     found, same = None, 0
     for line in first:
         if line not in second:
             continue
-        pairs = row_differences(first[line], second[line])
+        pairs, digests = row_differences(first[line], second[line]), _digests(first[line], second[line])
+        if begins[0][line] != begins[1][line]:
+            # They are of other steps.
+            digests = None
+            pairs.pop(INPUT_DIGEST, None)
         if pairs and found is None:
-            found = Parting(line[0], pairs, same_lines=same, same_images=_same_images(first[line], second[line]))
+            same_images = None if digests is None else digests[0] == digests[1]
+            found = Parting(line[0], pairs, same_lines=same, same_images=same_images)
         if found is not None and is_far(first[line], second[line]):
             return found._replace(far_step=line[0])
         same += not pairs
+    return found
+
+
+def _begins_of(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[int, str], int | None]:
+    """After which step the images begin that a line is about; None: the first that is there."""
+    found, since = {}, None
+    for row in rows:
+        found[line_of(row)] = since
+        since = row["step"] if line_of(row)[1] == "train" else since
     return found
 
 
@@ -105,14 +121,14 @@ def line_of(row: Mapping[str, Any]) -> tuple[int, str]:
 
 def row_differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> Pairs:
     """Keys of two lines that differ; clocks do not count, nor a digest that an older version did not make."""
-    ignored = CLOCK if INPUT_DIGEST in one and INPUT_DIGEST in other else (*CLOCK, INPUT_DIGEST)
+    ignored = CLOCK if _digests(one, other) else (*CLOCK, INPUT_DIGEST)
     keys = [key for key in {**one, **other} if key not in ignored and one.get(key) != other.get(key)]
     return {key: (one.get(key), other.get(key)) for key in keys}
 
 
-def _same_images(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool | None:
-    digests = one.get(INPUT_DIGEST), other.get(INPUT_DIGEST)
-    return None if None in digests else digests[0] == digests[1]
+def _digests(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Those of two lines; None where not both have one."""
+    return (one[INPUT_DIGEST], other[INPUT_DIGEST]) if INPUT_DIGEST in one and INPUT_DIGEST in other else None
 
 
 def is_far(one: Mapping[str, Any], other: Mapping[str, Any], share: float = FAR) -> bool:
@@ -145,7 +161,8 @@ def diff_recipes(names: tuple[str, str], recipes: tuple[Recipe, Recipe]) -> Diff
 def _data_of(run_dir: Path) -> dict[str, Any]:
     plan, digest = read_provenance(run_dir).get("plan", {}), None
     if checkpoints := newest_first(run_dir / "checkpoints"):
-        digest = read_manifest(checkpoints[0]).get("data") or _noted_in_state(checkpoints[0])
+        # Whether the files are whole is not asked: to read them all takes a while.
+        digest = read_json(checkpoints[0] / MANIFEST).get("data") or _noted_in_state(checkpoints[0])
     facts = {"training images": plan.get("training_images"), "labels (digest)": digest}
     return facts | {"validation images": read_evaluation(run_dir).get("samples")}
 
@@ -185,7 +202,7 @@ def described(found: Difference) -> list[str]:
         shown = [f"{key} {_text(a)} | {_text(b)}" if a != b else f"{key} {_text(a)}" for key, (a, b) in pairs.items()]
         lines += _packed(shown, f"{name:12} ")
     if are_runs:
-        lines.append(f"{'log':12} {told_parting(found.parting, found.common_lines)}")
+        lines += _packed(told_parting(found.parting, found.common_lines).split("; "), f"{'log':12} ")
     return lines
 
 
@@ -195,10 +212,11 @@ def told_parting(parting: Parting | None, common: int) -> str:
         return f"the {common} lines that both have are equal" if common else "no line of the same step in both"
     pairs = [(key, values) for key, values in parting.keys.items() if key != INPUT_DIGEST]
     keys = ", ".join(f"{key} {_text(a)} | {_text(b)}" for key, (a, b) in pairs[:3])
-    images = {None: "", True: ", from the same images", False: ", from other images"}[parting.same_images]
+    images = {None: "", True: "from the same images", False: "from other images"}[parting.same_images]
+    told = ", ".join(filter(None, [keys, images]))
     before = f"; lines before that are equal: {parting.same_lines}" if parting.same_lines else ""
     far = "never" if parting.far_step is None else f"from step {parting.far_step} on"
-    return f"parts at step {parting.step}: {keys}{images}{before}; losses more than {FAR:.0%} apart: {far}"
+    return f"parts at step {parting.step}: {told}{before}; losses more than {FAR:.0%} apart: {far}"
 
 
 def _packed(parts: Sequence[str], head: str, width: int = 110, most: int = 4) -> list[str]:

@@ -37,8 +37,8 @@ CLOSE = 0.1
 _ROUNDS_OTHERWISE = ("torch", "torchvision", "numpy", "pillow", "host", "platform", "device", "ranks", "threads")
 _ROUNDS_OTHERWISE += ("version", "commit", "precision")
 """Parts of the environment by which the last bits can differ."""
-_DECODES_OTHERWISE = ("torchvision", "pillow", "version", "commit")
-"""Those by which images can."""
+_DECODES_OTHERWISE = ("torch", "torchvision", "pillow", "host", "platform", "version", "commit")
+"""Those by which the pixels of images can: resizing rounds as the processor does."""
 
 
 class Replay(NamedTuple):
@@ -273,7 +273,8 @@ def _reasons(parting: Parting | None, close: bool, reasons: list[str], distance:
     """What the differences come from, as far as can be told."""
     apart = [f"the weights are {distance:.2g} of the way apart that these steps took them"] if distance else []
     if close:
-        return [f"different, as rounding is, by: {', '.join(reasons)}", *apart]
+        other_images = _of_images(parting) if parting and parting.same_images is False else []
+        return [f"different, as rounding is, by: {', '.join(reasons)}", *other_images, *apart]
     if parting is None:
         return [
             "the log is equal throughout: what differs was changed after it was written, or written wrongly",

@@ -411,8 +411,9 @@ def test_a_subset_of_classes_by_name_and_answers_among_them_only(finished, image
     assert "top-5" not in capsys.readouterr().out
 
 
-def test_a_network_of_imagenets_classes_that_names_none(finished, images, tmp_path, capsys):
+def test_a_network_of_imagenets_classes_that_names_none(finished, images, tmp_path, monkeypatch, capsys):
     """As torchvision's weights on ImageNet-A and -R: folders of some WordNet ids."""
+    monkeypatch.chdir(tmp_path)  # The recipe's data is drawn here.
     words = ["recipe=quickstart", "model.name=null", "model.block=basic", "model.layers=[1,1,1]", "data.num_workers=0"]
     network = build_model(load(words).recipe.model, 1000)
     network.fc.bias.data[[7, 151]] = torch.tensor([60.0, 30.0])

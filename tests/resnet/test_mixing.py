@@ -1,4 +1,3 @@
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,7 +7,8 @@ from torchvision.transforms import RandomErasing
 from torchvision.transforms.v2 import functional as transforms
 
 from recipes.schema.augment import Augment
-from resnet.data.on_device import Mix, draw_erasing, draw_mix, erase, mix, normalise, pixel_sum, soft_targets
+from resnet.data.on_device import Mix, checksum, draw_erasing, draw_mix, erase, mix, normalise, soft_targets
+from resnet.rundir.metrics_log import DIGEST_RANGE
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CHANNELS_LAST = torch.channels_last
@@ -34,13 +34,17 @@ def test_normalise_equals_torchvisions(memory_format):
 
 
 @pytest.mark.parametrize("size", [32, 7])
-def test_the_sum_of_pixels_is_that_of_their_bytes_in_order(size):
-    images = torch.randint(256, (5, size, size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
-    content = np.ascontiguousarray(images.permute(0, 2, 3, 1).numpy()).tobytes()
-    whole = len(content) // 8 * 8
-    expected = sum(np.frombuffer(content[:whole], np.int64).tolist()) + sum(content[whole:])
-    assert (pixel_sum(images).item() - expected) % 2**64 == 0
-    assert torch.equal(pixel_sum(images), pixel_sum(images.contiguous()))
+def test_a_checksum_tells_images_from_others_however_they_are_batched(size):
+    images = torch.randint(256, (8, size, size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+    whole = checksum(images).item() % DIGEST_RANGE
+    parts = [images[:3], images[3:]], [images.flip(0)], [images.contiguous()]
+    assert [sum(checksum(part).item() for part in batches) % DIGEST_RANGE for batches in parts] == [whole] * 3
+    others = [images.flip(2), images.flip(3), images.roll(8, 3), images.roll(1, 1), images.roll(1, 2)]
+    for byte in range(24):
+        changed = images.permute(0, 2, 3, 1).flatten().clone()
+        changed[-1 - byte] += 1 + byte
+        others.append(changed.view(8, size, size, 3).permute(0, 3, 1, 2))
+    assert whole not in [checksum(other).item() % DIGEST_RANGE for other in others]
 
 
 def test_erase_blanks_the_rectangles():
@@ -150,7 +154,7 @@ def test_soft_targets_give_torchs_smoothed_loss(smoothing):
 def test_nothing_waits_for_the_device():
     # A meta tensor has no value: any look at one from the host raises.
     pixels = torch.empty((4, 3, 8, 8), dtype=torch.uint8, device="meta")
-    assert pixel_sum(pixels).shape == ()
+    assert checksum(pixels).shape == ()
     images = normalise(pixels, MEAN, STD, torch.bfloat16)
     images = erase(images, torch.empty((4, 4), dtype=torch.int64, device="meta"))
     targets = soft_targets(torch.empty(4, dtype=torch.int64, device="meta"), 5, 0.1)

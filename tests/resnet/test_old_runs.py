@@ -12,6 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 
+import resnet
 from launch.runs.state import rows
 from recipes.load import load_file
 from resnet.rundir.evaluation import class_names
@@ -63,13 +64,13 @@ def test_it_is_read(run, capsys):
 
 
 def test_it_is_continued(run):
+    assert resnet.compare(run, run) == []
     assert train(f"recipe={run}", "epochs=3", f"run.root={run.parent}", "run.name=run") == 0
     assert (status(run)["state"], status(run)["step"], status(run)["format"]) == ("finished", 30, status(run)["format"])
     rows = read_metrics(run)
     assert len(rows) == 33
     trained = [row for row in rows if "train/loss" in row]
-    # Its checkpoint says nothing of the images since its last line.
-    assert [INPUT_DIGEST in row for row in trained] == [False] * 21 + [True] * 9
+    assert [INPUT_DIGEST in row for row in trained] == [False] * 20 + [True] * 10
     assert len(read_provenance(run)["attempts"]) == 2
     if "format" in json.loads((run / "evaluation.json").read_text()):
         assert "future" in status(run)

@@ -113,7 +113,8 @@ def test_a_page_of_many_classes_and_rows_fits_a_phone(tmp_path):
     assert found["tip"].startswith("epoch 4")
 
 
-def test_report_of_a_run_that_has_only_begun(tmp_path):
+def test_report_of_a_run_that_has_only_begun(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # The recipe's data would be found elsewhere.
     run = tmp_path / "begun"
     run.mkdir()
     (run / "recipe.yaml").write_text(dump(load(["recipe=quickstart"]).recipe))
