@@ -9,9 +9,6 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-_SAY_NOTHING_ALONE = ("checkpoint", "ema", "eval")
-"""Groups of a recipe."""
-
 
 def format_duration(seconds: float) -> str:
     """As 9s, 4m05s, 1h02m or 3d04h."""
@@ -22,15 +19,15 @@ def format_duration(seconds: float) -> str:
     return f"{whole}s"
 
 
-def labels(keys: Iterable[str]) -> dict[str, str]:
+def labels(keys: Iterable[str], with_group: Collection[str] = ()) -> dict[str, str]:
     """For each key its last parts, as many as tell it from the others; a variant's key is called by its group.
 
-    The key of a group whose keys say nothing by themselves, as `decay` of `ema`, is called by both.
+    with_group: groups of a recipe whose keys are always called by both. Trials are known by these names.
     """
     found = {}
     paths = {key: re.sub(r"(?<=.)\.(name|source)$", "", key).split(".") for key in keys}
     for key, path in paths.items():
-        for length in range(2 if path[0] in _SAY_NOTHING_ALONE else 1, len(path) + 1):
+        for length in range(2 if path[0] in with_group else 1, len(path) + 1):
             label = path[-length:]
             if not any(other[-length:] == label for name, other in paths.items() if name != key):
                 break

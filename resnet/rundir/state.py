@@ -102,7 +102,8 @@ def _recipe(status: Mapping[str, Any]) -> str | None:
     if not isinstance(name, str):
         return None
     differs = differs if isinstance(differs, dict) else {}
-    short = labels(differs)
+    # As `every` alone says nothing.
+    short = labels(differs, with_group=("checkpoint", "ema", "eval"))
     return " ".join([name, *(f"{short[key]}={show(value)}" for key, value in differs.items())])
 
 

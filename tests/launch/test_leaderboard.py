@@ -328,7 +328,8 @@ def test_a_table_keeps_within_the_terminal(tmp_path):
 
 def test_labels():
     keys = ["optimizer.lr", "model.name", "schedule.name", "a.size", "b.size", "seed", "ema.decay"]
-    assert list(labels(keys).values()) == ["lr", "model", "schedule", "a.size", "b.size", "seed", "ema.decay"]
+    assert list(labels(keys).values()) == ["lr", "model", "schedule", "a.size", "b.size", "seed", "decay"]
+    assert labels(keys, with_group=["ema"])["ema.decay"] == "ema.decay"
 
 
 def test_json_and_csv(tmp_path):
