@@ -37,9 +37,13 @@ def main(argv: Sequence[str]) -> int:
     ended = threading.Event()
     if directory.content["early_stop"]:
         threading.Thread(target=_watch, args=(directory.path, trial["name"], ended), daemon=True).start()
-    code = batch.main(argv)
+    code = batch.Attempt(jobs, run_dir).run(argv[1:])
     ended.set()
-    finish_trial(directory, trial)
+    try:
+        # Before the page, which may take until the time limit.
+        finish_trial(directory, trial)
+    finally:
+        batch.report_sweep(run_dir, jobs.get("python"))
     return code
 
 

@@ -123,8 +123,8 @@ def _write_end(trainer: Trainer, hooks: RunHooks, end: End) -> None:
         # Where it was stopped is seldom where the log has its last line.
         step = trainer.state.step
         reached = {"step": step, "epoch": round(trainer.plan.epoch(step), 4)}
-        saved = {"last_checkpoint_time": hooks.saver.committed_time}
-        write_status(run_dir, state=end.outcome, reason=end.reason, failure=None, eta_s=None, **reached, **saved)
+        fields = {"state": end.outcome, "reason": end.reason, "failure": None, "eta_s": None}
+        write_status(run_dir, **fields, **reached, **hooks.last_checkpoint)
 
 
 def _write_report(hooks: RunHooks, end: End, sources: tuple[Source, Source]) -> None:

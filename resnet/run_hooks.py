@@ -68,9 +68,15 @@ class RunHooks:
             step=row["step"],
             epoch=round(row["epoch"], 4),
             eta_s=self.progress.eta_seconds,
-            last_checkpoint_time=self.saver.committed_time,
+            **self.last_checkpoint,
             **{name: row[key] for key, name in shown.items() if key in row},
         )
+
+    @property
+    def last_checkpoint(self) -> dict[str, float]:
+        """For status.json, which keeps what an earlier attempt wrote until this one has saved."""
+        saved = self.saver.committed_time
+        return {} if saved is None else {"last_checkpoint_time": saved}
 
     def _for_tracker(self, row: dict[str, Any]) -> dict[str, Any]:
         # A digest is nothing to draw.

@@ -77,8 +77,8 @@ def report_sweep(run_dir: Path, python: str | None) -> None:
             done = subprocess.run(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=PAGE_SECONDS)
             if done.returncode:
                 raise ValueError(done.stderr.decode(errors="replace").strip().rpartition("\n")[2])
-    except (ValueError, OSError, subprocess.SubprocessError) as error:
-        print(f"the sweep's page could not be written: {error}", file=sys.stderr)
+    except Exception as error:
+        print(f"the sweep's page could not be written: {error or type(error).__name__}", file=sys.stderr)
 
 
 class Attempt:

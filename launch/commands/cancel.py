@@ -14,12 +14,12 @@ from launch.runs.job_record import active_job, read_job
 from launch.runs.send import shown
 from launch.runs.state import find, rows
 from launch.sweep.directory import cancel_file
+from launch.sweep.page import write_page
 from resnet.process.exit_codes import FINISHED
 from resnet.rundir.attempts import end_file
 from resnet.rundir.find import find_sweep
 from resnet.rundir.lease import holder_elsewhere, read_lease
 from resnet.rundir.status import read_status, write_status
-from resnet.rundir.sweep.results import has_ended
 from slurm.control import ask
 
 
@@ -96,7 +96,4 @@ def _cancel_sweep(sweep_dir: Path, now: bool) -> None:
     print(
         f"{sweep_dir.name}: {len(waiting)} waiting and {told} running trials are cancelled; launch sweep continues it"
     )
-    if has_ended(sweep_dir):
-        from launch.sweep.page import write_page
-
-        write_page(sweep_dir)
+    write_page(sweep_dir, while_it_runs=False)

@@ -58,7 +58,7 @@ def first_failure(run_dir: Path) -> tuple[int, str] | None:
             record = json.loads(file.read_bytes())
             # A file of an attempt before is left where that had more ranks. Machines' clocks differ a little.
             if record["time"] > start - 60:
-                how = f"rank {record['rank']} on {record['host']}, step {record['step']}: {record['reason']}"
+                how = f"rank {record['rank']} on {record['host']}, after step {record['step']}: {record['reason']}"
                 records.append((record["own_fault"] is False, record["time"], record["rank"], how))
     own = [record for record in records if not record[0]]
     # Where all failed since one was gone, that one left no record, and the run's reason names it.

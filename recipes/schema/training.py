@@ -87,7 +87,7 @@ class Profile(Group):
     """torch.profiler over some steps, written to profile/rank-R.json for chrome://tracing or Perfetto."""
 
     start: Annotated[int, Field(ge=0)] = 10
-    """First step recorded."""
+    """Steps before the first one that is recorded, of each attempt; one at least, which warms the profiler up."""
     steps: Count = 5
     """Steps recorded."""
 

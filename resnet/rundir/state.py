@@ -47,10 +47,17 @@ def true_status(folder: Path) -> dict[str, Any]:
 
     Raises ValueError where the file is damaged.
     """
-    if read_status(folder).get("state") != "running":
-        return read_status(folder)
-    (row,) = own_rows([folder])
-    return read_status(folder) | {key: row[key] for key in ("state", "failure", "reason")}
+    status = _true_status(folder)
+    # As in `own_rows`.
+    return _true_status(folder) if status.get("failure") == "killed" else status
+
+
+def _true_status(folder: Path) -> dict[str, Any]:
+    status, now = read_status(folder), time.time()
+    if status.get("state") != "running":
+        return status
+    verdict = _verdict(folder, status, now)
+    return status | {"state": verdict.state, "failure": verdict.failure, "reason": verdict.reason}
 
 
 def has_ended(folder: Path) -> bool:
@@ -60,13 +67,18 @@ def has_ended(folder: Path) -> bool:
 
 
 def _own_row(folder: Path) -> dict[str, Any]:
-    now, status, sent = time.time(), {}, os.path.exists(folder / "slurm" / "job.json")
+    now, status = time.time(), {}
     try:
         status = read_status(folder)
-        verdict = own_verdict(status, *signs_of_life(folder, status, sent, now))
+        verdict = _verdict(folder, status, now)
     except (ValueError, OSError) as error:
         verdict = Verdict("damaged", None, str(error), True)
     return row_of(folder, status, verdict, now)
+
+
+def _verdict(folder: Path, status: Mapping[str, Any], now: float) -> Verdict:
+    sent = os.path.exists(folder / "slurm" / "job.json")
+    return own_verdict(status, *signs_of_life(folder, status, sent, now))
 
 
 def row_of(folder: Path, status: Mapping[str, Any], verdict: Verdict, now: float) -> dict[str, Any]:

@@ -57,7 +57,7 @@ class RankLog:
         if world_size > 1:
             time.sleep(_GRACE_SECONDS)
         first = self._first_failure(world_size) or record
-        words = f"rank {first['rank']} on {first['host']}, step {first['step']}: {first['reason']}"
+        words = f"rank {first['rank']} on {first['host']}, after step {first['step']}: {first['reason']}"
         with contextlib.suppress(OSError, ValueError):
             write_status(self.run_dir, state="failed", reason=words, failure=first["failure"], eta_s=None)
         return words

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from launch import cli
 from launch.runs import state as run_state
 from launch.sweep.plot import plot
 from launch.sweep.text import lines, to_csv, to_object, write_best
@@ -176,10 +177,24 @@ def test_what_a_search_has_asked_for(tmp_path):
 def test_no_sweep(tmp_path):
     with pytest.raises(ValueError, match="not a sweep"):
         sweep_so_far(tmp_path)
-    for damaged in ('{"name": ', "[]", '{"name": "a"}'):
+    whole = sweep(tmp_path, [(None, None)])
+    content = json.loads((whole / "sweep.json").read_text())
+    without_names = [json.dumps(content | {"trials": trials}) for trials in (None, ["t0"], [{"nam": "t0"}])]
+    for damaged in ('{"name": ', "[]", '{"name": "a"}', *without_names):
         (tmp_path / "sweep.json").write_text(damaged)
         with pytest.raises(ValueError, match=r"sweep\.json is damaged"):
             sweep_so_far(tmp_path)
+
+
+def test_a_damaged_sweep_can_be_cancelled(tmp_path, capfd):
+    folder = sweep(tmp_path, [({"seed": "0"}, trial(40.0))])
+    (folder / "slurm").mkdir()
+    (folder / "sweep.json").write_text("{")
+    with pytest.raises(SystemExit) as end:
+        cli.main(["cancel", str(folder)])
+    said = capfd.readouterr()
+    assert (end.value.code, said.out.startswith("study: 0 waiting and 0 running trials are cancelled")) == (0, True)
+    assert said.err.startswith("the sweep's page could not be written: ")
 
 
 # Settings

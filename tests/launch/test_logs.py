@@ -123,11 +123,11 @@ def test_of_a_failed_run_the_rank_that_failed_first_is_shown(run_dir, launch):
     for attempt in (1, 2):
         for rank in range(4):
             write(run_dir, rank, f"attempt {attempt} rank {rank}\n", attempt)
-    write_status(run_dir, state="failed", failure="oom", reason="rank 1 on n1, step 3: reason 1\n  more")
+    write_status(run_dir, state="failed", failure="oom", reason="rank 1 on n1, after step 3: reason 1\n  more")
     failure(run_dir, 0, at=100, own_fault=False)
     failure(run_dir, 1, at=102)
     failure(run_dir, 2, at=101)
-    assert launch("r") == (0, "attempt 2 rank 2\n", "failed first: rank 2 on n1, step 3: reason 2\n")
+    assert launch("r") == (0, "attempt 2 rank 2\n", "failed first: rank 2 on n1, after step 3: reason 2\n")
     assert launch("r", "--attempt", "2")[1] == "attempt 2 rank 2\n"
     assert launch("r", "--attempt", "1") == (0, "attempt 1 rank 0\n", "")
     assert launch("r", "--rank", "3") == (0, "attempt 2 rank 3\n", "")
@@ -141,7 +141,7 @@ def test_a_rank_that_was_killed_left_no_record_but_is_named_in_the_reason(run_di
     write_status(run_dir, state="failed", failure="killed", reason="rank 3 on n2: killed by signal 9\n  tail")
     assert launch("r") == (0, "rank 3\n", "failed first: rank 3 on n2: killed by signal 9\n")
     write_status(run_dir, reason="srun ended with code 1")
-    assert launch("r") == (0, "rank 0\n", "failed first: rank 0 on n1, step 3: reason 0\n")
+    assert launch("r") == (0, "rank 0\n", "failed first: rank 0 on n1, after step 3: reason 0\n")
 
 
 def test_failures_of_attempts_before_do_not_count(run_dir, launch):

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import launch.trial
 from launch.sweep.halving import goes_on, let_go_on, should_stop
 from launch.sweep.points import sample
 from launch.sweep.study import _distributions, _position, ask, suggest, tell, trial_name, values
@@ -19,6 +20,7 @@ from launch.sweep.sweep_json import sweep_json, sweep_of
 from launch.sweep.sweep_types import Distribution, HalvingRule, Sweep, Values
 from launch.sweep.words import from_words
 from resnet.rundir.files import to_json, write_atomic
+from slurm import batch
 
 PARAMETERS: dict[str, Values | Distribution] = {
     "optimizer.lr": Distribution("uniform", 1e-4, 1.0, log=True),
@@ -239,6 +241,30 @@ def test_a_trial_that_is_continued_is_told_anew_and_never_worse(tmp_path: Path) 
     tell(folder, 0, "failed")
     tell(folder, 0, "pruned", 2.0)
     assert states(folder) == {0: ["FAIL", "PRUNED", "COMPLETE"]}
+
+
+def test_the_search_is_told_of_an_end_before_the_page_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make(tmp_path / "s", a_sweep())
+    content = json.loads((folder / "sweep.json").read_text())
+    (folder / "sweep.json").write_text(to_json(content | {"trials": [{"name": trial_name(0), "point": None}]}))
+    ask(folder, 0)
+    run_dir = folder / trial_name(0)
+    log(run_dir, [2.0])
+    for name in ("recipe.yaml", "pruned"):
+        (run_dir / "slurm" / name).touch()
+    jobs = {"runs": [str(run_dir)], "sweep": str(folder), "python": "python"}
+    (tmp_path / "jobs.json").write_text(json.dumps(jobs))
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+
+    def time_limit(*_: object) -> None:
+        raise SystemExit(1)
+
+    monkeypatch.setattr(batch, "report_sweep", time_limit)
+    with pytest.raises(SystemExit):
+        launch.trial.main([str(tmp_path / "jobs.json"), "true"])
+    assert states(folder) == {0: ["PRUNED"]}
 
 
 def test_what_nobody_told_is_found_by_the_files(tmp_path: Path) -> None:

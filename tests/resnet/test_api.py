@@ -13,6 +13,7 @@ import torch
 
 import resnet
 from resnet.process.signals import SIGNALS
+from resnet.rundir import state
 from resnet.rundir.status import write_status
 from tests.helpers import PROGRAM, TINY, train, unchanged_process
 
@@ -49,7 +50,7 @@ def test_importing_costs_nothing_before_weights_are_touched(folder):
     assert in_fresh_python(code) == "False\n"
 
 
-def test_a_run_whose_trainer_is_gone_is_not_running(run, tmp_path):
+def test_a_run_whose_trainer_is_gone_is_not_running(run, tmp_path, monkeypatch):
     gone = resnet.Run(shutil.copytree(run.path, tmp_path / "gone"))
     process = subprocess.Popen(["true"])
     process.wait()
@@ -57,6 +58,9 @@ def test_a_run_whose_trainer_is_gone_is_not_running(run, tmp_path):
     assert (gone.status["state"], gone.status["failure"]) == ("failed", "killed")
     assert "failed" in repr(gone)
     assert resnet.diff(run, gone).results["state"] == ("finished", "failed")
+    # It ends well between a look at its word and one at its process.
+    monkeypatch.setattr(state, "is_alive", lambda _: bool(write_status(gone.path, state="finished", reason="finished")))
+    assert (gone.status["state"], gone.status["reason"]) == ("finished", "finished")
 
 
 def test_what_is_promised_is_there():

@@ -20,11 +20,18 @@ from resnet.checkpoint import saver, snapshot
 from resnet.checkpoint.commit import CheckpointError, clean, commit, name_of, newest_valid, prune
 from resnet.checkpoint.saver import Saver, check_space
 from resnet.checkpoint.snapshot import EMA, MODEL, REST, Snapshot, read_rest, restore
+from resnet.data.sources.synthetic import Synthetic
 from resnet.ema import Ema
 from resnet.metrics import SUMMED, Window
 from resnet.optim import Lamb, Lars
+from resnet.process.signals import Signals
+from resnet.run_hooks import RunHooks
 from resnet.rundir import files as rundir
+from resnet.rundir.metrics_log import MetricsLog
+from resnet.rundir.status import read_status, write_status
 from resnet.state import TrainState
+from resnet.tracking.progress import Progress
+from resnet.tracking.wandb_client import NullTracker
 
 CALLS = ("open", "write", "fsync", "rename", "replace", "mkdir", "unlink", "rmdir")
 """Of `os`: all that change what is on the disk."""
@@ -670,6 +677,20 @@ def test_a_failing_save_is_told_counted_and_tried_again(tmp_path, capfd):
     ours.save(state, 0, wait=True)
     assert ours.failures == 0
     assert names(folder) == ["latest", name_of(4)]
+
+
+def test_an_attempt_that_has_saved_nothing_keeps_the_time_of_the_last_checkpoint(tmp_path):
+    ours, state, log = make_saver(tmp_path), make_state(), MetricsLog(tmp_path / "metrics.jsonl")
+    progress, val = Progress("off", ours.plan.end_step, ours.plan.steps_per_epoch), Synthetic(10, 2, 32)
+    hooks = RunHooks(tmp_path, ours.plan, state, ours, Signals(), progress, log, NullTracker(), val, 50)
+    write_status(tmp_path, last_checkpoint_time=7.0)
+    hooks.log({"step": 1, "epoch": 0.2})
+    assert (read_status(tmp_path)["step"], read_status(tmp_path)["last_checkpoint_time"]) == (1, 7.0)
+    train(state, 1)
+    hooks.save(wait=True)
+    hooks.log({"step": 2, "epoch": 0.4})
+    assert read_status(tmp_path)["last_checkpoint_time"] == ours.committed_time
+    log.close()
 
 
 def fail_with(code):

@@ -255,7 +255,7 @@ def test_the_death_of_a_rank_ends_the_job(tmp_path):
     assert done.returncode not in (0, None)
     found = read_status(run)
     assert (found["state"], found["failure"]) == ("failed", "killed")
-    assert found["reason"].startswith(f"rank 0 on {socket.gethostname()}, step ")
+    assert found["reason"].startswith(f"rank 0 on {socket.gethostname()}, after step ")
     assert "training failed: rank 0 on" in done.stderr
     assert "to continue from it: accelerate launch --multi_gpu --num_processes 2 " in done.stderr
 
@@ -270,7 +270,7 @@ def test_the_rank_that_was_killed_is_named(tmp_path, in_step, ranks, victim):
     codes = wait_ranks(children, 60)
     assert codes == [-9 if rank == victim else 1 for rank in range(ranks)]
     wait_for(lambda: not processes_of(children))
-    words = f"rank {victim} on {socket.gethostname()}, step 5: the process was killed"
+    words = f"rank {victim} on {socket.gethostname()}, after step 5: the process was killed"
     assert read_status(tmp_path / "r")["reason"] == words
     assert (tmp_path / "r.txt").read_text().count(f"training failed: {words}") == 1
 
@@ -283,7 +283,7 @@ def test_the_rank_that_failed_first_is_named(tmp_path, in_step):
     assert wait_ranks(begin(tmp_path, LONG, ranks=2), SECONDS) == [1, 1]
     run = tmp_path / "r"
     found = read_status(run)
-    words = f"rank 1 on {socket.gethostname()}, step 5: RuntimeError: the disk of this rank is gone"
+    words = f"rank 1 on {socket.gethostname()}, after step 5: RuntimeError: the disk of this rank is gone"
     assert (found["state"], found["failure"], found["reason"]) == ("failed", "crash", words)
     assert "in fail\n" in (run / "logs" / "rank-1.log").read_text(), "a traceback"
     text = (tmp_path / "r.txt").read_text()

@@ -126,9 +126,13 @@ def test_the_last_trial_to_end_writes_the_sweeps_page(tmp_path, capfd):
     runs = [make_run(study / "t0"), make_run(study / "t1", state="failed"), make_run(study / "t2", state="running")]
     (study / "sweep.json").write_text(json.dumps(content | {"trials": trials}))
     batch.report_sweep(runs[1], python)
+    long_ago = {"updated": time.time() - 3600}
+    # It was requeued, and waits in the queue.
+    (runs[2] / "status.json").write_text(json.dumps(read_status(runs[2]) | {"state": "queued"} | long_ago))
+    batch.report_sweep(runs[2], python)
     assert not (study / "report.html").exists()
     # Ended without a word, long ago: nobody waits for it.
-    (runs[2] / "status.json").write_text(json.dumps(read_status(runs[2]) | {"updated": time.time() - 3600}))
+    (runs[2] / "status.json").write_text(json.dumps(read_status(runs[2]) | {"state": "running"} | long_ago))
     batch.report_sweep(runs[1], python)
     states = [trial["state"] for trial in page_data(study / "report.html")["trials"]]
     assert states == ["finished", "failed", "running"]
@@ -137,6 +141,9 @@ def test_the_last_trial_to_end_writes_the_sweeps_page(tmp_path, capfd):
     (study / "report.html").mkdir()
     batch.report_sweep(runs[1], python)
     assert re.fullmatch(r"the sweep's page could not be written: .*report.html.*\n", capfd.readouterr().err)
+    (study / "sweep.json").write_text(json.dumps(content | {"trials": [{"name": 1}]}))
+    batch.report_sweep(runs[1], python)
+    assert re.fullmatch(r"the sweep's page could not be written: .*\n", capfd.readouterr().err)
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,8 @@ def read_sweep(sweep_dir: Path) -> dict[str, Any]:
             raise ValueError(f"no {', '.join(missing)}")
         if content["metric"] not in METRICS:
             raise ValueError(f"metric {content['metric']!r}")
+        if not all(trial["name"] for trial in content.get("trials", [])):
+            raise ValueError("a trial without a name")
     except FileNotFoundError:
         raise ValueError(f"{sweep_dir} is not a sweep: it has no {SWEEP_FILE}") from None
     except (ValueError, TypeError, KeyError) as error:
