@@ -33,7 +33,7 @@ MOST_HEADER = 1 << 22
 """Bytes that name a safetensors file's tensors, some 100 for each, and its metadata; of ours what it says of itself is
 not among them."""
 MOST_SAID = 1 << 25
-"""Bytes of a header with that, which names the classes: a million of 30 letters, or of 4 of another alphabet."""
+"""Bytes of a header with that, which names the classes: a million of 25 letters, or of 3 of another alphabet."""
 _MOST_BESIDE = 1 << 16
 """Characters of what a file says of itself beside the names of its classes; ours have some 1,000."""
 _NOT_ARCHITECTURE = {"num_classes", "pretrained", "freeze_backbone", "sync_batchnorm"}
