@@ -6,7 +6,7 @@ called: a pickle is a list of steps, and of these are followed those that make m
 a step would make is an `Inert` that says what it is called.
 
 A step takes a bounded time, and some 250 bytes beside its text, whatever a file's author thought of; the number of
-steps is limited.
+steps is limited. Numbers are not counted: what they take is bounded by their text.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ from typing import Any, BinaryIO, NamedTuple
 import torch
 
 MOST_STEPS = 1 << 19
-"""Steps of a pickle: some 80,000 for a ResNet-152 with an average and AdamW's state, and one for a number in a list."""
+"""Steps of a pickle, numbers aside (a list of all losses is long): some 80,000 for a ResNet-152 with an average and
+AdamW's state."""
+_NUMBERS = frozenset(("BININT", "BININT1", "BININT2", "BINFLOAT"))
+"""Of two bytes or more, as Python writes all but the largest."""
 _LONGEST_NAME = 1 << 10
 """Characters of a key. Others, and keys that are no text (an optimizer's parameters), are left out with their values:
 to find equal keys takes a time that grows with them."""
@@ -71,6 +74,10 @@ def _is_name(key: Any) -> bool:
     return isinstance(key, str) and len(key) <= _LONGEST_NAME
 
 
+def _kind_of(called: Any) -> str:
+    return called.kind if isinstance(called, Inert) else "object"
+
+
 class Steps:
     """What the steps of a pickle have made so far."""
 
@@ -83,6 +90,9 @@ class Steps:
         """The value of the pickle that begins where the stream is, which is left behind its end."""
         self.stack, self._marks, self._memo = [], [], {}
         for opcode, argument, _ in pickletools.genops(stream):
+            if opcode.name in _NUMBERS:
+                self.stack.append(argument)
+                continue
             self._spend(1)
             if opcode.name == "STOP":
                 break
@@ -112,7 +122,12 @@ class Steps:
         return items
 
     def remember(self, at: int | None) -> None:
-        self._memo[len(self._memo) if at is None else at] = self.stack[-1]
+        at = len(self._memo) if at is None else at
+        # Python writes them in turn. Of those chosen at will many have the same hash, and are found in a time that
+        # grows with their number.
+        if not 0 <= at < MOST_STEPS:
+            raise pickle.UnpicklingError("it remembers a value by a number far out")
+        self._memo[at] = self.stack[-1]
 
     def recall(self, at: int) -> None:
         self.push(self._memo[at])
@@ -164,7 +179,11 @@ class Steps:
     def call(self, _: Any = None) -> None:
         """What the second on the stack would make of the arguments on top: a mapping, a tensor, or an Inert."""
         arguments, called = self.pop(), self.pop()
-        kind = called.kind if isinstance(called, Inert) else "object"
+        kind = _kind_of(called)
+        if kind == "torch._tensor._rebuild_from_type_v2":
+            # What rebuilds the tensor, its class, arguments and attributes; torch does not write one within another.
+            called, _, arguments = arguments[:3]
+            kind = _kind_of(called)
         if kind in ("collections.OrderedDict", "collections.defaultdict"):
             # Python 2 wrote a list of pairs.
             pairs = arguments[0] if arguments and isinstance(arguments[0], list) else []
@@ -215,7 +234,7 @@ _ACTIONS: dict[str, Callable[[Steps, Any], object]] = {
     **dict.fromkeys(("PROTO", "FRAME"), lambda *_: None),
     **dict.fromkeys(
         (
-            *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
+            *("INT", "LONG", "LONG1", "LONG4", "FLOAT"),
             *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
             *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
         ),

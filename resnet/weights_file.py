@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,8 +27,15 @@ from resnet.torch_file import read_inertly
 KEY = "resnet_launch"
 """The one key of ours in a file's metadata: safetensors keeps no order of several."""
 FORMAT = 1
+_OURS = f'{{"__metadata__":{{"{KEY}":'
+"""What the header of a file of ours begins with, as safetensors writes it."""
 MOST_HEADER = 1 << 22
-"""Bytes that name a safetensors file's tensors, some 100 for each, and its metadata, which name the classes."""
+"""Bytes that name a safetensors file's tensors, some 100 for each, and its metadata; of ours what it says of itself is
+not among them."""
+MOST_SAID = 1 << 25
+"""Bytes of a header with that, which names the classes: a million of 25 letters, or of 3 of another alphabet."""
+_MOST_BESIDE = 1 << 16
+"""Characters of what a file says of itself beside the names of its classes; ours have some 1,000."""
 _NOT_ARCHITECTURE = {"num_classes", "pretrained", "freeze_backbone", "sync_batchnorm"}
 
 
@@ -103,14 +111,27 @@ def _check_header(path: Path) -> None:
     """Raise ValueError where a safetensors file would take much time and memory beside its tensors' elements."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-    if length > MOST_HEADER:
+        if length <= MOST_HEADER:
+            return
+        # A character a byte, as what ours say is in ASCII.
+        header = file.read(length).decode("latin-1") if length <= MOST_SAID else ""
+    said = 0
+    if header.startswith(f'{_OURS}"'):
+        with contextlib.suppress(ValueError):
+            said = json.JSONDecoder().raw_decode(header, len(_OURS))[1] - len(_OURS)
+    if length - said > MOST_HEADER:
         raise ValueError(f"cannot read the weights {path}: it is damaged, or holds too much beside its tensors")
 
 
 def _info(content: Mapping[str, Any]) -> WeightsInfo:
     """Checked for the types of all values; keys that a newer version has added are left out."""
-    model = {key: value for key, value in lifted({"model": content["model"]})["model"].items() if _matters(key, value)}
     known = {key: content[key] for key in WeightsInfo._fields}
+    # Each value that is wrong becomes a line of the error.
+    if not all(isinstance(name, str) for name in known["classes"]):
+        raise ValueError("classes: must be a list of text")
+    if len(json.dumps({**known, "classes": []})) > _MOST_BESIDE:
+        raise ValueError("too long")
+    model = {key: value for key, value in lifted({"model": known["model"]})["model"].items() if _matters(key, value)}
     return TypeAdapter(WeightsInfo).validate_python({**known, "model": model})
 
 

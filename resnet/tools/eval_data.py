@@ -147,7 +147,10 @@ def _unnamed_classes(trained: Trained, outputs: int, options: DataOptions) -> tu
     numbers = [str(number) for number in range(outputs)]
     if set(there) <= set(numbers):
         return numbers, ["the classes of the data are numbers, taken as the network's outputs from 0"]
-    if outputs == imagenet.CLASSES and set(there) & set(wnids := imagenet.wnids()):
+    wnids = imagenet.wnids() if outputs == imagenet.CLASSES else []
+    shared = len(set(there) & set(wnids))
+    # All of them, or most: what else lies in the folder is not the network's. Other data can share a few by chance.
+    if shared and (shared == len(there) or (len(there) != outputs and shared > len(there) / 2)):
         return wnids, ["1,000 outputs and no names: ImageNet-1k's are taken, WordNet ids in their order"]
     if len(there) == outputs:
         return there, ["the weights name no classes: those of the data are taken, in their order"]

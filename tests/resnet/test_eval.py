@@ -435,6 +435,17 @@ def test_a_network_of_imagenets_classes_that_names_none(finished, images, tmp_pa
     assert "n99999999 (4). --known-only leaves them out" in mistake(capsys, tmp_path / "theirs.pth", *words, *data)
     said = mistake(capsys, tmp_path / "theirs.pth", *words, "--data", images)
     assert "names none of its 1000 classes, the data has 6, and the recipe's data 10: name its folders by" in said
+    for folder in sorted(images.iterdir())[:3]:
+        folder.rename(tmp_path / "a" / folder.name)
+    said = mistake(capsys, tmp_path / "theirs.pth", *words, *data, "--known-only")
+    assert "names none of its 1000 classes, the data has 7, and" in said
+    for number in range(993):
+        (tmp_path / "a" / f"m{number:03}").mkdir()
+        os.link(image, tmp_path / "a" / f"m{number:03}" / "0001.jpg")
+    main(["eval", *map(str, (tmp_path / "theirs.pth", *words, *data, "--json"))])
+    out, err = capsys.readouterr()
+    assert json.loads(out)[0]["samples"] == 28 + 993
+    assert "the weights name no classes: those of the data are taken, in their order" in err
 
 
 def test_folders_named_by_number_are_the_networks_outputs(finished, images, capsys):

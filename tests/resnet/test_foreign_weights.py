@@ -7,6 +7,7 @@ import collections
 import contextlib
 import enum
 import io
+import json
 import os
 import pathlib
 import pickle
@@ -28,14 +29,14 @@ from torch.optim.swa_utils import AveragedModel
 from recipes.load import load
 from recipes.schema.augment import Augment
 from recipes.schema.model import Model
-from resnet.inert_pickle import Inert
+from resnet.inert_pickle import MOST_STEPS, Inert
 from resnet.net import build_model
 from resnet.pretrained import load_pretrained
 from resnet.state_dicts import AVERAGES, WRAPPERS, find_state_dict
 from resnet.tools.cli import main
 from resnet.tools.weights import load_alone
 from resnet.torch_file import MOST_PICKLED, read_inertly
-from resnet.weights_file import KEY, metadata_of, read_info, read_weights
+from resnet.weights_file import KEY, MOST_HEADER, MOST_SAID, metadata_of, read_info, read_weights
 
 NET = {"block": "basic", "layers": [1, 1, 1], "stem": "cifar"}
 
@@ -132,6 +133,23 @@ def test_torchs_own_average(donor, tmp_path):
     assert torch.equal(model.conv1.weight, donor.conv1.weight)
 
 
+def test_tensors_with_attributes(state, tmp_path):
+    raw = {name: nn.Buffer(tensor) for name, tensor in state.items()}
+    raw["fc.bias"] = state["fc.bias"].clone()
+    raw["fc.bias"].tag = "mine"
+    torch.save({"state_dict": raw}, tmp_path / "raw.pth")
+    read = read_weights(tmp_path / "raw.pth")
+    assert all(torch.equal(tensor, state[name]) for name, tensor in read.items())
+    assert set(read) == set(state)
+
+
+def test_the_losses_of_a_long_run_beside_the_weights(state, tmp_path):
+    torch.save({"model": state, "losses": [0.5] * MOST_STEPS, "epochs": [1, 300, 70_000] * 100}, tmp_path / "w.pth")
+    content = read_inertly(tmp_path / "w.pth")
+    assert (len(content["losses"]), content["epochs"][:3]) == (MOST_STEPS, [1, 300, 70_000])
+    assert set(read_weights(tmp_path / "w.pth")) == set(state)
+
+
 def test_safetensors_with_metadata_of_others(state, tmp_path):
     save_file(under("module.", state), tmp_path / "timm.safetensors", {"format": "pt", "architecture": "resnet18"})
     assert set(read_weights(tmp_path / "timm.safetensors")) == set(state)
@@ -223,6 +241,35 @@ def test_a_classifier_is_kept_by_the_names_of_its_classes(state, tmp_path):
         new, said = head(classes)
         assert new is None
         assert f"the classifier is new ({why})" in said
+
+
+def test_the_names_of_very_many_classes(state, tmp_path):
+    recipe = load(["recipe=quickstart", "model.name=null", *(f"model.{k}={v}" for k, v in NET.items())]).recipe
+    for classes in ([f"{i:042}" for i in range(100_000)], [f"中文名字中文名字{i}" for i in range(100_000)]):
+        save_file(state, tmp_path / "w.safetensors", metadata_of(recipe, classes, 3))
+        assert (tmp_path / "w.safetensors").stat().st_size > MOST_HEADER
+        info = read_info(tmp_path / "w.safetensors")
+        assert info is not None
+        assert info.classes == classes
+        assert set(read_weights(tmp_path / "w.safetensors")) == set(state)
+
+
+@pytest.mark.parametrize("kind", ["of another", "tensors", "not text", "many values", "too many classes"])
+def test_a_large_header_that_names_no_classes_is_refused(kind, state, tmp_path):
+    recipe = load(["recipe=quickstart", "model.name=null", *(f"model.{k}={v}" for k, v in NET.items())]).recipe
+    metadata = metadata_of(recipe, CLASSES, 3)
+    said = json.loads(metadata[KEY])
+    content, tensors = {
+        "of another": ({"theirs": "a" * MOST_HEADER}, {}),
+        "tensors": (metadata, {"a" * MOST_HEADER: torch.zeros(1)}),
+        "not text": ({KEY: json.dumps({**said, "classes": [0] * MOST_HEADER})}, {}),
+        "many values": ({KEY: json.dumps({**said, "mean": ["a"] * MOST_HEADER})}, {}),
+        "too many classes": (metadata_of(recipe, ["a" * MOST_SAID], 3), {}),
+    }[kind]
+    save_file({**state, **tensors}, tmp_path / "w.safetensors", content)
+    with pytest.raises(ValueError, match=r"too much beside|must be a list of text|too long") as raised:
+        read_weights(tmp_path / "w.safetensors")
+    assert len(str(raised.value)) < 1000
 
 
 def test_images_prepared_otherwise_are_noted(state, tmp_path):
@@ -407,6 +454,7 @@ LARGE = {
         b"\x80\x02(" + b"N)\x86" * 50_000 + b"l\x85q\1ccollections\nOrderedDict\nq\2" + b"h\2h\1R" * 20_000 + b"."
     ),
     "sets": b"\x80\x04" + b"\x8f" * 200_000 + b".",
+    "numbers of a memo with the same hash": b"N" + b"".join(b"p%d\n" % (i * (2**61 - 1)) for i in range(60_000)) + b".",
 }
 
 
