@@ -159,7 +159,7 @@ def test_a_page_from_its_data_to_the_last_picture(page, tmp_path, monkeypatch, c
         assert [row[0] for row in rows] == [f"0{index}.jpg" for index in range(4)]
         assert {row[1] for row in rows} <= set(SPORTS)
     if page == "finetune_resnet50":
-        assert "the classifier is new (1000 classes there, 3 here)" in said.out
+        assert "the classifier is new (1,000 classes there, 3 here)" in said.out
         assert "tensors from head; the classifier is kept" in said.out
     if page == "cats_vs_dogs_resnet18":
         assert "666.jpg" in said.err
