@@ -73,7 +73,7 @@ def load(weights: str | Path, recipe: Recipe | str | None = None) -> nn.Module:
     """
     from resnet.tools.weights import load_alone
 
-    return load_alone(Path(weights).expanduser(), load_recipe(recipe) if isinstance(recipe, str) else recipe)
+    return load_alone(_weights_file(weights), load_recipe(recipe) if isinstance(recipe, str) else recipe)
 
 
 def weights_info(weights: str | Path) -> WeightsInfo | None:
@@ -83,7 +83,14 @@ def weights_info(weights: str | Path) -> WeightsInfo | None:
     """
     from resnet.weights_file import read_info
 
-    return read_info(Path(weights).expanduser())
+    return read_info(_weights_file(weights))
+
+
+def _weights_file(weights: str | Path) -> Path:
+    file = Path(weights).expanduser()
+    if not file.is_file():
+        raise ValueError(f"there is no file {file}: give a file of weights, as final.safetensors in a run's directory")
+    return file
 
 
 class Run:

@@ -47,8 +47,6 @@ def load_alone(weights: Path, recipe: Recipe | None = None) -> nn.Module:
 
     Raises ValueError where neither does, or where they do not agree.
     """
-    if not weights.is_file():
-        raise ValueError(f"there is no file {weights}")
     info = read_info(weights)
     if info is None and recipe is None:
         raise ValueError(f"{weights} does not say which network it is of: give recipe= (a recipe, or its name)")

@@ -101,6 +101,10 @@ def test_a_file_that_says_nothing_needs_a_recipe(tmp_path):
     donor = torchvision.models.resnet18(num_classes=3).eval()
     torch.save({"model": donor.state_dict()}, tmp_path / "theirs.pth")
     assert resnet.weights_info(tmp_path / "theirs.pth") is None
+    for wrong in (tmp_path, tmp_path / "gone.pth", tmp_path / "gone.safetensors"):
+        for ask in (resnet.weights_info, resnet.load):
+            with pytest.raises(ValueError, match=r"there is no file .*: give a file of weights"):
+                ask(wrong)
     with pytest.raises(ValueError, match="does not say which network it is of: give recipe="):
         resnet.load(tmp_path / "theirs.pth")
     images = torch.rand(1, 3, 64, 64)
