@@ -155,13 +155,13 @@ def _unnamed_classes(trained: Trained, outputs: int, options: DataOptions) -> tu
     if len(there) == outputs:
         return there, ["the weights name no classes: those of the data are taken, in their order"]
     unnamed = f"{trained.weights} names none of its {outputs} classes, the data has {len(there)}"
-    help = "name its folders by the numbers of the outputs, from 0, or set data.train to images of all the classes"
+    advice = "name its folders by the numbers of the outputs, from 0, or set data.train to images of all the classes"
     try:
         classes = build_data(trained.recipe)[0].classes
     except ValueError as error:
-        raise ValueError(f"{unnamed}, and those of the recipe cannot be read: {error}. Or {help}") from error
+        raise ValueError(f"{unnamed}, and those of the recipe cannot be read: {error}. Or {advice}") from error
     if len(classes) != outputs:
-        raise ValueError(f"{unnamed}, and the recipe's data {len(classes)}: {help}")
+        raise ValueError(f"{unnamed}, and the recipe's data {len(classes)}: {advice}")
     return classes, []
 
 
