@@ -17,26 +17,52 @@ from torchvision.ops import StochasticDepth
 from recipes.schema.model import ACTIVATIONS, Model
 
 
+class BasicBlock(reference.BasicBlock):
+    """torchvision's, with an activation of its own for each call, as quantisation needs it, and stochastic depth."""
+
+    relu2: nn.Module
+    stochastic_depth: nn.Module
+
+    def forward(self, x: Tensor) -> Tensor:
+        branch = self.relu(self.bn1(self.conv1(x)))
+        branch = self.stochastic_depth(self.bn2(self.conv2(branch)))
+        return self.relu2(branch + (x if self.downsample is None else self.downsample(x)))
+
+
+class Bottleneck(reference.Bottleneck):
+    """As `BasicBlock`."""
+
+    relu2: nn.Module
+    relu3: nn.Module
+    stochastic_depth: nn.Module
+
+    def forward(self, x: Tensor) -> Tensor:
+        branch = self.relu(self.bn1(self.conv1(x)))
+        branch = self.relu2(self.bn2(self.conv2(branch)))
+        branch = self.stochastic_depth(self.bn3(self.conv3(branch)))
+        return self.relu3(branch + (x if self.downsample is None else self.downsample(x)))
+
+
 class _Net(NamedTuple):
-    block: type[reference.BasicBlock] | type[reference.Bottleneck]
+    block: type[BasicBlock] | type[Bottleneck]
     layers: list[int]
     groups: int = 1
     width_per_group: int = 64
 
 
 _NETS = {
-    "resnet18": _Net(reference.BasicBlock, [2, 2, 2, 2]),
-    "resnet34": _Net(reference.BasicBlock, [3, 4, 6, 3]),
-    "resnet50": _Net(reference.Bottleneck, [3, 4, 6, 3]),
-    "resnet101": _Net(reference.Bottleneck, [3, 4, 23, 3]),
-    "resnet152": _Net(reference.Bottleneck, [3, 8, 36, 3]),
-    "resnext50_32x4d": _Net(reference.Bottleneck, [3, 4, 6, 3], 32, 4),
-    "resnext101_32x8d": _Net(reference.Bottleneck, [3, 4, 23, 3], 32, 8),
-    "resnext101_64x4d": _Net(reference.Bottleneck, [3, 4, 23, 3], 64, 4),
-    "wide_resnet50_2": _Net(reference.Bottleneck, [3, 4, 6, 3], 1, 128),
-    "wide_resnet101_2": _Net(reference.Bottleneck, [3, 4, 23, 3], 1, 128),
+    "resnet18": _Net(BasicBlock, [2, 2, 2, 2]),
+    "resnet34": _Net(BasicBlock, [3, 4, 6, 3]),
+    "resnet50": _Net(Bottleneck, [3, 4, 6, 3]),
+    "resnet101": _Net(Bottleneck, [3, 4, 23, 3]),
+    "resnet152": _Net(Bottleneck, [3, 8, 36, 3]),
+    "resnext50_32x4d": _Net(Bottleneck, [3, 4, 6, 3], 32, 4),
+    "resnext101_32x8d": _Net(Bottleneck, [3, 4, 23, 3], 32, 8),
+    "resnext101_64x4d": _Net(Bottleneck, [3, 4, 23, 3], 64, 4),
+    "wide_resnet50_2": _Net(Bottleneck, [3, 4, 6, 3], 1, 128),
+    "wide_resnet101_2": _Net(Bottleneck, [3, 4, 23, 3], 1, 128),
 }
-_BLOCKS = {"basic": reference.BasicBlock, "bottleneck": reference.Bottleneck}
+_BLOCKS = {"basic": BasicBlock, "bottleneck": Bottleneck}
 
 
 class ResNet(reference.ResNet):
@@ -44,9 +70,8 @@ class ResNet(reference.ResNet):
 
     def __init__(self, config: Model, num_classes: int) -> None:
         net = _net(config)
-        block = _STOCHASTIC[net.block] if config.stochastic_depth else net.block
         layers = [*net.layers, 0][:4]
-        super().__init__(block, layers, num_classes, config.zero_init_residual, net.groups, net.width_per_group)
+        super().__init__(net.block, layers, num_classes, config.zero_init_residual, net.groups, net.width_per_group)
         self.config = config
         self.backbone_frozen = False
         if isinstance(self.layer4, nn.Identity):
@@ -59,8 +84,7 @@ class ResNet(reference.ResNet):
         _replace_activations(self, config)
         if config.blurpool:
             _blur_strided_convolutions(self)
-        if config.stochastic_depth:
-            _spread_stochastic_depth(self, config.stochastic_depth)
+        _spread_stochastic_depth(self, config.stochastic_depth)
 
     def _make_layer(self, block, planes, blocks, stride=1, dilate=False):  # pyright: ignore[reportIncompatibleMethodOverride]
         if blocks == 0:
@@ -152,8 +176,14 @@ def make_activation(name: str, arguments: Mapping[str, float | bool]) -> nn.Modu
 
 def _replace_activations(model: ResNet, config: Model) -> None:
     for module in model.modules():
-        if isinstance(module, (reference.ResNet, reference.BasicBlock, reference.Bottleneck)):
+        if isinstance(module, (ResNet, BasicBlock, Bottleneck)):
             module.relu = make_activation(config.activation, config.activation_args)  # pyright: ignore[reportAttributeAccessIssue]
+            for name in {BasicBlock: ("relu2",), Bottleneck: ("relu2", "relu3")}.get(type(module), ()):
+                if next(module.relu.parameters(), None) is None:
+                    setattr(module, name, make_activation(config.activation, config.activation_args))
+                else:
+                    # torchvision's block has one activation: one set of parameters, under one name.
+                    object.__setattr__(module, name, module.relu)
 
 
 class BlurredConv2d(nn.Conv2d):
@@ -193,32 +223,10 @@ def _blur_strided_convolutions(model: nn.Module) -> None:
                 setattr(parent, name, BlurredConv2d(child))
 
 
-class _StochasticBasicBlock(reference.BasicBlock):
-    stochastic_depth: nn.Module
-
-    def forward(self, x: Tensor) -> Tensor:
-        branch = self.relu(self.bn1(self.conv1(x)))
-        branch = self.stochastic_depth(self.bn2(self.conv2(branch)))
-        return self.relu(branch + (x if self.downsample is None else self.downsample(x)))
-
-
-class _StochasticBottleneck(reference.Bottleneck):
-    stochastic_depth: nn.Module
-
-    def forward(self, x: Tensor) -> Tensor:
-        branch = self.relu(self.bn1(self.conv1(x)))
-        branch = self.relu(self.bn2(self.conv2(branch)))
-        branch = self.stochastic_depth(self.bn3(self.conv3(branch)))
-        return self.relu(branch + (x if self.downsample is None else self.downsample(x)))
-
-
-_STOCHASTIC = {reference.BasicBlock: _StochasticBasicBlock, reference.Bottleneck: _StochasticBottleneck}
-
-
 def _spread_stochastic_depth(model: nn.Module, last: float) -> None:
-    blocks = [module for module in model.modules() if isinstance(module, tuple(_STOCHASTIC.values()))]
+    blocks = [module for module in model.modules() if isinstance(module, (BasicBlock, Bottleneck))]
     for index, block in enumerate(blocks):
-        block.stochastic_depth = StochasticDepth(last * index / (len(blocks) - 1), "row")
+        block.stochastic_depth = StochasticDepth(last * index / (len(blocks) - 1), "row") if last else nn.Identity()
 
 
 def has_randomness(model: nn.Module) -> bool:
