@@ -30,13 +30,14 @@ DOORS = {
     ("resnet.rundir", "recipes"): {"recipes.metric", "recipes.text"},
     ("resnet.process", "recipes"): {"recipes.text"},
     ("slurm", "resnet"): {"resnet.main"},
+    ("slurm", "resnet.tools"): {"resnet.tools.cli"},
     ("launch", "resnet.api"): {"resnet.api"},
     ("resnet", "resnet.tools"): {"resnet.tools.report.report"},
     ("resnet", "resnet.api"): {"resnet.api"},
 }
 """Between two rooms, the one module that may be imported: where it takes seconds, inside a function only."""
 STANDARD_LIBRARY_ONLY = ("resnet.process", "resnet.rundir")
-IN_THE_BATCH_SCRIPT = ("recipes.text", "slurm.attempts", "slurm.batch", "slurm.control", "slurm.ends")
+IN_THE_BATCH_SCRIPT = ("recipes.text", "slurm.attempts", "slurm.batch", "slurm.control", "slurm.ends", "slurm.step")
 """Run by whatever Python 3.9 the host of a container has."""
 WITHOUT_TORCH = ("launch", "slurm", "recipes", "resnet.process", "resnet.rundir")
 HEAVY = ("torch", "torchvision", "accelerate", "wandb", "datasets")

@@ -24,6 +24,11 @@ def visible_gpus() -> int:
     return sum(line.startswith("GPU ") for line in done.stdout.splitlines()) if done.returncode == 0 else 0
 
 
+def ranks_here(device: str) -> int:
+    """Ranks that a training has here where nobody says how many. device: the recipe's."""
+    return 1 if device == "cpu" else max(1, visible_gpus())
+
+
 def own_environment() -> dict[str, str]:
     """Without what a launcher around this one, or a batch script, says of its own processes."""
     return {name: value for name, value in os.environ.items() if not is_launchers(name)}
