@@ -14,7 +14,7 @@ from typing import Any
 from launch.chain.plan import Step
 from launch.derived import follows
 from launch.runs.attend import train_here
-from launch.runs.here import own_environment, ranks_here
+from launch.runs.here import programs_environment, ranks_here
 from recipes.load import Loaded
 from recipes.schema.recipe import Recipe
 from resnet.process.exit_codes import FAILED, FINISHED, INTERRUPTED, STOPPED
@@ -66,7 +66,7 @@ def _run(words: Sequence[str], log: Path) -> int:
     """Run a command of `resnet`; what it prints goes to its log too."""
     process = subprocess.Popen(
         [sys.executable, "-m", "resnet", *words],
-        env=own_environment(),
+        env=programs_environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         preexec_fn=partial(die_with_parent, signal.SIGTERM, os.getpid()),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from launch.chain.plan import Step
-from launch.runs.checks import check_batch, check_paths
+from launch.runs.checks import check_batch, check_name, check_paths
 from launch.runs.job_record import FORMAT, Job
 from launch.runs.send import SNAPSHOTS, uninterrupted
 from recipes.schema.recipe import Recipe
@@ -34,6 +34,7 @@ def send(subject: Path, steps: Sequence[Step], recipes: Sequence[Recipe], place:
 
     Raises ValueError, with nothing left behind, for what can be known to be wrong, and where Slurm refuses a step.
     """
+    check_name(subject)
     for recipe in recipes:
         check_batch(recipe, place.profile)
         check_paths(recipe, place.profile.scratch)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.runs.checks import check_name
-from launch.runs.here import own_environment
+from launch.runs.here import programs_environment
 from recipes.load import load
 from recipes.schema.recipe import Recipe
 from recipes.text import suggestion
@@ -81,8 +81,7 @@ def _check_words(lines: Sequence[Sequence[str]]) -> list[str | None]:
     """
     asked = [[line[0], "RUN", *line[1:]] for line in lines if line[0] != TRAIN]
     command = [sys.executable, "-m", "resnet.tools.check_words", json.dumps(asked)]
-    done = subprocess.run(command, env=own_environment(), capture_output=True, text=True, check=True) if asked else None
-    answers = iter(json.loads(done.stdout) if done else [])
+    answers = iter(json.loads(subprocess.check_output(command, env=programs_environment(), text=True)) if asked else [])
     found = [{"problem": None, "name": None} if line[0] == TRAIN else next(answers) for line in lines]
     wrong = [
         f"step {number} ({line[0]}): {answer['problem']}"

@@ -22,6 +22,7 @@ from resnet.rundir.chain import TRAIN
 from resnet.rundir.find import find_sweep
 from resnet.rundir.lease import holder_elsewhere, read_lease
 from resnet.rundir.status import read_status, write_status
+from resnet.rundir.sweep.results import has_ended
 from slurm.control import ask
 
 
@@ -40,9 +41,11 @@ def _cancel(name: str, arguments: argparse.Namespace) -> int:
     subject = sweep_dir or find(name, arguments.root).absolute()
     told = _cancel_chain(subject, arguments.now)
     print(*told, sep="\n", end="\n" if told else "")
+    if told and (has_ended(sweep_dir) if sweep_dir else rows([subject])[0]["over"]):
+        return FINISHED
     if sweep_dir:
         _cancel_sweep(sweep_dir, arguments.now)
-    elif not told or not rows([subject])[0]["over"]:
+    else:
         print(cancel(subject, arguments.now))
     return FINISHED
 
