@@ -142,14 +142,18 @@ def test_nothing_heavy_is_imported_by_the_launcher():
 
 
 def test_names_that_queued_jobs_and_old_copies_of_the_code_use():
-    """Batch scripts run these modules, and submitit's pickles name this function: they keep their places."""
+    """Batch scripts run these modules, and submitit's pickles name these functions: they keep their places."""
     import launch.trial
     import slurm.batch
     import slurm.job
+    import slurm.step
 
     assert callable(slurm.batch.main)
+    assert callable(slurm.step.main)
     assert callable(launch.trial.main)
-    assert (slurm.job.train.__module__, slurm.job.train.__qualname__) == ("slurm.job", "train")
+    for name in ("train", "do_step"):
+        function = getattr(slurm.job, name)
+        assert (function.__module__, function.__qualname__) == ("slurm.job", name)
 
 
 RUN_FILES = {
