@@ -39,8 +39,14 @@ def main(argv: Sequence[str]) -> int:
     content = read_chain(folder)
     try:
         begin_step(folder, content, number, job_id=job_id(), host=hostnames()[0])
-        is_training = content["steps"][number - 1]["command"] == TRAIN
-        end = _train(jobs, run_dir, content["steps"][number - 1], argv[1:]) if is_training else _run(jobs, argv[1:])
+        step = content["steps"][number - 1]
+        if step["command"] == TRAIN:
+            end = _train(jobs, run_dir, step, argv[1:])
+        elif step["makes"] and status_or_nothing(run_dir).get("state") == "finished":
+            # The name was free when the step was sent: an attempt that was cut off has done it.
+            end = End("finished")
+        else:
+            end = _run(jobs, argv[1:])
     except ValueError as error:
         print(error, file=sys.stderr)
         end = End("failed", str(error))
@@ -72,8 +78,6 @@ def _run(jobs: dict[str, Any], command: Sequence[str]) -> End:
     if jobs["stage"]:
         code = _srun(stage_command(jobs, 1))
     code = code or _srun([*jobs["srun"], *command], {CORES: str(jobs["cores"])})
-    if code == 0:
-        return End("finished")
     log = Path(os.path.realpath("/proc/self/fd/2"))
     printed = log.read_bytes()[start:].decode(errors="replace")
     word, fate = slurms_word(printed), first_fate(printed.splitlines())
@@ -81,6 +85,8 @@ def _run(jobs: dict[str, Any], command: Sequence[str]) -> End:
         return End("cancelled", "cancelled by scancel")
     if word == "TIME LIMIT":
         return End("failed", "it came to its time limit: slurm.time")
+    if code == 0:
+        return End("finished")
     if word or (fate and fate.by_signal):
         # Preempted, or its node is drained: the job starts again, if Slurm has not seen to it by itself.
         said("scontrol", "requeue", str(job_id()))
