@@ -14,6 +14,7 @@ from typing import Any
 from launch.chain.plan import Step
 from launch.derived import follows
 from launch.runs.attend import train_here
+from launch.runs.checks import check_paths
 from launch.runs.here import programs_environment, ranks_here
 from recipes.load import Loaded
 from recipes.schema.recipe import Recipe
@@ -31,6 +32,7 @@ def run_here(subject: Path, steps: Sequence[Step], recipes: Sequence[Recipe]) ->
     ranks = [ranks_here(recipe.device) for recipe in recipes]
     for recipe, count in zip(recipes, ranks, strict=True):
         follows(Loaded(recipe, {}), count)
+        check_paths(recipe, None)
     folder = new_folder(subject)
     content = {"subject": str(subject), "folder": str(Path.cwd()), "cluster": "local", "steps": steps}
     write_chain(folder, {**content, "pid": os.getpid(), "host": os.uname().nodename})

@@ -14,7 +14,7 @@ from launch.runs.checks import check_batch, check_name, check_paths
 from launch.runs.job_record import FORMAT, Job
 from launch.runs.send import SNAPSHOTS, uninterrupted
 from recipes.schema.recipe import Recipe
-from resnet.rundir.chain import TRAIN, log_of, new_folder, write_chain
+from resnet.rundir.chain import TRAIN, job_name, log_of, new_folder, write_chain
 from slurm.code_copy import take_snapshot
 from slurm.control import ask
 from slurm.profile import Profile
@@ -64,7 +64,7 @@ def _submission(
     folder: Path, content: dict[str, Any], number: int, place: Place, snapshot: Path, after: str | None
 ) -> Submission:
     step, profile, cwd = content["steps"][number - 1], place.profile, Path(content["folder"])
-    name = f"{Path(content['subject']).name}.{number}-{step['command']}"
+    name = job_name(content, number)
     if step["command"] == TRAIN:
         step["job"] = {"format": FORMAT, **asdict(Job.to_send(name, place.cluster, profile, snapshot, cwd))}
     else:

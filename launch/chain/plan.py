@@ -14,7 +14,7 @@ from launch.runs.here import programs_environment
 from recipes.load import load
 from recipes.schema.recipe import Recipe
 from recipes.text import suggestion
-from resnet.rundir.chain import TRAIN
+from resnet.rundir.chain import TRAIN, train_words
 from resnet.rundir.sweep.sweep_file import read_sweep
 
 STEPS = ("eval", "predict", "features", "report", "export", "quantize", "prune", TRAIN)
@@ -45,7 +45,7 @@ def settle(subject: Path, is_sweep: bool, commands: Sequence[str]) -> tuple[list
             try:
                 if command == TRAIN:
                     changes += words
-                    recipe, made = _load(_known_recipe(subject, is_sweep), changes, words, made)
+                    recipe, made = _load(subject, is_sweep, changes, words, made)
                     recipes.append(recipe)
                     step["words"] = _placed(words, made, is_sweep)
                 elif name is None:
@@ -104,12 +104,15 @@ def _known_recipe(subject: Path, is_sweep: bool) -> Path:
     raise ValueError("no trial has begun: nothing tells the recipe yet")
 
 
-def _load(file: Path, changes: Sequence[str], words: Sequence[str], made: Path) -> tuple[Recipe, Path]:
+def _load(
+    subject: Path, is_sweep: bool, changes: Sequence[str], words: Sequence[str], made: Path
+) -> tuple[Recipe, Path]:
     """The recipe of a `train` step by all changes so far, and the directory of the run that it makes."""
     keys = {word.partition("=")[0] for word in words}
     for key in {"recipe", "resume"} & keys:
         raise ValueError(f"{key}= is the chain's: it trains on from the weights of the run before, in a new run")
-    recipe = load([f"recipe={file}", "model.pretrained=null", "resume=auto", *changes]).recipe
+    # The weights are not there yet: those of what is there stand for them.
+    recipe = load(train_words(_known_recipe(subject, is_sweep), subject, changes)).recipe
     root = Path(recipe.run.root).expanduser().absolute() if "run.root" in keys else made.parent
     made = root / ((recipe.run.name if "run.name" in keys else None) or made.name)
     check_name(made)

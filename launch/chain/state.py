@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from recipes.text import format_duration
 from resnet.process.processes import is_alive
-from resnet.rundir.chain import OVER, log_of, newest_folder, read_chain, read_step
+from resnet.rundir.chain import OVER, job_name, log_of, newest_folder, read_chain, read_step
 from slurm.queue import WAITING, Job, accounted, queued
 
 Row = dict[str, Any]
@@ -27,9 +27,14 @@ class Chain(NamedTuple):
 
     @property
     def open_jobs(self) -> list[str]:
-        """Ids of the jobs of steps that have not ended by their own word."""
-        steps = zip(self.content["steps"], self.told, strict=True)
-        return [step["job_id"] for step, told in steps if step["job_id"] and told.get("state") not in OVER]
+        """Ids of the jobs of steps that may be to come: those behind one that failed are not."""
+        found = []
+        for step, told in zip(self.content["steps"], self.told, strict=True):
+            if told.get("state") not in OVER:
+                found += [step["job_id"]] if step["job_id"] else []
+            elif told["state"] != "finished":
+                break
+        return found
 
 
 def read(subject: Path) -> Chain | None:
@@ -72,7 +77,11 @@ def step_rows(chain: Chain, jobs: Mapping[str, Job], trouble: str | None) -> lis
         failed = next((row for row in found if row["state"] not in ("finished", "running", "queued")), None)
         state, reason = told.get("state"), told.get("reason")
         if state not in OVER:
-            state, reason = _state(chain, step, told, jobs, trouble, failed)
+            job = jobs.get(step["job_id"] or "")
+            if job and job.name and job.name != job_name(chain.content, number):
+                # Ids begin anew where a cluster is set up again.
+                job = None
+            state, reason = _state(chain, step, told, job, trouble, failed)
         start, end = told.get("start"), told.get("end")
         if state == "running":
             end = time.time()
@@ -93,23 +102,22 @@ def step_rows(chain: Chain, jobs: Mapping[str, Job], trouble: str | None) -> lis
 
 
 def _state(
-    chain: Chain, step: dict[str, Any], told: dict[str, Any], jobs: Mapping[str, Job], trouble: str | None, failed: Any
+    chain: Chain, step: dict[str, Any], told: dict[str, Any], job: Job | None, trouble: str | None, failed: Any
 ) -> tuple[str, str | None]:
     """State and reason of a step that has not said how it ended."""
     job_id, content = step["job_id"], chain.content
+    if failed and not told:
+        return "skipped", None
     if job_id is None:
         alive = content.get("host") != os.uname().nodename or is_alive(content.get("pid", 0))
-        if failed or (not alive and not told):
+        if not alive and not told:
             return "skipped", None
         return (told.get("state", "queued"), None) if alive else ("failed", f"process {content['pid']} is gone")
-    job = jobs.get(job_id)
     if job is None and trouble:
         return told.get("state", "queued"), trouble
     if job is not None and not job.over:
         return ("queued" if job.state in WAITING else "running"), told.get("reason")
-    if not told and (failed or job is None or job.state == "CANCELLED"):
-        if failed:
-            return "skipped", None
+    if not told and (job is None or job.state == "CANCELLED"):
         if job is None or "Dependency" in (job.reason or ""):
             return "skipped", "what it waited for did not finish"
         return "cancelled", "before it began"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,11 @@ def read_chain(folder: Path) -> dict[str, Any]:
 def step_name(content: dict[str, Any], number: int) -> str:
     """As files of the step are called. number: from 1."""
     return f"{number}-{content['steps'][number - 1]['command']}"
+
+
+def job_name(content: dict[str, Any], number: int) -> str:
+    """As the step's job is called in the queue."""
+    return f"{Path(content['subject']).name}.{step_name(content, number)}"
 
 
 def log_of(folder: Path, content: dict[str, Any], number: int) -> Path:
@@ -126,14 +132,14 @@ def words_of_step(folder: Path, content: dict[str, Any], number: int) -> list[st
     """The command line of a step: of `resnet`, or of train.py behind its `train`."""
     step, run_dir = content["steps"][number - 1], acts_on(folder, content, number)
     if step["command"] == TRAIN:
-        return train_words(run_dir, step["words"])
+        return train_words(run_dir, run_dir, step["words"])
     return [step["command"], str(run_dir), *step["words"]]
 
 
-def train_words(run_dir: Path, words: list[str]) -> list[str]:
-    """What goes on from a run, in a new one, with changes to its recipe."""
+def train_words(recipe: Path, run_dir: Path, words: Sequence[str]) -> list[str]:
+    """What trains on from a run's weights, in a new run, by a recipe with changes."""
     # In quotes a path is text to YAML, whatever it holds.
-    return [f"recipe={run_dir}", f"model.pretrained={to_json(str(run_dir))}", "resume=auto", *words]
+    return [f"recipe={recipe}", f"model.pretrained={to_json(str(run_dir))}", "resume=auto", *words]
 
 
 def last_words(log: Path, start: int = 0) -> str:
