@@ -81,7 +81,7 @@ def _described(file: Path) -> WeightsInfo:
     if info is None:
         raise ValueError(
             f"{file} does not say which network it is of, nor its classes: give a run, or weights that one left "
-            "(docs/distill.md says how another program's are described)"
+            "(docs/distill.md says how a run is made of another program's)"
         )
     if info.loss != "cross_entropy":
         raise ValueError(f"{file} was trained with loss={info.loss}: its outputs are not for a softmax")
