@@ -17,11 +17,13 @@ from safetensors import safe_open
 import resnet
 import resnet.loop
 from launch.runs.checks import check_paths
+from launch.runs.send import prepare
 from recipes.load import load
 from recipes.schema.training import Distill
 from resnet.distill import distillation_loss
 from resnet.pretrained import find_file
 from resnet.tools.replay import replay
+from slurm.profile import Profile
 from tests.helpers import PROGRAM, TINY, column, furthest, train, weights
 
 LARGER = ["model.layers=[1,1,1,1]", "model.activation=silu"]
@@ -58,25 +60,26 @@ def test_the_loss_is_the_one_of_the_paper():
 
 
 def test_a_step_learns_from_what_the_teacher_says_of_its_images(taught, monkeypatch):
-    seen, ask = [], resnet.loop.distillation_loss
+    answers, losses, inputs = [], [], []
+    compute, prepare_input = resnet.loop.distillation_loss, resnet.loop.training_input
 
     def noted(own, logits, teacher, settings):
-        seen.append((own.item(), logits.detach(), teacher, ask(own, logits, teacher, settings).item()))
-        return ask(own, logits, teacher, settings)
+        answers.append(teacher)
+        losses.append(compute(own, logits, teacher, settings))
+        return losses[-1]
 
-    images, forward = [], resnet.loop.training_input
     monkeypatch.setattr(resnet.loop, "distillation_loss", noted)
-    monkeypatch.setattr(resnet.loop, "training_input", lambda *a: images.append(forward(*a)) or images[-1])
+    monkeypatch.setattr(resnet.loop, "training_input", lambda *a: inputs.append(prepare_input(*a)) or inputs[-1])
     words = ["distill.teacher=teacher@best", "max_batch_per_device=8", "augment.mixup=0.5", "max_steps=2", "epochs=1"]
     assert train(*taught.words, *words, "run.name=hand") == 0
     # Two micro-batches a step: the log has the mean of what both were.
-    by_hand = [(seen[i][3] + seen[i + 1][3]) / 2 for i in (0, 2)]
-    assert column(taught.teacher.parent / "hand", "train/loss")[:2] == pytest.approx(by_hand)
+    by_hand = torch.stack(losses).view(2, 2).mean(1).tolist()
+    assert column(taught.teacher.parent / "hand", "train/loss") == pytest.approx(by_hand)
     teacher = resnet.load(taught.teacher / "final.safetensors")
-    for given, (_, _, told, _) in zip(images, seen, strict=True):
+    for given, answer in zip(inputs, answers, strict=True):
         assert given.mixing is not None
-        torch.testing.assert_close(told, teacher(given.images), rtol=1e-4, atol=1e-5)
-        assert not told.requires_grad
+        assert not answer.requires_grad
+        torch.testing.assert_close(answer, teacher(given.images), rtol=1e-4, atol=1e-5)
 
 
 def divergence(teacher: Path, student: Path, images: torch.Tensor) -> float:
@@ -102,7 +105,7 @@ def test_a_student_of_nothing_but_the_teacher_answers_as_it_does(taught):
 def test_classes_in_another_order_are_put_in_order(taught, tmp_path, capsys):
     """A frozen copy of the teacher has nothing to learn from it, whatever the images: its loss is 0 in every step."""
     source = taught.teacher / "final.safetensors"
-    tensors, order = weights(taught.teacher), torch.randperm(10)
+    tensors, order = weights(taught.teacher), [*range(3, 10), 1, 0, 2]
     names = resnet.Run(taught.teacher).classes
     tensors |= {name: tensors[name][order].clone() for name in ("fc.weight", "fc.bias")}
     file = described(tmp_path / "turned.safetensors", tensors, source, classes=[names[i] for i in order])
@@ -140,7 +143,7 @@ def test_what_cannot_teach_is_refused_before_anything_is_written(taught, tmp_pat
     assert not (taught.teacher.parent / "refused").exists()
 
 
-def test_the_launcher_looks_for_the_teacher_too(taught, tmp_path):
+def test_the_launcher_looks_for_the_teacher_too(taught, monkeypatch):
     def check(teacher: object) -> None:
         check_paths(load([*taught.words, f"distill.teacher={teacher}"]).recipe, None)
 
@@ -148,6 +151,10 @@ def test_the_launcher_looks_for_the_teacher_too(taught, tmp_path):
     check(taught.teacher / "final.safetensors")
     with pytest.raises(ValueError, match=r"distill\.teacher=techer@best"):
         check("techer@best")
+    monkeypatch.setattr("launch.runs.send.check_slurm", lambda: None)
+    words = [word for word in taught.words if not word.startswith("run.root=")]
+    cluster = Profile(run_root=str(taught.teacher.parent), gpus_per_node=0)
+    assert prepare(load([*words, "distill.teacher=teacher"]), cluster).is_new, "where the job will look"
     sweep = taught.teacher.parent / "sweep"
     sweep.mkdir()
     (sweep / "sweep.json").write_text("{}")
