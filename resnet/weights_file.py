@@ -152,7 +152,11 @@ def check_fits(info: WeightsInfo, model: Model, where: str) -> None:
     where: the file, for the message.
     """
     there, here = effective_model(info.model), effective_model(model)
-    if wrong := [key for key in there if there[key] != here[key]]:
+    wrong = [key for key in there if there[key] != here[key]]
+    if {*wrong} & {*_NET}:
+        # The channels of another net.
+        wrong = [key for key in wrong if key != "channels"]
+    if wrong:
         settings = " ".join(f"model.{key}={shown(there[key])}" for key in _to_set(wrong, model, info.model))
         both = f"{_described(there, wrong)}; here: {_described(here, wrong)}"
         raise ValueError(f"{where} is of another network: {both}. It needs {settings}")
