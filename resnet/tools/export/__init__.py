@@ -1,0 +1,1 @@
+"""What a trained network becomes outside of training: files for other programs, smaller and faster networks."""

@@ -1,0 +1,78 @@
+"""Networks in processes of their own, as other programs would load them: what they answer, and how fast."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from resnet.process.environment import cores_of_rank
+
+_PROGRAM = Path(__file__).with_name("serve.py")
+
+
+class Served:
+    """A network in another process. Its answers raise ValueError, with its last words, where that has failed."""
+
+    def __init__(self, connection: Connection, process: subprocess.Popen[bytes], said: Any, name: str) -> None:
+        self._connection, self._process, self._said, self.name = connection, process, said, name
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """What it says of images: float32 (N, 3, H, W), normalised -> (N, classes)."""
+        return self._ask("logits", images)
+
+    def hold(self, images: np.ndarray) -> None:
+        """Let it keep images to be timed with."""
+        self._ask("hold", images)
+
+    def seconds(self) -> float:
+        """Of one forward pass of the images that it holds."""
+        return self._ask("time", None)
+
+    def _ask(self, request: str, value: Any) -> Any:
+        try:
+            self._connection.send((request, value))
+            return self._connection.recv()
+        except (EOFError, OSError) as error:
+            raise self.failure() from error
+
+    def failure(self) -> ValueError:
+        self._process.wait()
+        self._said.seek(0)
+        lines = self._said.read().decode(errors="replace").strip().splitlines() or [f"exit {self._process.returncode}"]
+        return ValueError(f"{self.name} cannot be used in a process of its own: {lines[-1]}")
+
+
+@contextlib.contextmanager
+def served(name: str, spec: Mapping[str, Any]) -> Iterator[Served]:
+    """A network in a fresh process, which ends with the block.
+
+    name: for messages. spec: `kind` and what it needs, see `resnet.tools.export.serve`.
+    Raises ValueError where it cannot be loaded.
+    """
+    ours, theirs = Pipe()
+    with tempfile.TemporaryFile() as said:
+        words = json.dumps({**spec, "threads": cores_of_rank()})
+        command = [sys.executable, "-I", str(_PROGRAM), str(theirs.fileno()), words]
+        process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stderr=said)
+        theirs.close()
+        network = Served(ours, process, said, name)
+        try:
+            with contextlib.closing(ours):
+                try:
+                    ours.recv()
+                except EOFError as error:
+                    raise network.failure() from error
+                yield network
+        finally:
+            process.kill()
+            process.wait()
