@@ -18,6 +18,7 @@ from recipes.errors import wording
 from recipes.load import digest
 from recipes.schema.model import Model
 from recipes.schema.recipe import Recipe
+from recipes.text import show
 from recipes.versions import lifted
 from resnet.net import effective_model
 from resnet.process.version import VERSION
@@ -152,11 +153,7 @@ def check_fits(info: WeightsInfo, model: Model, where: str) -> None:
     where: the file, for the message.
     """
     there, here = effective_model(info.model), effective_model(model)
-    wrong = [key for key in there if there[key] != here[key]]
-    if {*wrong} & {*_NET}:
-        # The channels of another net.
-        wrong = [key for key in wrong if key != "channels"]
-    if wrong:
+    if wrong := [key for key in there if there[key] != here[key]]:
         settings = " ".join(f"model.{key}={shown(there[key])}" for key in _to_set(wrong, model, info.model))
         both = f"{_described(there, wrong)}; here: {_described(here, wrong)}"
         raise ValueError(f"{where} is of another network: {both}. It needs {settings}")
@@ -169,7 +166,9 @@ def _described(effective: Mapping[str, Any], keys: Sequence[str]) -> str:
     """The values of keys of the architecture, those of the net as one where it has a name."""
     name = [effective["name"]] if effective["name"] and {*keys} & {*_NET} else []
     others = [key for key in keys if not (name and key in _NET) and effective[key] not in (None, {})]
-    return ", ".join([*name, *(f"{key} {shown(effective[key])}" for key in others)])
+    pruned = ["no model.channels"] if "channels" in keys and not effective["channels"] else []
+    values = (show(effective[key]) if key == "channels" else shown(effective[key]) for key in others)
+    return ", ".join([*name, *pruned, *(f"{key} {value}" for key, value in zip(others, values, strict=True))])
 
 
 def _to_set(wrong: Sequence[str], here: Model, there: Model) -> Iterator[str]:

@@ -49,5 +49,6 @@ def run(arguments: argparse.Namespace) -> None:
     if not pruning.structured:
         print(f"{100 * made.zeros:.1f}% of the convolutions' weights are zero")
     print(f"{made.run_dir}: top-1 {made.evaluation.top1:.2f}% of {made.evaluation.samples:,} images")
-    start = f"recipe={trained.recipe.name} model.pretrained={made.run_dir}"
-    print(f"fine-tune it: accelerate launch train.py {shlex.join(start.split(' ', 1))} epochs=1")
+    run_dir = trained.run_dir
+    words = [f"recipe={run_dir}", f"model.pretrained={made.run_dir}", f"run.name={made.run_dir.name}-tuned"]
+    print(f"fine-tune it: accelerate launch train.py {shlex.join(words)}")

@@ -18,6 +18,7 @@ from resnet.net import ResNet, build_model
 
 PARTS = ("stem", "layer1", "layer2", "layer3", "layer4")
 IMPORTANCES = ("l2", "batchnorm")
+"""Of a channel: the L2 norm of its weights, or the scale of BatchNorm (Liu et al. 2017, arXiv:1708.06519)."""
 _TRACED_SIZE = 64
 """Pixels of the image by which the network is traced: large enough for all of its strides."""
 
@@ -28,8 +29,7 @@ class Pruning(NamedTuple):
     amount: float
     """Structured: the share of the channels of each layer; else that of all weights of convolutions."""
     structured: bool = True
-    importance: str = "l2"
-    """Of a channel: by the L2 norm of its weights, or by the scale of BatchNorm."""
+    importance: str = IMPORTANCES[0]
     skip: tuple[str, ...] = ()
     """PARTS that keep their channels."""
 
@@ -43,7 +43,7 @@ def check(pruning: Pruning, model: Model) -> None:
         if part not in parts:
             raise ValueError(f"--skip {part}: {suggestion(part, parts)}")
     if not pruning.structured:
-        if pruning.skip or pruning.importance != Pruning.importance:
+        if pruning.skip or pruning.importance != IMPORTANCES[0]:
             raise ValueError("--skip and --importance are for channels: leave out --unstructured")
         return
     for place, channels, groups in _prunable(model, pruning.skip):

@@ -34,7 +34,7 @@ from resnet.tools.trained import Trained
 from resnet.tools.weights import load_network
 from resnet.weights_file import metadata_of, read_info
 
-STATISTICS_IMAGES = 1024
+STATISTICS_IMAGES = 512
 """Training images that BatchNorm's statistics are estimated on."""
 COMPARED_IMAGES = 2000
 """Most validation images that both networks are given."""
@@ -97,7 +97,9 @@ def _run_of(trained: Trained) -> Path:
 
 def _place(trained: Trained, name: str | None) -> Path:
     """Where the new run is to be."""
-    run_dir = _run_of(trained).absolute()
+    run_dir = _run_of(trained)
+    if run_dir.name in ("", ".."):
+        run_dir = run_dir.resolve()
     if name is not None and (Path(name).name != name or name.startswith(".")):
         raise ValueError(f"--name {name}: give a name without slashes; the run will lie in {run_dir.parent}")
     place = run_dir.with_name(name or f"{run_dir.name}-pruned")
@@ -113,7 +115,9 @@ def _refuse_taken(place: Path) -> None:
 def _training_batches(recipe: Recipe, data: EvalData) -> Iterator[np.ndarray]:
     """Images for training, prepared as in the evaluation."""
     train, _ = build_data(recipe)
-    chosen = Subset(train, spread(train.labels, min(STATISTICS_IMAGES, len(train))))
+    # A batch of one class would vary less than any that training saw.
+    order = np.random.default_rng(0).permutation(spread(train.labels, min(STATISTICS_IMAGES, len(train))))
+    chosen = Subset(train, order)
     for images, _, _ in prepared(recipe, data._replace(source=chosen)):
         if len(images):
             yield images
@@ -122,7 +126,7 @@ def _training_batches(recipe: Recipe, data: EvalData) -> Iterator[np.ndarray]:
 def _recipe_of(recipe: Recipe, network: ResNet, place: Path) -> Recipe:
     """The recipe of the new run: what its source reached is no evidence of it, and it starts from no other weights."""
     model = network.config.model_copy(update={"pretrained": None, "freeze_backbone": False})
-    run = recipe.run.model_copy(update={"name": place.name, "root": str(place.parent)})
+    run = recipe.run.model_copy(update={"name": place.name, "root": str(place.absolute().parent)})
     return recipe.model_copy(update={"model": model, "run": run, "resume": "auto", "evidence": None})
 
 
