@@ -31,7 +31,7 @@ from resnet.build import (
 )
 from resnet.checkpoint.resume import Start, find_start
 from resnet.checkpoint.saver import Saver, check_space
-from resnet.checkpoint.snapshot import restore
+from resnet.checkpoint.snapshot import MODEL, restore
 from resnet.data.batches import Batch, Key, MicroBatches
 from resnet.data.cache import DrawnBatches, check_room, fill
 from resnet.data.loader import Loader, check_shared_memory, workers_per_rank
@@ -41,6 +41,7 @@ from resnet.distill import Teacher, load_teacher
 from resnet.ending import train_to_an_end
 from resnet.failure import out_of_memory
 from resnet.opening import first_lines, open_run_dir
+from resnet.pretrained import shaped_as_weights
 from resnet.process.environment import ATTEMPT
 from resnet.process.exit_codes import FAILED, FINISHED
 from resnet.process.signals import Signals
@@ -88,6 +89,8 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals, notes: Seque
     start = together(lambda: find_start(recipe, train))
     with contextlib.ExitStack() as lifetime:
         lifetime.callback(start.release)
+        # From here on it is the recipe of the network that is trained, which the weights have a say in.
+        recipe, shape = together(lambda: shaped_as_weights(recipe, start.checkpoint and start.checkpoint / MODEL))
         plan = together(lambda: make_plan(recipe, len(order), accelerator.num_processes, start.micro_batch))
         if start.is_finished(plan):
             if rank == 0:
@@ -131,8 +134,8 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals, notes: Seque
         workers = workers_per_rank(recipe.data.num_workers)
         check_shared_memory(plan, workers, recipe.data.prefetch)
         loaders = _open_batches(trainer, train, val, order, workers, progress.message)
-        more = [*note.splitlines(), *([teacher.note] if teacher else []), *_continues(start, state.step)]
-        for line in (*first_lines(recipe, plan, start, train, val, accelerator, workers), *more):
+        more = [shape, *note.splitlines(), teacher.note if teacher else "", *_continues(start, state.step)]
+        for line in (*first_lines(recipe, plan, start, train, val, accelerator, workers), *filter(None, more)):
             progress.message(line)
         return train_to_an_end(trainer, hooks, log, loaders, (train, val))
 

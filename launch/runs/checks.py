@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from launch.runs.job_record import active_job
-from recipes.changes import differences, refuse_fixed
+from recipes.changes import differences, going_on, refuse_fixed
 from recipes.load import Loaded, load_file
 from recipes.plan import Plan, make_plan, samples_known
 from recipes.schema.recipe import Recipe
@@ -64,7 +64,8 @@ def check_existing(run_dir: Path, recipe: Recipe) -> None:
     if recipe.resume == "never":
         raise ValueError(f"{run_dir} exists and resume=never: choose another run.name")
     refuse_active(run_dir)
-    changed = differences(load_file(run_dir / "recipe.yaml").recipe, recipe)
+    before = load_file(run_dir / "recipe.yaml").recipe
+    changed = differences(before, going_on(recipe, before))
     if any((run_dir / "checkpoints").glob("step-*[0-9]")):
         refuse_fixed(changed, run_dir)
     status = read_status(run_dir)
