@@ -36,10 +36,10 @@ def open_ours(spec: dict[str, Any]) -> Opened:
     sys.path.insert(0, spec["program"])
 
     from recipes.load import load_file
-    from resnet.api import load
+    from resnet.tools.weights import load_alone
 
     recipe = load_file(Path(spec["recipe"])).recipe if "recipe" in spec else None
-    return _of_torch(load(spec["path"], recipe), spec["channels_last"])
+    return _of_torch(load_alone(Path(spec["path"]), recipe), spec["channels_last"])
 
 
 def open_torchvision(spec: dict[str, Any]) -> Opened:
