@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,32 +53,33 @@ class CannotExport(RuntimeError):
 
 def write_safetensors(folder: Path, given: Given, size: int) -> list[Product]:
     """Our own weights file, which says all of itself."""
-    file = _save_safetensors(folder, given)
-    return [Product(file, {"kind": "ours", "path": str(file), "program": str(PROGRAM), **_layout(given)})]
+    file = save_safetensors(folder, given)
+    return [Product(file, {"kind": "ours", "path": str(file), "program": str(PROGRAM), **layout(given)})]
 
 
 def write_torch(folder: Path, given: Given, size: int) -> list[Product]:
     """A state dict by torch.save, and model.py, which builds its network."""
     file = folder / TORCH
-    _write_source(folder, given, TORCH)
+    write_source(folder, given, TORCH)
     stream = io.BytesIO()
     torch.save(given.network.state_dict(), stream)
     write_atomic(file, stream.getvalue())
-    return [Product(file, {"kind": "torchvision", "path": str(file), **_layout(given)})]
+    return [Product(file, {"kind": "torchvision", "path": str(file), **layout(given)})]
 
 
 def write_timm(folder: Path, given: Given, size: int) -> list[Product]:
     """A folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` loads."""
-    file = _save_safetensors(folder, given)
+    file = save_safetensors(folder, given)
     config = timm_config(given.trained.recipe, given.classes)
     write_atomic(folder / "config.json", json.dumps(config, indent=2, ensure_ascii=False))
-    return [Product(file, {"kind": "timm", "path": str(folder), **_layout(given)})]
+    return [Product(file, {"kind": "timm", "path": str(folder), **layout(given)})]
 
 
 def write_onnx(folder: Path, given: Given, size: int) -> list[Product]:
     """An ONNX file by torch's exporter: `images` (N, 3, H, W) -> `logits` (N, classes)."""
     import onnx
 
+    said = {key: _text(value) for key, value in _description(given).items()}
     with _quiet(), _named_failure("onnx"):
         program = torch.onnx.export(
             given.network,
@@ -91,7 +92,7 @@ def write_onnx(folder: Path, given: Given, size: int) -> list[Product]:
         )
         assert program is not None
         model = program.model_proto
-        onnx.helper.set_model_props(model, {key: _text(value) for key, value in _description(given).items()})
+        onnx.helper.set_model_props(model, said)
         onnx.checker.check_model(model)
         content = model.SerializeToString()
     file = folder / ONNX
@@ -116,16 +117,6 @@ def write_pt2(folder: Path, given: Given, size: int) -> list[Product]:
     return products
 
 
-WRITERS: dict[str, Callable[[Path, Given, int], list[Product]]] = {
-    "safetensors": write_safetensors,
-    "torch": write_torch,
-    "timm": write_timm,
-    "onnx": write_onnx,
-    "pt2": write_pt2,
-}
-"""By format; they are given an empty folder, the network, and the size of its images in pixels."""
-
-
 def compiler() -> str | None:
     """The C++ compiler that AOTInductor would call, if there is one."""
     return shutil.which(os.environ.get("CXX", "g++"))
@@ -145,7 +136,8 @@ def _example(size: int) -> torch.Tensor:
     return torch.zeros(2, 3, size, size)
 
 
-def _layout(given: Given) -> dict[str, Any]:
+def layout(given: Given) -> dict[str, Any]:
+    """The part of a product's `spec` that lets torch time it as the network is timed."""
     return {"channels_last": given.trained.recipe.channels_last}
 
 
@@ -157,14 +149,16 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _save_safetensors(folder: Path, given: Given) -> Path:
+def save_safetensors(folder: Path, given: Given) -> Path:
+    """Write our own weights file."""
     file = folder / SAFETENSORS
     metadata = {KEY: json.dumps(_description(given), sort_keys=True)}
     write_atomic(file, safetensors.torch.save(given.network.state_dict(), metadata))
     return file
 
 
-def _write_source(folder: Path, given: Given, weights: str) -> None:
+def write_source(folder: Path, given: Given, weights: str) -> None:
+    """Write model.py. weights: name of the file beside it."""
     write_atomic(folder / "model.py", model_source(given.trained.recipe.model, len(given.classes), weights))
 
 

@@ -20,7 +20,7 @@ RECIPE = "recipe_yaml"
 
 def public_recipe(recipe: Recipe) -> dict[str, Any]:
     """The values of a recipe without places, names of runs and where they are tracked; as JSON takes them."""
-    content = recipe.model_dump(mode="json", exclude={*_OF_THE_RUN} | {"data": {*_PATHS}})  # pyright: ignore[reportArgumentType]
+    content = recipe.model_dump(mode="json", exclude={**dict.fromkeys(_OF_THE_RUN, True), "data": _PATHS})
     if name := dataset_of(recipe):
         content["data"]["train"] = name
     if (weights := recipe.model.pretrained) is not None and not is_tag(weights):

@@ -18,11 +18,11 @@ class BlurredConv2d(nn.Conv2d):
         return super().forward(nn.functional.conv2d(images, blur, padding=1, groups=self.in_channels))
 '''
 _BLUR = """\
-    for parent in list(network.modules()):
-        for name, old in parent.named_children():
-            if isinstance(old, nn.Conv2d) and max(old.stride) > 1 and old.in_channels >= 16:
-                size = (old.in_channels, old.out_channels, old.kernel_size, old.stride, old.padding)
-                setattr(parent, name, BlurredConv2d(*size, groups=old.groups, bias=False))
+for parent in list(network.modules()):
+    for name, old in parent.named_children():
+        if isinstance(old, nn.Conv2d) and max(old.stride) > 1 and old.in_channels >= 16:
+            size = (old.in_channels, old.out_channels, old.kernel_size, old.stride, old.padding)
+            setattr(parent, name, BlurredConv2d(*size, groups=old.groups, bias=False))
 """
 
 
@@ -31,7 +31,7 @@ def model_source(model: Model, classes: int, weights: str) -> str:
 
     weights: name of the file beside it with those of the network, as safetensors or by torch.save.
     """
-    changes = [line for line in _changes(model, classes) if line]
+    changes = _changes(model, classes)
     modules = ["import torch"] * model.blurpool + ["from torch import nn"] * bool(changes)
     loaded = (
         f'safetensors.torch.load_file("{weights}")'
@@ -73,25 +73,27 @@ def _torchvisions(model: Model, classes: int) -> str:
 
 def _changes(model: Model, classes: int) -> list[str]:
     """Lines that make of torchvision's network the other one."""
-    net = effective_model(model)
-    three_stages = net["layers"] is not None and len(net["layers"]) == 3
-    return [
-        *(
-            ["    network.layer4 = nn.Identity()", f"    network.fc = nn.Linear({256 * _EXPANSION[net['block']]}, {classes})"]
-            if three_stages
-            else []
-        ),
-        "    network.conv1 = nn.Conv2d(3, 64, kernel_size=3, padding=1, bias=False)" if net["stem"] == "cifar" else "",
-        "" if net["maxpool"] else "    network.maxpool = nn.Identity()",
-        "" if net["activation"] == "relu" else _activation(model),
-        _BLUR.rstrip("\n") if net["blurpool"] else "",
-    ]
+    net, lines = effective_model(model), []
+    if net["layers"] is not None and len(net["layers"]) == 3:
+        lines += [
+            "network.layer4 = nn.Identity()",
+            f"network.fc = nn.Linear({256 * _EXPANSION[net['block']]}, {classes})",
+        ]
+    if net["stem"] == "cifar":
+        lines += ["network.conv1 = nn.Conv2d(3, 64, kernel_size=3, padding=1, bias=False)"]
+    if not net["maxpool"]:
+        lines += ["network.maxpool = nn.Identity()"]
+    if net["activation"] != "relu":
+        lines += _activation(model)
+    if net["blurpool"]:
+        lines += _BLUR.splitlines()
+    return [f"    {line}" for line in lines]
 
 
-def _activation(model: Model) -> str:
+def _activation(model: Model) -> list[str]:
     name = type(make_activation(model.activation, model.activation_args)).__name__
     arguments = ", ".join(f"{key}={value!r}" for key, value in model.activation_args.items())
-    return (
-        '    for parent in [module for module in network.modules() if hasattr(module, "relu")]:\n'
-        f"        parent.relu = nn.{name}({arguments})"
-    )
+    return [
+        'for parent in [module for module in network.modules() if hasattr(module, "relu")]:',
+        f"    parent.relu = nn.{name}({arguments})",
+    ]
