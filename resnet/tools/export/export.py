@@ -124,7 +124,8 @@ def _check(given: Given, data: EvalData, products: list[Product], tell: Callable
     """Compare each product with the network. Raises `Wrong` where one differs by more than the limit."""
     trained, checks = given.trained, []
     with tempfile.TemporaryDirectory() as folder:
-        before = as_trained(trained.name, trained.weights, trained.recipe, len(given.classes), Path(folder))
+        name = Path(trained.name).name
+        before = as_trained(name, trained.weights, trained.recipe, len(given.classes), Path(folder))
         for file, spec in products:
             after = Subject(file.name, spec, before.parameters, before.macs, file.stat().st_size)
             measured = measure(trained.recipe, data, before, after, tell)
