@@ -183,6 +183,8 @@ def _named_failure(form: str) -> Iterator[None]:
     except (OSError, MemoryError):
         raise
     except Exception as error:
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        reason = f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        reason = f"{type(cause).__name__}: {str(cause).strip().partition(chr(10))[0]}"
         raise CannotExport(f"torch {torch.__version__} cannot export this network as {form}: {reason}") from error
