@@ -38,13 +38,12 @@ def run(arguments: argparse.Namespace) -> None:
     from resnet.tools.trained import find_trained
 
     trained = find_trained(arguments.run, arguments.root, overrides=changes)
-    print(*(f"{note}\n" for note in trained.notes), sep="", end="", file=sys.stderr)
     pruning = Pruning(
         arguments.amount, not arguments.unstructured, arguments.importance or IMPORTANCES[0], tuple(arguments.skip)
     )
     made = prune(trained, pruning, arguments.name, lambda line: print(line, file=sys.stderr))
-    for warning in made.evaluation.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+    notes = [*trained.notes, *made.evaluation.notes, *(f"warning: {text}" for text in made.evaluation.warnings)]
+    print(*(f"{note}\n" for note in notes), sep="", end="", file=sys.stderr)
     print(*table_of(made.measured), sep="\n")
     if not pruning.structured:
         print(f"{100 * made.zeros:.1f}% of the convolutions' weights are zero")

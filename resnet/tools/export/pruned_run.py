@@ -60,7 +60,7 @@ def prune(
     """
     place = _place(trained, name)
     check(pruning, trained.recipe.model)
-    network = load_network(trained.recipe, len(trained.classes) or None, trained.weights, torch.device("cpu"))
+    network = load_network(trained.recipe, len(trained.classes) or None, trained.weights, torch.device("cpu"), tell)
     assert isinstance(network, ResNet)
     outputs = network.fc.out_features
     data = open_eval_data(trained, outputs, THE_RECIPES)
@@ -71,10 +71,8 @@ def prune(
         estimate_statistics(network, _training_batches(trained.recipe, data))
     else:
         network = with_zeros(network, pruning.amount)
-    recipe = _recipe_of(trained.recipe, network, place)
+    recipe, step = _recipe_of(trained.recipe, network, place), _step_of(trained)
     with new_artefact(place) as folder, tempfile.TemporaryDirectory() as scratch:
-        info = read_info(trained.weights)
-        step = info.step if info else int(read_status(_run_of(trained)).get("final_step") or 0)
         tensors = {key: tensor.contiguous() for key, tensor in network.state_dict().items()}
         (folder / FINAL).write_bytes(safetensors.torch.save(tensors, metadata_of(recipe, classes, step)))
         new = Trained(place.name, folder / FINAL, recipe, classes, None)
@@ -121,6 +119,12 @@ def _training_batches(recipe: Recipe, data: EvalData) -> Iterator[np.ndarray]:
     for images, _, _ in prepared(recipe, data._replace(source=chosen)):
         if len(images):
             yield images
+
+
+def _step_of(trained: Trained) -> int:
+    """The step of the weights."""
+    info = read_info(trained.weights)
+    return info.step if info else int(read_status(_run_of(trained)).get("final_step") or 0)
 
 
 def _recipe_of(recipe: Recipe, network: ResNet, place: Path) -> Recipe:
