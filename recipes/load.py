@@ -101,7 +101,7 @@ def load_file(path: Path) -> Loaded:
 
 def dump(recipe: Recipe) -> str:
     """The resolved recipe as YAML that `load_file` reads back to an equal recipe."""
-    return _to_yaml(recipe.model_dump(mode="json"))
+    return to_yaml(recipe.model_dump(mode="json"))
 
 
 def run_recipe_text(recipe: Recipe, file: Path) -> str:
@@ -112,10 +112,11 @@ def run_recipe_text(recipe: Recipe, file: Path) -> str:
     content = {"format": FORMAT, **recipe.model_dump(mode="json")}
     if file.is_file():
         content = keep_unknown(content, read_file(file)[0])
-    return _to_yaml(content)
+    return to_yaml(content)
 
 
-def _to_yaml(content: dict[str, Any]) -> str:
+def to_yaml(content: dict[str, Any]) -> str:
+    """Keys of a recipe, in their order, as a YAML file."""
     return yaml.dump(content, Dumper=Dumper, sort_keys=False, width=110)
 
 

@@ -6,6 +6,7 @@ The folder appears whole or not at all.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shlex
 import shutil
@@ -17,11 +18,11 @@ from typing import Any
 
 import torch
 
-from recipes.text import plural
+from recipes.text import listed, plural
 from resnet.process.processes import is_alive
 from resnet.process.version import VERSION
 from resnet.rundir.artefacts import EXPORTS, FORMAT, NAME
-from resnet.rundir.files import sync_folder, to_json, write_atomic
+from resnet.rundir.files import read_json, sync_folder, to_json, write_atomic
 from resnet.tools.trained import Trained
 from resnet.weights_file import PREPARED
 
@@ -33,7 +34,15 @@ def place_of(trained: Trained, name: str, out: Path | None) -> Path:
     place = out or trained.run_dir / EXPORTS / name  # pyright: ignore[reportOptionalOperand]
     if place.exists() and not (place / NAME).is_file():
         raise ValueError(f"{place} is there and holds no {NAME}: give another --out")
+    if others := _others(place):
+        raise ValueError(f"{place} would be replaced, and holds {listed(others)} beside what {NAME} names: remove it")
     return place
+
+
+def _others(place: Path) -> list[str]:
+    """Files in an artefact's folder that came there later."""
+    there = {str(file.relative_to(place)) for file in place.rglob("*") if not file.is_dir()}
+    return sorted(there - {NAME} - {*read_json(place / NAME).get("files", ())})
 
 
 @contextlib.contextmanager
@@ -51,9 +60,7 @@ def new_artefact(place: Path) -> Iterator[Path]:
             if file.is_file():
                 with file.open("rb") as opened:
                     os.fsync(opened.fileno())
-        with contextlib.suppress(FileNotFoundError):
-            place.rename(old)
-        folder.rename(place)
+        _take_place(folder, place, old)
         sync_folder(place.parent)
     finally:
         for left in (folder, old):
@@ -61,6 +68,20 @@ def new_artefact(place: Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             # Of a first one that failed.
             place.parent.rmdir()
+
+
+def _take_place(folder: Path, place: Path, old: Path) -> None:
+    while True:
+        with contextlib.suppress(FileNotFoundError):
+            place.rename(old)
+        try:
+            folder.rename(place)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            # Another one has come there in between.
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def _remove_abandoned(place: Path) -> None:
@@ -75,7 +96,7 @@ def _remove_abandoned(place: Path) -> None:
 def write_record(folder: Path, trained: Trained, kind: str, classes: list[str], **more: Any) -> None:
     """Write artefact.json, the last of the folder's files.
 
-    kind: export, quantize or prune. more: what else is to be kept, as JSON takes it.
+    kind: export, quantize or prune. more: what else is to be kept, as JSON takes it; over what is here.
     """
     files = {str(file.relative_to(folder)): file.stat().st_size for file in sorted(folder.rglob("*")) if file.is_file()}
     augment = trained.recipe.augment
@@ -85,7 +106,6 @@ def write_record(folder: Path, trained: Trained, kind: str, classes: list[str], 
         "kind": kind,
         "run": trained.run_dir.absolute().name if trained.run_dir else None,
         "weights": str(trained.weights),
-        **more,
         "files": files,
         "input": {
             "shape": ["N", 3, size, size],
@@ -101,6 +121,7 @@ def write_record(folder: Path, trained: Trained, kind: str, classes: list[str], 
         "threads": torch.get_num_threads(),
         "machine": machine(),
         "made": time.time(),
+        **more,
     }
     write_atomic(folder / NAME, to_json(content, indent=1))
 

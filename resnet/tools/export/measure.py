@@ -89,6 +89,7 @@ def as_trained(name: str, weights: Path, recipe: Recipe, classes: int, folder: P
     file = folder / f"{weights.stem}-{len(list(folder.iterdir()))}.yaml"
     file.write_text(dump(recipe), encoding="utf-8")
     spec = {"kind": "ours", "path": str(weights), "recipe": str(file), "program": str(PROGRAM)}
+    spec |= {"channels_last": recipe.channels_last}
     parameters, macs = size_of(recipe.model, classes, recipe.augment.val_size)
     return Subject(name, spec, parameters, macs, weights.stat().st_size)
 

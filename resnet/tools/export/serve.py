@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import sys
 import time
 from collections.abc import Callable
@@ -30,17 +31,35 @@ class Opened(NamedTuple):
 
 
 def open_ours(spec: dict[str, Any]) -> Opened:
-    """A weights file `path` with the recipe in the file `recipe`, by the program in the folder `program`."""
+    """A weights file `path` by the program in the folder `program`: by the recipe in the file `recipe`, where that is
+    given, or by what the file says of itself."""
     sys.path.insert(0, spec["program"])
-    import torch
 
     from recipes.load import load_file
     from resnet.tools.weights import load_alone
 
-    recipe = load_file(Path(spec["recipe"])).recipe
-    memory_format = torch.channels_last if recipe.channels_last else torch.contiguous_format
-    network = load_alone(Path(spec["path"]), recipe).to(memory_format=memory_format)  # pyright: ignore[reportCallIssue]
-    return _of_torch(network, memory_format)
+    recipe = load_file(Path(spec["recipe"])).recipe if "recipe" in spec else None
+    return _of_torch(load_alone(Path(spec["path"]), recipe), spec["channels_last"])
+
+
+def open_torchvision(spec: dict[str, Any]) -> Opened:
+    """A state dict in the file `path`, with the network that `build` of the model.py beside it makes."""
+    import torch
+    from safetensors.torch import load_file
+
+    path = Path(spec["path"])
+    network = runpy.run_path(str(path.with_name("model.py")))["build"]()
+    weights = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
+    network.load_state_dict(weights)
+    return _of_torch(network.eval(), spec["channels_last"])
+
+
+def open_timm(spec: dict[str, Any]) -> Opened:
+    """A folder `path` in timm's form."""
+    import timm
+
+    network = timm.create_model(f"local-dir:{spec['path']}", pretrained=True)
+    return _of_torch(network.eval(), spec["channels_last"])
 
 
 def open_pt2(spec: dict[str, Any]) -> Opened:
@@ -70,14 +89,25 @@ def open_onnx(spec: dict[str, Any]) -> Opened:
     return Opened(lambda images: {name: images}, lambda given: session.run(None, given)[0], lambda logits: logits)
 
 
-OPENERS = {"ours": open_ours, "pt2": open_pt2, "aoti": open_aoti, "onnx": open_onnx}
+OPENERS = {
+    "ours": open_ours,
+    "torchvision": open_torchvision,
+    "timm": open_timm,
+    "pt2": open_pt2,
+    "aoti": open_aoti,
+    "onnx": open_onnx,
+}
 
 
-def _of_torch(network: Callable[[Any], Any], memory_format: Any = None) -> Opened:
+def _of_torch(network: Any, channels_last: bool = False) -> Opened:
     import torch
 
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    if channels_last:
+        network = network.to(memory_format=memory_format)
+
     def prepare(images: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(images).contiguous(memory_format=memory_format or torch.contiguous_format)
+        return torch.from_numpy(images).contiguous(memory_format=memory_format)
 
     @torch.inference_mode()
     def forward(images: torch.Tensor) -> torch.Tensor:

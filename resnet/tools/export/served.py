@@ -20,8 +20,12 @@ from resnet.process.environment import cores_of_rank
 _PROGRAM = Path(__file__).with_name("serve.py")
 
 
+class NotServed(ValueError):
+    """A process cannot load its network, or has failed; with its last words."""
+
+
 class Served:
-    """A network in another process. Its answers raise ValueError, with its last words, where that has failed."""
+    """A network in another process. Its answers raise `NotServed` where that has failed."""
 
     def __init__(self, connection: Connection, process: subprocess.Popen[bytes], said: Any, name: str) -> None:
         self._connection, self._process, self._said, self.name = connection, process, said, name
@@ -45,11 +49,11 @@ class Served:
         except (EOFError, OSError) as error:
             raise self.failure() from error
 
-    def failure(self) -> ValueError:
+    def failure(self) -> NotServed:
         self._process.wait()
         self._said.seek(0)
         lines = self._said.read().decode(errors="replace").strip().splitlines() or [f"exit {self._process.returncode}"]
-        return ValueError(f"{self.name} cannot be used in a process of its own: {lines[-1]}")
+        return NotServed(f"{self.name} cannot be used in a process of its own: {lines[-1]}")
 
 
 @contextlib.contextmanager
@@ -57,7 +61,7 @@ def served(name: str, spec: Mapping[str, Any]) -> Iterator[Served]:
     """A network in a fresh process, which ends with the block.
 
     name: for messages. spec: `kind` and what it needs, see `resnet.tools.export.serve`.
-    Raises ValueError where it cannot be loaded.
+    Raises `NotServed` where it cannot be loaded.
     """
     ours, theirs = Pipe()
     with tempfile.TemporaryFile() as said:

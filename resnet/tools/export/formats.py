@@ -1,0 +1,190 @@
+"""The files that an export consists of, by its format; and how each is loaded by programs that do not have ours."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors.torch
+import torch
+from torch import nn
+
+from resnet.process.environment import PROGRAM
+from resnet.rundir.files import write_atomic
+from resnet.tools.export.public import description
+from resnet.tools.export.timm_config import timm_config
+from resnet.tools.export.torchvision_source import model_source
+from resnet.tools.trained import Trained
+from resnet.weights_file import KEY
+
+SAFETENSORS, TORCH, ONNX, PT2, AOTI = "model.safetensors", "model.pth", "model.onnx", "model.pt2", "model_aoti.pt2"
+_INDUCTOR = {"freezing": True}
+"""The weights are constants, so that BatchNorm goes into the convolutions: 2 to 3 times as fast on a CPU (measured)."""
+
+
+class Given(NamedTuple):
+    """What is exported."""
+
+    network: nn.Module
+    """On the CPU, in evaluation mode."""
+    trained: Trained
+    classes: list[str]
+
+
+class Product(NamedTuple):
+    """A file that has the network, and how another process loads it: see `resnet.tools.export.serve`."""
+
+    file: Path
+    spec: dict[str, Any]
+
+
+class CannotExport(RuntimeError):
+    """What torch says of a network that it cannot export, in a line."""
+
+
+def write_safetensors(folder: Path, given: Given, size: int) -> list[Product]:
+    """Our own weights file, which says all of itself."""
+    file = save_safetensors(folder, given)
+    return [Product(file, {"kind": "ours", "path": str(file), "program": str(PROGRAM), **layout(given)})]
+
+
+def write_torch(folder: Path, given: Given, size: int) -> list[Product]:
+    """A state dict by torch.save, and model.py, which builds its network."""
+    file = folder / TORCH
+    write_source(folder, given, TORCH)
+    stream = io.BytesIO()
+    torch.save(given.network.state_dict(), stream)
+    write_atomic(file, stream.getvalue())
+    return [Product(file, {"kind": "torchvision", "path": str(file), **layout(given)})]
+
+
+def write_timm(folder: Path, given: Given, size: int) -> list[Product]:
+    """A folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` loads."""
+    file = save_safetensors(folder, given)
+    config = timm_config(given.trained.recipe, given.classes)
+    write_atomic(folder / "config.json", json.dumps(config, indent=2, ensure_ascii=False))
+    return [Product(file, {"kind": "timm", "path": str(folder), **layout(given)})]
+
+
+def write_onnx(folder: Path, given: Given, size: int) -> list[Product]:
+    """An ONNX file by torch's exporter: `images` (N, 3, H, W) -> `logits` (N, classes)."""
+    import onnx
+
+    said = {key: _text(value) for key, value in _description(given).items()}
+    with _quiet(), _named_failure("onnx"):
+        program = torch.onnx.export(
+            given.network,
+            (_example(size),),
+            dynamo=True,
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim("N")},),
+            verbose=False,
+        )
+        assert program is not None
+        model = program.model_proto
+        onnx.helper.set_model_props(model, said)
+        onnx.checker.check_model(model)
+        content = model.SerializeToString()
+    file = folder / ONNX
+    write_atomic(file, content)
+    return [Product(file, {"kind": "onnx", "path": str(file)})]
+
+
+def write_pt2(folder: Path, given: Given, size: int) -> list[Product]:
+    """A program of torch.export; and, where a C++ compiler is, one compiled for this machine by AOTInductor."""
+    said = json.dumps(_description(given))
+    with _quiet(), _named_failure("pt2"):
+        program = torch.export.export(given.network, (_example(size),), dynamic_shapes=({0: torch.export.Dim("N")},))
+        stream = io.BytesIO()
+        torch.export.save(program, stream, extra_files={KEY: said})
+    file = folder / PT2
+    write_atomic(file, stream.getvalue())
+    products = [Product(file, {"kind": "pt2", "path": str(file)})]
+    if compiler():
+        compiled = folder / AOTI
+        write_atomic(compiled, _compiled(program))
+        products.append(Product(compiled, {"kind": "aoti", "path": str(compiled)}))
+    return products
+
+
+def compiler() -> str | None:
+    """The C++ compiler that AOTInductor would call, if there is one."""
+    return shutil.which(os.environ.get("CXX", "g++"))
+
+
+def _compiled(program: torch.export.ExportedProgram) -> bytes:
+    from torch._inductor import aoti_compile_and_package
+    from torch._inductor.utils import fresh_cache
+
+    with tempfile.TemporaryDirectory() as folder, _quiet(), _named_failure("pt2"), fresh_cache():
+        file = aoti_compile_and_package(program, package_path=str(Path(folder) / AOTI), inductor_configs=_INDUCTOR)
+        return Path(file).read_bytes()
+
+
+def _example(size: int) -> torch.Tensor:
+    # Of one image torch would think that there is never another number.
+    return torch.zeros(2, 3, size, size)
+
+
+def layout(given: Given) -> dict[str, Any]:
+    """The part of a product's `spec` that lets torch time it as the network is timed."""
+    return {"channels_last": given.trained.recipe.channels_last}
+
+
+def _description(given: Given) -> dict[str, Any]:
+    return description(given.trained, given.classes)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def save_safetensors(folder: Path, given: Given) -> Path:
+    """Write our own weights file."""
+    file = folder / SAFETENSORS
+    metadata = {KEY: json.dumps(_description(given), sort_keys=True)}
+    write_atomic(file, safetensors.torch.save(given.network.state_dict(), metadata))
+    return file
+
+
+def write_source(folder: Path, given: Given, weights: str) -> None:
+    """Write model.py. weights: name of the file beside it."""
+    write_atomic(folder / "model.py", model_source(given.trained.recipe.model, len(given.classes), weights))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what exporters tell of their own workings."""
+    before = logging.root.manager.disable
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(before)
+
+
+@contextmanager
+def _named_failure(form: str) -> Iterator[None]:
+    """Whatever an exporter raises becomes a line. It has errors of many kinds, most of several lines."""
+    try:
+        yield
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        reason = f"{type(cause).__name__}: {str(cause).strip().partition(chr(10))[0]}"
+        raise CannotExport(f"torch {torch.__version__} cannot export this network as {form}: {reason}") from error

@@ -1,0 +1,42 @@
+"""What an exported network says of itself: all that its users need, and nothing of the machine it was trained on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from recipes.load import to_yaml
+from recipes.schema.model import is_tag
+from recipes.schema.recipe import Recipe
+from resnet.tools.trained import Trained
+from resnet.weights_file import KEY, metadata_of, read_info
+
+_OF_THE_RUN = {"run", "wandb", "resume", "progress", "profile", "log_every", "watchdog"}
+_PATHS = {"train", "val", "val_labels", "images"}
+"""Keys of `data` that say where files are."""
+RECIPE = "recipe_yaml"
+
+
+def public_recipe(recipe: Recipe) -> dict[str, Any]:
+    """The values of a recipe without places, names of runs and where they are tracked; as JSON takes them."""
+    content = recipe.model_dump(mode="json", exclude={**dict.fromkeys(_OF_THE_RUN, True), "data": _PATHS})
+    if name := dataset_of(recipe):
+        content["data"]["train"] = name
+    if (weights := recipe.model.pretrained) is not None and not is_tag(weights):
+        del content["model"]["pretrained"]
+    return content
+
+
+def dataset_of(recipe: Recipe) -> str | None:
+    """The name of the data on huggingface.co, where the recipe says it."""
+    name = recipe.data.train
+    on_the_hub = recipe.data.source == "huggingface" and "train" not in recipe.data.paths() and not Path(name).exists()
+    return name if on_the_hub and name.count("/") <= 1 else None
+
+
+def description(trained: Trained, classes: list[str]) -> dict[str, Any]:
+    """What weights files say of themselves, see `resnet.weights_file.WeightsInfo`, and the recipe as YAML."""
+    info = read_info(trained.weights)
+    content = json.loads(metadata_of(trained.recipe, classes, info.step if info else 0)[KEY])
+    return content | {RECIPE: to_yaml(public_recipe(trained.recipe))}
