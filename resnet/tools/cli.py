@@ -20,6 +20,7 @@ COMMANDS = {
         "look": "show the images of a training step exactly as the network gets them",
         "replay": "train some steps of a run again and compare with what it left",
         "diff": "tell what matters of how two runs or recipes differ",
+        "quantize": "make a trained network smaller and faster: int8, or weights in half precision",
         "report": "write a page that explains a run, compares several, or shows a sweep",
         "board": "write a page of all runs and sweeps in a folder",
         "verify-resume": "check that a recipe resumes exactly on this machine",
