@@ -97,6 +97,27 @@ def test_report_holds_the_run_and_nothing_from_outside(tmp_path):
     assert len(shares) == len(CLASSES)
 
 
+def test_report_shows_what_the_network_became(tmp_path):
+    run = make_run(tmp_path)
+    assert "What it became" not in write_report(run).read_text()
+    folder = run / "exports" / "int8 <x>"
+    folder.mkdir(parents=True)
+    figures = {"top1": 93.5, "top5": 99.0, "parameters": 1_000, "bytes": 4_000_000, "macs": 2e9}
+    before = {**figures, "latency_ms": 10.0, "images_per_second": 100.0}
+    after = before | {"top1": 93.25, "bytes": 1_000_000, "latency_ms": 2.5, "images_per_second": None}
+    measured = {"before": before, "after": after, "images": 2_000, "agreement": 98.5}
+    (folder / "artefact.json").write_text(json.dumps({"format": 1, "kind": "quantize", "measured": measured}))
+    rows = write_report(run).read_text().split("What it became")[1].split("<tbody>")[1].split("</tbody>")[0]
+    cells = re.findall("<td[^>]*>([^<]*)</td>", rows)
+    assert cells == [
+        *("int8 &lt;x&gt;", "quantised", "93.25% (-0.25)", "99.00% (+0.00)", "1,000", "1.00 (x0.25)", "2"),
+        *("2.50 (x0.25)", "", "98.50%", "2,000", "", ""),
+    ]
+    (folder / "artefact.json").write_text("{")
+    with pytest.raises(ValueError, match=r"artefact\.json is damaged"):
+        write_report(run)
+
+
 def test_a_page_of_many_classes_and_rows_fits_a_phone(tmp_path):
     run = make_run(tmp_path, [f"n{index:08d} wire-haired terrier" for index in range(300)], epochs=90)
     page = write_report(run).read_text()

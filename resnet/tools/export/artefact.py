@@ -20,14 +20,10 @@ import torch
 from recipes.text import plural
 from resnet.process.processes import is_alive
 from resnet.process.version import VERSION
-from resnet.rundir.files import read_json, sync_folder, to_json, write_atomic
+from resnet.rundir.artefacts import EXPORTS, FORMAT, NAME
+from resnet.rundir.files import sync_folder, to_json, write_atomic
 from resnet.tools.trained import Trained
 from resnet.weights_file import PREPARED
-
-FORMAT = 1
-NAME = "artefact.json"
-EXPORTS = "exports"
-"""Folder of a run's artefacts, by name."""
 
 
 def place_of(trained: Trained, name: str, out: Path | None) -> Path:
@@ -120,15 +116,6 @@ def machine() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return os.uname().machine
-
-
-def read_records(run_dir: Path) -> list[dict[str, Any]]:
-    """artefact.json of a run itself, where it was made by one, and of each of its artefacts, in their names' order.
-
-    `name` is added. Raises ValueError where one is damaged.
-    """
-    files = [run_dir / NAME, *sorted((run_dir / EXPORTS).glob(f"*/{NAME}"))]
-    return [{"name": file.parent.name, **read_json(file)} for file in files if file.is_file()]
 
 
 def class_names_of(trained: Trained, outputs: int, classes: list[str]) -> list[str]:

@@ -35,11 +35,11 @@ def open_ours(spec: dict[str, Any]) -> Opened:
     import torch
 
     from recipes.load import load_file
-    from resnet.api import load
+    from resnet.tools.weights import load_alone
 
     recipe = load_file(Path(spec["recipe"])).recipe
     memory_format = torch.channels_last if recipe.channels_last else torch.contiguous_format
-    network = load(spec["path"], recipe).to(memory_format=memory_format)  # pyright: ignore[reportCallIssue]
+    network = load_alone(Path(spec["path"]), recipe).to(memory_format=memory_format)  # pyright: ignore[reportCallIssue]
     return _of_torch(network, memory_format)
 
 

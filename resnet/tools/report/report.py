@@ -27,6 +27,7 @@ from resnet.rundir.files import write_atomic
 from resnet.rundir.metrics_log import read_metrics
 from resnet.rundir.provenance import read_provenance
 from resnet.rundir.status import read_status
+from resnet.tools.report.artefacts import artefact_table
 from resnet.tools.report.curves import learning_rates, marks_of, result_charts, speed_charts
 from resnet.tools.report.html import counted, facts, mapping, moment, page, section, show, table
 from resnet.tools.report.html import pictures as tiles
@@ -43,8 +44,8 @@ _SILENT = 900
 def write_report(run_dir: Path, sources: tuple[Source, Source] | None = None, page_only: bool = False) -> Path:
     """Write report.html, with curves.png and confusion.png beside it, and return its path.
 
-    Reads recipe.yaml, status.json, provenance.json, metrics.jsonl, evaluation.json and the names of the checkpoints;
-    all but the first may be missing.
+    Reads recipe.yaml, status.json, provenance.json, metrics.jsonl, evaluation.json, the records of artefacts and the
+    names of the checkpoints; all but the first may be missing.
     sources: training and validation images where they are open already (else see `make_pictures`).
     page_only: no PNG is drawn and no image read, for when time is short.
     Raises ValueError where one of the files is damaged.
@@ -70,6 +71,7 @@ def write_report(run_dir: Path, sources: tuple[Source, Source] | None = None, pa
         section("Accuracy by class, worst first", class_table(evaluation)),
         section("Calibration", calibration(evaluation)),
         section("Training images as the network gets them", _training_images(pictures)),
+        section("What it became", artefact_table(run_dir)),
         section("Speed", speed_charts(rows, marks)),
         section("Attempts", _attempts(information.get("attempts") or [])),
         section("Settings that differ from the defaults", _settings(recipe)),
