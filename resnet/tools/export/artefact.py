@@ -40,6 +40,7 @@ def place_of(trained: Trained, name: str, out: Path | None) -> Path:
 def new_artefact(place: Path) -> Iterator[Path]:
     """A folder to fill, which takes the place of an artefact at the end; nothing is left of a failure."""
     place = Path(os.path.abspath(place))
+    made = [folder for folder in place.parents if not folder.exists()]
     place.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(place)
     mine = f"{os.uname().nodename}-{os.getpid()}"
@@ -58,9 +59,10 @@ def new_artefact(place: Path) -> Iterator[Path]:
     finally:
         for left in (folder, old):
             shutil.rmtree(left, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            # Of a first one that failed.
-            place.parent.rmdir()
+        for empty in made:
+            # Of one that failed.
+            with contextlib.suppress(OSError):
+                empty.rmdir()
 
 
 def _remove_abandoned(place: Path) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from recipes.schema.recipe import Recipe
+from resnet.rundir.files import write_atomic
 from resnet.weights_file import find_weights, metadata_of, read_info
 
 FILE = "weights.safetensors"
@@ -27,4 +28,4 @@ def write(weights: Path, recipe: Recipe, classes: list[str], to: str, file: Path
         tensors[name] = tensor.to(DTYPES[to]).contiguous() if narrow else tensor.contiguous()
         if narrow and tensor.isfinite().all() and not tensors[name].isfinite().all():
             raise ValueError(f"{weights}: {name} has numbers too large for {to}: take --to bf16")
-    save_file(tensors, file, metadata_of(recipe, classes, info.step if info else 0))
+    write_atomic(file, save(tensors, metadata_of(recipe, classes, info.step if info else 0)))

@@ -19,8 +19,7 @@ FILE = "model.onnx"
 
 def check() -> None:
     """Raise ValueError where it cannot be done on this machine."""
-    for package in ("onnx", "onnxruntime", "onnxscript"):
-        need(package, "quantize")
+    need("quantize", "onnx", "onnxruntime", "onnxscript")
 
 
 def write(network: nn.Module, size: int, images: Iterable[np.ndarray], file: Path) -> dict[str, Any]:

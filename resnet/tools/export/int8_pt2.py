@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import platform
 import re
@@ -16,8 +17,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from resnet.rundir.files import write_atomic
 from resnet.tools.export.extras import need
-from resnet.tools.export.onnx_file import batch_of_any_size
+from resnet.tools.export.onnx_file import ANY_BATCH
 
 FILE = "model.pt2"
 _INT8_CONVOLUTION = re.compile(r"\baoti_torch_cpu__qconv\w*\(")
@@ -26,7 +28,7 @@ _INT8_CONVOLUTION = re.compile(r"\baoti_torch_cpu__qconv\w*\(")
 
 def check() -> None:
     """Raise ValueError where it cannot be done on this machine."""
-    need("torchao", "quantize")
+    need("quantize", "torchao")
     if platform.machine() not in ("x86_64", "AMD64"):
         raise ValueError(f"--backend pt2 is for x86, and this is {platform.machine()}: take --backend onnx")
     from torch._inductor.cpp_builder import get_cpp_compiler
@@ -35,8 +37,8 @@ def check() -> None:
         get_cpp_compiler()
     except RuntimeError as error:
         raise ValueError(
-            "--backend pt2 needs a C++ compiler (g++ or clang++, or the one that CXX names), and there is none: "
-            "install it, or take --backend onnx"
+            "--backend pt2 needs a C++ compiler (g++, or the one that CXX names), and there is none: install it, "
+            "or take --backend onnx"
         ) from error
 
 
@@ -49,7 +51,7 @@ def write(network: nn.Module, size: int, images: Iterable[np.ndarray], file: Pat
     """
     with _quiet(), torch.no_grad():
         graph, convolutions = _quantized(network, size, images)
-        _compile(graph, size, file)
+        write_atomic(file, _compiled(graph, size))
     with zipfile.ZipFile(file) as package:
         texts = {name: package.read(name).decode() for name in package.namelist() if name.endswith((".cpp", ".json"))}
     program = "".join(text for name, text in texts.items() if name.endswith(".cpp"))
@@ -65,7 +67,7 @@ def _quantized(network: nn.Module, size: int, images: Iterable[np.ndarray]) -> t
 
     example = (torch.zeros(2, 3, size, size),)
     # Not strict, torch 2.11 makes a graph of which torchao quantises nothing.
-    exported = torch.export.export(network, example, strict=True, dynamic_shapes=batch_of_any_size())
+    exported = torch.export.export(network, example, strict=True, dynamic_shapes=ANY_BATCH)
     quantizer = x86.X86InductorQuantizer()
     # Without VNNI two products of 8 bits are added up in 16: seven bits of them do not overflow.
     narrow = not torch.cpu._is_vnni_supported()
@@ -77,21 +79,24 @@ def _quantized(network: nn.Module, size: int, images: Iterable[np.ndarray]) -> t
     return convert_pt2e(prepared), convolutions
 
 
-def _compile(graph: torch.fx.GraphModule, size: int, file: Path) -> None:
+def _compiled(graph: torch.fx.GraphModule, size: int) -> bytes:
+    from torch._inductor import config
     from torch._inductor.exc import CppCompileError
 
     example = (torch.zeros(2, 3, size, size),)
-    exported = torch.export.export(graph, example, dynamic_shapes=batch_of_any_size())
+    exported = torch.export.export(graph, example, dynamic_shapes=ANY_BATCH)
+    # Only frozen weights are packed for the kernels of int8.
+    settings: dict[str, Any] = {"freezing": True, "compile_threads": 1}
+    if hasattr(config.aot_inductor, "enable_line_tables"):
+        # Of torch 2.14 on: a megabyte for debuggers.
+        settings["aot_inductor.enable_line_tables"] = False
+    package = io.BytesIO()
     try:
-        # Only frozen weights are packed for the kernels of int8.
-        torch._inductor.aoti_compile_and_package(
-            exported, package_path=str(file), inductor_configs={"freezing": True, "compile_threads": 1}
-        )
+        torch._inductor.aoti_compile_and_package(exported, package_path=package, inductor_configs=settings)
     except CppCompileError as error:
         lines = [line for line in str(error).splitlines() if "error" in line.lower()] or [str(error)]
-        raise ValueError(
-            f"--backend pt2: the C++ compiler failed ({lines[-1].strip()}): take --backend onnx"
-        ) from error
+        raise ValueError(f"the C++ compiler failed ({lines[-1].strip()}): take --backend onnx") from error
+    return package.getvalue()
 
 
 @contextlib.contextmanager

@@ -8,13 +8,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-MOST_IN_BATCH = 1024
-"""Images of a batch, at most, that a program of torch.export takes."""
-
-
-def batch_of_any_size() -> tuple[dict[int, torch.export.Dim]]:
-    """For torch.export: the first dimension of the images is not fixed."""
-    return ({0: torch.export.Dim("batch", min=1, max=MOST_IN_BATCH)},)
+ANY_BATCH = ({0: torch.export.Dim("N")},)
+"""For torch.export: how many images a network is given is not fixed."""
 
 
 def write_onnx(network: nn.Module, size: int, file: Path) -> None:
@@ -26,7 +21,7 @@ def write_onnx(network: nn.Module, size: int, file: Path) -> None:
             network,
             (torch.zeros(2, 3, size, size),),
             dynamo=True,
-            dynamic_shapes=batch_of_any_size(),
+            dynamic_shapes=ANY_BATCH,
             input_names=["images"],
             output_names=["logits"],
             verbose=False,
