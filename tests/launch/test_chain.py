@@ -51,6 +51,16 @@ def test_names_are_settled_before_anything_runs(tmp_path):
     ]
 
 
+def test_what_prune_makes_is_what_is_acted_on(tmp_path):
+    run = make_run(tmp_path / "small", *OFF)
+    pruned, tuned = (str(tmp_path / name) for name in ("small-pruned", "small-pruned-tuned"))
+    steps = steps_of("prune --amount 0.5 -- train epochs=1 -- export --format onnx", run)
+    assert steps[0] == ("prune", ["--amount", "0.5", "--name", "small-pruned"], str(run), pruned)
+    assert steps[1][2:] == (pruned, tuned)
+    assert steps[2] == ("export", ["--format", "onnx"], tuned, None)
+    assert steps_of("prune --amount 0.5 --name less -- eval", run)[1][2] == str(tmp_path / "less")
+
+
 def test_the_winner_is_found_once(tmp_path):
     folder = a_sweep(tmp_path / "lrs", slow=70.0, best=80.0, broken=None)
     chain = folder / "chain" / "1"
