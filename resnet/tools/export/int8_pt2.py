@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import platform
 import re
-import warnings
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +14,9 @@ import torch
 from torch import nn
 
 from resnet.rundir.files import write_atomic
+from resnet.tools.export.aoti import compiled, has_compiler
 from resnet.tools.export.extras import need
-from resnet.tools.export.onnx_file import ANY_BATCH
+from resnet.tools.export.tracing import ANY_BATCH, example, quiet
 
 FILE = "model.pt2"
 _INT8_CONVOLUTION = re.compile(r"\baoti_torch_cpu__qconv\w*\(")
@@ -31,15 +28,11 @@ def check() -> None:
     need("quantize", "torchao")
     if platform.machine() not in ("x86_64", "AMD64"):
         raise ValueError(f"--backend pt2 is for x86, and this is {platform.machine()}: take --backend onnx")
-    from torch._inductor.cpp_builder import get_cpp_compiler
-
-    try:
-        get_cpp_compiler()
-    except RuntimeError as error:
+    if not has_compiler():
         raise ValueError(
             "--backend pt2 needs a C++ compiler (g++, or the one that CXX names), and there is none: install it, "
             "or take --backend onnx"
-        ) from error
+        )
 
 
 def write(network: nn.Module, size: int, images: Iterable[np.ndarray], file: Path) -> dict[str, Any]:
@@ -49,7 +42,7 @@ def write(network: nn.Module, size: int, images: Iterable[np.ndarray], file: Pat
     `int8_convolutions` in the compiled program, and what it was compiled for, `cpu`.
     Raises ValueError where it cannot be compiled.
     """
-    with _quiet(), torch.no_grad():
+    with quiet(), torch.no_grad():
         graph, convolutions = _quantized(network, size, images)
         write_atomic(file, _compiled(graph, size))
     with zipfile.ZipFile(file) as package:
@@ -65,9 +58,8 @@ def _quantized(network: nn.Module, size: int, images: Iterable[np.ndarray]) -> t
     import torchao.quantization.pt2e.quantizer.x86_inductor_quantizer as x86
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-    example = (torch.zeros(2, 3, size, size),)
     # Not strict, torch 2.11 makes a graph of which torchao quantises nothing.
-    exported = torch.export.export(network, example, strict=True, dynamic_shapes=ANY_BATCH)
+    exported = torch.export.export(network, example(size), strict=True, dynamic_shapes=ANY_BATCH)
     quantizer = x86.X86InductorQuantizer()
     # Without VNNI two products of 8 bits are added up in 16: seven bits of them do not overflow.
     narrow = not torch.cpu._is_vnni_supported()
@@ -80,33 +72,11 @@ def _quantized(network: nn.Module, size: int, images: Iterable[np.ndarray]) -> t
 
 
 def _compiled(graph: torch.fx.GraphModule, size: int) -> bytes:
-    from torch._inductor import config
     from torch._inductor.exc import CppCompileError
 
-    example = (torch.zeros(2, 3, size, size),)
-    exported = torch.export.export(graph, example, dynamic_shapes=ANY_BATCH)
-    # Only frozen weights are packed for the kernels of int8.
-    settings: dict[str, Any] = {"freezing": True, "compile_threads": 1}
-    if hasattr(config.aot_inductor, "enable_line_tables"):
-        # Of torch 2.14 on: a megabyte for debuggers.
-        settings["aot_inductor.enable_line_tables"] = False
-    package = io.BytesIO()
+    exported = torch.export.export(graph, example(size), dynamic_shapes=ANY_BATCH)
     try:
-        torch._inductor.aoti_compile_and_package(exported, package_path=package, inductor_configs=settings)
+        return compiled(exported)
     except CppCompileError as error:
         lines = [line for line in str(error).splitlines() if "error" in line.lower()] or [str(error)]
         raise ValueError(f"the C++ compiler failed ({lines[-1].strip()}): take --backend onnx") from error
-    return package.getvalue()
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what torch and torchao say of their own parts."""
-    level = logging.root.manager.disable
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)
-        try:
-            yield
-        finally:
-            logging.disable(level)

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import nn
 
-ANY_BATCH = ({0: torch.export.Dim("N")},)
-"""For torch.export: how many images a network is given is not fixed."""
+from resnet.rundir.files import write_atomic
+from resnet.tools.export.tracing import ANY_BATCH, example, quiet
 
 
-def write_onnx(network: nn.Module, size: int, file: Path) -> None:
-    """Write a network in evaluation mode: `images` float32 (N, 3, size, size) -> `logits` (N, classes), N any."""
-    with warnings.catch_warnings():
-        # Of the exporter's own parts, as that they are deprecated.
-        warnings.simplefilter("ignore")
+def write_onnx(network: nn.Module, size: int, file: Path, properties: Mapping[str, str] | None = None) -> None:
+    """Write a network in evaluation mode: `images` float32 (N, 3, size, size) -> `logits` (N, classes), N any.
+
+    properties: what the file says of itself. Raises what the exporter does, of many kinds.
+    """
+    import onnx
+
+    with quiet():
         program = torch.onnx.export(
             network,
-            (torch.zeros(2, 3, size, size),),
+            example(size),
             dynamo=True,
             dynamic_shapes=ANY_BATCH,
             input_names=["images"],
@@ -27,4 +30,7 @@ def write_onnx(network: nn.Module, size: int, file: Path) -> None:
             verbose=False,
         )
         assert program is not None
-        program.save(str(file), external_data=False)
+        model = program.model_proto
+        onnx.helper.set_model_props(model, dict(properties or {}))
+        onnx.checker.check_model(model)
+    write_atomic(file, model.SerializeToString())
