@@ -79,12 +79,17 @@ def place(loaded: Loaded, profile: Profile) -> Path:
     root = profile.run_root if profile.run_root and "run.root" not in loaded.origins else recipe.run.root
     root = Path(root).expanduser().absolute()
     name = recipe.run.name
-    if name is not None and name.startswith((".", "-")):
-        raise ValueError(f"run.name={name}: a run's name does not start with . or -")
     run_dir = root / name if name else new_run_dir(root, recipe.name)
+    check_name(run_dir)
+    return run_dir
+
+
+def check_name(run_dir: Path) -> None:
+    """Raise ValueError for a place of a run that Slurm, or a command line, would take for something else."""
+    if run_dir.name.startswith((".", "-")):
+        raise ValueError(f"run.name={run_dir.name}: a run's name does not start with . or -")
     if "%" in str(run_dir):
         raise ValueError(f"{run_dir}: Slurm reads % in paths as a pattern, choose another run.name or run.root")
-    return run_dir
 
 
 def refuse_active(run_dir: Path) -> None:

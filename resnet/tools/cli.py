@@ -22,6 +22,7 @@ COMMANDS = {
         "prune": "make a smaller network of a run, as a run of its own",
         "export": "write a network as safetensors, torch, ONNX or torch.export files, or for the Hugging Face Hub",
         "diff": "tell what matters of how two runs or recipes differ",
+        "quantize": "make a trained network smaller and faster: int8, or weights in half precision",
         "report": "write a page that explains a run, compares several, or shows a sweep",
         "board": "write a page of all runs and sweeps in a folder",
         "verify-resume": "check that a recipe resumes exactly on this machine",
