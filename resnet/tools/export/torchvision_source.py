@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import torch
+from torch import nn
+
 from recipes.schema.model import Model
-from resnet.net import effective_model, make_activation
+from resnet.net import build_model, effective_model, make_activation
 
 _BLOCKS = {"basic": "BasicBlock", "bottleneck": "Bottleneck"}
 _EXPANSION = {"basic": 1, "bottleneck": 4}
@@ -23,6 +26,13 @@ for parent in list(network.modules()):
         if isinstance(old, nn.Conv2d) and max(old.stride) > 1 and old.in_channels >= 16:
             size = (old.in_channels, old.out_channels, old.kernel_size, old.stride, old.padding)
             setattr(parent, name, BlurredConv2d(*size, groups=old.groups, bias=False))
+"""
+_RESIZE = """\
+    place, _, last = name.rpartition(".")
+    parent, old = network.get_submodule(place), network.get_submodule(name)
+    size = (inputs, outputs, old.kernel_size, old.stride, old.padding)
+    setattr(parent, last, type(old)(*size, groups=old.groups, bias=False))
+    setattr(parent, last.replace("conv", "bn") if "conv" in last else "1", nn.BatchNorm2d(outputs))
 """
 
 
@@ -87,7 +97,23 @@ def _changes(model: Model, classes: int) -> list[str]:
         lines += _activation(model)
     if net["blurpool"]:
         lines += _BLUR.splitlines()
+    if net["channels"]:
+        lines += _channels(model, classes)
     return [f"    {line}" for line in lines]
+
+
+def _channels(model: Model, classes: int) -> list[str]:
+    """Lines that give convolutions, and the BatchNorm behind each, the channels of a pruned network."""
+    with torch.device("meta"):
+        plain, pruned = (build_model(one, classes) for one in (model.model_copy(update={"channels": {}}), model))
+    sizes = (
+        {name: (one.in_channels, one.out_channels) for name, one in net.named_modules() if isinstance(one, nn.Conv2d)}
+        for net in (plain, pruned)
+    )
+    before, after = sizes
+    rows = [f'    ("{name}", {size[0]}, {size[1]}),' for name, size in after.items() if size != before[name]]
+    head = f"network.fc = nn.Linear({pruned.fc.in_features}, {classes})"
+    return ["sizes = [", *rows, "]", "for name, inputs, outputs in sizes:", *_RESIZE.splitlines(), head]
 
 
 def _activation(model: Model) -> list[str]:
