@@ -27,8 +27,6 @@ from resnet.tools.trained import Trained
 from resnet.weights_file import KEY
 
 SAFETENSORS, TORCH, ONNX, PT2, AOTI = "model.safetensors", "model.pth", "model.onnx", "model.pt2", "model_aoti.pt2"
-_INDUCTOR = {"freezing": True}
-"""The weights are constants, so that BatchNorm goes into the convolutions: 2 to 3 times as fast on a CPU (measured)."""
 
 
 class Given(NamedTuple):
@@ -103,8 +101,10 @@ def write_onnx(folder: Path, given: Given, size: int) -> list[Product]:
 def write_pt2(folder: Path, given: Given, size: int) -> list[Product]:
     """A program of torch.export; and, where a C++ compiler is, one compiled for this machine by AOTInductor."""
     said = json.dumps(_description(given))
+    # AOTInductor leaves weights in the order that they are in: channels_last is 3 times as fast on a CPU (measured).
+    network = given.network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     with _quiet(), _named_failure("pt2"):
-        program = torch.export.export(given.network, (_example(size),), dynamic_shapes=({0: torch.export.Dim("N")},))
+        program = torch.export.export(network, (_example(size),), dynamic_shapes=({0: torch.export.Dim("N")},))
         stream = io.BytesIO()
         torch.export.save(program, stream, extra_files={KEY: said})
     file = folder / PT2
@@ -127,7 +127,7 @@ def _compiled(program: torch.export.ExportedProgram) -> bytes:
     from torch._inductor.utils import fresh_cache
 
     with tempfile.TemporaryDirectory() as folder, _quiet(), _named_failure("pt2"), fresh_cache():
-        file = aoti_compile_and_package(program, package_path=str(Path(folder) / AOTI), inductor_configs=_INDUCTOR)
+        file = aoti_compile_and_package(program, package_path=str(Path(folder) / AOTI))
         return Path(file).read_bytes()
 
 
