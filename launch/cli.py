@@ -17,6 +17,7 @@ COMMANDS = {
         "keys": "explain the keys of recipes and of clusters",
         "local": "train here, on the GPUs of this machine or on its CPU",
         "submit": "send a run to Slurm",
+        "chain": "do what follows a run or a sweep's winner: evaluate, prune, train on, quantize, export",
         "sweep": "try many settings, on Slurm or here",
         "status": "show how runs are doing, here and under Slurm",
         "logs": "show what the ranks of a run printed",

@@ -46,8 +46,21 @@ def values(recipe: Recipe, exclude_defaults: bool = False) -> dict[str, Any]:
 def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     flat = []
     for key, value in values.items():
-        flat += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)]
+        # A pruned network has dozens of channels, which say something together only.
+        inside = isinstance(value, dict) and f"{prefix}{key}" != "model.channels"
+        flat += _flat(value, f"{prefix}{key}.") if inside else [(f"{prefix}{key}", value)]
     return flat
+
+
+def going_on(recipe: Recipe, before: Recipe) -> Recipe:
+    """A recipe as its run goes on with it: channels that it leaves to its pretrained weights are those they had.
+
+    before: the run's own recipe.
+    """
+    model = recipe.model
+    if model.channels or not model.pretrained or model.pretrained != before.model.pretrained:
+        return recipe
+    return recipe.model_copy(update={"model": model.model_copy(update={"channels": before.model.channels})})
 
 
 def refuse_fixed(changed: dict[str, list[Any]], run_dir: Path) -> None:

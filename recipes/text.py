@@ -9,6 +9,9 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+_MOST_SHOWN = 3
+"""Items of a mapping."""
+
 
 def format_duration(seconds: float) -> str:
     """As 9s, 4m05s, 1h02m or 3d04h."""
@@ -38,7 +41,10 @@ def labels(keys: Iterable[str], with_group: Collection[str] = ()) -> dict[str, s
 
 
 def show(value: Any) -> str:
-    """A value as a person would write it in a recipe."""
+    """A value as a person would write it in a recipe; of a long mapping, as a pruned network's channels, the first."""
+    if isinstance(value, Mapping) and len(value) > _MOST_SHOWN:
+        first = json.dumps(dict(list(value.items())[:_MOST_SHOWN]), default=str)
+        return f"{first[:-1]} and {len(value) - _MOST_SHOWN} more}}"
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 

@@ -53,8 +53,9 @@ def build_model(recipe: Recipe | str, num_classes: int | None = None) -> nn.Modu
     import torch
 
     from resnet.build import initial_model
+    from resnet.pretrained import shaped_as_weights
 
-    recipe = load_recipe(recipe) if isinstance(recipe, str) else recipe
+    recipe, _ = shaped_as_weights(load_recipe(recipe) if isinstance(recipe, str) else recipe)
     classes = recipe.model.num_classes if num_classes is None else num_classes
     if classes is None:
         raise ValueError("the recipe takes the number of classes from its data: give num_classes=")

@@ -11,11 +11,12 @@ from torch import nn
 from recipes.schema.recipe import Recipe
 from resnet.data.batches import Batch
 from resnet.data.order import mix as mix_numbers
+from resnet.distill import distillation_loss
 from resnet.evaluation import evaluate_and_report
 from resnet.log_window import Clock, log_is_due, log_window
 from resnet.optim import set_hyper
 from resnet.trainer import Trainer
-from resnet.training_input import training_input
+from resnet.training_input import TrainingInput, training_input
 
 _DROP = 2
 
@@ -77,19 +78,23 @@ def _forward(trainer: Trainer, batch: Batch, turn: int) -> tuple[torch.Tensor, f
     slot = trainer.rank * plan.accumulation + turn
     assert (batch.key.epoch, *batch.key[1:3]) == (step // plan.steps_per_epoch, *plan.slot(step, slot)), batch.key
     given = training_input(batch, recipe, step, slot, trainer.classes, trainer.device, trainer.input_dtype)
+    # First, while nothing is held for the backward pass. It draws no random numbers.
+    taught = None if trainer.teacher is None else trainer.teacher(given.images)
     if trainer.random_layers:
         torch.manual_seed(mix_numbers(recipe.seed, step, slot, _DROP))
     logits = trainer.network(given.images).float()
-    if given.targets is None:
-        loss = F.cross_entropy(logits, given.labels, label_smoothing=recipe.label_smoothing)
-    else:
-        loss = _soft_loss(logits, given.targets, recipe)
+    loss = _own_loss(logits, given, recipe)
+    if taught is not None and recipe.distill:
+        loss = distillation_loss(loss, logits, taught, recipe.distill)
     right = logits.argmax(1) == given.expected
     trainer.state.window.add(step, loss, right.sum(), given.checksum, len(batch.labels), len(batch.broken))
     return loss, len(batch.labels) / plan.samples_of_step(step)
 
 
-def _soft_loss(logits: torch.Tensor, targets: torch.Tensor, recipe: Recipe) -> torch.Tensor:
+def _own_loss(logits: torch.Tensor, given: TrainingInput, recipe: Recipe) -> torch.Tensor:
+    targets = given.targets
+    if targets is None:
+        return F.cross_entropy(logits, given.labels, label_smoothing=recipe.label_smoothing)
     if recipe.loss == "cross_entropy":
         return F.cross_entropy(logits, targets)
     if recipe.bce_target_threshold is not None:

@@ -6,7 +6,7 @@ import inspect
 import itertools
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchvision.models import resnet as reference
 from torchvision.ops import StochasticDepth
 
-from recipes.schema.model import ACTIVATIONS, Model
+from recipes.schema.model import ACTIVATIONS, NETS, Model, net_of, own_channels
 
 
 class BasicBlock(reference.BasicBlock):
@@ -43,25 +43,6 @@ class Bottleneck(reference.Bottleneck):
         return self.relu3(branch + (x if self.downsample is None else self.downsample(x)))
 
 
-class _Net(NamedTuple):
-    block: type[BasicBlock] | type[Bottleneck]
-    layers: list[int]
-    groups: int = 1
-    width_per_group: int = 64
-
-
-_NETS = {
-    "resnet18": _Net(BasicBlock, [2, 2, 2, 2]),
-    "resnet34": _Net(BasicBlock, [3, 4, 6, 3]),
-    "resnet50": _Net(Bottleneck, [3, 4, 6, 3]),
-    "resnet101": _Net(Bottleneck, [3, 4, 23, 3]),
-    "resnet152": _Net(Bottleneck, [3, 8, 36, 3]),
-    "resnext50_32x4d": _Net(Bottleneck, [3, 4, 6, 3], 32, 4),
-    "resnext101_32x8d": _Net(Bottleneck, [3, 4, 23, 3], 32, 8),
-    "resnext101_64x4d": _Net(Bottleneck, [3, 4, 23, 3], 64, 4),
-    "wide_resnet50_2": _Net(Bottleneck, [3, 4, 6, 3], 1, 128),
-    "wide_resnet101_2": _Net(Bottleneck, [3, 4, 23, 3], 1, 128),
-}
 _BLOCKS = {"basic": BasicBlock, "bottleneck": Bottleneck}
 
 
@@ -69,9 +50,9 @@ class ResNet(reference.ResNet):
     """torchvision's ResNet as `config` varies it. Input: float (N, 3, H, W); output: logits (N, num_classes)."""
 
     def __init__(self, config: Model, num_classes: int) -> None:
-        net = _net(config)
-        layers = [*net.layers, 0][:4]
-        super().__init__(net.block, layers, num_classes, config.zero_init_residual, net.groups, net.width_per_group)
+        net = net_of(config)
+        block, layers = _BLOCKS[net.block], [*net.layers, 0][:4]
+        super().__init__(block, layers, num_classes, config.zero_init_residual, net.groups, net.width_per_group)
         self.config = config
         self.backbone_frozen = False
         if isinstance(self.layer4, nn.Identity):
@@ -84,6 +65,8 @@ class ResNet(reference.ResNet):
         _replace_activations(self, config)
         if config.blurpool:
             _blur_strided_convolutions(self)
+        if config.channels:
+            _set_channels(self, config)
         _spread_stochastic_depth(self, config.stochastic_depth)
 
     def _make_layer(self, block, planes, blocks, stride=1, dilate=False):  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -114,15 +97,17 @@ def effective_model(config: Model) -> dict[str, Any]:
 
     So a named net and the same one by block and layers are equal, as are a default and the same value given.
     """
-    net = _net(config)
-    name = next((name for name, known in _NETS.items() if known == net), None)
-    block = next(name for name, block in _BLOCKS.items() if block is net.block)
+    net = net_of(config)
+    name = next((name for name, known in NETS.items() if known == net), None)
     return {
         "name": name,
-        "block": None if name else block,
-        "layers": None if name else net.layers,
+        "block": None if name else net.block,
+        "layers": None if name else [*net.layers],
         "groups": None if name or net.groups == 1 else net.groups,
         "width_per_group": None if name or net.width_per_group == 64 else net.width_per_group,
+        "channels": {
+            place: number for place, number in config.channels.items() if number != own_channels(config, place)
+        },
         "stem": config.stem,
         "maxpool": _has_maxpool(config),
         "activation": config.activation,
@@ -140,18 +125,6 @@ def _activation_arguments(config: Model) -> dict[str, Any]:
     known = inspect.signature(_CLASSES[config.activation]).parameters
     names = [name for name in itertools.chain(*ACTIVATIONS[config.activation]) if name != "init"]
     return {name: config.activation_args.get(name, known[name].default) for name in names}
-
-
-def _net(config: Model) -> _Net:
-    if config.name is not None:
-        net = _NETS[config.name]
-    else:
-        assert config.block, "recipes.schema.model.Model asks for a name, or block and layers"
-        assert config.layers
-        net = _Net(_BLOCKS[config.block], config.layers)
-    return net._replace(
-        groups=config.groups or net.groups, width_per_group=config.width_per_group or net.width_per_group
-    )
 
 
 def _snake_case(name: str) -> str:
@@ -221,6 +194,49 @@ def _blur_strided_convolutions(model: nn.Module) -> None:
         for name, child in parent.named_children():
             if isinstance(child, nn.Conv2d) and max(child.stride) > 1 and child.in_channels >= 16:
                 setattr(parent, name, BlurredConv2d(child))
+
+
+def _set_channels(model: ResNet, config: Model) -> None:
+    """Build anew, with new weights, what has other channels than the net has by itself."""
+    inputs = _channels(config, "conv1")
+    _resize(model, "conv1", "bn1", 3, inputs)
+    for stage in range(1, len(net_of(config).layers) + 1):
+        outputs = _channels(config, f"layer{stage}") if _has_stream(config, stage) else inputs
+        for index, block in enumerate(model.get_submodule(f"layer{stage}").children()):
+            inner = ("conv1", "conv2") if isinstance(block, Bottleneck) else ("conv1",)
+            widths = [inputs, *(_channels(config, f"layer{stage}.{index}.{name}") for name in inner), outputs]
+            for number, (before, after) in enumerate(itertools.pairwise(widths), 1):
+                _resize(block, f"conv{number}", f"bn{number}", before, after)
+            if block.downsample is not None:
+                _resize(block.downsample, "0", "1", inputs, outputs)  # pyright: ignore[reportArgumentType]
+            if config.zero_init_residual:
+                nn.init.zeros_(block.get_parameter(f"bn{len(widths) - 1}.weight"))
+            inputs = outputs
+    model.fc = nn.Linear(inputs, model.fc.out_features)
+
+
+def _channels(config: Model, place: str) -> int:
+    own = own_channels(config, place)
+    assert own, place
+    return config.channels.get(place, own)
+
+
+def _has_stream(config: Model, stage: int) -> bool:
+    """Whether a stage has a residual stream of its own, and does not go on with the one before."""
+    return own_channels(config, f"layer{stage}") is not None
+
+
+def _resize(parent: nn.Module, convolution: str, norm: str, inputs: int, outputs: int) -> None:
+    """Give a convolution and the BatchNorm behind it so many channels, where they have others."""
+    old = parent.get_submodule(convolution)
+    assert isinstance(old, nn.Conv2d)
+    if (old.in_channels, old.out_channels) == (inputs, outputs):
+        return
+    geometry: dict[str, Any] = {name: getattr(old, name) for name in ("kernel_size", "stride", "padding", "groups")}
+    new = nn.Conv2d(inputs, outputs, **geometry, bias=False)
+    nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
+    setattr(parent, convolution, BlurredConv2d(new) if isinstance(old, BlurredConv2d) else new)
+    setattr(parent, norm, nn.BatchNorm2d(outputs))
 
 
 def _spread_stochastic_depth(model: nn.Module, last: float) -> None:

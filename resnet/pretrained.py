@@ -2,23 +2,46 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 import torchvision
 from torch import Tensor
 
 from recipes.schema.augment import Augment
-from recipes.schema.model import is_tag
+from recipes.schema.model import is_tag, net_of
+from recipes.schema.recipe import Recipe
 from recipes.text import listed, plural
 from resnet.net import ResNet
 from resnet.run_weights import ENDINGS, FINAL, weights_of
-from resnet.rundir.find import ROOT, find_run
+from resnet.rundir.find import ROOT, find_run, is_sweep
 from resnet.state_dicts import mismatches
 from resnet.weights_file import PREPARED, WeightsInfo, find_weights, read_info, shown
 
 HEAD = ("fc.weight", "fc.bias")
+
+
+def shaped_as_weights(recipe: Recipe, checkpoint: Path | None = None) -> tuple[Recipe, str]:
+    """The recipe with the channels of the weights that training begins with where it names none, and a note of that.
+
+    checkpoint: weights that are taken in place of the pretrained ones.
+    Raises ValueError for pretrained weights that are not there or say what cannot be read.
+    """
+    model, source = recipe.model, recipe.model.pretrained
+    if model.channels or not (checkpoint or source):
+        return recipe, ""
+    try:
+        file = checkpoint or find_file(source, recipe.run.root)  # pyright: ignore[reportArgumentType]
+        info = None if file is None else read_info(file)
+    except ValueError as error:
+        raise error if checkpoint else ValueError(f"model.pretrained={source}: {error}") from error
+    # Of another net they are refused when they are loaded.
+    if info is None or not info.model.channels or net_of(info.model) != net_of(model):
+        return recipe, ""
+    shaped = model.model_copy(update={"channels": info.model.channels})
+    note = "" if checkpoint else f"{source} is pruned: the network takes its channels (model.channels)"
+    return recipe.model_copy(update={"model": shaped}), note
 
 
 def load_pretrained(
@@ -47,7 +70,7 @@ def load_pretrained(
         raise ValueError(f"model.pretrained={source} does not fit the model: {problem}")
     model.load_state_dict(given, strict=False)
     if info is not None and augment is not None:
-        notes = [*notes, *_prepared_otherwise(info, augment)]
+        notes = [*notes, *prepared_otherwise(info, augment)]
     loaded = f"loaded {len(given)} tensors from {source}"
     return "\n".join([f"{loaded}; {said}" if said else loaded, *(f"{source}: {note}" for note in notes)])
 
@@ -62,7 +85,7 @@ def _read(model: ResNet, source: str, root: str | Path) -> tuple[WeightsInfo | N
 
 
 def find_file(source: str, root: str | Path = ROOT) -> Path | None:
-    """The file that `model.pretrained` means; None for a tag of torchvision's."""
+    """The file that `model.pretrained` or `distill.teacher` means; None for a tag of torchvision's."""
     path = Path(source).expanduser()
     if path.is_file():
         return path
@@ -75,12 +98,22 @@ def find_file(source: str, root: str | Path = ROOT) -> Path | None:
     name, at, which = source.rpartition("@")
     # Only where the run itself is to be: what this machine remembers of other folders a node may not know.
     where = Path(root).expanduser().absolute()
+    where = where.parent if is_sweep(where) else where
     try:
         return weights_of(find_run(source, where), "best")
     except ValueError:
         if not at:
             raise
     return weights_of(find_run(name, where), which)
+
+
+def word_of_weights(key: str, source: str, root: str | Path) -> str:
+    """`key=FILE` for a run that lives elsewhere than in `root`, where a run's name stands for other weights or none."""
+    try:
+        file = find_file(source, root)
+    except ValueError as error:
+        raise ValueError(f"{key}={source}: {error}") from error
+    return f"{key}={json.dumps(str((file or Path(source)).absolute()))}"
 
 
 def _head(
@@ -100,17 +133,24 @@ def _head(
         return head, ""
     if there == here:
         return head, "the classifier is kept (the same classes)"
-    if sorted(there) == sorted(here) and len({*here}) == len(here):
-        order = torch.tensor([there.index(name) for name in here])
+    if order := order_of(there, here):
         turned = {name: tensor[order] for name, tensor in head.items()}
         return turned, "the classifier is kept, its classes put in this order"
     others = [name for name in there if name not in here]
     return {}, f"the classifier is new (as many classes there, of other names: {listed(others, 3)})"
 
 
-def _prepared_otherwise(info: WeightsInfo, augment: Augment) -> list[str]:
-    """A note where the images that the weights were trained on were prepared in another way."""
-    differing = [key for key in PREPARED if getattr(info, key) != getattr(augment, key)]
+def order_of(there: Sequence[str], here: Sequence[str]) -> list[int]:
+    """For each class here its place there; empty where they are not the same classes, each once."""
+    if sorted(there) != sorted(here) or len({*here}) != len(here):
+        return []
+    places = {name: place for place, name in enumerate(there)}
+    return [places[name] for name in here]
+
+
+def prepared_otherwise(info: WeightsInfo, augment: Augment, keys: Sequence[str] = PREPARED) -> list[str]:
+    """A note where the images that the weights were trained on were prepared in another way, as far as `keys` say."""
+    differing = [key for key in keys if getattr(info, key) != getattr(augment, key)]
     if not differing:
         return []
     there, here = (

@@ -31,15 +31,17 @@ from resnet.build import (
 )
 from resnet.checkpoint.resume import Start, find_start
 from resnet.checkpoint.saver import Saver, check_space
-from resnet.checkpoint.snapshot import restore
+from resnet.checkpoint.snapshot import MODEL, restore
 from resnet.data.batches import Batch, Key, MicroBatches
 from resnet.data.cache import DrawnBatches, check_room, fill
 from resnet.data.loader import Loader, check_shared_memory, workers_per_rank
 from resnet.data.order import Order
 from resnet.data.sources.registry import Source
+from resnet.distill import Teacher, load_teacher
 from resnet.ending import train_to_an_end
 from resnet.failure import out_of_memory
 from resnet.opening import first_lines, open_run_dir
+from resnet.pretrained import shaped_as_weights
 from resnet.process.environment import ATTEMPT
 from resnet.process.exit_codes import FAILED, FINISHED
 from resnet.process.signals import Signals
@@ -87,6 +89,8 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals, notes: Seque
     start = together(lambda: find_start(recipe, train))
     with contextlib.ExitStack() as lifetime:
         lifetime.callback(start.release)
+        # From here on it is the recipe of the network that is trained, which the weights have a say in.
+        recipe, shape = together(lambda: shaped_as_weights(recipe, start.checkpoint and start.checkpoint / MODEL))
         plan = together(lambda: make_plan(recipe, len(order), accelerator.num_processes, start.micro_batch))
         if start.is_finished(plan):
             if rank == 0:
@@ -94,6 +98,7 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals, notes: Seque
             return FINISHED
         if recipe.data.cache == "device":
             together(lambda: check_room(len(train), len(val), recipe.augment, accelerator.device))
+        teacher = together(lambda: load_teacher(recipe, train.classes, start, accelerator))
         model, note = together(lambda: _first_model(recipe, train, start), local_rank, first_alone=True)
         state = build_state(recipe, plan, model, accelerator)
         together(lambda: check_space(start.run_dir, state, recipe.checkpoint.keep))
@@ -110,7 +115,7 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals, notes: Seque
         )
         log = lifetime.enter_context(contextlib.closing(RankLog(start.run_dir, rank)))
         kept = lifetime.enter_context(_kept_output(start.run_dir, first_of_ranks(information.get("attempt")), rank))
-        facts = _facts(recipe, plan, start, accelerator.mixed_precision)
+        facts = _facts(recipe, plan, start, accelerator.mixed_precision, teacher)
         saver = Saver(start.run_dir, plan, train.classes, facts, start.lease, writes=rank == 0)
         progress = Progress(
             recipe.progress if rank == 0 else "off", plan.end_step, plan.steps_per_epoch, state.step, kept
@@ -125,13 +130,11 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals, notes: Seque
             start.run_dir, plan, state, saver, signals, progress, metrics, tracker, val, len(train), watchdog
         )
         trainer = Trainer(plan, accelerator, network, state, len(train.classes), len(val), hooks)
+        trainer.teacher = teacher.network if teacher else None
         workers = workers_per_rank(recipe.data.num_workers)
         check_shared_memory(plan, workers, recipe.data.prefetch)
         loaders = _open_batches(trainer, train, val, order, workers, progress.message)
-        more = [
-            *note.splitlines(),
-            f"continues from {start.checkpoint} (step {state.step})" if start.checkpoint else "",
-        ]
+        more = [shape, *note.splitlines(), teacher.note if teacher else "", *_continues(start, state.step)]
         for line in (*first_lines(recipe, plan, start, train, val, accelerator, workers), *filter(None, more)):
             progress.message(line)
         return train_to_an_end(trainer, hooks, log, loaders, (train, val))
@@ -140,6 +143,10 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals, notes: Seque
 def _first_model(recipe: Recipe, train: Source, start: Start) -> tuple[nn.Module, str]:
     """The network, and what to say of the weights it begins with: a run that goes on needs no pretrained ones."""
     return build_model_for(recipe, len(train.classes), train.classes, pretrained=start.checkpoint is None)
+
+
+def _continues(start: Start, step: int) -> list[str]:
+    return [f"continues from {start.checkpoint} (step {step})"] if start.checkpoint else []
 
 
 def _open_batches(
@@ -209,7 +216,7 @@ def _restore(state, start: Start, plan: Plan, accelerator: Accelerator) -> None:
         raise ValueError(f"{start.checkpoint} is of step {state.step} and this recipe ends at step {plan.end_step}")
 
 
-def _facts(recipe: Recipe, plan: Plan, start: Start, precision: str) -> dict[str, Any]:
+def _facts(recipe: Recipe, plan: Plan, start: Start, precision: str, teacher: Teacher | None) -> dict[str, Any]:
     """What a checkpoint says of the run beside its state."""
     return {
         "digest": digest(recipe),
@@ -219,4 +226,5 @@ def _facts(recipe: Recipe, plan: Plan, start: Start, precision: str) -> dict[str
         "precision": precision,
         "steps_per_epoch": plan.steps_per_epoch,
         "data": start.data_digest,
+        **({"teacher": teacher.digest} if teacher else {}),
     }

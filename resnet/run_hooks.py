@@ -17,6 +17,7 @@ from resnet.rundir.evaluation import write_evaluation
 from resnet.rundir.metrics_log import INPUT_DIGEST, MetricsLog
 from resnet.rundir.status import write_status
 from resnet.state import TrainState
+from resnet.tally import described
 from resnet.tracking.progress import Progress
 from resnet.tracking.wandb_client import NullTracker
 from resnet.tracking.watchdog import Watchdog
@@ -127,8 +128,9 @@ class RunHooks:
             self.tracker.summary({f"best/{metric}": self.state.best, "best/step": self.state.best_step})
             self._tell(best=self.state.best)
             if best:
+                told = {**result, "mistakes": described(result["mistakes"], self.val.describe)}
                 with contextlib.suppress(OSError):
-                    write_evaluation(self.run_dir, result, self.val.classes, self.state.step, self.val.describe)
+                    write_evaluation(self.run_dir, told, self.val.classes, self.state.step)
 
     def save(self, wait: bool = False) -> None:
         length: int | None = 0

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -34,6 +35,11 @@ class Mistake:
     probability: float
     """That the network gives to the predicted class."""
     probability_of_true: float
+
+
+def described(mistakes: Iterable[Mistake], describe: Callable[[int], str]) -> list[dict[str, Any]]:
+    """Mistakes as JSON takes them. describe: an image's file or row, by its index."""
+    return [{**asdict(mistake), "image": describe(mistake.index)} for mistake in mistakes]
 
 
 class Tally:

@@ -59,6 +59,8 @@ class Trainer:
     batches: Iterator[Batch] = field(default_factory=lambda: iter(()))
     prepare: Callable[[], bool] = lambda: True
     """What is to be done before the first batch; False where a hook asked to stop before it was done."""
+    teacher: nn.Module | None = None
+    """Answers the images too, for the network to learn from; see `resnet.distill`."""
     broken: dict[str, None] = field(default_factory=dict)
     """Images this rank could not read, each with the reason, in the order they were met."""
     waited: float = 0.0

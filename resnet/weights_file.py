@@ -18,6 +18,7 @@ from recipes.errors import wording
 from recipes.load import digest
 from recipes.schema.model import Model
 from recipes.schema.recipe import Recipe
+from recipes.text import show
 from recipes.versions import lifted
 from resnet.net import effective_model
 from resnet.process.version import VERSION
@@ -165,7 +166,9 @@ def _described(effective: Mapping[str, Any], keys: Sequence[str]) -> str:
     """The values of keys of the architecture, those of the net as one where it has a name."""
     name = [effective["name"]] if effective["name"] and {*keys} & {*_NET} else []
     others = [key for key in keys if not (name and key in _NET) and effective[key] not in (None, {})]
-    return ", ".join([*name, *(f"{key} {shown(effective[key])}" for key in others)])
+    pruned = ["no model.channels"] if "channels" in keys and not effective["channels"] else []
+    values = (show(effective[key]) if key == "channels" else shown(effective[key]) for key in others)
+    return ", ".join([*name, *pruned, *(f"{key} {value}" for key, value in zip(others, values, strict=True))])
 
 
 def _to_set(wrong: Sequence[str], here: Model, there: Model) -> Iterator[str]:

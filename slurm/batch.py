@@ -81,6 +81,12 @@ def report_sweep(run_dir: Path, python: str | None) -> None:
         print(f"the sweep's page could not be written: {error or type(error).__name__}", file=sys.stderr)
 
 
+def stage_command(jobs: Mapping[str, Any], nodes: int) -> list[str]:
+    """What srun is to do so that the data is brought to every node: its options and the command."""
+    options = ["--ntasks-per-node=1", f"--ntasks={nodes}", f"--cpus-per-task={jobs['node_cores']}"]
+    return [*options, "bash", "-c", "\n".join(["set -e", *jobs["stage"]])]
+
+
 class Attempt:
     """One start of a run in a job, from the first look at its directory to the requeue."""
 
@@ -153,9 +159,7 @@ class Attempt:
         """Bring the data to every node; None where all is well."""
         if not self.jobs["stage"]:
             return None
-        options = ["--ntasks-per-node=1", f"--ntasks={len(nodes)}", f"--cpus-per-task={self.jobs['node_cores']}"]
-        options.append(f"--output={self.logs}/stage-%t.log")
-        code = self._srun(options, ["bash", "-c", "\n".join(["set -e", *self.jobs["stage"]])], {})
+        code = self._srun([f"--output={self.logs}/stage-%t.log"], stage_command(self.jobs, len(nodes)), {})
         if why := self.told or told_to_end(self.run_dir):
             return End("stopped", why)
         return end_of_staging(code, self.lines, nodes, self.logs) if code else None

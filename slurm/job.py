@@ -1,4 +1,4 @@
-"""What each rank of a Slurm job does. submitit pickles a reference to `train` and calls it in every task."""
+"""What each rank of a Slurm job does. submitit pickles a reference to a function and calls it in every task."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from pathlib import Path
 from resnet.process.environment import RANK_VARIABLES
 from resnet.process.exit_codes import FAILED, FINISHED, STOPPED
 from resnet.process.signals import SIGNALS, Signals
+from resnet.process.streams import leave
+from resnet.rundir.chain import TRAIN, read_chain, words_of_step
 
 RESOLVE_SECONDS = 30.0
 
@@ -41,6 +43,28 @@ def train(words: list[str], folder: str, ranks: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     if code not in (FINISHED, STOPPED):
         sys.exit(code)
+
+
+def do_step(folder: str, number: int, ranks: int) -> None:
+    """Do a step of a chain: train on so many ranks, or, on one, run a command of `resnet`."""
+    chain = Path(folder)
+    content = read_chain(chain)
+    words = words_of_step(chain, content, number)
+    if content["steps"][number - 1]["command"] == TRAIN:
+        train(words, content["folder"], ranks)
+        return
+    # What announces the end to a run that can save is nothing to a command that cannot; submitit would requeue.
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for name in RANK_VARIABLES:
+        os.environ.pop(name, None)
+    os.chdir(content["folder"])
+    from resnet.tools.cli import main
+
+    sys.argv = ["resnet", *words]
+    main(words)
+    # Not by way of submitit, whose last words would stand behind the command's.
+    leave(FINISHED)
 
 
 def _join(ranks: int) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 from resnet.process.environment import is_launchers
 from resnet.rundir.files import write_atomic
 from slurm.control import PATIENT_SECONDS, ask
-from slurm.job import train, words_of
+from slurm.job import do_step, train, words_of
 from slurm.profile import Profile, seconds
 
 
@@ -49,10 +49,14 @@ class Submission:
     """Most jobs of an array that run at once."""
     supervisor: str = "slurm.batch"
     """Module that the batch script runs."""
+    log: Path | None = None
+    """The batch script's output, where it is not to be a file of the job's own in `folder`."""
     sweep: Path | None = None
     """Directory of the sweep that the runs are trials of."""
     after: str | None = None
-    """Job that has to end before."""
+    """What has to come before, as sbatch's --dependency takes it: afterany:12."""
+    step: int | None = None
+    """The runs' one is made or used by this step of the chain in `folder`; None: it is trained by its recipe."""
 
     @property
     def jobs_file(self) -> Path:
@@ -74,10 +78,13 @@ def submit(submission: Submission) -> list[str]:
         ranks, cwd = submission.profile.ranks, str(submission.cwd)
         # submitit prints sbatch's words beside raising them.
         with without_other_jobs(), contextlib.redirect_stderr(io.StringIO()), executor.batch():
-            jobs = [
-                executor.submit(train, words_of(recipe, run_dir), cwd, ranks)
-                for recipe, run_dir in zip(submission.recipes, submission.runs, strict=True)
-            ]
+            if submission.step:
+                jobs = [executor.submit(do_step, str(submission.folder), submission.step, ranks)]
+            else:
+                jobs = [
+                    executor.submit(train, words_of(recipe, run_dir), cwd, ranks)
+                    for recipe, run_dir in zip(submission.recipes, submission.runs, strict=True)
+                ]
         return [job.job_id for job in jobs]
     except BaseException as error:
         for file in set(submission.folder.iterdir()) - before:
@@ -175,6 +182,8 @@ def _jobs(submission: Submission) -> dict[str, Any]:
         "max_requeues": profile.max_requeues,
         "signal_lead": profile.signal_lead,
         "sweep": str(submission.sweep) if submission.sweep else None,
+        "chain": str(submission.folder) if submission.step else None,
+        "step": submission.step,
         "python": _python(profile),
     }
 
@@ -217,7 +226,11 @@ def _options(submission: Submission) -> dict[str, Any]:
         options[profile.gpu_request] = f"gpu:{wanted}" if profile.gpu_request == "gres" else wanted
     options |= {"exclusive": profile.exclusive or None, "requeue": True}
     options |= {name: value for name, value in profile.sbatch.items() if value is not False}
-    options |= {"dependency": f"afterany:{submission.after}"} if submission.after else {}
+    if submission.after:
+        # A job that waits for one that has failed would wait for ever.
+        options |= {"dependency": submission.after, "kill-on-invalid-dep": "yes"}
+    if submission.log:
+        options["output"] = str(submission.log)
     return {name: value for name, value in options.items() if value is not None}
 
 

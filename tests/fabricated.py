@@ -41,6 +41,17 @@ def make_run(
     return folder
 
 
+def a_sweep(folder: Path, **trials: float | None) -> Path:
+    """A sweep over lr by its trials' top-1; None: the trial has failed."""
+    for name, top1 in trials.items():
+        state: dict[str, Any] = {"state": "failed"} if top1 is None else {"top1": top1}
+        make_run(folder / name, "optimizer.lr=0.1", "device=cpu", "wandb.mode=disabled", **state)
+    listed = [{"name": name, "point": {"optimizer.lr": name}} for name in trials]
+    content = {"name": folder.name, "method": "grid", "metric": "top1", "fixed": {}, "parameters": {"optimizer.lr": {}}}
+    (folder / "sweep.json").write_text(to_json(content | {"trials": listed}))
+    return folder
+
+
 @cache
 def _recipe(epochs: int, changes: tuple[str, ...]) -> str:
     return dump(load(["recipe=quickstart", f"epochs={epochs}", *changes]).recipe)

@@ -30,13 +30,14 @@ DOORS = {
     ("resnet.rundir", "recipes"): {"recipes.metric", "recipes.text"},
     ("resnet.process", "recipes"): {"recipes.text"},
     ("slurm", "resnet"): {"resnet.main"},
+    ("slurm", "resnet.tools"): {"resnet.tools.cli"},
     ("launch", "resnet.api"): {"resnet.api"},
     ("resnet", "resnet.tools"): {"resnet.tools.report.report"},
     ("resnet", "resnet.api"): {"resnet.api"},
 }
 """Between two rooms, the one module that may be imported: where it takes seconds, inside a function only."""
 STANDARD_LIBRARY_ONLY = ("resnet.process", "resnet.rundir")
-IN_THE_BATCH_SCRIPT = ("recipes.text", "slurm.attempts", "slurm.batch", "slurm.control", "slurm.ends")
+IN_THE_BATCH_SCRIPT = ("recipes.text", "slurm.attempts", "slurm.batch", "slurm.control", "slurm.ends", "slurm.step")
 """Run by whatever Python 3.9 the host of a container has."""
 WITHOUT_TORCH = ("launch", "slurm", "recipes", "resnet.process", "resnet.rundir")
 HEAVY = ("torch", "torchvision", "accelerate", "wandb", "datasets")
@@ -141,14 +142,18 @@ def test_nothing_heavy_is_imported_by_the_launcher():
 
 
 def test_names_that_queued_jobs_and_old_copies_of_the_code_use():
-    """Batch scripts run these modules, and submitit's pickles name this function: they keep their places."""
+    """Batch scripts run these modules, and submitit's pickles name these functions: they keep their places."""
     import launch.trial
     import slurm.batch
     import slurm.job
+    import slurm.step
 
     assert callable(slurm.batch.main)
+    assert callable(slurm.step.main)
     assert callable(launch.trial.main)
-    assert (slurm.job.train.__module__, slurm.job.train.__qualname__) == ("slurm.job", "train")
+    for name in ("train", "do_step"):
+        function = getattr(slurm.job, name)
+        assert (function.__module__, function.__qualname__) == ("slurm.job", name)
 
 
 RUN_FILES = {

@@ -1,4 +1,4 @@
-"""`launch cancel`: let a run save a checkpoint and stop, or stop it at once; of a sweep, all its trials."""
+"""`launch cancel`: let a run save a checkpoint and stop, or stop it at once; of a sweep, all; and what follows."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ import socket
 from pathlib import Path
 
 from launch.arguments import add_root, for_each
-from launch.runs.job_record import active_job, read_job
+from launch.chain.state import chain_rows, read
+from launch.runs.job_record import active_job, job_file, read_job
 from launch.runs.send import shown
 from launch.runs.state import find, rows
 from launch.sweep.directory import cancel_file
 from launch.sweep.page import write_page
 from resnet.process.exit_codes import FINISHED
 from resnet.rundir.attempts import end_file
+from resnet.rundir.chain import TRAIN
 from resnet.rundir.find import find_sweep
 from resnet.rundir.lease import holder_elsewhere, read_lease
 from resnet.rundir.status import read_status, write_status
+from resnet.rundir.sweep.results import has_ended
 from slurm.control import ask
 
 
@@ -34,11 +37,37 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _cancel(name: str, arguments: argparse.Namespace) -> int:
-    if sweep_dir := find_sweep(name, arguments.root):
+    sweep_dir = find_sweep(name, arguments.root)
+    subject = sweep_dir or find(name, arguments.root).absolute()
+    told = _cancel_chain(subject, arguments.now)
+    print(*told, sep="\n", end="\n" if told else "")
+    if told and (has_ended(sweep_dir) if sweep_dir else rows([subject])[0]["over"]):
+        return FINISHED
+    if sweep_dir:
         _cancel_sweep(sweep_dir, arguments.now)
     else:
-        print(cancel(find(name, arguments.root).absolute(), arguments.now))
+        print(cancel(subject, arguments.now))
     return FINISHED
+
+
+def _cancel_chain(subject: Path, now: bool) -> list[str]:
+    """End the steps that follow a run or a sweep, and say what becomes of them; nothing without such steps."""
+    chain = read(subject)
+    found = [row for row in chain_rows(subject) if row["state"] in ("queued", "running")]
+    if chain is None or not found:
+        return []
+    if "pid" in chain.content:
+        if chain.content["host"] != socket.gethostname():
+            raise ValueError(f"the chain of {subject.name} runs on {chain.content['host']}: cancel it there")
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(chain.content["pid"], signal.SIGTERM)
+        return [f"{subject.name}: its chain here, process {chain.content['pid']}, is told to end"]
+    trained = [Path(row["makes"]) for row in found if row["step"] == TRAIN and job_file(Path(row["makes"])).is_file()]
+    jobs = [row["job_id"] for row in found if not (row["makes"] and Path(row["makes"]) in trained)]
+    if jobs:
+        ask(["scancel", *jobs])
+    ended = f"{subject.name}: jobs {', '.join(jobs)} of its chain are cancelled"
+    return [*([ended] if jobs else []), *(cancel(run_dir, now) for run_dir in trained)]
 
 
 def cancel(run_dir: Path, now: bool = False) -> str:

@@ -6,7 +6,7 @@ import argparse
 
 from launch.derived import follows
 from launch.runs.attend import train_here
-from launch.runs.here import visible_gpus
+from launch.runs.here import ranks_here, visible_gpus
 from recipes.load import load
 from recipes.schema.recipe import Recipe
 
@@ -41,11 +41,8 @@ def _count_ranks(arguments: argparse.Namespace, recipe: Recipe) -> int:
         if recipe.device == "cuda":
             raise ValueError("device=cuda asks for a GPU, and --cpu-ranks for none: leave one of them out")
         return arguments.cpu_ranks
-    if recipe.device == "cpu":
-        if arguments.gpus:
-            raise ValueError("device=cpu trains without GPUs: leave out --gpus, or take --cpu-ranks")
-        return 1
-    found = visible_gpus()
-    if arguments.gpus and arguments.gpus > found:
+    if recipe.device == "cpu" and arguments.gpus:
+        raise ValueError("device=cpu trains without GPUs: leave out --gpus, or take --cpu-ranks")
+    if arguments.gpus and arguments.gpus > (found := visible_gpus()):
         raise ValueError(f"--gpus {arguments.gpus}, but {found} can be seen here (CUDA_VISIBLE_DEVICES, nvidia-smi -L)")
-    return arguments.gpus or max(1, found)
+    return arguments.gpus or ranks_here(recipe.device)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import re
 from pathlib import Path
-from typing import Any
 
 from launch.arguments import add_root, for_each
 from launch.runs.attend import train_here
@@ -19,6 +18,7 @@ from resnet.rundir.attempts import end_file, newest_step, read_attempts
 from resnet.rundir.find import find_sweep, is_sweep
 from resnet.rundir.provenance import read_provenance
 from resnet.rundir.status import read_status
+from resnet.rundir.sweep.sweep_file import read_sweep
 from slurm.code_copy import take_snapshot
 from slurm.profile import Profile, change_profile
 from slurm.sbatch import check_slurm
@@ -70,7 +70,7 @@ def _retry_sweep(sweep_dir: Path, arguments: argparse.Namespace) -> int:
         from launch.sweep.on_slurm import send_trials
 
         check_slurm()
-        profile = change_profile(_known(jobs[-1]), arguments.changes, jobs[-1].cluster)
+        profile = change_profile(jobs[-1].known_profile, arguments.changes, jobs[-1].cluster)
         if arguments.exclude_bad_nodes:
             for trial in todo:
                 profile = without_bad_nodes(profile, sweep_dir / trial["name"])
@@ -81,7 +81,7 @@ def _retry_sweep(sweep_dir: Path, arguments: argparse.Namespace) -> int:
 
 def _retry_run(run_dir: Path, arguments: argparse.Namespace) -> int:
     job = read_job(run_dir)
-    if job is None and is_sweep(run_dir.parent):
+    if job is None and is_sweep(run_dir.parent) and run_dir.name in _trials(run_dir.parent):
         return _retry_trial_here(run_dir)
     refuse_active(run_dir)
     if read_status(run_dir).get("state") == "finished":
@@ -89,11 +89,13 @@ def _retry_run(run_dir: Path, arguments: argparse.Namespace) -> int:
     if job is None:
         return _retry_here(run_dir, arguments)
     check_slurm()
-    profile = change_profile(_known(job), arguments.changes, job.cluster)
+    profile = change_profile(job.known_profile, arguments.changes, job.cluster)
     if arguments.exclude_bad_nodes:
         profile = without_bad_nodes(profile, run_dir)
     snapshot = (None if arguments.new_code else _snapshot(job)) or take_snapshot(run_dir.parent / SNAPSHOTS)
-    recipe = load_file(run_dir / "slurm" / "recipe.yaml").recipe
+    sent = run_dir / "slurm" / "recipe.yaml"
+    # A chain's `train` has none: what it trains on is not there yet when it is sent.
+    recipe = load_file(sent if sent.is_file() else run_dir / "recipe.yaml").recipe
     if (pruned := end_file(run_dir, "pruned")).exists():
         from launch.sweep.halving import let_go_on
 
@@ -103,6 +105,11 @@ def _retry_run(run_dir: Path, arguments: argparse.Namespace) -> int:
     excluded = f", not on {profile.exclude}" if profile.exclude else ""
     print(f"{run_dir.name} is job {job_id} on {job.cluster}{excluded}; it continues from step {newest_step(run_dir)}")
     return 0
+
+
+def _trials(sweep_dir: Path) -> list[str]:
+    """Names of its trials, of which a chain's own runs beside them are none."""
+    return [trial["name"] for trial in read_sweep(sweep_dir)["trials"]]
 
 
 def _retry_here(run_dir: Path, arguments: argparse.Namespace) -> int:
@@ -126,11 +133,6 @@ def _retry_trial_here(run_dir: Path) -> int:
         await_orphans(directory)
         let_go_on(run_dir.parent, run_dir.name)
         return train_trials(directory, [directory.trial(run_dir.name)], place_here(directory))
-
-
-def _known(job: Job) -> dict[str, Any]:
-    """The profile that a job was sent with, without keys that only a newer version knows."""
-    return {key: value for key, value in job.profile.items() if key in Profile.model_fields}
 
 
 def _snapshot(job: Job) -> Path | None:

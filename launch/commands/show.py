@@ -95,7 +95,7 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
         rescaled = f" ({average['stated']:g} rescaled)" if average["decay"] != average["stated"] else ""
         rows.append(("EMA", f"keeps {average['decay']:.6g}{rescaled} every {plural(average['every'], 'step')}"))
     rows.append(("expected top-1", _expected(facts["expected"])))
-    rows.append(("not checked yet", "the images, pretrained weights and the devices: training begins with that"))
+    rows.append(("not checked yet", "the images, files of weights and the devices: training begins with that"))
     for title, text in rows:
         yield from textwrap.wrap(
             text, WIDTH, initial_indent=f"  {title:15}  ", subsequent_indent=" " * 19, break_on_hyphens=False

@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from launch.arguments import add_root
+from launch.chain.state import goes_on
+from launch.chain.state import lines as chain_lines
+from launch.chain.state import note as chain_note
 from launch.runs.job_record import job_file
 from launch.runs.logs import attempts, first_failure, log_file, log_files, tail
 from launch.runs.state import by_key, find, folders, matches, ordered, rows
@@ -77,8 +80,9 @@ class View(NamedTuple):
 
 def _view(arguments: argparse.Namespace) -> View:
     found = _found(arguments)
-    asked = any(row["job_id"] and not row["over"] for row in found)
-    return View(_lines(found, arguments), all(row["over"] for row in found), asked)
+    asked = any((row["job_id"] and not row["over"]) or goes_on(row["chain"]) for row in found)
+    over = all(row["over"] and not goes_on(row["chain"]) for row in found)
+    return View(_lines(found, arguments), over, asked)
 
 
 def _sweep_view(sweep_dir: Path) -> View:
@@ -157,6 +161,10 @@ def _note(row: dict[str, Any]) -> str:
     return f"{row['failure']}: {reason}" if row["failure"] else reason
 
 
+def _notes(row: dict[str, Any]) -> str:
+    return "; ".join(filter(None, (_note(row), chain_note(row["chain"]))))
+
+
 def _epoch(row: dict[str, Any]) -> str:
     if row["epoch"] is None:
         return ""
@@ -188,7 +196,7 @@ CELLS: dict[str, Callable[[dict[str, Any]], str]] = {
     "ETA": _time("eta_s"),
     "saved": _time("last_checkpoint_age_s"),
     "tries": _figure("attempts", ".0f"),
-    "": _note,
+    "": _notes,
 }
 """By heading: `recipe` with what differs from it, `best` by the recipe's metric, `saved` the age of the last
 checkpoint; the last one is a reason."""
@@ -215,6 +223,7 @@ def describe(row: dict[str, Any]) -> list[str]:
     }
     lines = [f"{row['name']}: {_state(row)}"]
     lines += [f"  {label:10}  {text}" for label, text in shown.items() if text]
+    lines += chain_lines(row["chain"]) if row["chain"] else []
     return [*lines, *_log(row), *(f"  {label:10}  {command}" for label, command in _commands(row).items())]
 
 
@@ -284,6 +293,8 @@ def _commands(row: dict[str, Any]) -> dict[str, str]:
     if not row["over"]:
         if job_file(run_dir).exists() or attempts(run_dir):
             commands["follow"] = f"launch logs {name} -f"
+        commands["cancel"] = f"launch cancel {name}"
+    elif goes_on(row["chain"]):
         commands["cancel"] = f"launch cancel {name}"
     elif row["state"] in ("failed", "stopped"):
         commands["continue"] = f"launch retry {name}"

@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
     listed, notes = _trials(sweep, arguments.seed)
     for trial in listed:
         try:
-            _check(trial.recipe, profile)
+            _check(trial.recipe, profile, _root(sweep, trial.recipe, profile))
         except ValueError as error:
             raise ValueError(f"{error}\n(in trial {trial.name})") from error
     recipe = listed[0].recipe
@@ -202,19 +202,19 @@ def _with_absolute_recipes(sweep: Sweep) -> Sweep:
     return replace(sweep, parameters={**sweep.parameters, "recipe": whole})
 
 
-def _check(recipe: Recipe, profile: Profile | None) -> None:
+def _check(recipe: Recipe, profile: Profile | None, root: str) -> None:
     if profile is None:
         make_plan(recipe, samples_known(recipe.data) or recipe.batch_size, 1)
     else:
         check_batch(recipe, profile)
-    check_paths(recipe, profile.scratch if profile else None)
+    placed = recipe.model_copy(update={"run": recipe.run.model_copy(update={"root": root})})
+    check_paths(placed, profile.scratch if profile else None)
     if recipe.run.name is not None:
         raise ValueError(f"run.name={recipe.run.name}: trials are named after what is swept; --name names the sweep")
 
 
 def _place(sweep: Sweep, recipe: Recipe, profile: Profile | None, arguments: argparse.Namespace) -> Path:
     """The sweep's directory: the same for the same command, which is how it is found again."""
-    root = profile.run_root if profile and profile.run_root and "run.root" not in sweep.fixed else recipe.run.root
     name = arguments.name or sweep.name
     if name is None:
         told = {**sweep_json(sweep), "seed": arguments.seed}
@@ -222,7 +222,13 @@ def _place(sweep: Sweep, recipe: Recipe, profile: Profile | None, arguments: arg
         name = f"sweep-{recipe.name}-{hashlib.sha256(content.encode()).hexdigest()[:6]}"
     if not name or name.startswith((".", "-")) or set(name) & set("/\\%") or not name.isprintable():
         raise ValueError(f"--name {name}: a name cannot contain / or %, or start with . or -")
-    return Path(root).expanduser().absolute() / name
+    return Path(_root(sweep, recipe, profile)).expanduser().absolute() / name
+
+
+def _root(sweep: Sweep, recipe: Recipe, profile: Profile | None) -> str:
+    """The folder that the sweep's own is in, and other runs that its trials name."""
+    given = "run.root" in sweep.fixed
+    return profile.run_root if profile and profile.run_root and not given else recipe.run.root
 
 
 def _ask(number: int, arguments: argparse.Namespace) -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from launch.runs.job_record import active_job
-from recipes.changes import differences, refuse_fixed
+from recipes.changes import differences, going_on, refuse_fixed
 from recipes.load import Loaded, load_file
 from recipes.plan import Plan, make_plan, samples_known
-from recipes.schema.model import is_tag
 from recipes.schema.recipe import Recipe
 from resnet.rundir.find import new_run_dir
 from resnet.rundir.lease import holder_elsewhere
@@ -36,9 +35,8 @@ def check_paths(recipe: Recipe, scratch: str | None) -> None:
     """
     data = recipe.data
     named = {f"data.{key}": path for key, path in data.paths().items()}
-    weights = recipe.model.pretrained
-    if weights and not is_tag(weights) and not _is_run(weights, recipe.run.root):
-        named["model.pretrained"] = weights
+    weights = recipe.weights_read()
+    named |= {key: source for key, source in weights.items() if not _is_run(source, recipe.run.root)}
     if recipe.resume not in ("auto", "never"):
         named["resume"] = recipe.resume
     missing = [
@@ -66,7 +64,8 @@ def check_existing(run_dir: Path, recipe: Recipe) -> None:
     if recipe.resume == "never":
         raise ValueError(f"{run_dir} exists and resume=never: choose another run.name")
     refuse_active(run_dir)
-    changed = differences(load_file(run_dir / "recipe.yaml").recipe, recipe)
+    before = load_file(run_dir / "recipe.yaml").recipe
+    changed = differences(before, going_on(recipe, before))
     if any((run_dir / "checkpoints").glob("step-*[0-9]")):
         refuse_fixed(changed, run_dir)
     status = read_status(run_dir)
@@ -80,12 +79,17 @@ def place(loaded: Loaded, profile: Profile) -> Path:
     root = profile.run_root if profile.run_root and "run.root" not in loaded.origins else recipe.run.root
     root = Path(root).expanduser().absolute()
     name = recipe.run.name
-    if name is not None and name.startswith((".", "-")):
-        raise ValueError(f"run.name={name}: a run's name does not start with . or -")
     run_dir = root / name if name else new_run_dir(root, recipe.name)
+    check_name(run_dir)
+    return run_dir
+
+
+def check_name(run_dir: Path) -> None:
+    """Raise ValueError for a place of a run that Slurm, or a command line, would take for something else."""
+    if run_dir.name.startswith((".", "-")):
+        raise ValueError(f"run.name={run_dir.name}: a run's name does not start with . or -")
     if "%" in str(run_dir):
         raise ValueError(f"{run_dir}: Slurm reads % in paths as a pattern, choose another run.name or run.root")
-    return run_dir
 
 
 def refuse_active(run_dir: Path) -> None:

@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 
-from resnet.process.environment import is_launchers
+from resnet.process.environment import PROGRAM, is_launchers
 
 
 def visible_gpus() -> int:
@@ -24,6 +24,17 @@ def visible_gpus() -> int:
     return sum(line.startswith("GPU ") for line in done.stdout.splitlines()) if done.returncode == 0 else 0
 
 
+def ranks_here(device: str) -> int:
+    """Ranks that a training has here where nobody says how many. device: the recipe's."""
+    return 1 if device == "cpu" else max(1, visible_gpus())
+
+
 def own_environment() -> dict[str, str]:
     """Without what a launcher around this one, or a batch script, says of its own processes."""
     return {name: value for name, value in os.environ.items() if not is_launchers(name)}
+
+
+def programs_environment() -> dict[str, str]:
+    """For `python -m` of this program's modules: they are found in any folder, and before another copy in this one."""
+    path = os.pathsep.join(filter(None, (str(PROGRAM), os.environ.get("PYTHONPATH"))))
+    return own_environment() | {"PYTHONPATH": path, "PYTHONSAFEPATH": "1"}

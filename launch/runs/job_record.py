@@ -37,6 +37,13 @@ class Job:
     command: str
     submitted: float
 
+    @property
+    def known_profile(self) -> dict[str, Any]:
+        """The profile that it was sent with, without keys that only a newer version knows."""
+        from slurm.profile import Profile
+
+        return {key: value for key, value in self.profile.items() if key in Profile.model_fields}
+
     @classmethod
     def to_send(cls, name: str, cluster: str, profile: Profile, snapshot: Path, cwd: Path) -> Job:
         """The record of a job that is about to be sent by this command, and has no id yet."""

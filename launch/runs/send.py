@@ -106,13 +106,14 @@ def prepare(loaded: Loaded, profile: Profile) -> Prepared:
     """Check a run before it is sent, and choose its place. Raises ValueError for all that can be known to be wrong."""
     recipe = loaded.recipe
     plan = check_batch(recipe, profile)
-    check_paths(recipe, profile.scratch)
     run_dir = place(loaded, profile)
+    run = recipe.run.model_copy(update={"name": run_dir.name, "root": str(run_dir.parent)})
+    # Where the job will look for runs by name.
+    check_paths(recipe.model_copy(update={"run": run}), profile.scratch)
     is_new = not run_dir.exists()
     if not is_new:
         check_existing(run_dir, recipe)
     check_slurm()
-    run = recipe.run.model_copy(update={"name": run_dir.name, "root": str(run_dir.parent)})
     # That the run is new has been seen here; in the job its directory is there.
     resume = "auto" if recipe.resume == "never" else recipe.resume
     return Prepared(run_dir, recipe.model_copy(update={"run": run, "resume": resume}), plan, is_new)

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from launch.chain.state import Chain, step_rows
+from launch.chain.state import read as read_chain
 from launch.runs.job_record import job_file
 from recipes.text import format_duration, suggestion
 from resnet.rundir.files import number, read_json
@@ -35,6 +37,7 @@ class Run(NamedTuple):
     job_id: str | None
     problem: str | None
     """Why status.json cannot be read."""
+    chain: Chain | None
 
 
 def find(text: str, root: str | Path) -> Path:
@@ -133,13 +136,14 @@ def _read(folder: Path) -> Run:
         sent = read_json(job_file(folder))
     # Else a job of the user's own, in which the trainer was started by hand.
     job_id = sent.get("job_id") or (status.get("job_id") if status.get("state") == "running" else None)
-    return Run(folder, status, sent, str(job_id) if job_id else None, problem)
+    return Run(folder, status, sent, str(job_id) if job_id else None, problem, read_chain(folder))
 
 
 def _ask_slurm(runs: Sequence[Run]) -> tuple[dict[str, Job], str | None]:
     """Jobs by id, and why Slurm's word is missing."""
     open_runs = [run for run in runs if run.job_id and run.status.get("state") not in (None, "finished")]
-    if not open_runs:
+    steps = [job_id for run in runs if run.chain for job_id in run.chain.open_jobs]
+    if not open_runs and not steps:
         return {}, None
     try:
         known = queued()
@@ -154,6 +158,7 @@ def _ask_slurm(runs: Sequence[Run]) -> tuple[dict[str, Job], str | None]:
         and _job_of(run, known) is None
         and (run.status["state"] != "failed" or run.status.get("failure") in _UNSURE)
     ]
+    forgotten += [job_id for job_id in steps if job_id not in known]
     return known | (accounted(forgotten) if forgotten else {}), None
 
 
@@ -181,6 +186,7 @@ def _row(run: Run, jobs: Mapping[str, Job], trouble: str | None) -> dict[str, An
         "job_id": run.job_id or status.get("job_id"),
         "nodes": job.nodes or None if job else None,
         "time_left_s": job.time_left_s if job and job.state in STARTED else None,
+        "chain": step_rows(run.chain, jobs, trouble) if run.chain else [],
     }
 
 

@@ -65,7 +65,7 @@ def _send_array(
         parallel=limit,
         supervisor="launch.trial" if watched else "slurm.batch",
         sweep=sweep_dir,
-        after=after,
+        after=f"afterany:{after}" if after else None,
     )
     try:
         job_ids = submit(submission)

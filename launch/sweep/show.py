@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
+from launch.chain.state import Row, chain_rows, goes_on
+from launch.chain.state import lines as chain_lines
 from launch.runs.state import rows
 from launch.sweep.text import lines, to_csv, to_object, write_best
 from resnet.rundir.files import to_json
@@ -15,7 +18,7 @@ def show(sweep_dir: Path, arguments: argparse.Namespace, width: int | None) -> s
     """The sweep as text, JSON or CSV, or the path of its picture."""
     board, _ = _board(sweep_dir)
     if arguments.json:
-        return to_json(to_object(board), indent=1)
+        return to_json(to_object(board) | {"chain": chain_rows(sweep_dir)}, indent=1)
     if arguments.csv:
         return to_csv(board).rstrip()
     if arguments.plot:
@@ -24,14 +27,20 @@ def show(sweep_dir: Path, arguments: argparse.Namespace, width: int | None) -> s
         file = sweep_dir / "sweep.png"
         plot(board, file)
         return str(file)
-    return "\n".join(lines(board, width))
+    return "\n".join([*lines(board, width), *_chain_lines(chain_rows(sweep_dir))])
 
 
 def look(sweep_dir: Path, width: int | None) -> tuple[list[str], bool, bool]:
     """Its lines, whether all trials are over, and whether Slurm was asked."""
     board, open_jobs = _board(sweep_dir)
     waiting = sum(number for state, number in board.counts.items() if state in ("running", "queued"))
-    return lines(board, width), not waiting, open_jobs
+    chain = chain_rows(sweep_dir)
+    told = [*lines(board, width), *_chain_lines(chain)]
+    return told, not waiting and not goes_on(chain), open_jobs or goes_on(chain)
+
+
+def _chain_lines(chain: Sequence[Row]) -> list[str]:
+    return ["", *chain_lines(chain)] if chain else []
 
 
 def _board(sweep_dir: Path) -> tuple[Board, bool]:

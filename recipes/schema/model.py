@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -54,6 +54,33 @@ def _unfit(name: str, arguments: dict[str, Any]) -> str:
     return "alpha must not be 0" if name == "celu" and arguments.get("alpha", 1.0) == 0 else ""
 
 
+class Net(NamedTuple):
+    """What a net is built of."""
+
+    block: Literal["basic", "bottleneck"]
+    layers: tuple[int, ...]
+    """Blocks in each stage."""
+    groups: int = 1
+    width_per_group: int = 64
+
+
+NETS = {
+    "resnet18": Net("basic", (2, 2, 2, 2)),
+    "resnet34": Net("basic", (3, 4, 6, 3)),
+    "resnet50": Net("bottleneck", (3, 4, 6, 3)),
+    "resnet101": Net("bottleneck", (3, 4, 23, 3)),
+    "resnet152": Net("bottleneck", (3, 8, 36, 3)),
+    "resnext50_32x4d": Net("bottleneck", (3, 4, 6, 3), 32, 4),
+    "resnext101_32x8d": Net("bottleneck", (3, 4, 23, 3), 32, 8),
+    "resnext101_64x4d": Net("bottleneck", (3, 4, 23, 3), 64, 4),
+    "wide_resnet50_2": Net("bottleneck", (3, 4, 6, 3), 1, 128),
+    "wide_resnet101_2": Net("bottleneck", (3, 4, 23, 3), 1, 128),
+}
+"""torchvision's, by name."""
+_PLACE = re.compile(r"layer([1-4])(?:\.(0|[1-9]\d*)\.conv([12]))?")
+_MOST_CHANNELS = 1 << 16
+
+
 _ONE_SET_OF_WEIGHTS = ("resnet18", "resnet34", "resnext101_64x4d")
 
 
@@ -98,6 +125,9 @@ class Model(Group):
     """Groups of the bottleneck's 3x3 convolution (ResNeXt); null: the named net's own."""
     width_per_group: Count | None = None
     """Base width of a group (ResNeXt, Wide ResNet); null: the named net's own."""
+    channels: dict[str, Annotated[int, Field(ge=1, le=_MOST_CHANNELS)]] = {}
+    """Output channels where they are not the net's own, as in a pruned one: of the stem (conv1), of a stage's residual
+    stream (layer2) or of a convolution inside a block (layer1.0.conv1, in bottlenecks conv2 too)."""
     zero_init_residual: bool = False
     """Start the last BatchNorm weight of each block at 0 (Goyal et al. 2017, arXiv:1706.02677, section 5.1)."""
     blurpool: bool = False
@@ -118,11 +148,20 @@ class Model(Group):
             raise ValueError("needs a name (as in model.name=resnet50), or block and layers")
         if self.name is not None and any(by_hand):
             raise ValueError(f"has the name {self.name} and also block or layers: model.name=null builds by hand")
-        basic = self.block == "basic" or self.name in ("resnet18", "resnet34")
-        if basic and (self.groups not in (None, 1) or self.width_per_group not in (None, 64)):
+        if net_of(self).block == "basic" and (self.groups not in (None, 1) or self.width_per_group not in (None, 64)):
             raise ValueError("groups and width_per_group need bottleneck blocks (torchvision's basic block has none)")
         if self.freeze_backbone and self.pretrained is None:
             raise ValueError("freeze_backbone without pretrained weights would train a classifier on random features")
+        return self
+
+    @model_validator(mode="after")
+    def _channels_fit(self) -> Model:
+        net = net_of(self)
+        for place, channels in self.channels.items():
+            if own_channels(self, place) is None:
+                raise ValueError(f"has channels of {place}, which is no place of this net: it takes {_places(net)}")
+            if "." in place and channels % net.groups:
+                raise ValueError(f"has {channels} channels of {place}, which its {net.groups} groups do not divide")
         return self
 
     @field_validator("pretrained")
@@ -158,3 +197,40 @@ class Model(Group):
         if unfit := _unfit(name, value):
             raise ValueError(f"do not fit {name}: {unfit}")
         return value
+
+
+def net_of(model: Model) -> Net:
+    """What a network's keys come to, but for its channels."""
+    if model.name is not None:
+        net = NETS[model.name]
+    else:
+        assert model.block, "a model has a name, or block and layers"
+        assert model.layers
+        net = Net(model.block, tuple(model.layers))
+    return net._replace(groups=model.groups or net.groups, width_per_group=model.width_per_group or net.width_per_group)
+
+
+def own_channels(model: Model, place: str) -> int | None:
+    """Output channels that a net has by itself at a place that `channels` may name; None: there is no such place.
+
+    Where stage 1 has no downsample its residual stream is the stem's, and is named by it alone.
+    """
+    if place == "conv1":
+        return 64
+    net, found = net_of(model), _PLACE.fullmatch(place)
+    if not found or (stage := int(found[1])) > len(net.layers):
+        return None
+    planes, basic = 64 << (stage - 1), net.block == "basic"
+    if found[2] is None:
+        return None if basic and stage == 1 else planes if basic else 4 * planes
+    if int(found[2]) >= net.layers[stage - 1] or (basic and found[3] == "2"):
+        return None
+    return planes if basic else int(planes * net.width_per_group / 64) * net.groups
+
+
+def _places(net: Net) -> str:
+    last, inside = len(net.layers), "conv1" if net.block == "basic" else "conv1 and conv2"
+    streams = f"layer2 to layer{last} (stages; the first is the stem's)"
+    if net.block == "bottleneck":
+        streams = f"layer1 to layer{last} (stages)"
+    return f"conv1 (the stem), {streams}, and {inside} of a block, as in layer1.0.conv1"

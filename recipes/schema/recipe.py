@@ -15,9 +15,9 @@ from recipes.schedules import ConstantSchedule, Schedule
 from recipes.schema.augment import Augment
 from recipes.schema.data import Data
 from recipes.schema.fields import Count, Fraction, Group, Positive, off_is_none
-from recipes.schema.model import Model
+from recipes.schema.model import Model, is_tag
 from recipes.schema.optimizer import Optimizer, Sgd
-from recipes.schema.training import Checkpoint, Ema, Eval, Evidence, Profile, Run, Wandb
+from recipes.schema.training import Checkpoint, Distill, Ema, Eval, Evidence, Profile, Run, Wandb
 
 
 class Recipe(Group):
@@ -63,6 +63,7 @@ class Recipe(Group):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Of the initial weights, the order of the data and the augmentation."""
     ema: Annotated[Ema | None, BeforeValidator(off_is_none)] = None
+    distill: Annotated[Distill | None, BeforeValidator(off_is_none)] = None
     eval: Eval = Eval()
     checkpoint: Checkpoint = Checkpoint()
     log_every: Count = 50
@@ -82,6 +83,10 @@ class Recipe(Group):
     def _together(self) -> Recipe:
         if self.bce_target_threshold is not None and self.loss != "bce":
             raise ValueError("bce_target_threshold needs loss=bce")
+        if self.distill and self.loss == "bce":
+            raise ValueError(
+                "distill compares softmaxes, and loss=bce trains none: use loss=cross_entropy or distill=off"
+            )
         if self.model.freeze_backbone and self.optimizer.backbone_lr_scale != 1.0:
             raise ValueError(
                 "optimizer.backbone_lr_scale has no effect with model.freeze_backbone=true: "
@@ -105,6 +110,11 @@ class Recipe(Group):
                 "model.sync_batchnorm needs GPUs (torch's SyncBatchNorm has no CPU version), and device=cpu"
             )
         return self
+
+    def weights_read(self) -> dict[str, str]:
+        """By dotted key: the files of weights and runs that training reads; torchvision's tags are none."""
+        named = {"model.pretrained": self.model.pretrained, "distill.teacher": self.distill and self.distill.teacher}
+        return {key: source for key, source in named.items() if source and not is_tag(source)}
 
 
 NOT_TRAINING = (

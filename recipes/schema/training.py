@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from recipes.schema.fields import Count, Duration, DurationField, Group, NonNegative, off_is_none
+from recipes.schema.fields import (
+    Count,
+    Duration,
+    DurationField,
+    Fraction,
+    Group,
+    NonNegative,
+    Positive,
+    off_is_none,
+)
+from recipes.schema.model import is_tag
 
 
 class Ema(Group):
@@ -20,6 +30,28 @@ class Ema(Group):
     """Read decay as torchvision's references do: 1 - decay is multiplied by batch_size * every / epochs (at most 1)."""
     start_epoch: NonNegative = 0.0
     """Until then the average is a copy of the weights."""
+
+
+class Distill(Group):
+    """Learning from a trained network, which answers the same images (Hinton et al. 2015, arXiv:1503.02531).
+
+    loss = (1 - weight) * the recipe's loss + weight * temperature^2 * KL(teacher || student), of softmax(logits /
+    temperature).
+    """
+
+    teacher: str
+    """The trained network: RUN, RUN@best, RUN@step-N, or a weights file that a run left. Of the same classes."""
+    weight: Fraction = 0.5
+    """Share of the loss that is the divergence from the teacher; the recipe's own loss has the rest."""
+    temperature: Positive = 4.0
+    """What the logits of both networks are divided by before the softmax; higher: smaller probabilities count more."""
+
+    @field_validator("teacher")
+    @classmethod
+    def _names_a_network(cls, value: str) -> str:
+        if is_tag(value):
+            raise ValueError(f"a tag of torchvision's names no network: give a run or its weights (a run as ./{value})")
+        return value
 
 
 class Eval(Group):

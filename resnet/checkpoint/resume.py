@@ -10,7 +10,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from recipes.changes import differences, refuse_fixed
+from recipes.changes import differences, going_on, refuse_fixed
 from recipes.load import load_file
 from recipes.plan import Plan
 from recipes.schema.recipe import Recipe
@@ -153,7 +153,7 @@ def _start_from_origin(start: Start) -> None:
 
 
 def _continue_from_newest(start: Start, before: Recipe, recipe: Recipe) -> None:
-    start.changed = differences(before, recipe)
+    start.changed = differences(before, going_on(recipe, before))
     start.was_finished = read_status(start.run_dir).get("state") == "finished"
     start.checkpoint = newest_valid(start.run_dir / "checkpoints", start.messages.append)
     if start.checkpoint is None and start.messages:
@@ -161,6 +161,11 @@ def _continue_from_newest(start: Start, before: Recipe, recipe: Recipe) -> None:
             "\n".join([*start.messages, f"no checkpoint of {start.run_dir} can be used: choose another run.name"])
         )
     if start.checkpoint is None:
+        if start.was_finished and start.origin is None:
+            raise ValueError(
+                f"{start.run_dir} is finished and has no checkpoint to go on from: choose another run.name; "
+                f"model.pretrained={start.run_dir} starts from its weights"
+            )
         _start_from_origin(start)
     else:
         start.is_new = False

@@ -26,7 +26,9 @@ class Command(NamedTuple):
     """What it does, in a line that begins with a verb."""
     module: Callable[[], Any]
     """Imports what has `add_arguments(parser)` and `run(arguments)`, which returns an exit code (None: 0) and raises
-    ValueError for what the user got wrong, OSError for what the system refused."""
+    ValueError for what the user got wrong, OSError for what the system refused.
+
+    With `TAKES_COMMANDS` it is given the words behind the first `--`, as they are, as `arguments.commands`."""
 
 
 def run_program(
@@ -54,7 +56,7 @@ def run_program(
         return MISTAKE
     try:
         module = commands[name].module()
-        code = module.run(_parse(program, name, commands[name].what, module, words))
+        code = module.run(parse(program, name, commands[name].what, module, words))
         print(end="", flush=True)
         return code or FINISHED
     except BrokenPipeError:
@@ -77,12 +79,14 @@ def _help(program: str, commands: Mapping[str, Command]) -> str:
     return "\n".join([f"usage: {program} COMMAND ...", "", *lines, "", f"{program} COMMAND --help says more."])
 
 
-def _parse(program: str, name: str, what: str, module: Any, words: list[str]) -> argparse.Namespace:
+def parse(program: str, name: str, what: str, module: Any, words: list[str]) -> argparse.Namespace:
     """The arguments of a subcommand. Raises ValueError for options that it does not have."""
+    own = words.index("--") if hasattr(module, "TAKES_COMMANDS") and "--" in words else len(words)
     description = f"{what[0].upper()}{what[1:]}."
     parser = argparse.ArgumentParser(prog=f"{program} {name}", description=description, allow_abbrev=False)
     _add_arguments(parser, module)
-    arguments, unknown = parser.parse_known_intermixed_args(words)
+    arguments, unknown = parser.parse_known_intermixed_args(words[:own])
+    arguments.commands = words[own + 1 :]
     if unknown:
         raise ValueError(unknown_words(unknown, parser.format_help()))
     return arguments

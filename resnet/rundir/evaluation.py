@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,11 @@ FORMAT = 1
 MOST_CLASSES_OF_A_MATRIX = 200
 
 
-def write_evaluation(
-    run_dir: Path, result: dict[str, Any], classes: list[str], step: int | None, describe: Callable[[int], str]
-) -> None:
+def write_evaluation(run_dir: Path, result: Mapping[str, Any], classes: list[str], step: int | None) -> None:
     """evaluation.json: totals, each class's share, calibration, what is confused, and the most confident mistakes.
 
-    result: of an evaluation (`resnet.tally.Tally.read`), its confusion a (C, C) tensor of counts, [true, predicted].
-    classes: C names. describe: an image's file or row, by its index. The matrix itself is in it where it is of a
+    result: of an evaluation (`resnet.tally.Tally.read`), its confusion a (C, C) tensor of counts, [true, predicted],
+    its mistakes as `resnet.tally.described` gives them. classes: C names. The matrix itself is in it where it is of a
     readable size.
     """
     confusion: list[list[int]] = result["confusion"].tolist()
@@ -31,7 +28,7 @@ def write_evaluation(
         for index, (name, row) in enumerate(zip(classes, confusion, strict=True))
     ]
     content |= {"calibration": result["calibration"], "confused": result["confused"]}
-    content["mistakes"] = [{**asdict(mistake), "image": describe(mistake.index)} for mistake in result["mistakes"]]
+    content["mistakes"] = result["mistakes"]
     if len(classes) <= MOST_CLASSES_OF_A_MATRIX:
         content["confusion"] = confusion
     write_atomic(run_dir / NAME, to_json(content))

@@ -115,7 +115,7 @@ def _recipe(status: Mapping[str, Any]) -> str | None:
         return None
     differs = differs if isinstance(differs, dict) else {}
     # As `every` alone says nothing.
-    short = labels(differs, with_group=("checkpoint", "ema", "eval"))
+    short = labels(differs, with_group=("checkpoint", "distill", "ema", "eval"))
     return " ".join([name, *(f"{short[key]}={show(value)}" for key, value in differs.items())])
 
 

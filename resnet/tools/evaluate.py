@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from resnet.data.batches import Batch
 from resnet.inference import count_logits, predict_logits
 from resnet.process.mistakes import OfAllRanks
 from resnet.rundir.provenance import read_provenance
-from resnet.tally import Tally
+from resnet.tally import Tally, described
 from resnet.tools.eval_data import THE_RECIPES, DataOptions, EvalData, open_eval_data
 from resnet.tools.forward import evaluation_precision
 from resnet.tools.judged import judged
@@ -253,7 +253,7 @@ def _evaluation(subject: _Subject, result: Mapping[str, Any], seen: _Pass) -> Ev
         confusion=result["confusion"],
         calibration=result["calibration"],
         confused=result["confused"],
-        mistakes=[{**asdict(one), "image": data.source.describe(one.index)} for one in result["mistakes"]],
+        mistakes=described(result["mistakes"], data.source.describe),
         notes=(*trained.notes, *data.notes),
         evidence=judged(trained, result["top1"], data.training_images) if whole else None,
     )

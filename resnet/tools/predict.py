@@ -18,7 +18,8 @@ from resnet.inference import class_probabilities, predict_logits
 from resnet.tools.forward import Forwarded, choose_device, forward
 from resnet.tools.picture_grid import Tile
 from resnet.tools.trained import Trained
-from resnet.tools.weights import load_network, outputs_of
+from resnet.tools.weights import load_network
+from resnet.trained_network import outputs_of
 from resnet.weights_file import read_weights
 
 

@@ -21,6 +21,7 @@ from resnet.build import takes_cpu
 from resnet.checkpoint.commit import name_of
 from resnet.checkpoint.resume import data_digest
 from resnet.data.sources.registry import Source
+from resnet.pretrained import word_of_weights
 from resnet.process.command_lines import TRAIN, accelerate_argv
 from resnet.process.environment import ATTEMPT, is_launchers
 from resnet.process.processes import kill_all
@@ -90,6 +91,8 @@ def words_of(steps: Steps, plan: Plan, run_dir: Path, overrides: Sequence[str], 
     # The last one wanted, and one more by the time that somebody looks.
     words += ["checkpoint.keep=2", "checkpoint.weights_every=null", "profile=null", "wandb.mode=disabled"]
     words += [f"log_every={log_every}"] if log_every else []
+    if plan.recipe.distill:
+        words.append(word_of_weights("distill.teacher", plan.recipe.distill.teacher, steps.run_dir.parent))
     return [*words, "progress=off", f"run.root={run_dir.parent}", f"run.name={run_dir.name}"]
 
 

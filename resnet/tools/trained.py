@@ -17,7 +17,7 @@ from resnet.run_recipe import load_run_recipe
 from resnet.run_weights import ENDINGS, FINAL, has_average, weights_of
 from resnet.rundir.evaluation import class_names, read_evaluation
 from resnet.rundir.find import ROOT, find_run
-from resnet.tools.weights import outputs_of
+from resnet.trained_network import outputs_of
 from resnet.weights_file import PREPARED, WeightsInfo, read_info, read_weights
 
 UNKNOWN = "(not known)"

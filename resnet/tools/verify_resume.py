@@ -14,6 +14,7 @@ from pathlib import Path
 from recipes.load import load
 from recipes.text import plural
 from resnet.checkpoint.commit import newest_first, step_of
+from resnet.pretrained import word_of_weights
 from resnet.process.command_lines import TRAIN, accelerate_argv
 from resnet.process.processes import kill_all
 from resnet.rundir.status import read_status
@@ -47,6 +48,7 @@ def verify_resume(
     every = max(1, steps // 4)
     fixed = [f"max_steps={steps}", "log_every=1", f"checkpoint.every={every} steps", "wandb.mode=disabled"]
     fixed += [f"checkpoint.keep={steps}", "progress=off"]
+    fixed += [word_of_weights(key, source, recipe.run.root) for key, source in recipe.weights_read().items()]
     with contextlib.ExitStack() as stack:
         folder = keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="verify-resume-")))
         folder.mkdir(parents=True, exist_ok=True)

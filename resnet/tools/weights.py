@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from recipes.schema.model import Model
 from recipes.schema.recipe import Recipe
-from recipes.text import plural
 from resnet.data.batches import Batch, MicroBatches, validation_keys
 from resnet.data.loader import Loader, workers_per_rank
 from resnet.data.order import Order
 from resnet.data.sources.registry import Source
-from resnet.net import build_model
-from resnet.state_dicts import mismatches
-from resnet.weights_file import find_weights, read_info
+from resnet.trained_network import network_of
+from resnet.weights_file import read_info
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-_MOST_CLASSES = 1_000_000
 
 
 def load_network(
@@ -37,7 +33,7 @@ def load_network(
     should know of how another trainer's file was read.
     Raises ValueError where the weights are of another network, or cannot be read.
     """
-    network = _network(recipe.model, classes, weights, tell)
+    network = network_of(recipe.model, classes, weights, tell)
     memory_format = torch.channels_last if recipe.channels_last else torch.contiguous_format
     return network.eval().to(device=device, memory_format=memory_format)  # pyright: ignore[reportCallIssue]
 
@@ -51,45 +47,7 @@ def load_alone(weights: Path, recipe: Recipe | None = None) -> nn.Module:
     if info is None and recipe is None:
         raise ValueError(f"{weights} does not say which network it is of: give recipe= (a recipe, or its name)")
     model = recipe.model if recipe is not None else info.model  # pyright: ignore[reportOptionalMemberAccess]
-    return _network(model, None, weights).eval()
-
-
-def _network(
-    model: Model, classes: int | None, weights: Path, tell: Callable[[str], object] = lambda _: None
-) -> nn.Module:
-    tensors, notes, _ = find_weights(weights, model)
-    for note in notes:
-        tell(f"{weights}: {note}")
-    there = outputs_of(tensors, weights)
-    if classes not in (None, there):
-        raise ValueError(
-            f"{weights} does not match this network: it is for {plural(there, 'class')}, and here are {classes}"
-        )
-    _check(tensors, model, there, weights)
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        network = build_model(model, there)
-    network.load_state_dict(tensors, strict=False)
-    return network
-
-
-def outputs_of(tensors: Mapping[str, torch.Tensor], file: Path) -> int:
-    """How many classes the network of a file's tensors tells apart. Raises ValueError where it has no classifier."""
-    head = tensors.get("fc.weight")
-    if head is None or head.dim() != 2 or not head.numel():
-        raise ValueError(f"{file} has no classifier fc.weight, as torchvision calls it")
-    if len(head) > _MOST_CLASSES:
-        raise ValueError(f"{file} has a classifier of {len(head):,} classes, more than any data has")
-    return len(head)
-
-
-def _check(tensors: Mapping[str, torch.Tensor], model: Model, classes: int, file: Path) -> None:
-    """Raise ValueError where tensors are not a network's, before one is built that is as large as a file says."""
-    wrong = f"it has {len(tensors)} tensors"
-    if sum(model.layers or ()) <= len(tensors):
-        with torch.device("meta"):
-            wrong = mismatches(tensors, build_model(model, classes).state_dict(), counts=False)
-    if wrong:
-        raise ValueError(f"{file} does not match this network: {wrong}")
+    return network_of(model, None, weights).eval()
 
 
 def batches_of(

@@ -164,6 +164,55 @@ def test_the_recipes_activations_are_torchs():
     assert found == ACTIVATIONS
 
 
+SHAPES = [
+    ({"block": "basic", "layers": [1, 2, 1]}, {"conv1": 8, "layer2.1.conv1": 12, "layer2": 24}),
+    ({"block": "basic", "layers": [1, 1, 1], "stem": "cifar", "activation": "prelu", "blurpool": True}, {"conv1": 6}),
+    (
+        {"block": "bottleneck", "layers": [1, 1, 1, 1], "groups": 4, "zero_init_residual": True},
+        {"conv1": 10, "layer1": 20, "layer1.0.conv1": 8, "layer1.0.conv2": 12, "layer4": 40},
+    ),
+]
+
+
+@pytest.mark.parametrize(("keys", "channels"), SHAPES)
+def test_a_network_of_other_channels_differs_in_shapes_alone(keys, channels):
+    plain, pruned = build_model(Model(**keys), 5), build_model(Model(**keys, channels=channels), 5)
+    assert list(shapes(plain)) == list(shapes(pruned))
+    modules = {name: [type(module) for module in net.modules()] for name, net in {"one": plain, "two": pruned}.items()}
+    assert modules["one"] == modules["two"]
+    for place, number in channels.items():
+        stream = place.startswith("layer") and "." not in place
+        name = f"{place}.0.downsample.0" if stream else place
+        assert pruned.get_submodule(name).out_channels == number
+    pruned(torch.rand(2, 3, 32, 32)).sum().backward()
+    assert all(parameter.grad is not None for parameter in pruned.parameters())
+    last = pruned.layer1[-1]
+    zeros = (last.bn3 if hasattr(last, "bn3") else last.bn2).weight.count_nonzero() == 0
+    assert zeros == keys.get("zero_init_residual", False)
+    # All of its own: the network as it is without.
+    torch.manual_seed(1)
+    one = build_model(Model(**keys), 5).state_dict()
+    torch.manual_seed(1)
+    other = build_model(Model(**keys, channels={"conv1": 64, "layer2": plain.layer2[0].downsample[0].out_channels}), 5)
+    assert all(torch.equal(one[name], tensor) for name, tensor in other.state_dict().items() if "fc" not in name)
+
+
+@pytest.mark.parametrize(
+    ("keys", "channels", "message"),
+    [
+        ({"name": "resnet18"}, {"layer1": 8}, "channels of layer1, .* layer2 to layer4 .*the first is the stem's"),
+        ({"name": "resnet18"}, {"layer1.0.conv2": 8}, "channels of layer1.0.conv2, .* conv1 of a block"),
+        ({"name": "resnet50"}, {"layer1.3.conv1": 8}, "layer1 to layer4 .*conv1 and conv2 of a block"),
+        ({"block": "basic", "layers": [1, 1, 1]}, {"layer4": 8}, "layer2 to layer3"),
+        ({"name": "resnext50_32x4d"}, {"layer1.0.conv2": 40}, "40 channels of layer1.0.conv2, .* 32 groups"),
+        ({"name": "resnet18"}, {"conv1": 0}, "greater than or equal to 1"),
+    ],
+)
+def test_channels_that_cannot_be_are_explained(keys, channels, message):
+    with pytest.raises(ValueError, match=message):
+        Model(**keys, channels=channels)
+
+
 def test_blurpool_filters_before_strided_convolutions_only():
     plain, blurred = build_model(Model(name="resnet18"), 5), build_model(Model(name="resnet18", blurpool=True), 5)
     assert list(shapes(plain)) == list(shapes(blurred))

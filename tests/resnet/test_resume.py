@@ -152,6 +152,28 @@ def test_each_epoch_draws_each_position_once_over_any_number_of_restarts(tmp_pat
     assert all(sorted(images) == list(range(IMAGES)) for images in drawn.values())
 
 
+# A teacher
+
+
+def test_a_run_that_learns_from_another_goes_on_with_that_one_alone(tmp_path, interrupt):
+    assert attempt(tmp_path, "teacher", "epochs=1", "model.layers=[1,1,1,1]") == [0]
+    words = ["distill.teacher=teacher", "epochs=2"]
+    assert attempt(tmp_path, "straight", *words, ranks=2) == [0, 0]
+    interrupt |= {"step": 5, "rank": 1, "signal": signal.SIGKILL}
+    assert -9 in attempt(tmp_path, "r", *words, ranks=2)
+    interrupt["step"] = None
+    final = tmp_path / "teacher" / "final.safetensors"
+    kept = final.read_bytes()
+    final.write_bytes(b"".join([kept[:-1], bytes([kept[-1] ^ 1])]))
+    assert attempt(tmp_path, "r", *words, ranks=2) == [2, 2]
+    assert f"{final} is not the file that {tmp_path / 'r'} has learnt from until now: put " in output(tmp_path, "r")
+    final.unlink()
+    moved = tmp_path / "moved.safetensors"
+    moved.write_bytes(kept)
+    assert attempt(tmp_path, "r", f"distill.teacher={moved}", "epochs=2", ranks=2) == [0, 0]
+    assert compare_runs(tmp_path / "straight", tmp_path / "r") == []
+
+
 # Other numbers of ranks
 
 

@@ -148,6 +148,7 @@ MODELS = st.fixed_dictionaries(
             ]
         ),
         "blurpool": st.booleans(),
+        "shape": st.sampled_from([{}, {"channels": {"layer2.0.conv1": 8, "layer2": 24}}]),
         "irrelevant": st.sampled_from([{}, {"stochastic_depth": 0.2, "zero_init_residual": True}]),
     }
 )
@@ -155,8 +156,8 @@ MODELS = st.fixed_dictionaries(
 
 def words_of(values: dict) -> list[str]:
     keys = {key: value for key, value in values.items() if not isinstance(value, dict)}
-    for group in ("net", "activation", "irrelevant"):
-        keys |= values[group]
+    for group in ("net", "activation", "shape", "irrelevant"):
+        keys |= values.get(group, {})
     return [
         "recipe=quickstart",
         "model.name=null",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from slurm.code_copy import take_snapshot
+from tests.fabricated import a_sweep
 from tests.helpers import PROGRAM, column, furthest, status, weights
 from tests.slurm_helpers import ON_CLUSTER, Cluster, train_here
 
@@ -89,6 +91,47 @@ def test_a_setup_that_fails_ends_the_job(cluster: Cluster, tiny):
     cluster.wait_end("bare")
     assert "slurm.setup failed: module load nothing" in cluster.launch("logs", "bare", "--batch").stdout
     cluster.wait("accounting", lambda: "failed" in cluster.launch("status", "bare").stdout.splitlines()[0])
+
+
+def test_a_chain_follows_a_run_to_its_true_end(cluster: Cluster, tiny):
+    one_rank = [*ON_CLUSTER, "slurm.gpus_per_node=1"]
+    cluster.launch("submit", *tiny, "epochs=1", *one_rank, "run.name=base")
+    words = ["train", "epochs=2", "run.name=more", "--", "eval", "--csv", "figures.csv"]
+    said = cluster.launch("chain", "base", "--", *words).stdout
+    assert f"2 steps on local-test, afterok:{cluster.job('base')}" in said
+    assert "is under way" in cluster.launch("chain", "base", "--", "report", code=2).stderr
+    # A job that is requeued has not ended: what waits for it goes on waiting.
+    cluster.wait("the first attempt", lambda: cluster.attempts("base"))
+    cluster.ask("scontrol", "requeue", cluster.job("base"))
+    assert not cluster.run_dir("more").exists()
+    cluster.wait("the second attempt", lambda: len(cluster.attempts("base")) == 2)
+    assert "chain 1/2: train queued" in cluster.launch("status").stdout
+
+    cluster.wait("the chain's end", lambda: not cluster.queue())
+    more = cluster.run_dir("more")
+    assert (status(more)["state"], status(more)["epoch"]) == ("finished", 2)
+    assert status(cluster.run_dir("base"))["state"] == "finished"
+    assert "loaded 56 tensors from" in cluster.launch("logs", "more").stdout
+    assert str(more) in (cluster.work / "figures.csv").read_text()
+    told = cluster.launch("status", "base").stdout
+    assert "chain       2/2: eval finished" in told
+    assert f"job {cluster.job('more')}, makes more" in told
+
+
+def test_a_chain_of_a_sweeps_winner_ends_where_a_step_fails(cluster: Cluster):
+    folder = a_sweep(cluster.run_dir("study"), slow=70.0, best=80.0, broken=None)
+    words = [*ON_CLUSTER, "slurm.gpus_per_node=0", "--", "report", "--", "eval", "--csv", "figures.txt", "--", "report"]
+    cluster.launch("chain", "study", *words)
+    cluster.wait("the chain's end", lambda: not cluster.queue())
+    assert (folder / "best" / "report.html").is_file()
+    found = json.loads(cluster.launch("status", "study", "--json").stdout)["chain"]
+    assert [row["state"] for row in found] == ["finished", "failed", "skipped"]
+    assert found[1]["reason"].startswith("resnet eval: --csv figures.txt: give a file")
+    # What waits is cancelled with what it waits for.
+    cluster.launch("chain", "study", *words[:2], "slurm.sbatch.hold=true", "--", "report", "--", "report")
+    assert "of its chain are cancelled" in cluster.launch("cancel", "study").stdout
+    cluster.wait("an empty queue", lambda: not cluster.queue())
+    assert "1/2: report cancelled" in cluster.launch("status", "study").stdout
 
 
 # Mistakes: a short message, exit 2, and nothing left behind

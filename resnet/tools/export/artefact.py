@@ -49,6 +49,7 @@ def _others(place: Path) -> list[str]:
 def new_artefact(place: Path) -> Iterator[Path]:
     """A folder to fill, which takes the place of an artefact at the end; nothing is left of a failure."""
     place = Path(os.path.abspath(place))
+    made = [folder for folder in place.parents if not folder.exists()]
     place.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(place)
     mine = f"{os.uname().nodename}-{os.getpid()}"
@@ -65,9 +66,10 @@ def new_artefact(place: Path) -> Iterator[Path]:
     finally:
         for left in (folder, old):
             shutil.rmtree(left, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            # Of a first one that failed.
-            place.parent.rmdir()
+        for empty in made:
+            # Of one that failed.
+            with contextlib.suppress(OSError):
+                empty.rmdir()
 
 
 def _take_place(folder: Path, place: Path, old: Path) -> None:

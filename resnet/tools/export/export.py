@@ -27,7 +27,8 @@ from resnet.tools.export.measure import Measured, Subject, as_trained, measure, 
 from resnet.tools.export.served import NotServed
 from resnet.tools.export.timm_config import is_timms, timm_name
 from resnet.tools.trained import Trained
-from resnet.tools.weights import load_alone, outputs_of
+from resnet.tools.weights import load_alone
+from resnet.trained_network import outputs_of
 from resnet.weights_file import read_weights
 
 WRITERS: dict[str, Callable[[Path, Given, int], list[Product]]] = {

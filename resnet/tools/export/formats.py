@@ -4,11 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import logging
-import os
-import shutil
-import tempfile
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,9 +15,12 @@ from torch import nn
 
 from resnet.process.environment import PROGRAM
 from resnet.rundir.files import write_atomic
+from resnet.tools.export import onnx_file
+from resnet.tools.export.aoti import compiled, has_compiler
 from resnet.tools.export.public import description
 from resnet.tools.export.timm_config import timm_config
 from resnet.tools.export.torchvision_source import model_source
+from resnet.tools.export.tracing import ANY_BATCH, example, quiet
 from resnet.tools.trained import Trained
 from resnet.weights_file import KEY
 
@@ -75,26 +73,9 @@ def write_timm(folder: Path, given: Given, size: int) -> list[Product]:
 
 def write_onnx(folder: Path, given: Given, size: int) -> list[Product]:
     """An ONNX file by torch's exporter: `images` (N, 3, H, W) -> `logits` (N, classes)."""
-    import onnx
-
-    said = {key: _text(value) for key, value in _description(given).items()}
-    with _quiet(), _named_failure("onnx"):
-        program = torch.onnx.export(
-            given.network,
-            (_example(size),),
-            dynamo=True,
-            input_names=["images"],
-            output_names=["logits"],
-            dynamic_shapes=({0: torch.export.Dim("N")},),
-            verbose=False,
-        )
-        assert program is not None
-        model = program.model_proto
-        onnx.helper.set_model_props(model, said)
-        onnx.checker.check_model(model)
-        content = model.SerializeToString()
-    file = folder / ONNX
-    write_atomic(file, content)
+    file, said = folder / ONNX, {key: _text(value) for key, value in _description(given).items()}
+    with _named_failure("onnx"):
+        onnx_file.write_onnx(given.network, size, file, said)
     return [Product(file, {"kind": "onnx", "path": str(file)})]
 
 
@@ -103,37 +84,20 @@ def write_pt2(folder: Path, given: Given, size: int) -> list[Product]:
     said = json.dumps(_description(given))
     # AOTInductor leaves weights in the order that they are in: channels_last is 3 times as fast on a CPU (measured).
     network = given.network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    with _quiet(), _named_failure("pt2"):
-        program = torch.export.export(network, (_example(size),), dynamic_shapes=({0: torch.export.Dim("N")},))
+    with quiet(), _named_failure("pt2"):
+        program = torch.export.export(network, example(size), dynamic_shapes=ANY_BATCH)
         stream = io.BytesIO()
         torch.export.save(program, stream, extra_files={KEY: said})
     file = folder / PT2
     write_atomic(file, stream.getvalue())
     products = [Product(file, {"kind": "pt2", "path": str(file)})]
-    if compiler():
-        compiled = folder / AOTI
-        write_atomic(compiled, _compiled(program))
-        products.append(Product(compiled, {"kind": "aoti", "path": str(compiled)}))
+    if has_compiler():
+        package = folder / AOTI
+        with quiet(), _named_failure("pt2"):
+            content = compiled(program)
+        write_atomic(package, content)
+        products.append(Product(package, {"kind": "aoti", "path": str(package)}))
     return products
-
-
-def compiler() -> str | None:
-    """The C++ compiler that AOTInductor would call, if there is one."""
-    return shutil.which(os.environ.get("CXX", "g++"))
-
-
-def _compiled(program: torch.export.ExportedProgram) -> bytes:
-    from torch._inductor import aoti_compile_and_package
-    from torch._inductor.utils import fresh_cache
-
-    with tempfile.TemporaryDirectory() as folder, _quiet(), _named_failure("pt2"), fresh_cache():
-        file = aoti_compile_and_package(program, package_path=str(Path(folder) / AOTI))
-        return Path(file).read_bytes()
-
-
-def _example(size: int) -> torch.Tensor:
-    # Of one image torch would think that there is never another number.
-    return torch.zeros(2, 3, size, size)
 
 
 def layout(given: Given) -> dict[str, Any]:
@@ -160,19 +124,6 @@ def save_safetensors(folder: Path, given: Given) -> Path:
 def write_source(folder: Path, given: Given, weights: str) -> None:
     """Write model.py. weights: name of the file beside it."""
     write_atomic(folder / "model.py", model_source(given.trained.recipe.model, len(given.classes), weights))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what exporters tell of their own workings."""
-    before = logging.root.manager.disable
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)
-        try:
-            yield
-        finally:
-            logging.disable(before)
 
 
 @contextmanager

@@ -1,0 +1,113 @@
+"""`launch chain`: what follows a run or a sweep's winner, as jobs of Slurm behind it, or here."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from launch.arguments import add_root
+from launch.chain.here import run_here
+from launch.chain.on_slurm import Place, send
+from launch.chain.plan import STEPS, Step, settle
+from launch.chain.state import chain_rows, goes_on
+from launch.runs.job_record import Job, active_job, read_job
+from launch.runs.send import shown
+from launch.runs.state import find, rows
+from resnet.process.exit_codes import FINISHED
+from resnet.rundir.find import find_sweep
+from resnet.rundir.sweep.results import folders, sweep_so_far
+from slurm.profile import change_profile, load_profile
+
+TAKES_COMMANDS = True
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.usage = (
+        "launch chain RUN|SWEEP [cluster=NAME] [slurm.KEY=VALUE ...] -- STEP ... [-- STEP ...] [--root ROOT] [--debug]"
+    )
+    parser.epilog = (
+        f"A STEP is a command that takes one run, without that run: {', '.join(STEPS)}. `prune` and `train KEY=VALUE "
+        "...` make a new run, on which the steps behind them act."
+    )
+    parser.add_argument(
+        "words",
+        nargs="+",
+        metavar="RUN",
+        help="a run, or a sweep for its winner; cluster=NAME, or local for here (default: where it was sent to), and "
+        "changes to that profile",
+    )
+    add_root(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    names = [word for word in arguments.words if "=" not in word]
+    if len(names) != 1:
+        raise ValueError(f"name one run or sweep in front of --, not {' and '.join(names) or 'none'}")
+    sweep_dir = find_sweep(names[0], arguments.root)
+    subject = sweep_dir or find(names[0], arguments.root).absolute()
+    place = _place(subject, [word for word in arguments.words if "=" in word], sweep_dir is not None)
+    if goes_on(chain_rows(subject)):
+        raise ValueError(f"a chain of {subject.name} is under way: launch status {shown(subject)}")
+    steps, recipes = settle(subject, sweep_dir is not None, arguments.commands)
+    after = _after(subject, sweep_dir is not None, place is not None)
+    if place is None:
+        return run_here(subject, steps, recipes)
+    send(subject, steps, recipes, place, after)
+    print(_told(subject, steps, place, after))
+    return FINISHED
+
+
+def _place(subject: Path, words: Sequence[str], is_sweep: bool) -> Place | None:
+    """Where the steps are to run; None: here."""
+    clusters = [word.partition("=")[2] for word in words if word.startswith("cluster=")]
+    changes = [word for word in words if not word.startswith("cluster=")]
+    if others := [word for word in changes if not word.startswith("slurm.")]:
+        raise ValueError(f"{others[0]}: a recipe's keys belong behind a step `train`, as in -- train {others[0]}")
+    if len(clusters) > 1:
+        raise ValueError(f"give one cluster=NAME, not {' and '.join(clusters)}")
+    job = _newest_job(subject, is_sweep)
+    if clusters == ["local"] or (not clusters and job is None):
+        if changes:
+            raise ValueError(f"{changes[0]} changes a cluster's profile: give cluster=NAME too")
+        return None
+    if clusters:
+        return Place(clusters[0], load_profile(clusters[0], changes))
+    assert job is not None
+    return Place(job.cluster, change_profile(job.known_profile, changes, job.cluster))
+
+
+def _newest_job(subject: Path, is_sweep: bool) -> Job | None:
+    runs = folders(sweep_so_far(subject)) if is_sweep else [subject]
+    return max((job for run in runs if (job := read_job(run))), key=lambda job: job.submitted, default=None)
+
+
+def _after(subject: Path, is_sweep: bool, on_slurm: bool) -> str | None:
+    """What the first step waits for, as sbatch's --dependency takes it. Raises ValueError where it would in vain."""
+    if is_sweep:
+        found = rows(folders(sweep_so_far(subject)))
+        # A trial that fails keeps none from being the best.
+        jobs = {row["job_id"].partition("_")[0] for row in found if row["job_id"] and not row["over"]}
+        after = f"afterany:{':'.join(sorted(jobs, key=int))}" if jobs and on_slurm else None
+        if after is None and (active := [row["name"] for row in found if not row["over"]]):
+            raise ValueError(f"{subject.name} goes on ({active[0]} is not over), and there is no job to wait for")
+        if after is None and not any(row["state"] == "finished" for row in found):
+            raise ValueError(f"{subject.name} has no winner: no trial has finished")
+        return after
+    [row] = rows([subject])
+    if row["state"] == "finished":
+        return None
+    active = active_job(subject) if on_slurm else None
+    if active is None:
+        again = "chain it when it is finished" if not row["over"] else f"launch retry {shown(subject)}"
+        raise ValueError(f"{subject.name} is not finished (it is {row['state']}), with no job to wait for: {again}")
+    return f"afterok:{active[0]}"
+
+
+def _told(subject: Path, steps: Sequence[Step], place: Place, after: str | None) -> str:
+    lines = [f"{subject.name}: {len(steps)} steps on {place.cluster}{f', {after}' if after else ''}"]
+    for number, step in enumerate(steps, 1):
+        makes = f", makes {shown(Path(step['makes']))}" if step["makes"] else ""
+        lines.append(f"  {number}  {step['command']:8}  job {step['job_id']}{makes}")
+    name = shown(subject)
+    return "\n".join([*lines, f"  follow  launch status {name}", f"  end     launch cancel {name}"])

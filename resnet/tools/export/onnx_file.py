@@ -1,0 +1,36 @@
+"""A network as an ONNX file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from resnet.rundir.files import write_atomic
+from resnet.tools.export.tracing import ANY_BATCH, example, quiet
+
+
+def write_onnx(network: nn.Module, size: int, file: Path, properties: Mapping[str, str] | None = None) -> None:
+    """Write a network in evaluation mode: `images` float32 (N, 3, size, size) -> `logits` (N, classes), N any.
+
+    properties: what the file says of itself. Raises what the exporter does, of many kinds.
+    """
+    import onnx
+
+    with quiet():
+        program = torch.onnx.export(
+            network,
+            example(size),
+            dynamo=True,
+            dynamic_shapes=ANY_BATCH,
+            input_names=["images"],
+            output_names=["logits"],
+            verbose=False,
+        )
+        assert program is not None
+        model = program.model_proto
+        onnx.helper.set_model_props(model, dict(properties or {}))
+        onnx.checker.check_model(model)
+    write_atomic(file, model.SerializeToString())

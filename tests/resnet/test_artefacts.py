@@ -1,0 +1,115 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from recipes.schema.model import Model
+from resnet.rundir.artefacts import NAME
+from resnet.tools.export.artefact import new_artefact
+from resnet.tools.export.measure import _Counts, size_of
+from resnet.tools.export.served import served
+from tests.helpers import PROGRAM
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "gmacs"),
+    [("resnet18", 11_689_512, 1.81), ("resnet50", 25_557_032, 4.09), ("resnext50_32x4d", 25_028_904, 4.23)],
+)
+def test_sizes_are_those_of_torchvisions_documentation(name, parameters, gmacs):
+    found, macs = size_of(Model(name=name), 1000, 224)
+    assert found == parameters
+    assert round(macs / 1e9, 2) == gmacs
+
+
+def test_an_artefact_takes_the_place_of_the_one_before_as_a_whole(tmp_path):
+    place = tmp_path / "exports" / "onnx"
+    for content in ("old", "new"):
+        with new_artefact(place) as folder:
+            (folder / NAME).write_text(content)
+            (folder / content).touch()
+    assert {file.name for file in place.iterdir()} == {NAME, "new"}
+    assert os.listdir(place.parent) == ["onnx"]
+
+
+def fail(place):
+    with new_artefact(place) as folder:
+        (folder / "model.onnx").write_text("half")
+        raise OSError("full")
+
+
+def test_nothing_is_left_of_one_that_fails(tmp_path):
+    place = tmp_path / "run" / "exports" / "onnx"
+    place.parent.parent.mkdir()
+    with pytest.raises(OSError, match="full"):
+        fail(place)
+    assert os.listdir(tmp_path / "run") == []
+    with new_artefact(place) as folder:
+        (folder / NAME).write_text("good")
+    with pytest.raises(OSError, match="full"):
+        fail(place)
+    assert (place / NAME).read_text() == "good"
+    assert os.listdir(place.parent) == ["onnx"]
+
+
+def test_what_a_killed_one_left_goes_with_the_next(tmp_path):
+    place = tmp_path / "onnx"
+    code = (
+        f"import os, signal; from pathlib import Path; from resnet.tools.export.artefact import new_artefact\n"
+        f"with new_artefact(Path({str(place)!r})) as folder: os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=PROGRAM).returncode == -9
+    assert [path.suffix for path in tmp_path.iterdir()] == [".tmp"]
+    with new_artefact(place) as folder:
+        (folder / NAME).touch()
+    assert os.listdir(tmp_path) == ["onnx"]
+
+
+def test_a_network_that_cannot_be_loaded_says_why_in_a_line(tmp_path):
+    file = tmp_path / "model.pt2"
+    file.write_bytes(b"not a program")
+    opened = served("the copy", {"kind": "pt2", "path": str(file)})
+    with pytest.raises(ValueError, match=r"the copy cannot be used in a process of its own: .*") as told:
+        opened.__enter__()
+    assert len(str(told.value).splitlines()) == 1
+
+
+def test_nan_is_the_largest_difference():
+    counts = _Counts()
+    good, labels = np.eye(3, dtype=np.float32), np.arange(3)
+    counts.add([good, good + 0.5], labels)
+    assert (counts.difference, counts.agreed, counts.right) == (0.5, 3, [3, 3])
+    counts.add([good, np.full((3, 3), np.nan, dtype=np.float32)], labels)
+    counts.add([good, good], labels)
+    assert np.isnan(counts.difference)
+    assert counts.images == 9
+
+
+def test_top_5_counts_a_label_among_the_five_best():
+    logits = np.arange(7, dtype=np.float32)[None].repeat(7, 0)
+    counts = _Counts()
+    counts.add([logits, -logits], np.arange(7))
+    assert (counts.right, counts.right5) == ([1, 1], [5, 5])
+
+
+def test_the_process_ends_with_the_program(tmp_path):
+    """No network goes on holding memory after a Ctrl-C or a kill of the command."""
+    code = (
+        "import os, signal, sys; from pathlib import Path; from resnet.tools.export import served\n"
+        "served._PROGRAM = Path(sys.argv[1])\n"
+        "with served.served('x', {'kind': 'x'}): os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    child, note = tmp_path / "child.py", tmp_path / "pid"
+    child.write_text(
+        "import os, sys; from multiprocessing.connection import Connection\n"
+        f"c = Connection(int(sys.argv[1])); open({str(note)!r}, 'w').write(str(os.getpid())); c.send(1)\n"
+        "try: c.recv()\nexcept EOFError: os.remove(" + repr(str(note)) + ")"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(child)], cwd=PROGRAM).returncode == -9
+    for _ in range(100):
+        if not Path(note).exists():
+            break
+        subprocess.run(["sleep", "0.1"])
+    assert not note.exists()
