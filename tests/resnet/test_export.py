@@ -158,6 +158,7 @@ def test_hub_folder_says_how_good_it_is_and_nothing_of_the_machine(run, shapes):
         ["model.name=resnet18"],
         ["model.name=resnet18", "model.stem=cifar", "model.maxpool=true", "model.activation=prelu"],
         ["model.name=resnext50_32x4d", "model.blurpool=true"],
+        ["model.block=basic", "model.layers=[1,1,1]", "model.blurpool=true", "model.channels={conv1: 14, layer3: 40}"],
         ["model.block=bottleneck", "model.layers=[1,2,1]", "model.groups=2", "model.width_per_group=32"],
         ["model.block=basic", "model.layers=[1,1,2,1]", "model.activation=elu", "model.activation_args={alpha: 0.5}"],
     ],

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 
 FREEZING = {"freezing": True, "compile_threads": 1}
-"""The weights are constants: BatchNorm goes into the convolutions, which is 2 to 3 times as fast on a CPU (measured),
-and those in int8 are packed for its kernels."""
+"""The weights are constants: those in int8 are packed for its kernels."""
 
 
 def has_compiler() -> bool:

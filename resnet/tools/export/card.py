@@ -147,7 +147,7 @@ def _network(recipe: Recipe) -> str:
     net = effective_model(recipe.model)
     blocks = "" if net["name"] else plural(sum(net["layers"]), f"{net['block']} block")
     others = {
-        "with channels pruned": bool(net["channels"]),
+        "pruned": bool(net["channels"]),
         f"the {net['stem']} stem": net["stem"] != "imagenet",
         f"{net['activation']}": net["activation"] != "relu",
         "blurpool": net["blurpool"],

@@ -17,6 +17,8 @@ import numpy as np
 
 from resnet.process.environment import cores_of_rank
 
+_PATIENCE = 5.0
+"""Seconds in which a process whose network is no longer asked for comes to its end."""
 _PROGRAM = Path(__file__).with_name("serve.py")
 
 
@@ -78,5 +80,8 @@ def served(name: str, spec: Mapping[str, Any]) -> Iterator[Served]:
                     raise network.failure() from error
                 yield network
         finally:
+            # It leaves by itself when nobody speaks to it: killed, it would leave what AOTInductor has unpacked.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_PATIENCE)
             process.kill()
             process.wait()

@@ -16,7 +16,7 @@ def timm_name(model: Model) -> str:
     net = effective_model(model)
     differs = {
         "a net given by block, layers, groups or width": net["name"] is None,
-        "other channels": bool(net["channels"]),
+        "channels of its own": bool(net["channels"]),
         f"stem {net['stem']}": net["stem"] != "imagenet",
         "no maxpool": not net["maxpool"],
         f"activation {net['activation']}": net["activation"] != "relu",

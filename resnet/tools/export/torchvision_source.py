@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from recipes.schema.model import Model
+from recipes.schema.model import Model, net_of
 from resnet.net import build_model, effective_model, make_activation
 
 _BLOCKS = {"basic": "BasicBlock", "bottleneck": "Bottleneck"}
@@ -27,12 +27,13 @@ for parent in list(network.modules()):
             size = (old.in_channels, old.out_channels, old.kernel_size, old.stride, old.padding)
             setattr(parent, name, BlurredConv2d(*size, groups=old.groups, bias=False))
 """
-_RESIZE = """\
-    place, _, last = name.rpartition(".")
-    parent, old = network.get_submodule(place), network.get_submodule(name)
+_CHANNELS = """\
+for name, (inputs, outputs) in CHANNELS.items():
+    old = network.get_submodule(name)
     size = (inputs, outputs, old.kernel_size, old.stride, old.padding)
-    setattr(parent, last, type(old)(*size, groups=old.groups, bias=False))
-    setattr(parent, last.replace("conv", "bn") if "conv" in last else "1", nn.BatchNorm2d(outputs))
+    network.set_submodule(name, type(old)(*size, groups=old.groups, bias=False))
+    norm = name.replace("conv", "bn").replace("downsample.0", "downsample.1")
+    network.set_submodule(norm, nn.BatchNorm2d(outputs))
 """
 
 
@@ -41,7 +42,8 @@ def model_source(model: Model, classes: int, weights: str) -> str:
 
     weights: name of the file beside it with those of the network, as safetensors or by torch.save.
     """
-    changes = _changes(model, classes)
+    changes, channels = _changes(model, classes), _channels(model, classes)
+    table = ["CHANNELS = {", *(f'    "{name}": {sizes},' for name, sizes in channels.items()), "}"] if channels else []
     modules = ["import torch"] * model.blurpool + ["from torch import nn"] * bool(changes)
     loaded = (
         f'safetensors.torch.load_file("{weights}")'
@@ -58,7 +60,9 @@ def model_source(model: Model, classes: int, weights: str) -> str:
             "",
             *modules,
             "from torchvision.models import resnet",
-            _BLURRED if model.blurpool else "\n",
+            *([_BLURRED] if model.blurpool else []),
+            *(["", *table] if table else []),
+            *([] if model.blurpool and not table else ["\n"]),
             "def build():",
             '    """Input: float (N, 3, H, W), normalised as artefact.json says; output: logits (N, classes)."""',
             *(
@@ -85,10 +89,7 @@ def _changes(model: Model, classes: int) -> list[str]:
     """Lines that make of torchvision's network the other one."""
     net, lines = effective_model(model), []
     if net["layers"] is not None and len(net["layers"]) == 3:
-        lines += [
-            "network.layer4 = nn.Identity()",
-            f"network.fc = nn.Linear({256 * _EXPANSION[net['block']]}, {classes})",
-        ]
+        lines += ["network.layer4 = nn.Identity()"]
     if net["stem"] == "cifar":
         lines += ["network.conv1 = nn.Conv2d(3, 64, kernel_size=3, padding=1, bias=False)"]
     if not net["maxpool"]:
@@ -98,22 +99,30 @@ def _changes(model: Model, classes: int) -> list[str]:
     if net["blurpool"]:
         lines += _BLUR.splitlines()
     if net["channels"]:
-        lines += _channels(model, classes)
+        lines += _CHANNELS.splitlines()
+    if (features := _sizes(model, classes)["fc"][0]) != 512 * _EXPANSION[net_of(model).block]:
+        lines += [f"network.fc = nn.Linear({features}, {classes})"]
     return [f"    {line}" for line in lines]
 
 
-def _channels(model: Model, classes: int) -> list[str]:
-    """Lines that give convolutions, and the BatchNorm behind each, the channels of a pruned network."""
+def _sizes(model: Model, classes: int) -> dict[str, tuple[int, int]]:
+    """Channels in and out of each layer that has any."""
     with torch.device("meta"):
-        plain, pruned = (build_model(one, classes) for one in (model.model_copy(update={"channels": {}}), model))
-    sizes = (
-        {name: (one.in_channels, one.out_channels) for name, one in net.named_modules() if isinstance(one, nn.Conv2d)}
-        for net in (plain, pruned)
-    )
-    before, after = sizes
-    rows = [f'    ("{name}", {size[0]}, {size[1]}),' for name, size in after.items() if size != before[name]]
-    head = f"network.fc = nn.Linear({pruned.fc.in_features}, {classes})"
-    return ["sizes = [", *rows, "]", "for name, inputs, outputs in sizes:", *_RESIZE.splitlines(), head]
+        modules = dict(build_model(model, classes).named_modules())
+    convolutions = {
+        name: (module.in_channels, module.out_channels)
+        for name, module in modules.items()
+        if isinstance(module, nn.Conv2d)
+    }
+    head = modules["fc"]
+    assert isinstance(head, nn.Linear)
+    return {**convolutions, "fc": (head.in_features, head.out_features)}
+
+
+def _channels(model: Model, classes: int) -> dict[str, tuple[int, int]]:
+    """Of the convolutions that have others than the net by itself."""
+    own = _sizes(model.model_copy(update={"channels": {}}), classes)
+    return {name: sizes for name, sizes in _sizes(model, classes).items() if name != "fc" and sizes != own[name]}
 
 
 def _activation(model: Model) -> list[str]:
