@@ -176,7 +176,7 @@ def test_torchvision_alone_builds_the_pruned_network(made):
             for net in (names["build"](), build_model(bottlenecks, 10))
         ]
     assert shapes[0] == shapes[1]
-    with pytest.raises(ValueError, match=r"timm has no such network .*other channels"):
+    with pytest.raises(ValueError, match=r"timm has no such network .*channels of its own"):
         timm_name(bottlenecks)
 
 

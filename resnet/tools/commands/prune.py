@@ -32,6 +32,8 @@ def run(arguments: argparse.Namespace) -> None:
     if words:
         raise ValueError(f"unexpected argument {words[0]}: changes have the form KEY=VALUE")
 
+    from resnet.rundir.chain import train_words
+    from resnet.rundir.files import to_json
     from resnet.tools.export.measure import table_of
     from resnet.tools.export.prune import IMPORTANCES, Pruning
     from resnet.tools.export.pruned_run import prune
@@ -48,6 +50,6 @@ def run(arguments: argparse.Namespace) -> None:
     if not pruning.structured:
         print(f"{100 * made.zeros:.1f}% of the convolutions' weights are zero")
     print(f"{made.run_dir}: top-1 {made.evaluation.top1:.2f}% of {made.evaluation.samples:,} images")
-    run_dir = trained.run_dir
-    words = [f"recipe={run_dir}", f"model.pretrained={made.run_dir}", f"run.name={made.run_dir.name}-tuned"]
-    print(f"fine-tune it: accelerate launch train.py {shlex.join(words)}")
+    # Its own recipe: that of a run that was pruned before names other channels.
+    tuned = train_words(made.run_dir, made.run_dir, [f"run.name={to_json(f'{made.run_dir.name}-tuned')}"])
+    print(f"fine-tune it: accelerate launch train.py {shlex.join(tuned)}")
