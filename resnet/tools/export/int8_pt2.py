@@ -88,7 +88,7 @@ def _compiled(graph: torch.fx.GraphModule, size: int) -> bytes:
     # Only frozen weights are packed for the kernels of int8.
     settings: dict[str, Any] = {"freezing": True, "compile_threads": 1}
     if hasattr(config.aot_inductor, "enable_line_tables"):
-        # Of torch 2.14 on: a megabyte for debuggers.
+        # A megabyte for debuggers, which torch 2.11 leaves out anyway.
         settings["aot_inductor.enable_line_tables"] = False
     package = io.BytesIO()
     try:
