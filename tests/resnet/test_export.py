@@ -105,7 +105,9 @@ def given(weights) -> Given:
 
 
 def test_pt2_where_no_compiler_is(given, weights, tmp_path, monkeypatch):
-    monkeypatch.setenv("CXX", "/not/there")
+    from torch._inductor import config
+
+    monkeypatch.setattr(config.cpp, "cxx", (None, "/not/there"))
     (product,) = write_pt2(tmp_path, given, 32)
     torch.testing.assert_close(elsewhere(product), logits(weights), atol=1e-4, rtol=0)
     said = {"resnet_launch": ""}
