@@ -262,6 +262,38 @@ class Run:
 
         return tool.evaluate([self._trained(weights)._replace(recipe=self._changed(changes))])[0]
 
+    def export(self, form: str = "onnx", *, weights: str | int | Path = "best", samples: int = 1000) -> Path:
+        """Write the network for other programs, compare what was written with it on images, and return the folder.
+
+        form: safetensors, torch, timm, onnx, pt2 or hub (docs/export.md). weights: as for `load`. samples: validation
+        images at most. Raises ValueError for what cannot be used, and RuntimeError where an export answers otherwise.
+        """
+        from resnet.tools.eval_data import THE_RECIPES
+        from resnet.tools.export.export import export
+
+        return export(self._trained(weights), form, THE_RECIPES, samples).place
+
+    def quantize(self, to: str = "int8", *, backend: str = "pt2", weights: str | int | Path = "best") -> Path:
+        """Write the network in smaller numbers, measure it beside the trained one, and return the folder.
+
+        to: int8, bf16 or fp16. backend: of int8, pt2 or onnx (docs/quantize.md). weights: as for `load`.
+        Raises ValueError for what cannot be used, and where a convolution did not become int8.
+        """
+        from resnet.tools.export.quantize import Options, quantize
+
+        return quantize(self._trained(weights), Options(to=to, backend=backend)).place
+
+    def prune(self, amount: float, name: str | None = None, *, weights: str | int | Path = "best") -> Run:
+        """Make a run of a network with that share of the channels of each layer taken out, and return it.
+
+        name: of the new run, beside this one; None: this one's with -pruned. weights: as for `load`.
+        Raises ValueError for what cannot be pruned, and a name that is taken.
+        """
+        from resnet.tools.export.prune import Pruning
+        from resnet.tools.export.pruned_run import prune
+
+        return Run(prune(self._trained(weights), Pruning(amount), name).run_dir)
+
     def report(self) -> Path:
         """Write report.html anew, with curves.png and confusion.png beside it, and return its path.
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from resnet.tools.export.tracing import CannotExport
+
 FREEZING = {"freezing": True, "compile_threads": 1}
 """The weights are constants: those in int8 are packed for its kernels."""
 
@@ -23,8 +25,12 @@ def has_compiler() -> bool:
 
 
 def compiled(program: torch.export.ExportedProgram) -> bytes:
-    """The package of a program, with all that it needs. Raises what torch does, of many kinds."""
+    """The package of a program, with all that it needs.
+
+    Raises `CannotExport` where the C++ compiler fails, and what torch does, of many kinds.
+    """
     from torch._inductor import aoti_compile_and_package, config
+    from torch._inductor.exc import CppCompileError
     from torch._inductor.utils import fresh_cache
 
     settings: dict[str, Any] = {**FREEZING}
@@ -33,6 +39,10 @@ def compiled(program: torch.export.ExportedProgram) -> bytes:
         settings["aot_inductor.enable_line_tables"] = False
     package = io.BytesIO()
     # A cache would keep what is compiled once.
-    with fresh_cache():
-        aoti_compile_and_package(program, package_path=package, inductor_configs=settings)
+    try:
+        with fresh_cache():
+            aoti_compile_and_package(program, package_path=package, inductor_configs=settings)
+    except CppCompileError as error:
+        lines = [line for line in str(error).splitlines() if "error" in line.lower()] or [str(error)]
+        raise CannotExport(f"the C++ compiler failed ({lines[-1].strip()})") from error
     return package.getvalue()

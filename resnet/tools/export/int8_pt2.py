@@ -16,7 +16,7 @@ from torch import nn
 from resnet.rundir.files import write_atomic
 from resnet.tools.export.aoti import compiled, has_compiler
 from resnet.tools.export.extras import need
-from resnet.tools.export.tracing import ANY_BATCH, example, quiet
+from resnet.tools.export.tracing import ANY_BATCH, example, exporting
 
 FILE = "model.pt2"
 _INT8_CONVOLUTION = re.compile(r"\baoti_torch_cpu__qconv\w*\(")
@@ -40,11 +40,12 @@ def write(network: nn.Module, size: int, images: Iterable[np.ndarray], file: Pat
 
     images: those to calibrate with, in batches, normalised. Returns the numbers of `convolutions` and, of these,
     `int8_convolutions` in the compiled program, and what it was compiled for, `cpu`.
-    Raises ValueError where it cannot be compiled.
+    Raises `CannotExport` where torch cannot.
     """
-    with quiet(), torch.no_grad():
+    with exporting("int8"), torch.no_grad():
         graph, convolutions = _quantized(network, size, images)
-        write_atomic(file, _compiled(graph, size))
+        content = compiled(torch.export.export(graph, example(size), dynamic_shapes=ANY_BATCH))
+    write_atomic(file, content)
     with zipfile.ZipFile(file) as package:
         texts = {name: package.read(name).decode() for name in package.namelist() if name.endswith((".cpp", ".json"))}
     program = "".join(text for name, text in texts.items() if name.endswith(".cpp"))
@@ -69,14 +70,3 @@ def _quantized(network: nn.Module, size: int, images: Iterable[np.ndarray]) -> t
     for batch in images:
         prepared(torch.from_numpy(batch))
     return convert_pt2e(prepared), convolutions
-
-
-def _compiled(graph: torch.fx.GraphModule, size: int) -> bytes:
-    from torch._inductor.exc import CppCompileError
-
-    exported = torch.export.export(graph, example(size), dynamic_shapes=ANY_BATCH)
-    try:
-        return compiled(exported)
-    except CppCompileError as error:
-        lines = [line for line in str(error).splitlines() if "error" in line.lower()] or [str(error)]
-        raise ValueError(f"the C++ compiler failed ({lines[-1].strip()}): take --backend onnx") from error

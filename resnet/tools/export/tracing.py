@@ -31,7 +31,7 @@ def exporting(form: str) -> Iterator[None]:
     try:
         with quiet():
             yield
-    except (OSError, MemoryError):
+    except (CannotExport, OSError, MemoryError):
         raise
     except Exception as error:
         cause: BaseException = error
