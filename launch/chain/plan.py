@@ -47,7 +47,7 @@ def settle(subject: Path, is_sweep: bool, commands: Sequence[str]) -> tuple[list
                     changes += words
                     recipe, made = _load(subject, is_sweep, changes, words, made)
                     recipes.append(recipe)
-                    step["words"] = _placed(words, made, is_sweep)
+                    step["words"] = _placed(words, made)
                 elif name is None:
                     step["words"] = [*words, "--name", made.name]
                 _refuse_taken(command, made, steps)
@@ -120,11 +120,11 @@ def _load(
     return recipe.model_copy(update={"run": run}), made
 
 
-def _placed(words: Sequence[str], made: Path, is_sweep: bool) -> list[str]:
-    """The words of a `train` step with its place; of a sweep's trial it is none."""
+def _placed(words: Sequence[str], made: Path) -> list[str]:
+    """The words of a `train` step with its place; it is no trial of a sweep, whatever the run before it was."""
     own = [word for word in words if word.partition("=")[0] not in ("run.name", "run.root")]
     place = [f"run.root={json.dumps(str(made.parent))}", f"run.name={json.dumps(made.name)}"]
-    return [*(["wandb.sweep=null"] if is_sweep else []), *own, *place]
+    return ["wandb.sweep=null", *own, *place]
 
 
 def _refuse_taken(command: str, made: Path, steps: Sequence[Step]) -> None:

@@ -34,6 +34,20 @@ def test_an_artefact_takes_the_place_of_the_one_before_as_a_whole(tmp_path):
     assert os.listdir(place.parent) == ["onnx"]
 
 
+def test_one_that_replaces_nothing_leaves_what_came_in_between(tmp_path):
+    place = tmp_path / "pruned"
+
+    def made_twice():
+        with new_artefact(place, replaces=False) as folder:
+            (folder / "mine").touch()
+            place.mkdir()
+            (place / "theirs").touch()
+
+    with pytest.raises(ValueError, match="pruned is there: choose another --name"):
+        made_twice()
+    assert [os.listdir(place), os.listdir(tmp_path)] == [["theirs"], ["pruned"]]
+
+
 def fail(place):
     with new_artefact(place) as folder:
         (folder / "model.onnx").write_text("half")

@@ -24,6 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--skip", nargs="+", default=[], metavar="PART", help="stem, layer1 ... layer4: what keeps its channels"
     )
+    parser.add_argument(
+        "--samples", type=int, default=10_000, metavar="N", help="validation images to measure both with (10000)"
+    )
     parser.add_argument("--name", help="of the new run, which will lie beside RUN (RUN-pruned)")
 
 
@@ -31,6 +34,8 @@ def run(arguments: argparse.Namespace) -> None:
     words, changes = split_changes(arguments.changes)
     if words:
         raise ValueError(f"unexpected argument {words[0]}: changes have the form KEY=VALUE")
+    if arguments.samples < 1:
+        raise ValueError(f"--samples {arguments.samples}: it takes 1 or more")
 
     from resnet.rundir.chain import train_words
     from resnet.rundir.files import to_json
@@ -43,7 +48,7 @@ def run(arguments: argparse.Namespace) -> None:
     pruning = Pruning(
         arguments.amount, not arguments.unstructured, arguments.importance or IMPORTANCES[0], tuple(arguments.skip)
     )
-    made = prune(trained, pruning, arguments.name, lambda line: print(line, file=sys.stderr))
+    made = prune(trained, pruning, arguments.name, arguments.samples, lambda line: print(line, file=sys.stderr))
     notes = [*trained.notes, *made.evaluation.notes, *(f"warning: {text}" for text in made.evaluation.warnings)]
     print(*(f"{note}\n" for note in notes), sep="", end="", file=sys.stderr)
     print(*table_of(made.measured), sep="\n")
