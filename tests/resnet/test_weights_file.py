@@ -246,6 +246,12 @@ def test_what_a_stranger_says_of_its_weights_is_told_in_a_few_words(file):
         with pytest.raises(ValueError, match=r"cannot read \(model") as told:
             read_info(rewrite(file, model=net | {"channels": channels}))
         assert len(str(told.value)) < 1000
+    deep = {"layers": [999] * 3, "channels": {f"layer2.{i}.conv1": 8 for i in range(900)}}
+    said = read_info(rewrite(file, model=net | deep))
+    assert said is not None
+    with pytest.raises(ValueError, match=r"is of another network: layers \[999,999,999\]") as told:
+        check_fits(said, info.model, str(file))
+    assert len(str(told.value)) < 6000
     with pytest.raises(ValueError, match=r"a number of 4000 digits"):
         read_info(rewrite(file, step=10**3999))
 
