@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+import torch._inductor.config
 import torchvision
 
 import resnet
@@ -104,11 +105,10 @@ def given(weights) -> Given:
     return Given(load_alone(weights), trained, trained.classes)
 
 
-def test_pt2_where_no_compiler_is(given, weights, tmp_path, monkeypatch):
-    from torch._inductor import config
-
-    monkeypatch.setattr(config.cpp, "cxx", (None, "/not/there"))
-    (product,) = write_pt2(tmp_path, given, 32)
+def test_pt2_where_no_compiler_is(given, weights, tmp_path):
+    # torch reads CXX when it is imported.
+    with torch._inductor.config.patch("cpp.cxx", (None, "/not/there")):
+        (product,) = write_pt2(tmp_path, given, 32)
     torch.testing.assert_close(elsewhere(product), logits(weights), atol=1e-4, rtol=0)
     said = {"resnet_launch": ""}
     torch.export.load(tmp_path / "model.pt2", extra_files=said)

@@ -24,6 +24,8 @@ from resnet.net import build_model
 from resnet.tools.cli import main
 from resnet.tools.export import measure
 from resnet.tools.export.prune import IMPORTANCES, Pruning, check, estimate_statistics, with_zeros, without_channels
+from resnet.tools.export.timm_config import timm_name
+from resnet.tools.export.torchvision_source import model_source
 from resnet.tools.weights import load_alone
 from tests.helpers import TINY, evaluation, metrics, newest, same, status, train, weights
 
@@ -155,6 +157,27 @@ def test_weights_of_a_pruned_network_of_another_kind_are_refused_as_such(made, c
     assert "It needs model.activation=prelu" in capsys.readouterr().err
     with pytest.raises(ValueError, match=r"conv1.* and 3 more.*; here: no model.channels"):
         load_alone(made.pruned / "final.safetensors", load(made.words).recipe)
+
+
+def test_torchvision_alone_builds_the_pruned_network(made):
+    network, model = resnet.Run(made.pruned).load(), resnet.Run(made.pruned).recipe.model
+    names: dict = {}
+    exec(model_source(model, 10, "final.safetensors"), names)
+    theirs = names["build"]().eval()
+    theirs.load_state_dict(weights(made.pruned))
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(images), network(images))
+    bottlenecks = Model(name="resnet50", channels={"layer1": 32, "layer2.0.conv2": 24})
+    exec(model_source(bottlenecks, 10, "x.safetensors"), names)
+    with torch.device("meta"):
+        shapes = [
+            {n: t.shape for n, t in net.state_dict().items()}
+            for net in (names["build"](), build_model(bottlenecks, 10))
+        ]
+    assert shapes[0] == shapes[1]
+    with pytest.raises(ValueError, match=r"timm has no such network .*other channels"):
+        timm_name(bottlenecks)
 
 
 # How it is pruned

@@ -75,7 +75,7 @@ def check_record(folder: Path, out: str, backend: str) -> dict:
 def test_int8_for_onnx_runtime(run, capsys):
     quantize(run, "--backend", "onnx", "--calibrate", "48", "--samples", "30")
     out, err = capsys.readouterr()
-    assert "calibrated on 48 training images" in err
+    assert "calibrating on 48 training images" in err
     folder = run / "exports" / "int8-onnx"
     check_record(folder, out, "onnx")
     assert {file.name for file in folder.iterdir()} == {"model.onnx", "artefact.json"}

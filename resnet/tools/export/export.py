@@ -13,7 +13,6 @@ from resnet.tools.eval_data import DataOptions, EvalData, open_eval_data
 from resnet.tools.export.artefact import class_names_of, new_artefact, place_of, write_record
 from resnet.tools.export.extras import need
 from resnet.tools.export.formats import (
-    CannotExport,
     Given,
     Product,
     write_onnx,
@@ -26,6 +25,7 @@ from resnet.tools.export.hub import write_card, write_hub
 from resnet.tools.export.measure import Measured, Subject, as_trained, measure, spread_over
 from resnet.tools.export.served import NotServed
 from resnet.tools.export.timm_config import is_timms, timm_name
+from resnet.tools.export.tracing import CannotExport
 from resnet.tools.trained import Trained
 from resnet.tools.weights import load_alone
 from resnet.trained_network import outputs_of

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +18,7 @@ from resnet.tools.export.aoti import compiled, has_compiler
 from resnet.tools.export.public import description
 from resnet.tools.export.timm_config import timm_config
 from resnet.tools.export.torchvision_source import model_source
-from resnet.tools.export.tracing import ANY_BATCH, example, quiet
+from resnet.tools.export.tracing import ANY_BATCH, example, exporting
 from resnet.tools.trained import Trained
 from resnet.weights_file import KEY
 
@@ -41,10 +39,6 @@ class Product(NamedTuple):
 
     file: Path
     spec: dict[str, Any]
-
-
-class CannotExport(RuntimeError):
-    """What torch says of a network that it cannot export, in a line."""
 
 
 def write_safetensors(folder: Path, given: Given, size: int) -> list[Product]:
@@ -74,8 +68,7 @@ def write_timm(folder: Path, given: Given, size: int) -> list[Product]:
 def write_onnx(folder: Path, given: Given, size: int) -> list[Product]:
     """An ONNX file by torch's exporter: `images` (N, 3, H, W) -> `logits` (N, classes)."""
     file, said = folder / ONNX, {key: _text(value) for key, value in _description(given).items()}
-    with _named_failure("onnx"):
-        onnx_file.write_onnx(given.network, size, file, said)
+    onnx_file.write_onnx(given.network, size, file, said)
     return [Product(file, {"kind": "onnx", "path": str(file)})]
 
 
@@ -84,7 +77,7 @@ def write_pt2(folder: Path, given: Given, size: int) -> list[Product]:
     said = json.dumps(_description(given))
     # AOTInductor leaves weights in the order that they are in: channels_last is 3 times as fast on a CPU (measured).
     network = given.network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    with quiet(), _named_failure("pt2"):
+    with exporting("pt2"):
         program = torch.export.export(network, example(size), dynamic_shapes=ANY_BATCH)
         stream = io.BytesIO()
         torch.export.save(program, stream, extra_files={KEY: said})
@@ -93,7 +86,7 @@ def write_pt2(folder: Path, given: Given, size: int) -> list[Product]:
     products = [Product(file, {"kind": "pt2", "path": str(file)})]
     if has_compiler():
         package = folder / AOTI
-        with quiet(), _named_failure("pt2"):
+        with exporting("pt2"):
             content = compiled(program)
         write_atomic(package, content)
         products.append(Product(package, {"kind": "aoti", "path": str(package)}))
@@ -124,18 +117,3 @@ def save_safetensors(folder: Path, given: Given) -> Path:
 def write_source(folder: Path, given: Given, weights: str) -> None:
     """Write model.py. weights: name of the file beside it."""
     write_atomic(folder / "model.py", model_source(given.trained.recipe.model, len(given.classes), weights))
-
-
-@contextmanager
-def _named_failure(form: str) -> Iterator[None]:
-    """Whatever an exporter raises becomes a line. It has errors of many kinds, most of several lines."""
-    try:
-        yield
-    except (OSError, MemoryError):
-        raise
-    except Exception as error:
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
-        reason = f"{type(cause).__name__}: {str(cause).strip().partition(chr(10))[0]}"
-        raise CannotExport(f"torch {torch.__version__} cannot export this network as {form}: {reason}") from error

@@ -9,17 +9,17 @@ import torch
 from torch import nn
 
 from resnet.rundir.files import write_atomic
-from resnet.tools.export.tracing import ANY_BATCH, example, quiet
+from resnet.tools.export.tracing import ANY_BATCH, example, exporting
 
 
 def write_onnx(network: nn.Module, size: int, file: Path, properties: Mapping[str, str] | None = None) -> None:
     """Write a network in evaluation mode: `images` float32 (N, 3, size, size) -> `logits` (N, classes), N any.
 
-    properties: what the file says of itself. Raises what the exporter does, of many kinds.
+    properties: what the file says of itself. Raises `CannotExport`, as for an operation that ONNX does not have.
     """
     import onnx
 
-    with quiet():
+    with exporting("onnx"):
         program = torch.onnx.export(
             network,
             example(size),

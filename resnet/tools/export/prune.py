@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterable, Iterator, Sequence
-from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from recipes.schema.model import Model, net_of, own_channels
 from recipes.text import suggestion
 from resnet.net import ResNet, build_model
+from resnet.tools.export.extras import need
 
 PARTS = ("stem", "layer1", "layer2", "layer3", "layer4")
 IMPORTANCES = ("l2", "batchnorm")
@@ -51,7 +50,7 @@ def check(pruning: Pruning, model: Model) -> None:
         if (each := channels // groups) - _removed(each, pruning.amount) < 1:
             of = f" in each of {groups} groups" if groups > 1 else ""
             raise ValueError(f"--amount {pruning.amount:g} leaves none of the {each} channels of {place}{of}")
-    _torch_pruning()
+    need("prune", "torch_pruning")
 
 
 def _removed(channels: int, amount: float) -> int:
@@ -83,13 +82,6 @@ def _is_skipped(place: str, model: Model, skip: Sequence[str]) -> bool:
     return "stem" in skip or ("layer1" in skip and own_channels(model, "layer1") is None)
 
 
-def _torch_pruning() -> ModuleType:
-    try:
-        return importlib.import_module("torch_pruning")
-    except ImportError as error:
-        raise ValueError("channels are pruned by Torch-Pruning: pip install 'resnet-launch[prune]'") from error
-
-
 def without_channels(network: ResNet, pruning: Pruning) -> ResNet:
     """A new network with a share of the channels of each layer; the outputs of the classifier stay.
 
@@ -112,10 +104,14 @@ def without_channels(network: ResNet, pruning: Pruning) -> ResNet:
 
 
 def _remove_channels(network: ResNet, pruning: Pruning) -> None:
-    library = _torch_pruning()
-    kinds = {"l2": library.importance.GroupMagnitudeImportance, "batchnorm": library.importance.BNScaleImportance}
+    import torch_pruning
+
+    kinds = {
+        "l2": torch_pruning.importance.GroupMagnitudeImportance,
+        "batchnorm": torch_pruning.importance.BNScaleImportance,
+    }
     skipped = [place for place in _places(network.config) if _is_skipped(place, network.config, pruning.skip)]
-    pruner = library.pruner.BasePruner(
+    pruner = torch_pruning.pruner.BasePruner(
         network.eval(),
         torch.zeros(1, 3, _TRACED_SIZE, _TRACED_SIZE),
         importance=kinds[pruning.importance](),

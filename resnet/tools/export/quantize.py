@@ -105,7 +105,7 @@ def _int8(
     backend, recipe = BACKENDS[options.backend], trained.recipe
     source = _calibration_source(trained, options.calibrate, tell)
     file = folder / backend.FILE
-    tell(f"calibrated on {plural(len(source), 'training image')}, prepared as in evaluation")
+    tell(f"calibrating on {plural(len(source), 'training image')}, prepared as in evaluation")
     images = _Counted(recipe, source)
     counts = backend.write(load_alone(trained.weights, recipe), recipe.augment.val_size, images, file)
     if counts["int8_convolutions"] != counts["convolutions"]:

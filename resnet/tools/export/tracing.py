@@ -1,4 +1,4 @@
-"""What torch's exporters are given, and their silence."""
+"""What torch's exporters are given, their silence, and their failures."""
 
 from __future__ import annotations
 
@@ -16,6 +16,29 @@ ANY_BATCH = ({0: torch.export.Dim("N")},)
 def example(size: int) -> tuple[torch.Tensor]:
     """Images that a network is traced with. Of one alone torch would think that there is never another number."""
     return (torch.zeros(2, 3, size, size),)
+
+
+class CannotExport(ValueError):
+    """What torch says of a network that it cannot export, in a line."""
+
+
+@contextlib.contextmanager
+def exporting(form: str) -> Iterator[None]:
+    """Quietly; whatever an exporter raises becomes a `CannotExport`: it has errors of many kinds and lines.
+
+    form: what it is exported as, for the message.
+    """
+    try:
+        with quiet():
+            yield
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        reason = f"{type(cause).__name__}: {str(cause).strip().partition(chr(10))[0]}"
+        raise CannotExport(f"torch {torch.__version__} cannot export this network as {form}: {reason}") from error
 
 
 @contextlib.contextmanager
