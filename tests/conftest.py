@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from resnet.data.sources.shapes import draw
-from tests.helpers import TINY
+from tests.helpers import TINY, cores
 from tests.slurm_helpers import Cluster, need_slurm, running_cluster
 
 PROCESSES = (
@@ -62,3 +62,14 @@ def cluster(tmp_path_factory) -> Iterator[Cluster]:
 def tiny(shapes) -> list[str]:
     """The words of a run of a few seconds."""
     return [*TINY, f"data.train={shapes}"]
+
+
+@pytest.fixture
+def hardly_timed(monkeypatch) -> Iterator[None]:
+    """Networks that are measured beside each other are timed once, and on one core."""
+    from resnet.tools.export import measure
+
+    monkeypatch.setattr(measure, "TIMED_SECONDS", 0.0)
+    monkeypatch.setattr(measure, "LEAST_TIMES", 1)
+    with cores(1):
+        yield
