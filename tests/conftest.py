@@ -20,7 +20,8 @@ PROCESSES = (
 """Modules of which most tests start processes or train."""
 LONGEST = (
     *("test_slurm_ends.py", "test_sweep.py", "test_tour.py", "test_slurm.py", "test_local.py", "test_ends.py"),
-    *("test_resume.py", "test_look.py", "test_bad_input.py", "test_example_pages.py"),
+    *("test_resume.py", "test_look.py", "test_bad_input.py", "test_example_pages.py", "test_quantize.py"),
+    *("test_export.py", "test_prune.py"),
 )
 """Files that take minutes, most of them in waiting, and those that fork ranks: a process in which autograd has started
 threads, as some tests make it do, can no longer be forked for that."""
