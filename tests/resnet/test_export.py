@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import resource
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ from recipes.load import load
 from resnet.data.sources.shapes import SHAPES
 from resnet.net import build_model
 from resnet.tools import cli
-from resnet.tools.export import export, extras, measure
+from resnet.tools.export import export, extras
 from resnet.tools.export.formats import Given, Product, write_pt2, write_timm, write_torch
 from resnet.tools.export.served import served
 from resnet.tools.export.torchvision_source import model_source
@@ -26,16 +25,9 @@ from resnet.tools.trained import find_trained
 from resnet.tools.weights import load_alone
 from resnet.weights_file import metadata_of
 from tests.fabricated import make_run
-from tests.helpers import OFF, TINY, cores, train
+from tests.helpers import OFF, TINY, train
 
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch) -> Iterator[None]:
-    """Hardly timed, and on one core."""
-    monkeypatch.setattr(measure, "TIMED_SECONDS", 0.0)
-    monkeypatch.setattr(measure, "LEAST_TIMES", 1)
-    with cores(1):
-        yield
+pytestmark = pytest.mark.usefixtures("hardly_timed")
 
 
 @pytest.fixture(scope="module")
