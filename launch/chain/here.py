@@ -14,6 +14,7 @@ from typing import Any
 from launch.chain.plan import Step
 from launch.derived import follows
 from launch.runs.attend import train_here
+from launch.runs.chain import this_process
 from launch.runs.checks import check_paths
 from launch.runs.here import programs_environment, ranks_here
 from recipes.load import Loaded
@@ -35,7 +36,7 @@ def run_here(subject: Path, steps: Sequence[Step], recipes: Sequence[Recipe]) ->
         check_paths(recipe, None)
     folder = new_folder(subject)
     content = {"subject": str(subject), "folder": str(Path.cwd()), "cluster": "local", "steps": steps}
-    write_chain(folder, {**content, "pid": os.getpid(), "host": os.uname().nodename})
+    write_chain(folder, content | this_process())
     for number, step in enumerate(steps, 1):
         print(f"step {number} of {len(steps)}: {step['command']}", file=sys.stderr, flush=True)
         count = ranks.pop(0) if step["command"] == TRAIN else 1

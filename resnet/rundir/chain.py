@@ -37,7 +37,7 @@ def newest_folder(subject: Path) -> Path | None:
 
 def _numbers(subject: Path) -> list[int]:
     with contextlib.suppress(OSError):
-        return [int(path.name) for path in (subject / "chain").iterdir() if path.name.isdigit()]
+        return [int(path.name) for path in (subject / "chain").iterdir() if path.name.isdecimal()]
     return []
 
 
@@ -52,9 +52,20 @@ def read_chain(folder: Path) -> dict[str, Any]:
     `job_id`. Raises ValueError where it is damaged, or not there.
     """
     content = read_json(folder / "chain.json")
-    if not isinstance(content.get("steps"), list):
-        raise ValueError(f"{folder / 'chain.json'} is damaged (it holds no steps); remove {folder} to go on without it")
+    subject, steps = content.get("subject"), content.get("steps")
+    if not (isinstance(subject, str) and isinstance(steps, list) and steps and all(map(_is_step, steps))):
+        raise ValueError(f"{folder / 'chain.json'} is damaged (no steps can be read of it); remove {folder} to go on without it")
     return content
+
+
+def _is_step(step: Any) -> bool:
+    texts = (str, type(None))
+    return (
+        isinstance(step, dict)
+        and isinstance(step.get("command"), str)
+        and isinstance(step.get("words"), list)
+        and all(key in step and isinstance(step[key], texts) for key in ("acts_on", "makes", "job_id"))
+    )
 
 
 def step_name(content: dict[str, Any], number: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,9 @@ import pytest
 
 from launch import cli
 from launch.chain.plan import settle
-from launch.chain.state import Chain, note, step_rows
-from resnet.rundir.chain import acts_on, begin_step, read_chain, words_of_step
+from launch.runs.chain import Chain, note, step_rows, this_process
+from resnet.process.processes import started
+from resnet.rundir.chain import acts_on, begin_step, new_folder, note_step, read_chain, words_of_step, write_chain
 from resnet.rundir.files import to_json
 from slurm.queue import Job
 from tests.fabricated import a_sweep, make_run
@@ -172,12 +174,74 @@ def test_how_steps_are_told(tmp_path, told, jobs, states, where):
         for number, command in enumerate(("eval", "report"))
     ]
     known = {str(number): job for number, job in enumerate(jobs) if job}
-    rows = step_rows(Chain(tmp_path, {"steps": steps}, told), known, None)
+    rows = step_rows(Chain(tmp_path, {"subject": "r", "steps": steps}, told), known, None)
     assert " ".join(row["state"] for row in rows) == states
     assert note(rows) == f"chain {where}"
 
 
 def test_slurm_that_does_not_answer_leaves_a_steps_own_word(tmp_path):
     steps = [{"command": "eval", "words": [], "acts_on": "r", "makes": None, "job_id": "1"}]
-    [row] = step_rows(Chain(tmp_path, {"steps": steps}, [{"state": "running"}]), {}, "squeue is away")
+    chain = Chain(tmp_path, {"subject": "r", "steps": steps}, [{"state": "running"}])
+    [row] = step_rows(chain, {}, "squeue is away")
     assert (row["state"], row["reason"]) == ("running", "squeue is away")
+
+
+def a_chain(run: Path, **fields) -> dict:
+    step = {"command": "eval", "words": [], "acts_on": str(run), "makes": None, "job_id": None}
+    write_chain(folder := new_folder(run), content := {"subject": str(run), "steps": [step], **fields})
+    note_step(folder, content, 1, state="running")
+    return content
+
+
+def test_only_the_process_of_a_chain_is_told_to_end(tmp_path, launch):
+    run = make_run(tmp_path / "runs" / "small", *OFF)
+    with subprocess.Popen(["sleep", "60"]) as process:
+        here = this_process() | {"pid": process.pid}
+        a_chain(run, **here)
+        # Of this number, and begun at another time.
+        assert "is told to end" not in launch("cancel", "small")[1]
+        assert process.poll() is None
+        assert json.loads(launch("status", "small", "--json")[1])[0]["chain"][0]["state"] == "failed"
+        a_chain(run, **here | {"started": started(process.pid)})
+        assert "is under way" in launch("chain", "small", "--", "report")[2]
+        assert f"its chain here, process {process.pid}, is told to end" in launch("cancel", "small")[1]
+        assert process.wait(10) == -signal.SIGTERM
+
+
+def test_one_chain_at_a_time(tmp_path, launch):
+    make_run(tmp_path / "runs" / "small", *OFF)
+    script = "import sys; from pathlib import Path; from launch.runs.chain import being_chained\n"
+    script += "with being_chained(Path(sys.argv[1])): print('held', flush=True); input()"
+    words = [sys.executable, "-c", script, str(tmp_path / "runs" / "small")]
+    environment = os.environ | {"PYTHONPATH": str(PROGRAM)}
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as other:
+        assert other.stdout
+        assert other.stdout.readline() == b"held\n"
+        assert "a chain of small is under way" in launch("chain", "small", "--", "report")[2]
+        other.communicate(b"\n")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{", '{"steps": [5], "subject": "r"}', '{"steps": [], "subject": "r"}', '{"steps": [{"command": "eval"}]}'],
+)
+def test_a_chain_that_cannot_be_read_is_told(tmp_path, launch, text):
+    run = make_run(tmp_path / "runs" / "small", *OFF)
+    file = new_folder(run) / "chain.json"
+    file.write_text(text)
+    assert "chain.json damaged" in launch("status")[1]
+    assert "chain/1/chain.json is damaged" in launch("status", "small")[1]
+    code, _, err = launch("chain", "small", "--", "report")
+    assert code == 2
+    assert "chain/1/chain.json is damaged" in err
+    assert "what follows it is not cancelled" in launch("cancel", "small")[1]
+
+
+def test_a_job_of_the_same_number_is_not_a_steps(tmp_path):
+    content = a_chain(tmp_path / "r")
+    content["steps"][0]["job_id"] = "7"
+    chain = Chain(tmp_path, content, [{}])
+    assert chain.forgotten({"7": Job("RUNNING", name="r.1-eval")}) == []
+    jobs = {"7": Job("RUNNING", name="another")}
+    assert chain.forgotten(jobs) == ["7"]
+    assert [row["state"] for row in step_rows(chain, jobs, None)] == ["skipped"]
