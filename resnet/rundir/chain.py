@@ -54,7 +54,7 @@ def read_chain(folder: Path) -> dict[str, Any]:
     content = read_json(folder / "chain.json")
     subject, steps = content.get("subject"), content.get("steps")
     if not (isinstance(subject, str) and isinstance(steps, list) and steps and all(map(_is_step, steps))):
-        raise ValueError(f"{folder / 'chain.json'} is damaged (no steps can be read of it); remove {folder} to go on without it")
+        raise ValueError(f"{folder / 'chain.json'} is damaged (it holds no steps); remove {folder} to go on without it")
     return content
 
 
@@ -100,11 +100,20 @@ def begin_step(folder: Path, content: dict[str, Any], number: int, **fields: Any
 
     Raises ValueError where that is not finished, or where nothing of the sweep is.
     """
-    note_step(folder, content, number, state="running", start=time.time(), end=None, reason=None, **fields)
+    now = time.time()
+    # Of a job that was requeued, of its first attempt.
+    first = read_step(folder, content, number).get("first_start", now)
+    note_step(folder, content, number, state="running", first_start=first, start=now, end=None, reason=None, **fields)
     run_dir = acts_on(folder, content, number)
     if (state := read_status(run_dir).get("state")) != "finished":
         raise ValueError(f"{run_dir.name} is not finished (it is {state}): `launch retry` continues it")
     return run_dir
+
+
+def refuse_foreign(step: dict[str, Any]) -> None:
+    """Raise ValueError where a run has the name, free when it was settled, of the one that a step is to make."""
+    if step["makes"] and Path(step["makes"]).exists():
+        raise ValueError(f"{step['makes']} is there already, and was not made by this step: choose another name")
 
 
 def end_step(folder: Path, content: dict[str, Any], number: int, state: str, reason: str | None = None) -> None:

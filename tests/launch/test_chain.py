@@ -7,13 +7,16 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from launch import cli
+from launch.chain.here import run_here
 from launch.chain.plan import settle
-from launch.runs.chain import Chain, note, step_rows, this_process
+from launch.runs.chain import Chain, note, read, step_rows, this_process
+from resnet.process.exit_codes import FAILED, INTERRUPTED
 from resnet.process.processes import started
 from resnet.rundir.chain import acts_on, begin_step, new_folder, note_step, read_chain, words_of_step, write_chain
 from resnet.rundir.files import to_json
@@ -136,7 +139,8 @@ def test_here_one_after_the_other(tmp_path, shapes):
     assert done.returncode == 2, done.stderr
     tuned = tmp_path / "runs" / "small-tuned"
     assert (status(tuned)["state"], status(tuned)["epoch"]) == ("finished", 2)
-    assert "loaded 56 tensors from" in done.stdout + done.stderr
+    assert "loaded 56 tensors from" in (tmp_path / "runs" / "small" / "chain" / "1" / "1-train.log").read_text()
+    assert "loaded 56 tensors from" in done.stdout
     rows = json.loads(chain("status", "small", "--json").stdout)[0]["chain"]
     assert [row["state"] for row in rows] == ["finished", "failed", "skipped"]
     assert rows[1]["reason"].startswith("resnet eval: --csv figures.txt: give a file")
@@ -245,3 +249,29 @@ def test_a_job_of_the_same_number_is_not_a_steps(tmp_path):
     jobs = {"7": Job("RUNNING", name="another")}
     assert chain.forgotten(jobs) == ["7"]
     assert [row["state"] for row in step_rows(chain, jobs, None)] == ["skipped"]
+
+
+def test_a_chain_here_that_is_cancelled_says_so(tmp_path, launch):
+    run = make_run(tmp_path / "runs" / "small", *OFF)
+    words = [sys.executable, "-m", "launch", "chain", "small", "--", "eval", "--", "report"]
+    environment = os.environ | {"PYTHONPATH": str(PROGRAM)}
+    with subprocess.Popen(words, cwd=tmp_path, env=environment) as process:
+        while not (run / "chain" / "1" / "1-eval.json").exists():
+            assert process.poll() is None
+            time.sleep(0.02)
+        assert "is told to end" in launch("cancel", "small")[1]
+        assert process.wait(30) == INTERRUPTED
+    rows = json.loads(launch("status", "small", "--json")[1])[0]["chain"]
+    told = [(row["state"], row["reason"]) for row in rows]
+    assert told == [("cancelled", "signal SIGTERM"), ("skipped", None)]
+
+
+def test_a_run_that_took_the_name_meanwhile_is_not_trained_on(tmp_path):
+    run = make_run(tmp_path / "small", *OFF)
+    steps, recipes = settle(run, False, ["train", "epochs=1"])
+    make_run(tmp_path / "small-tuned", state="stopped")
+    assert run_here(run, steps, recipes) == FAILED
+    assert status(tmp_path / "small-tuned")["state"] == "stopped"
+    chain = read(run)
+    assert chain
+    assert "small-tuned is there already, and was not made by this step" in chain.told[0]["reason"]
