@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.arguments import add_root
+from launch.arguments import add_root, split_changes
 from launch.chain.here import run_here
 from launch.chain.on_slurm import Place, send
 from launch.chain.plan import STEPS, Step, settle
@@ -41,12 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    names = [word for word in arguments.words if "=" not in word]
+    names, changes = split_changes(arguments.words, arguments.root)
     if len(names) != 1:
         raise ValueError(f"name one run or sweep in front of --, not {' and '.join(names) or 'none'}")
     sweep_dir = find_sweep(names[0], arguments.root)
     subject = sweep_dir or find(names[0], arguments.root).absolute()
-    place = _place(subject, [word for word in arguments.words if "=" in word], sweep_dir is not None)
+    place = _place(subject, changes, sweep_dir is not None)
     with being_chained(subject):
         _refuse_second(subject)
         steps, recipes = settle(subject, sweep_dir is not None, arguments.commands)

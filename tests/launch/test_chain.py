@@ -49,9 +49,14 @@ def test_names_are_settled_before_anything_runs(tmp_path):
     words = f"eval --plain -- train epochs=1 -- report -- train run.name=more run.root={tmp_path}/elsewhere -- eval"
     assert steps_of(words, run) == [
         ("eval", ["--plain"], str(run), None),
-        ("train", ["epochs=1", f'run.root="{tmp_path}"', 'run.name="small-tuned"'], str(run), tuned),
+        (
+            "train",
+            ["wandb.sweep=null", "epochs=1", f'run.root="{tmp_path}"', 'run.name="small-tuned"'],
+            str(run),
+            tuned,
+        ),
         ("report", [], tuned, None),
-        ("train", [f'run.root="{tmp_path}/elsewhere"', 'run.name="more"'], tuned, more),
+        ("train", ["wandb.sweep=null", f'run.root="{tmp_path}/elsewhere"', 'run.name="more"'], tuned, more),
         ("eval", [], more, None),
     ]
 
@@ -110,6 +115,13 @@ def test_a_run_that_was_stopped_is_not_followed(tmp_path):
         ("small -- train batch_size=7777777", "batch_size"),
         ("small epochs=2 -- eval", "-- train epochs=2"),
         ("small slurm.time=5 -- eval", "slurm.time=5 changes a cluster's profile"),
+        ("small lr=0.2 -- eval", "lr=0.2: a recipe's keys belong behind a step `train`"),
+        ("small -- prune --amount 0.5 --name .hid", "step 1 (prune): run.name=.hid: a run's name does not start"),
+        ("small -- prune --amount 2", "step 1 (prune): argument --amount: 2: give a share above 0 and below 1"),
+        ("small -- export --format onnx --samples 0", "step 1 (export): argument --samples: 0: it takes 1 or more"),
+        ("small -- quantize --calibrate x", "step 1 (quantize): argument --calibrate: x: it takes 1 or more"),
+        ("small -- prune --amount 0.5 --name a/b", "step 1 (prune): "),
+        ("lrs/lr=0.1 -- eval --per-clas", "step 1 (eval): unknown option --per-clas"),
         ("small other -- eval", "name one run or sweep in front of --, not small and other"),
         ("smal -- eval", "did you mean small?"),
         ("other -- eval", "other is not finished (it is failed), with no job to wait for: launch retry other"),
@@ -119,7 +131,7 @@ def test_a_run_that_was_stopped_is_not_followed(tmp_path):
 def test_mistakes_are_told_before_anything_runs(tmp_path, launch, words, message):
     make_run(tmp_path / "runs" / "small", *OFF)
     make_run(tmp_path / "runs" / "other", state="failed")
-    a_sweep(tmp_path / "runs" / "lrs", one=None)
+    a_sweep(tmp_path / "runs" / "lrs", **{"lr=0.1": None})
     code, out, err = launch("chain", *words.split())
     assert (code, out) == (2, "")
     assert message in err
