@@ -120,7 +120,7 @@ def test_a_run_that_was_stopped_is_not_followed(tmp_path):
         ("small -- prune --amount 2", "step 1 (prune): argument --amount: 2: give a share above 0 and below 1"),
         ("small -- export --format onnx --samples 0", "step 1 (export): argument --samples: 0: it takes 1 or more"),
         ("small -- quantize --calibrate x", "step 1 (quantize): argument --calibrate: x: it takes 1 or more"),
-        ("small -- prune --amount 0.5 --name a/b", "step 1 (prune): "),
+        ("small -- prune --amount 0.5 --name a/b", "step 1 (prune): --name a/b: give a name without slashes"),
         ("lrs/lr=0.1 -- eval --per-clas", "step 1 (eval): unknown option --per-clas"),
         ("small other -- eval", "name one run or sweep in front of --, not small and other"),
         ("smal -- eval", "did you mean small?"),
@@ -287,3 +287,9 @@ def test_a_run_that_took_the_name_meanwhile_is_not_trained_on(tmp_path):
     chain = read(run)
     assert chain
     assert "small-tuned is there already, and was not made by this step" in chain.told[0]["reason"]
+
+
+def test_a_run_whose_name_holds_an_equals_sign_can_be_continued(tmp_path, launch):
+    make_run(tmp_path / "runs" / "lr=0.1-e6ec34", *OFF)
+    assert "lr=0.1-e6ec34 is finished" in launch("retry", "lr=0.1-e6ec34")[2]
+    assert "lr=0.2: retry cannot change the recipe" in launch("retry", "lr=0.1-e6ec34", "lr=0.2")[2]
