@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from resnet.process.exit_codes import FINISHED, MISTAKE
-from resnet.rundir.find import ROOT
+from resnet.rundir.find import ROOT, places
 
 WORDS_USAGE = "[KEY=VALUE ...] [slurm.KEY=VALUE ...]"
 
@@ -37,6 +37,18 @@ def split_words(words: Iterable[str]) -> Words:
     if slurm and not clusters:
         raise ValueError(f"{slurm[0]} changes a cluster's profile: give cluster=NAME too")
     return Words(recipe, clusters[0] if clusters else None, slurm)
+
+
+def split_changes(words: Sequence[str], root: str) -> tuple[list[str], list[str]]:
+    """Names of runs and sweeps, and KEY=VALUE, which a path or a name of a folder below the root is not."""
+    changes = [word for word in words if _is_change(word, root)]
+    return [word for word in words if word not in changes], changes
+
+
+def _is_change(word: str, root: str) -> bool:
+    key, equals, _ = word.partition("=")
+    is_ours = key == "cluster" or key.startswith("slurm.")
+    return bool(equals) and (is_ours or not any(path.is_dir() for path in places(word, root)))
 
 
 def add_root(parser: argparse.ArgumentParser) -> None:

@@ -17,12 +17,22 @@ from typing import Any, NamedTuple
 
 from resnet.process.environment import CORES, job_id
 from resnet.process.exit_codes import FAILED, FINISHED
-from resnet.rundir.attempts import read_attempts
-from resnet.rundir.chain import OVER, TRAIN, begin_step, end_step, last_words, note_step, read_chain
-from resnet.rundir.files import to_json, write_atomic
+from resnet.rundir.artefacts import NAME
+from resnet.rundir.chain import (
+    OVER,
+    TRAIN,
+    begin_step,
+    end_step,
+    last_words,
+    note_step,
+    read_chain,
+    read_step,
+    refuse_foreign,
+)
+from resnet.rundir.files import read_json, to_json, write_atomic
 from resnet.rundir.status import status_or_nothing
-from slurm.batch import Attempt, read_jobs, stage_command
-from slurm.control import hostnames, said
+from slurm.batch import EARLY_SECONDS, Attempt, read_jobs, stage_command
+from slurm.control import end_time, hostnames, said
 from slurm.ends import first_fate, slurms_word
 
 
@@ -42,10 +52,11 @@ def main(argv: Sequence[str]) -> int:
         step = content["steps"][number - 1]
         if step["command"] == TRAIN:
             end = _train(jobs, run_dir, step, argv[1:])
-        elif step["makes"] and status_or_nothing(run_dir).get("state") == "finished":
-            # The name was free when the step was sent: an attempt that was cut off has done it.
+        elif _restarts() and _was_made(run_dir, step, read_step(folder, content, number)["first_start"]):
+            # By an attempt that was cut off.
             end = End("finished")
         else:
+            refuse_foreign(step)
             end = _run(jobs, argv[1:])
     except ValueError as error:
         print(error, file=sys.stderr)
@@ -60,9 +71,11 @@ def main(argv: Sequence[str]) -> int:
 
 def _train(jobs: dict[str, Any], run_dir: Path, step: dict[str, Any], command: Sequence[str]) -> End:
     """Train as a job of the new run's own, which `launch` can cancel and continue."""
-    (run_dir / "slurm").mkdir(parents=True, exist_ok=True)
-    if not read_attempts(run_dir):
-        write_atomic(run_dir / "slurm" / "job.json", to_json({**step["job"], "job_id": job_id()}, indent=1))
+    record = run_dir / "slurm" / "job.json"
+    if not (_restarts() and read_json(record).get("job_id") == job_id()):
+        refuse_foreign(step)
+        record.parent.mkdir(parents=True)
+        write_atomic(record, to_json({**step["job"], "job_id": job_id()}, indent=1))
     Attempt(jobs, run_dir).run(command)
     told = status_or_nothing(run_dir)
     state, reason = told.get("state"), told.get("reason")
@@ -73,7 +86,11 @@ def _train(jobs: dict[str, Any], run_dir: Path, step: dict[str, Any], command: S
 
 def _run(jobs: dict[str, Any], command: Sequence[str]) -> End:
     """Let one task do the step; all that is printed goes to this script's output."""
+    if _restarts() > jobs["max_requeues"]:
+        return End("failed", f"started {_restarts()} times, which is all that slurm.max_requeues allows")
     start = os.fstat(2).st_size
+    # Asked for now: of a job that is preempted Slurm tells when its grace ends.
+    limit = end_time(str(job_id()))
     code = 0
     if jobs["stage"]:
         code = _srun(stage_command(jobs, 1))
@@ -87,12 +104,29 @@ def _run(jobs: dict[str, Any], command: Sequence[str]) -> End:
         return End("failed", "it came to its time limit: slurm.time")
     if code == 0:
         return End("finished")
-    if word or (fate and fate.by_signal):
+    by_signal = fate.by_signal if fate else None
+    if by_signal == "SIGUSR2" and limit and limit - time.time() <= jobs["signal_lead"] + EARLY_SECONDS:
+        return End("failed", "it came to its time limit, less slurm.signal_lead: slurm.time")
+    # SIGUSR2 is what a preemption begins with, before Slurm's own word.
+    if word or by_signal == "SIGUSR2":
         # Preempted, or its node is drained: the job starts again, if Slurm has not seen to it by itself.
         said("scontrol", "requeue", str(job_id()))
         time.sleep(2)
         return End("queued", (word or "preempted").lower())
-    return End("failed", last_words(log, start) or f"exit code {code}")
+    how = f"was killed by {by_signal}" if by_signal else None
+    return End("failed", how or last_words(log, start) or f"exit code {code}")
+
+
+def _restarts() -> int:
+    """How often Slurm has started this job again."""
+    return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+
+
+def _was_made(run_dir: Path, step: dict[str, Any], since: float) -> bool:
+    """Whether a run was pruned as this step does it, whole, since its first attempt began."""
+    record = read_json(run_dir / NAME) if step["makes"] else {}
+    finished = status_or_nothing(run_dir).get("state") == "finished"
+    return finished and record.get("kind") == step["command"] and record.get("made", 0) >= since
 
 
 def _srun(words: Sequence[str], environment: dict[str, str] | None = None) -> int:

@@ -41,15 +41,18 @@ def settle(subject: Path, is_sweep: bool, commands: Sequence[str]) -> tuple[list
     for number, ((command, *words), name) in enumerate(zip(lines, names, strict=True), 1):
         step: Step = {"command": command, "words": words, "acts_on": acts_on, "makes": None, "job_id": None}
         if command in MAKES:
-            made = run_dir.with_name(name or f"{run_dir.name}-{MAKES[command]}")
             try:
+                if name and Path(name).name != name:
+                    raise ValueError(f"--name {name}: give a name without slashes; it will lie beside {run_dir.name}")
+                made = run_dir.with_name(name or f"{run_dir.name}-{MAKES[command]}")
                 if command == TRAIN:
                     changes += words
                     recipe, made = _load(subject, is_sweep, changes, words, made)
                     recipes.append(recipe)
                     step["words"] = _placed(words, made)
-                elif name is None:
-                    step["words"] = [*words, "--name", made.name]
+                else:
+                    check_name(made)
+                    step["words"] = words if name else [*words, "--name", made.name]
                 _refuse_taken(command, made, steps)
             except ValueError as error:
                 raise ValueError(f"step {number} ({command}): {error}") from error
@@ -121,7 +124,7 @@ def _load(
 
 
 def _placed(words: Sequence[str], made: Path) -> list[str]:
-    """The words of a `train` step with its place; it is no trial of a sweep, whatever the run before it was."""
+    """The words of a `train` step with its place; where its recipe is of a sweep's trial, it is none."""
     own = [word for word in words if word.partition("=")[0] not in ("run.name", "run.root")]
     place = [f"run.root={json.dumps(str(made.parent))}", f"run.name={json.dumps(made.name)}"]
     return ["wandb.sweep=null", *own, *place]

@@ -10,8 +10,8 @@ import socket
 from pathlib import Path
 
 from launch.arguments import add_root, for_each
-from launch.chain.state import chain_rows, read
-from launch.runs.job_record import active_job, job_file, read_job
+from launch.runs.chain import DAMAGED, Row, known, read, step_rows
+from launch.runs.job_record import active_job, read_job
 from launch.runs.send import shown
 from launch.runs.state import find, rows
 from launch.sweep.directory import cancel_file
@@ -53,21 +53,34 @@ def _cancel(name: str, arguments: argparse.Namespace) -> int:
 def _cancel_chain(subject: Path, now: bool) -> list[str]:
     """End the steps that follow a run or a sweep, and say what becomes of them; nothing without such steps."""
     chain = read(subject)
-    found = [row for row in chain_rows(subject) if row["state"] in ("queued", "running")]
-    if chain is None or not found:
+    if chain is None:
         return []
+    jobs, trouble = known(chain)
+    if trouble:
+        raise ValueError(trouble)
+    found = [row for row in step_rows(chain, jobs, None) if row["state"] in ("queued", "running", DAMAGED)]
+    if not found:
+        return []
+    if chain.problem:
+        return [f"{subject.name}: what follows it is not cancelled: {chain.problem}"]
     if "pid" in chain.content:
-        if chain.content["host"] != socket.gethostname():
+        if chain.is_elsewhere:
             raise ValueError(f"the chain of {subject.name} runs on {chain.content['host']}: cancel it there")
         with contextlib.suppress(ProcessLookupError):
             os.kill(chain.content["pid"], signal.SIGTERM)
         return [f"{subject.name}: its chain here, process {chain.content['pid']}, is told to end"]
-    trained = [Path(row["makes"]) for row in found if row["step"] == TRAIN and job_file(Path(row["makes"])).is_file()]
+    trained = [Path(row["makes"]) for row in found if row["step"] == TRAIN and _is_of(Path(row["makes"]), row)]
     jobs = [row["job_id"] for row in found if not (row["makes"] and Path(row["makes"]) in trained)]
     if jobs:
         ask(["scancel", *jobs])
     ended = f"{subject.name}: jobs {', '.join(jobs)} of its chain are cancelled"
     return [*([ended] if jobs else []), *(cancel(run_dir, now) for run_dir in trained)]
+
+
+def _is_of(run_dir: Path, step: Row) -> bool:
+    """Whether a run is trained by the job of this step."""
+    job = read_job(run_dir)
+    return job is not None and job.job_id == step["job_id"]
 
 
 def cancel(run_dir: Path, now: bool = False) -> str:

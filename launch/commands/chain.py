@@ -6,11 +6,11 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.arguments import add_root
+from launch.arguments import add_root, split_changes
 from launch.chain.here import run_here
 from launch.chain.on_slurm import Place, send
 from launch.chain.plan import STEPS, Step, settle
-from launch.chain.state import chain_rows, goes_on
+from launch.runs.chain import DAMAGED, being_chained, chain_rows, goes_on
 from launch.runs.job_record import Job, active_job, read_job
 from launch.runs.send import shown
 from launch.runs.state import find, rows
@@ -41,21 +41,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    names = [word for word in arguments.words if "=" not in word]
+    names, changes = split_changes(arguments.words, arguments.root)
     if len(names) != 1:
         raise ValueError(f"name one run or sweep in front of --, not {' and '.join(names) or 'none'}")
     sweep_dir = find_sweep(names[0], arguments.root)
     subject = sweep_dir or find(names[0], arguments.root).absolute()
-    place = _place(subject, [word for word in arguments.words if "=" in word], sweep_dir is not None)
-    if goes_on(chain_rows(subject)):
-        raise ValueError(f"a chain of {subject.name} is under way: launch status {shown(subject)}")
-    steps, recipes = settle(subject, sweep_dir is not None, arguments.commands)
-    after = _after(subject, sweep_dir is not None, place is not None)
-    if place is None:
-        return run_here(subject, steps, recipes)
-    send(subject, steps, recipes, place, after)
+    place = _place(subject, changes, sweep_dir is not None)
+    with being_chained(subject):
+        _refuse_second(subject)
+        steps, recipes = settle(subject, sweep_dir is not None, arguments.commands)
+        after = _after(subject, sweep_dir is not None, place is not None)
+        if place is None:
+            return run_here(subject, steps, recipes)
+        send(subject, steps, recipes, place, after)
     print(_told(subject, steps, place, after))
     return FINISHED
+
+
+def _refuse_second(subject: Path) -> None:
+    before = chain_rows(subject)
+    if goes_on(before):
+        raise ValueError(f"a chain of {subject.name} is under way: launch status {shown(subject)}")
+    if before and before[0]["state"] == DAMAGED:
+        raise ValueError(f"whether a chain of {subject.name} is under way cannot be told: {before[0]['reason']}")
 
 
 def _place(subject: Path, words: Sequence[str], is_sweep: bool) -> Place | None:

@@ -6,7 +6,7 @@ import argparse
 import re
 from pathlib import Path
 
-from launch.arguments import add_root, for_each
+from launch.arguments import add_root, for_each, split_changes
 from launch.runs.attend import train_here
 from launch.runs.checks import refuse_active
 from launch.runs.job_record import Job, read_job
@@ -38,10 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    names = [word for word in arguments.words if "=" not in word]
+    names, arguments.changes = split_changes(arguments.words, arguments.root)
     if not names:
         raise ValueError("name the run")
-    arguments.changes = [word for word in arguments.words if "=" in word]
     if others := [word for word in arguments.changes if not word.startswith("slurm.")]:
         raise ValueError(f"{others[0]}: retry cannot change the recipe; launch submit ... run.name={names[0]} can")
     return for_each(names, "launch retry", lambda name: _retry(name, arguments))

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from launch.arguments import add_root
-from launch.chain.state import goes_on
-from launch.chain.state import lines as chain_lines
-from launch.chain.state import note as chain_note
+from launch.runs.chain import goes_on
+from launch.runs.chain import lines as chain_lines
+from launch.runs.chain import note as chain_note
 from launch.runs.job_record import job_file
 from launch.runs.logs import attempts, first_failure, log_file, log_files, tail
 from launch.runs.state import by_key, find, folders, matches, ordered, rows

@@ -12,8 +12,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 from launch.runs.here import own_environment
 from resnet.process.command_lines import accelerate_argv
@@ -21,9 +23,14 @@ from resnet.process.exit_codes import FAILED, INTERRUPTED, OWN, STOPPED
 from resnet.process.processes import catches, children, kill_all
 from resnet.process.signals import SIGNALS, die_with_parent
 
+LAST_SECONDS = 5.0
 
-def train_here(words: Sequence[str], ranks: int) -> int:
-    """Train what the words say on so many ranks, until the run has ended; returns its exit code."""
+
+def train_here(words: Sequence[str], ranks: int, log: Path | None = None) -> int:
+    """Train what the words say on so many ranks, until the run has ended; returns its exit code.
+
+    log: a file for what it prints, which goes on to this process's output.
+    """
     received: list[int] = []
     # Before there is something to stop: what arrives from here on is for the run.
     before = {number: signal.signal(number, lambda number, _: received.append(number)) for number in SIGNALS}
@@ -33,11 +40,31 @@ def train_here(words: Sequence[str], ranks: int) -> int:
             env=own_environment(),
             start_new_session=True,
             preexec_fn=partial(die_with_parent, signal.SIGKILL, os.getpid()),
+            stdout=subprocess.PIPE if log else None,
+            stderr=subprocess.STDOUT if log else None,
         )
-        return attend(process, ranks, received)
+        if log is None:
+            return attend(process, ranks, received)
+        copying = threading.Thread(target=copy_output, args=(process, log), daemon=True)
+        copying.start()
+        code = attend(process, ranks, received)
+        # What a process that outlives the ranks prints is not waited for.
+        copying.join(LAST_SECONDS)
+        return code
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def copy_output(process: subprocess.Popen[bytes], log: Path) -> None:
+    """Write what a process prints to a file and to this one's output, until its end."""
+    assert process.stdout is not None
+    with open(log, "wb") as file:
+        while chunk := os.read(process.stdout.fileno(), 65_536):
+            file.write(chunk)
+            file.flush()
+            sys.stdout.buffer.write(chunk)
+            sys.stdout.flush()
 
 
 def attend(process: subprocess.Popen[bytes], count: int, received: list[int]) -> int:

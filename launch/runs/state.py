@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from launch.chain.state import Chain, step_rows
-from launch.chain.state import read as read_chain
+from launch.runs.asked import ask_slurm, job_by_name
+from launch.runs.chain import Chain, step_rows
+from launch.runs.chain import read as read_chain
 from launch.runs.job_record import job_file
 from recipes.text import format_duration, suggestion
 from resnet.rundir.files import number, read_json
 from resnet.rundir.find import ROOT, find_run, places, roots, runs_in
 from resnet.rundir.state import STATES, Verdict, name_of, own_verdict, row_of, signs_of_life
 from resnet.rundir.status import read_status
-from slurm.queue import STARTED, WAITING, Job, accounted, queued
+from slurm.queue import STARTED, WAITING, Job
 
 GRACE_SECONDS = 60
 """A run is `queued` before its job is sent, and `stopped` before that is requeued: neither is the end yet."""
@@ -142,35 +142,25 @@ def _read(folder: Path) -> Run:
 def _ask_slurm(runs: Sequence[Run]) -> tuple[dict[str, Job], str | None]:
     """Jobs by id, and why Slurm's word is missing."""
     open_runs = [run for run in runs if run.job_id and run.status.get("state") not in (None, "finished")]
-    steps = [job_id for run in runs if run.chain for job_id in run.chain.open_jobs]
-    if not open_runs and not steps:
+    chains = [run.chain for run in runs if run.chain and run.chain.open_jobs]
+    if not open_runs and not chains:
         return {}, None
-    try:
-        known = queued()
-    except ValueError as error:
-        return {}, str(error)
-    if known is None:
-        return {}, "no squeue on this machine to ask"
-    forgotten = [
-        run.job_id
-        for run in open_runs
-        if run.job_id
-        and _job_of(run, known) is None
-        and (run.status["state"] != "failed" or run.status.get("failure") in _UNSURE)
-    ]
-    forgotten += [job_id for job_id in steps if job_id not in known]
-    return known | (accounted(forgotten) if forgotten else {}), None
+
+    def forgotten(known: Mapping[str, Job]) -> Iterator[str]:
+        for run in open_runs:
+            unsure = run.status["state"] != "failed" or run.status.get("failure") in _UNSURE
+            if run.job_id and unsure and _job_of(run, known) is None:
+                yield run.job_id
+        for chain in chains:
+            yield from chain.forgotten(known)
+
+    return ask_slurm(forgotten)
 
 
 def _job_of(run: Run, jobs: Mapping[str, Job]) -> Job | None:
-    """The run's job. Ids begin anew where a cluster is set up again: then the name is another's."""
-    job = jobs.get(run.job_id or "")
-    if job is None or not job.name or not run.sent:
-        return job
-    ours, theirs = (
-        re.sub(r"[^0-9A-Za-z]+", "_", name) for name in (run.sent.get("name") or name_of(run.folder), job.name)
-    )
-    return job if ours == theirs else None
+    if not run.sent:
+        return jobs.get(run.job_id or "")
+    return job_by_name(jobs, run.job_id, run.sent.get("name") or name_of(run.folder))
 
 
 def _row(run: Run, jobs: Mapping[str, Job], trouble: str | None) -> dict[str, Any]:

@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.chain.state import Row, chain_rows, goes_on
-from launch.chain.state import lines as chain_lines
+from launch.runs.chain import Row, chain_rows, goes_on
+from launch.runs.chain import lines as chain_lines
 from launch.runs.state import rows
 from launch.sweep.text import lines, to_csv, to_object, write_best
 from resnet.rundir.files import to_json

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 PROC = Path("/proc")
+_START = 19
+"""Among `_fields`: the start, in clock ticks since the machine's."""
 
 
 def is_alive(pid: int) -> bool:
@@ -23,6 +25,19 @@ def is_alive(pid: int) -> bool:
     except (OSError, OverflowError):
         # Another user's, or a number that no process of ours can have had: not for us to call dead.
         return True
+
+
+def started(pid: int) -> str | None:
+    """When a process of this machine began, as text that a later process of the same number does not share.
+
+    None where there is none.
+    """
+    if PROC.is_dir():
+        with contextlib.suppress(OSError):
+            return _fields(PROC / str(pid) / "stat")[_START]
+        return None
+    done = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True)
+    return done.stdout.strip() or None
 
 
 def _is_zombie(pid: int) -> bool:

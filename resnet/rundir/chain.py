@@ -37,7 +37,7 @@ def newest_folder(subject: Path) -> Path | None:
 
 def _numbers(subject: Path) -> list[int]:
     with contextlib.suppress(OSError):
-        return [int(path.name) for path in (subject / "chain").iterdir() if path.name.isdigit()]
+        return [int(path.name) for path in (subject / "chain").iterdir() if path.name.isdecimal()]
     return []
 
 
@@ -52,9 +52,20 @@ def read_chain(folder: Path) -> dict[str, Any]:
     `job_id`. Raises ValueError where it is damaged, or not there.
     """
     content = read_json(folder / "chain.json")
-    if not isinstance(content.get("steps"), list):
+    subject, steps = content.get("subject"), content.get("steps")
+    if not (isinstance(subject, str) and isinstance(steps, list) and steps and all(map(_is_step, steps))):
         raise ValueError(f"{folder / 'chain.json'} is damaged (it holds no steps); remove {folder} to go on without it")
     return content
+
+
+def _is_step(step: Any) -> bool:
+    texts = (str, type(None))
+    return (
+        isinstance(step, dict)
+        and isinstance(step.get("command"), str)
+        and isinstance(step.get("words"), list)
+        and all(key in step and isinstance(step[key], texts) for key in ("acts_on", "makes", "job_id"))
+    )
 
 
 def step_name(content: dict[str, Any], number: int) -> str:
@@ -89,11 +100,20 @@ def begin_step(folder: Path, content: dict[str, Any], number: int, **fields: Any
 
     Raises ValueError where that is not finished, or where nothing of the sweep is.
     """
-    note_step(folder, content, number, state="running", start=time.time(), end=None, reason=None, **fields)
+    now = time.time()
+    # Of a job that was requeued, of its first attempt.
+    first = read_step(folder, content, number).get("first_start", now)
+    note_step(folder, content, number, state="running", first_start=first, start=now, end=None, reason=None, **fields)
     run_dir = acts_on(folder, content, number)
     if (state := read_status(run_dir).get("state")) != "finished":
         raise ValueError(f"{run_dir.name} is not finished (it is {state}): `launch retry` continues it")
     return run_dir
+
+
+def refuse_foreign(step: dict[str, Any]) -> None:
+    """Raise ValueError where a run has the name, free when it was settled, of the one that a step is to make."""
+    if step["makes"] and Path(step["makes"]).exists():
+        raise ValueError(f"{step['makes']} is there already, and was not made by this step: choose another name")
 
 
 def end_step(folder: Path, content: dict[str, Any], number: int, state: str, reason: str | None = None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 from collections.abc import Sequence
@@ -28,6 +29,21 @@ def add_trained(parser: argparse.ArgumentParser) -> None:
     help = "a run's name under --root or its directory, RUN@last, RUN@step-500, or a file of weights"
     parser.add_argument("run", metavar="RUN", help=help)
     add_root(parser)
+
+
+def positive(text: str) -> int:
+    """A number of images, for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: it takes 1 or more")
+    return int(text)
+
+
+def share(text: str) -> float:
+    """A share of a whole, neither nothing nor all of it, for argparse."""
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) < 1:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text}: give a share above 0 and below 1, as 0.5")
 
 
 def add_lists(parser: argparse.ArgumentParser) -> None:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from launch import cli
+from launch.chain.here import run_here
 from launch.chain.plan import settle
-from launch.chain.state import Chain, note, step_rows
-from resnet.rundir.chain import acts_on, begin_step, read_chain, words_of_step
+from launch.runs.chain import Chain, note, read, step_rows, this_process
+from resnet.process.exit_codes import FAILED, INTERRUPTED
+from resnet.process.processes import started
+from resnet.rundir.chain import acts_on, begin_step, new_folder, note_step, read_chain, words_of_step, write_chain
 from resnet.rundir.files import to_json
 from slurm.queue import Job
 from tests.fabricated import a_sweep, make_run
@@ -110,6 +115,13 @@ def test_a_run_that_was_stopped_is_not_followed(tmp_path):
         ("small -- train batch_size=7777777", "batch_size"),
         ("small epochs=2 -- eval", "-- train epochs=2"),
         ("small slurm.time=5 -- eval", "slurm.time=5 changes a cluster's profile"),
+        ("small lr=0.2 -- eval", "lr=0.2: a recipe's keys belong behind a step `train`"),
+        ("small -- prune --amount 0.5 --name .hid", "step 1 (prune): run.name=.hid: a run's name does not start"),
+        ("small -- prune --amount 2", "step 1 (prune): argument --amount: 2: give a share above 0 and below 1"),
+        ("small -- export --format onnx --samples 0", "step 1 (export): argument --samples: 0: it takes 1 or more"),
+        ("small -- quantize --calibrate x", "step 1 (quantize): argument --calibrate: x: it takes 1 or more"),
+        ("small -- prune --amount 0.5 --name a/b", "step 1 (prune): --name a/b: give a name without slashes"),
+        ("lrs/lr=0.1 -- eval --per-clas", "step 1 (eval): unknown option --per-clas"),
         ("small other -- eval", "name one run or sweep in front of --, not small and other"),
         ("smal -- eval", "did you mean small?"),
         ("other -- eval", "other is not finished (it is failed), with no job to wait for: launch retry other"),
@@ -119,7 +131,7 @@ def test_a_run_that_was_stopped_is_not_followed(tmp_path):
 def test_mistakes_are_told_before_anything_runs(tmp_path, launch, words, message):
     make_run(tmp_path / "runs" / "small", *OFF)
     make_run(tmp_path / "runs" / "other", state="failed")
-    a_sweep(tmp_path / "runs" / "lrs", one=None)
+    a_sweep(tmp_path / "runs" / "lrs", **{"lr=0.1": None})
     code, out, err = launch("chain", *words.split())
     assert (code, out) == (2, "")
     assert message in err
@@ -139,7 +151,8 @@ def test_here_one_after_the_other(tmp_path, shapes):
     assert done.returncode == 2, done.stderr
     tuned = tmp_path / "runs" / "small-tuned"
     assert (status(tuned)["state"], status(tuned)["epoch"]) == ("finished", 2)
-    assert "loaded 56 tensors from" in done.stdout + done.stderr
+    assert "loaded 56 tensors from" in (tmp_path / "runs" / "small" / "chain" / "1" / "1-train.log").read_text()
+    assert "loaded 56 tensors from" in done.stdout
     rows = json.loads(chain("status", "small", "--json").stdout)[0]["chain"]
     assert [row["state"] for row in rows] == ["finished", "failed", "skipped"]
     assert rows[1]["reason"].startswith("resnet eval: --csv figures.txt: give a file")
@@ -177,12 +190,106 @@ def test_how_steps_are_told(tmp_path, told, jobs, states, where):
         for number, command in enumerate(("eval", "report"))
     ]
     known = {str(number): job for number, job in enumerate(jobs) if job}
-    rows = step_rows(Chain(tmp_path, {"steps": steps}, told), known, None)
+    rows = step_rows(Chain(tmp_path, {"subject": "r", "steps": steps}, told), known, None)
     assert " ".join(row["state"] for row in rows) == states
     assert note(rows) == f"chain {where}"
 
 
 def test_slurm_that_does_not_answer_leaves_a_steps_own_word(tmp_path):
     steps = [{"command": "eval", "words": [], "acts_on": "r", "makes": None, "job_id": "1"}]
-    [row] = step_rows(Chain(tmp_path, {"steps": steps}, [{"state": "running"}]), {}, "squeue is away")
+    chain = Chain(tmp_path, {"subject": "r", "steps": steps}, [{"state": "running"}])
+    [row] = step_rows(chain, {}, "squeue is away")
     assert (row["state"], row["reason"]) == ("running", "squeue is away")
+
+
+def a_chain(run: Path, **fields) -> dict:
+    step = {"command": "eval", "words": [], "acts_on": str(run), "makes": None, "job_id": None}
+    write_chain(folder := new_folder(run), content := {"subject": str(run), "steps": [step], **fields})
+    note_step(folder, content, 1, state="running")
+    return content
+
+
+def test_only_the_process_of_a_chain_is_told_to_end(tmp_path, launch):
+    run = make_run(tmp_path / "runs" / "small", *OFF)
+    with subprocess.Popen(["sleep", "60"]) as process:
+        here = this_process() | {"pid": process.pid}
+        a_chain(run, **here)
+        # Of this number, and begun at another time.
+        assert "is told to end" not in launch("cancel", "small")[1]
+        assert process.poll() is None
+        assert json.loads(launch("status", "small", "--json")[1])[0]["chain"][0]["state"] == "failed"
+        a_chain(run, **here | {"started": started(process.pid)})
+        assert "is under way" in launch("chain", "small", "--", "report")[2]
+        assert f"its chain here, process {process.pid}, is told to end" in launch("cancel", "small")[1]
+        assert process.wait(10) == -signal.SIGTERM
+
+
+def test_one_chain_at_a_time(tmp_path, launch):
+    make_run(tmp_path / "runs" / "small", *OFF)
+    script = "import sys; from pathlib import Path; from launch.runs.chain import being_chained\n"
+    script += "with being_chained(Path(sys.argv[1])): print('held', flush=True); input()"
+    words = [sys.executable, "-c", script, str(tmp_path / "runs" / "small")]
+    environment = os.environ | {"PYTHONPATH": str(PROGRAM)}
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as other:
+        assert other.stdout
+        assert other.stdout.readline() == b"held\n"
+        assert "a chain of small is under way" in launch("chain", "small", "--", "report")[2]
+        other.communicate(b"\n")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{", '{"steps": [5], "subject": "r"}', '{"steps": [], "subject": "r"}', '{"steps": [{"command": "eval"}]}'],
+)
+def test_a_chain_that_cannot_be_read_is_told(tmp_path, launch, text):
+    run = make_run(tmp_path / "runs" / "small", *OFF)
+    file = new_folder(run) / "chain.json"
+    file.write_text(text)
+    assert "chain.json damaged" in launch("status")[1]
+    assert "chain/1/chain.json is damaged" in launch("status", "small")[1]
+    code, _, err = launch("chain", "small", "--", "report")
+    assert code == 2
+    assert "chain/1/chain.json is damaged" in err
+    assert "what follows it is not cancelled" in launch("cancel", "small")[1]
+
+
+def test_a_job_of_the_same_number_is_not_a_steps(tmp_path):
+    content = a_chain(tmp_path / "r")
+    content["steps"][0]["job_id"] = "7"
+    chain = Chain(tmp_path, content, [{}])
+    assert chain.forgotten({"7": Job("RUNNING", name="r.1-eval")}) == []
+    jobs = {"7": Job("RUNNING", name="another")}
+    assert chain.forgotten(jobs) == ["7"]
+    assert [row["state"] for row in step_rows(chain, jobs, None)] == ["skipped"]
+
+
+def test_a_chain_here_that_is_cancelled_says_so(tmp_path, launch):
+    run = make_run(tmp_path / "runs" / "small", *OFF)
+    words = [sys.executable, "-m", "launch", "chain", "small", "--", "eval", "--", "report"]
+    environment = os.environ | {"PYTHONPATH": str(PROGRAM)}
+    with subprocess.Popen(words, cwd=tmp_path, env=environment) as process:
+        while not (run / "chain" / "1" / "1-eval.json").exists():
+            assert process.poll() is None
+            time.sleep(0.02)
+        assert "is told to end" in launch("cancel", "small")[1]
+        assert process.wait(30) == INTERRUPTED
+    rows = json.loads(launch("status", "small", "--json")[1])[0]["chain"]
+    told = [(row["state"], row["reason"]) for row in rows]
+    assert told == [("cancelled", "signal SIGTERM"), ("skipped", None)]
+
+
+def test_a_run_that_took_the_name_meanwhile_is_not_trained_on(tmp_path):
+    run = make_run(tmp_path / "small", *OFF)
+    steps, recipes = settle(run, False, ["train", "epochs=1"])
+    make_run(tmp_path / "small-tuned", state="stopped")
+    assert run_here(run, steps, recipes) == FAILED
+    assert status(tmp_path / "small-tuned")["state"] == "stopped"
+    chain = read(run)
+    assert chain
+    assert "small-tuned is there already, and was not made by this step" in chain.told[0]["reason"]
+
+
+def test_a_run_whose_name_holds_an_equals_sign_can_be_continued(tmp_path, launch):
+    make_run(tmp_path / "runs" / "lr=0.1-e6ec34", *OFF)
+    assert "lr=0.1-e6ec34 is finished" in launch("retry", "lr=0.1-e6ec34")[2]
+    assert "lr=0.2: retry cannot change the recipe" in launch("retry", "lr=0.1-e6ec34", "lr=0.2")[2]

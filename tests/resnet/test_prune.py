@@ -276,7 +276,7 @@ def test_zeros_keep_the_shape(made, monkeypatch):
 def test_mistakes_are_told_before_anything_is_made(made, tmp_path, monkeypatch, capsys):
     there = sorted(made.run.parent.iterdir())
     for amount in (0, 1, 1.5, "nan"):
-        assert f"--amount {amount}: give a share" in refused(capsys, made.run, "--amount", amount, "--name", "new")
+        assert f"--amount: {amount}: give a share" in refused(capsys, made.run, "--amount", amount, "--name", "new")
     assert "first-pruned is there: choose another --name" in refused(capsys, made.run, "--amount", 0.5)
     for words, message in (
         (["--amount", 0.999, "--name", "new"], "leaves none of the 64 channels of conv1"),

@@ -137,7 +137,7 @@ def test_a_convolution_that_stays_float_is_an_error_and_leaves_nothing(run, tmp_
 
 
 def test_mistakes(run, tmp_path, monkeypatch, capsys):
-    assert "--calibrate 0: it takes 1 or more" in mistake(capsys, run, "--calibrate", "0")
+    assert "--calibrate: 0: it takes 1 or more" in mistake(capsys, run, "--calibrate", "0")
     assert "--backend is for int8" in mistake(capsys, run, "--to", "bf16", "--backend", "onnx")
     file = shutil.copy(run / "final.safetensors", tmp_path / "alone.safetensors")
     assert "is in no run: say where" in mistake(capsys, file, "--to", "bf16")

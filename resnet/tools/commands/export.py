@@ -9,7 +9,7 @@ from pathlib import Path
 
 from recipes.text import plural
 from resnet.process.exit_codes import FAILED
-from resnet.tools.arguments import add_trained, split_changes
+from resnet.tools.arguments import add_trained, positive, split_changes
 
 FORMATS = ("safetensors", "torch", "onnx", "pt2", "hub")
 
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", required=True, choices=FORMATS, help="what is written")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where to (the run's exports/FORMAT)")
     parser.add_argument(
-        "--samples", type=int, default=1000, metavar="N", help="validation images to check with, at most (1000)"
+        "--samples", type=positive, default=1000, metavar="N", help="validation images to check with, at most (1000)"
     )
     parser.add_argument("--data", action="append", metavar="PATH", help="other images to check with, as for eval")
     parser.add_argument("--timm", action="store_true", help="with --format torch: a folder that timm loads")
@@ -63,8 +63,6 @@ def run(arguments: argparse.Namespace) -> int | None:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    if arguments.samples < 1:
-        raise ValueError(f"--samples {arguments.samples}: it takes 1 or more")
     if arguments.timm and arguments.format != "torch":
         raise ValueError("--timm says how --format torch is written")
     if arguments.push and arguments.format != "hub":

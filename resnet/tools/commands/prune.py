@@ -6,13 +6,13 @@ import argparse
 import shlex
 import sys
 
-from resnet.tools.arguments import add_trained, split_changes
+from resnet.tools.arguments import add_trained, share, split_changes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_trained(parser)
     parser.add_argument("changes", nargs="*", metavar="KEY=VALUE", help="changes to the run's recipe, as data.val=...")
-    parser.add_argument("--amount", type=float, required=True, metavar="SHARE", help="share that is removed, as 0.5")
+    parser.add_argument("--amount", type=share, required=True, metavar="SHARE", help="share that is removed, as 0.5")
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--structured", action="store_true", help="remove that share of each layer's channels (default)")
     kind.add_argument(

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from resnet.tools.arguments import add_trained, split_changes
+from resnet.tools.arguments import add_trained, positive, split_changes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,10 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "that needs no compiler (pt2)",
     )
     parser.add_argument(
-        "--calibrate", type=int, metavar="N", help="training images to calibrate int8 with, from all classes (512)"
+        "--calibrate", type=positive, metavar="N", help="training images to calibrate int8 with, from all classes (512)"
     )
     parser.add_argument(
-        "--samples", type=int, default=10_000, metavar="N", help="validation images to measure both with (10000)"
+        "--samples", type=positive, default=10_000, metavar="N", help="validation images to measure both with (10000)"
     )
     parser.add_argument("--data", action="append", metavar="PATH", help="other images to measure with, as for eval")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where the result is to be (RUN/exports/NAME)")
@@ -41,9 +41,6 @@ def run(arguments: argparse.Namespace) -> None:
     for option in ("backend", "calibrate"):
         if arguments.to != "int8" and getattr(arguments, option) is not None:
             raise ValueError(f"--{option} is for int8, and --to {arguments.to} takes none")
-    for option in ("calibrate", "samples"):
-        if (count := getattr(arguments, option)) is not None and count < 1:
-            raise ValueError(f"--{option} {count}: it takes 1 or more")
 
     import torch
 

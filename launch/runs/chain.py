@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from launch.runs.asked import ask_slurm, job_by_name
 from recipes.text import format_duration
-from resnet.process.processes import is_alive
+from resnet.process.processes import is_alive, started
 from resnet.rundir.chain import OVER, job_name, log_of, newest_folder, read_chain, read_step
-from slurm.queue import WAITING, Job, accounted, queued
+from slurm.queue import WAITING, Job
 
 Row = dict[str, Any]
+DAMAGED = "damaged"
+"""State of the one row of a chain whose chain.json cannot be read."""
 
 
 class Chain(NamedTuple):
@@ -24,63 +28,91 @@ class Chain(NamedTuple):
     content: dict[str, Any]
     told: list[dict[str, Any]]
     """By step, from its own file."""
+    problem: str | None = None
+    """Why chain.json cannot be read."""
 
     @property
-    def open_jobs(self) -> list[str]:
-        """Ids of the jobs of steps that may be to come: those behind one that failed are not."""
-        found = []
-        for step, told in zip(self.content["steps"], self.told, strict=True):
+    def open_jobs(self) -> dict[str, str]:
+        """Jobs of steps that may be to come, with their names: those behind one that failed are not."""
+        found = {}
+        for number, (step, told) in enumerate(zip(self.content["steps"], self.told, strict=True), 1):
             if told.get("state") not in OVER:
-                found += [step["job_id"]] if step["job_id"] else []
+                found |= {step["job_id"]: job_name(self.content, number)} if step["job_id"] else {}
             elif told["state"] != "finished":
                 break
         return found
 
+    def forgotten(self, jobs: Mapping[str, Job]) -> list[str]:
+        """Ids of open jobs of which the queue says nothing."""
+        return [job_id for job_id, name in self.open_jobs.items() if job_by_name(jobs, job_id, name) is None]
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether the steps are, or were, done by a process of another machine, which cannot be seen from here."""
+        return self.content.get("host", os.uname().nodename) != os.uname().nodename
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the process that does the steps is one of this machine, and lives: not just one of its number."""
+        pid, since = self.content.get("pid"), self.content.get("started")
+        return not self.is_elsewhere and isinstance(pid, int) and is_alive(pid) and started(pid) == since
+
+
+def this_process() -> dict[str, Any]:
+    """What chain.json says of the process that does the steps."""
+    return {"pid": os.getpid(), "host": os.uname().nodename, "started": started(os.getpid())}
+
+
+@contextlib.contextmanager
+def being_chained(subject: Path) -> Iterator[None]:
+    """One `launch chain` of a run or a sweep at a time. Raises ValueError for a second one."""
+    # Not in chain/: that is there once a chain is.
+    with open(subject / "chain.lock", "w") as lock:
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"a chain of {subject.name} is under way, of another `launch chain`") from None
+        yield
+
 
 def read(subject: Path) -> Chain | None:
-    """The newest chain; None where there is none that can be read."""
-    with contextlib.suppress(ValueError, OSError):
-        if folder := newest_folder(subject):
-            content = read_chain(folder)
-            numbers = range(1, len(content["steps"]) + 1)
-            return Chain(folder, content, [read_step(folder, content, number) for number in numbers])
-    return None
+    """The newest chain; None where there is none."""
+    folder = newest_folder(subject)
+    if folder is None:
+        return None
+    try:
+        content = read_chain(folder)
+    except (ValueError, OSError) as error:
+        return Chain(folder, {"steps": []}, [], str(error))
+    numbers = range(1, len(content["steps"]) + 1)
+    return Chain(folder, content, [read_step(folder, content, number) for number in numbers])
 
 
 def chain_rows(subject: Path) -> list[Row]:
     """The steps of the newest chain, in order; empty without one. Asks Slurm where one has not ended."""
     chain = read(subject)
-    if chain is None:
-        return []
-    jobs, trouble = {}, None
-    if chain.open_jobs:
-        try:
-            jobs = known(chain.open_jobs)
-        except ValueError as error:
-            trouble = str(error)
-    return step_rows(chain, jobs, trouble)
+    return step_rows(chain, *known(chain)) if chain else []
 
 
-def known(job_ids: Sequence[str]) -> dict[str, Job]:
-    """What Slurm knows of jobs. Raises ValueError where it does not answer, or is not here."""
-    found = queued()
-    if found is None:
-        raise ValueError("no squeue on this machine to ask")
-    forgotten = [job_id for job_id in job_ids if job_id not in found]
-    return found | (accounted(forgotten) if forgotten else {})
+def known(chain: Chain) -> tuple[dict[str, Job], str | None]:
+    """Jobs by id, and why Slurm, where it has to be asked, does not answer."""
+    return ask_slurm(chain.forgotten) if chain.open_jobs else ({}, None)
 
 
 def step_rows(chain: Chain, jobs: Mapping[str, Job], trouble: str | None) -> list[Row]:
-    """The steps as plain values. jobs: by id. trouble: why Slurm could not be asked."""
+    """The steps as plain values; of a chain that cannot be read, one that says so. jobs: by id.
+
+    trouble: why Slurm could not be asked.
+    """
+    if chain.problem:
+        nothing = dict.fromkeys(("seconds", "job_id", "acts_on", "makes", "log"))
+        return [{"step": "chain.json", "state": DAMAGED, **nothing, "reason": chain.problem}]
     found: list[Row] = []
     for number, (step, told) in enumerate(zip(chain.content["steps"], chain.told, strict=True), 1):
         failed = next((row for row in found if row["state"] not in ("finished", "running", "queued")), None)
         state, reason = told.get("state"), told.get("reason")
         if state not in OVER:
-            job = jobs.get(step["job_id"] or "")
-            if job and job.name and job.name != job_name(chain.content, number):
-                # Ids begin anew where a cluster is set up again.
-                job = None
+            job = job_by_name(jobs, step["job_id"], job_name(chain.content, number))
             state, reason = _state(chain, step, told, job, trouble, failed)
         start, end = told.get("start"), told.get("end")
         if state == "running":
@@ -105,14 +137,15 @@ def _state(
     chain: Chain, step: dict[str, Any], told: dict[str, Any], job: Job | None, trouble: str | None, failed: Any
 ) -> tuple[str, str | None]:
     """State and reason of a step that has not said how it ended."""
-    job_id, content = step["job_id"], chain.content
+    job_id = step["job_id"]
     if failed and not told:
         return "skipped", None
     if job_id is None:
-        alive = content.get("host") != os.uname().nodename or is_alive(content.get("pid", 0))
+        alive = chain.is_elsewhere or chain.is_here
         if not alive and not told:
             return "skipped", None
-        return (told.get("state", "queued"), None) if alive else ("failed", f"process {content['pid']} is gone")
+        gone = f"process {chain.content.get('pid')} is gone"
+        return (told.get("state", "queued"), None) if alive else ("failed", gone)
     if job is None and trouble:
         return told.get("state", "queued"), trouble
     if job is not None and not job.over:
