@@ -66,12 +66,23 @@ def _explain_value(problem: Any, key: str, given: Any, origin: str) -> str:
         if isinstance(given, dict):
             return f"{key}{origin} {message}" if key else message
         return f"{what}: {message}{also}"
+    if key.startswith("model.channels.") and isinstance(given, dict):
+        return f"{what}: {_in_braces(key, given)}"
     if kind in ("model_type", "model_attributes_type"):
         hint = _hint_for_group(key, given)
         return f"{what} must be a group of keys{hint}{also}"
     if kind == "string_type" and not isinstance(given, (dict, list)):
         also = f", in quotes: {key}='\"{show(given)}\"'" if COMMAND_LINE in origin else ", in quotes"
     return f"{what}: {wording(problem)}{also}"
+
+
+def _in_braces(key: str, given: Any) -> str:
+    """How a place inside a block is written, where its dots were taken for groups."""
+    place = key.removeprefix("model.channels.")
+    while isinstance(given, dict) and given:
+        name, given = next(iter(given.items()))
+        place += f".{name}"
+    return f"places with dots are written in braces, as 'model.channels={{{place}: {show(given)}}}'"
 
 
 _WORDINGS = {

@@ -10,38 +10,46 @@ import torchvision
 from torch import Tensor
 
 from recipes.schema.augment import Augment
-from recipes.schema.model import is_tag, net_of
+from recipes.schema.model import Model, is_tag, net_of
 from recipes.schema.recipe import Recipe
 from recipes.text import listed, plural
 from resnet.net import ResNet
 from resnet.run_weights import ENDINGS, FINAL, weights_of
 from resnet.rundir.find import ROOT, find_run, is_sweep
-from resnet.state_dicts import mismatches
-from resnet.weights_file import PREPARED, WeightsInfo, find_weights, read_info, shown
-
-HEAD = ("fc.weight", "fc.bias")
+from resnet.state_dicts import HEAD, mismatches
+from resnet.trained_network import unfit
+from resnet.weights_file import PREPARED, WeightsInfo, find_weights, read_info, read_weights, shown
 
 
 def shaped_as_weights(recipe: Recipe, checkpoint: Path | None = None) -> tuple[Recipe, str]:
     """The recipe with the channels of the weights that training begins with where it names none, and a note of that.
 
     checkpoint: weights that are taken in place of the pretrained ones.
-    Raises ValueError for pretrained weights that are not there or say what cannot be read.
+    Raises ValueError for pretrained weights that are not there, say what cannot be read or have other channels.
     """
     model, source = recipe.model, recipe.model.pretrained
     if model.channels or not (checkpoint or source):
         return recipe, ""
     try:
         file = checkpoint or find_file(source, recipe.run.root)  # pyright: ignore[reportArgumentType]
-        info = None if file is None else read_info(file)
+        channels = {} if file is None else _channels_of(file, model)
     except ValueError as error:
         raise error if checkpoint else ValueError(f"model.pretrained={source}: {error}") from error
-    # Of another net they are refused when they are loaded.
-    if info is None or not info.model.channels or net_of(info.model) != net_of(model):
+    if not channels:
         return recipe, ""
-    shaped = model.model_copy(update={"channels": info.model.channels})
     note = "" if checkpoint else f"{source} is pruned: the network takes its channels (model.channels)"
-    return recipe.model_copy(update={"model": shaped}), note
+    return recipe.model_copy(update={"model": model.model_copy(update={"channels": channels})}), note
+
+
+def _channels_of(file: Path, model: Model) -> dict[str, int]:
+    """The channels of weights of the same net that were pruned; of another they are refused when they are loaded."""
+    info = read_info(file)
+    if info is None or not info.model.channels or net_of(info.model) != net_of(model):
+        return {}
+    # A network is built of them, which could be of any size.
+    if wrong := unfit(read_weights(file), info.model, None):
+        raise ValueError(f"{file} does not match the network that it names: {wrong}")
+    return info.model.channels
 
 
 def load_pretrained(

@@ -15,6 +15,8 @@ AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema")
 """Keys of checkpoints that hold an average of the weights: timm's, torchvision's, and what others call it."""
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "params", "module", "state")
 """Keys that hold the weights themselves, or a mapping that does."""
+HEAD = ("fc.weight", "fc.bias")
+"""The classifier."""
 _DEEPEST = 6
 """Mappings within each other, the outermost with them, that are searched for weights; Composer's have four."""
 _IN_BETWEEN = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")

@@ -10,7 +10,7 @@ import torch
 from recipes.schema.model import Model
 from recipes.text import plural
 from resnet.net import ResNet, build_model
-from resnet.state_dicts import mismatches
+from resnet.state_dicts import HEAD, mismatches
 from resnet.weights_file import find_weights
 
 _MOST_CLASSES = 1_000_000
@@ -33,7 +33,8 @@ def network_of(
         raise ValueError(
             f"{weights} does not match this network: it is for {plural(there, 'class')}, and here are {classes}"
         )
-    _check(tensors, model, there, weights)
+    if wrong := unfit(tensors, model, there):
+        raise ValueError(f"{weights} does not match this network: {wrong}")
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         network = build_model(model, there)
     network.load_state_dict(tensors, strict=False)
@@ -50,11 +51,15 @@ def outputs_of(tensors: Mapping[str, torch.Tensor], file: Path) -> int:
     return len(head)
 
 
-def _check(tensors: Mapping[str, torch.Tensor], model: Model, classes: int, file: Path) -> None:
-    """Raise ValueError where tensors are not a network's, before one is built that is as large as a file says."""
-    wrong = f"it has {len(tensors)} tensors"
-    if sum(model.layers or ()) <= len(tensors):
-        with torch.device("meta"):
-            wrong = mismatches(tensors, build_model(model, classes).state_dict(), counts=False)
-    if wrong:
-        raise ValueError(f"{file} does not match this network: {wrong}")
+def unfit(tensors: Mapping[str, torch.Tensor], model: Model, classes: int | None) -> str:
+    """How tensors are not a network's, before one is built that is as large as a file says; empty where they are.
+
+    classes: None: of whatever classifier.
+    """
+    if sum(model.layers or ()) > len(tensors):
+        return f"it has {len(tensors)} tensors"
+    with torch.device("meta"):
+        own = build_model(model, classes or 1).state_dict()
+    left_out = () if classes else HEAD
+    given, own = ({name: each[name] for name in each if name not in left_out} for each in (tensors, own))
+    return mismatches(given, own, counts=False)

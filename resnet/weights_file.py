@@ -18,7 +18,7 @@ from recipes.errors import wording
 from recipes.load import digest
 from recipes.schema.model import Model
 from recipes.schema.recipe import Recipe
-from recipes.text import show
+from recipes.text import cut, show
 from recipes.versions import lifted
 from resnet.net import effective_model
 from resnet.process.version import VERSION
@@ -35,8 +35,12 @@ MOST_HEADER = 1 << 22
 not among them."""
 MOST_SAID = 1 << 25
 """Bytes of a header with that, which names the classes: a million of 25 letters, or of 3 of another alphabet."""
+_MOST_DIGITS = 30
+"""Of a whole number; Python reads some thousands at most."""
 _MOST_BESIDE = 1 << 16
 """Characters of what a file says of itself beside the names of its classes; ours have some 1,000."""
+_LONGEST_KEY, _LONGEST_REASON, _LONGEST_SETTINGS = 60, 400, 5000
+"""Characters of what a file says, in a message."""
 _NOT_ARCHITECTURE = {"num_classes", "pretrained", "freeze_backbone", "sync_batchnorm"}
 
 
@@ -102,7 +106,7 @@ def read_info(path: Path) -> WeightsInfo | None:
     if text is None:
         return None
     try:
-        return _info(json.loads(text))
+        return _info(json.loads(text, parse_int=_whole_number))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = _reason(error)
         raise ValueError(f"{path} says of its weights what this version cannot read ({reason})") from error
@@ -136,6 +140,12 @@ def _info(content: Mapping[str, Any]) -> WeightsInfo:
     return TypeAdapter(WeightsInfo).validate_python({**known, "model": model})
 
 
+def _whole_number(digits: str) -> int:
+    if len(digits) > _MOST_DIGITS:
+        raise ValueError(f"a number of {len(digits)} digits")
+    return int(digits)
+
+
 def _matters(key: str, value: Any) -> bool:
     """Whether a key of the architecture is known here, or changes something: a newer version's that is off does not."""
     return key in Model.model_fields or value not in (None, False, 0, "none", [], {})
@@ -143,8 +153,11 @@ def _matters(key: str, value: Any) -> bool:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, ValidationError):
-        return "; ".join(f"{'.'.join(map(str, one['loc']))}: {wording(one)}" for one in error.errors())
-    return f"{type(error).__name__}: {error}"
+        problems = error.errors(include_url=False, include_input=False)
+        keys = [cut(".".join(map(str, one["loc"])), _LONGEST_KEY) for one in problems]
+        told = [cut(f"{key}: {wording(one)}", _LONGEST_REASON) for key, one in zip(keys, problems, strict=True)]
+        return "; ".join(told[:3]) + (f" and {len(told) - 3} more" if len(told) > 3 else "")
+    return cut(f"{type(error).__name__}: {error}", _LONGEST_REASON)
 
 
 def check_fits(info: WeightsInfo, model: Model, where: str) -> None:
@@ -156,7 +169,8 @@ def check_fits(info: WeightsInfo, model: Model, where: str) -> None:
     if wrong := [key for key in there if there[key] != here[key]]:
         settings = " ".join(f"model.{key}={shown(there[key])}" for key in _to_set(wrong, model, info.model))
         both = f"{_described(there, wrong)}; here: {_described(here, wrong)}"
-        raise ValueError(f"{where} is of another network: {both}. It needs {settings}")
+        # A pruned ResNet-152 takes half of it.
+        raise ValueError(f"{where} is of another network: {both}. It needs {cut(settings, _LONGEST_SETTINGS)}")
 
 
 _NET = ("name", "block", "layers", "groups", "width_per_group")

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from resnet.data.sources.shapes import draw
-from tests.helpers import TINY
+from tests.helpers import TINY, cores
 from tests.slurm_helpers import Cluster, need_slurm, running_cluster
 
 PROCESSES = (
@@ -20,7 +20,8 @@ PROCESSES = (
 """Modules of which most tests start processes or train."""
 LONGEST = (
     *("test_slurm_ends.py", "test_sweep.py", "test_tour.py", "test_slurm.py", "test_local.py", "test_ends.py"),
-    *("test_resume.py", "test_look.py", "test_bad_input.py", "test_example_pages.py"),
+    *("test_resume.py", "test_look.py", "test_bad_input.py", "test_example_pages.py", "test_quantize.py"),
+    *("test_export.py", "test_prune.py"),
 )
 """Files that take minutes, most of them in waiting, and those that fork ranks: a process in which autograd has started
 threads, as some tests make it do, can no longer be forked for that."""
@@ -62,3 +63,14 @@ def cluster(tmp_path_factory) -> Iterator[Cluster]:
 def tiny(shapes) -> list[str]:
     """The words of a run of a few seconds."""
     return [*TINY, f"data.train={shapes}"]
+
+
+@pytest.fixture
+def hardly_timed(monkeypatch) -> Iterator[None]:
+    """Networks that are measured beside each other are timed once, and on one core."""
+    from resnet.tools.export import measure
+
+    monkeypatch.setattr(measure, "TIMED_SECONDS", 0.0)
+    monkeypatch.setattr(measure, "LEAST_TIMES", 1)
+    with cores(1):
+        yield

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from recipes.schema.fields import Count, Group
-from recipes.text import suggestion
+from recipes.text import cut, suggestion
 
 ACTIVATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "celu": ((), ("alpha",)),
@@ -77,8 +77,10 @@ NETS = {
     "wide_resnet101_2": Net("bottleneck", (3, 4, 23, 3), 1, 128),
 }
 """torchvision's, by name."""
-_PLACE = re.compile(r"layer([1-4])(?:\.(0|[1-9]\d*)\.conv([12]))?")
+_PLACE = re.compile(r"layer([1-4])(?:\.(0|[1-9][0-9]{0,2})\.conv([12]))?")
 _MOST_CHANNELS = 1 << 16
+_LONGEST_PLACE = 24
+"""Characters of what is no place, in a message."""
 
 
 _ONE_SET_OF_WEIGHTS = ("resnet18", "resnet34", "resnext101_64x4d")
@@ -159,7 +161,8 @@ class Model(Group):
         net = net_of(self)
         for place, channels in self.channels.items():
             if own_channels(self, place) is None:
-                raise ValueError(f"has channels of {place}, which is no place of this net: it takes {_places(net)}")
+                named = cut(place, _LONGEST_PLACE)
+                raise ValueError(f"has channels of {named}, which is no place of this net: it takes {_places(net)}")
             if "." in place and channels % net.groups:
                 raise ValueError(f"has {channels} channels of {place}, which its {net.groups} groups do not divide")
         return self

@@ -13,7 +13,6 @@ from recipes.schema.fields import (
     Fraction,
     Group,
     NonNegative,
-    Positive,
     off_is_none,
 )
 from recipes.schema.model import is_tag
@@ -43,8 +42,9 @@ class Distill(Group):
     """The trained network: RUN, RUN@best, RUN@step-N, or a weights file that a run left. Of the same classes."""
     weight: Fraction = 0.5
     """Share of the loss that is the divergence from the teacher; the recipe's own loss has the rest."""
-    temperature: Positive = 4.0
-    """What the logits of both networks are divided by before the softmax; higher: smaller probabilities count more."""
+    temperature: Annotated[float, Field(ge=0.01, le=100)] = 4.0
+    """What the logits of both networks are divided by before the softmax; higher: smaller probabilities count more.
+    Above 100 rounding in float32 would spoil the divergence."""
 
     @field_validator("teacher")
     @classmethod

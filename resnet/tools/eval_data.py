@@ -63,12 +63,16 @@ class EvalData(NamedTuple):
     """How things were matched, a line each."""
 
 
-def open_eval_data(trained: Trained, outputs: int, options: DataOptions) -> EvalData:
+def open_eval_data(
+    trained: Trained, outputs: int, options: DataOptions, opened: tuple[Source, Source] | None = None
+) -> EvalData:
     """The images that a network is to be evaluated on. outputs: of the network.
+
+    opened: the recipe's images for training and validation, where they are open already.
 
     Raises ValueError where there are none, or their classes are not the network's.
     """
-    found = _given(trained, outputs, options) if options.data else _recipes(trained, outputs)
+    found = _given(trained, outputs, options) if options.data else _recipes(trained, outputs, opened)
     notes, labels = [*found.notes], found.source.labels
     if options.real is not None:
         found = _by_real(found, options.real, notes)
@@ -79,11 +83,11 @@ def open_eval_data(trained: Trained, outputs: int, options: DataOptions) -> Eval
     return found._replace(among=present if options.only_present else None, notes=tuple(notes))
 
 
-def _recipes(trained: Trained, outputs: int) -> EvalData:
+def _recipes(trained: Trained, outputs: int, opened: tuple[Source, Source] | None) -> EvalData:
     """The validation images of the recipe."""
     if UNKNOWN in (trained.recipe.data.train, trained.recipe.data.val):
         raise ValueError(f"{trained.weights} does not say which data it is of: give --data PATH, or add recipe=NAME")
-    train, val = build_data(trained.recipe)
+    train, val = opened or build_data(trained.recipe)
     classes = trained.classes or train.classes
     if len(train.classes) != outputs and not trained.classes:
         raise ValueError(f"{trained.weights} is for {plural(outputs, 'class')}, and the data has {len(train.classes)}")

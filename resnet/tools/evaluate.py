@@ -136,14 +136,15 @@ def evaluate(
     options: DataOptions = THE_RECIPES,
     over_ranks: bool = False,
     watch: Watch = lambda batches, _: batches,
+    data: EvalData | None = None,
 ) -> list[Evaluation]:
     """Evaluate weights as in training, and leave the process as it was; one result each, in their order.
 
     over_ranks: share the images among the ranks of the process group, all of which call this and get the same.
-    watch: to tell how far it is.
+    watch: to tell how far it is. data: of all of them, where it is open already; `options` say nothing then.
     Raises ValueError for recipes, data or weights that cannot be used.
     """
-    subjects = _in_step(lambda: _subjects(trained, options), over_ranks)
+    subjects = _in_step(lambda: _subjects(trained, options, data), over_ranks)
     passes: dict[tuple[Any, ...], list[_Subject]] = {}
     for subject in subjects:
         passes.setdefault(subject.pass_key(), []).append(subject)
@@ -158,7 +159,7 @@ def _in_step(task, over_ranks: bool):
     return together(task, int(os.environ.get("LOCAL_RANK", "0")), first_alone=True) if over_ranks else task()
 
 
-def _subjects(trained: Sequence[Trained], options: DataOptions) -> list[_Subject]:
+def _subjects(trained: Sequence[Trained], options: DataOptions, given: EvalData | None) -> list[_Subject]:
     opened: list[tuple[Any, EvalData]] = []
     subjects = []
     for one in trained:
@@ -169,7 +170,7 @@ def _subjects(trained: Sequence[Trained], options: DataOptions) -> list[_Subject
         outputs = network.get_parameter("fc.weight").shape[0]
         # Networks of the same classes and data share the images, and with these the passes over them.
         asked = (recipe.data, one.classes, outputs)
-        data = next((data for key, data in opened if key == asked), None)
+        data = given or next((data for key, data in opened if key == asked), None)
         if data is None:
             data = open_eval_data(one, outputs, options)
             opened.append((asked, data))

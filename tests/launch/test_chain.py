@@ -45,18 +45,18 @@ def steps_of(words: str, subject: Path, is_sweep: bool = False) -> list[tuple]:
 
 def test_names_are_settled_before_anything_runs(tmp_path):
     run = make_run(tmp_path / "small", *OFF)
-    tuned, more = str(tmp_path / "small-tuned"), str(tmp_path / "elsewhere" / "more")
+    tuned, more, no_sweep = str(tmp_path / "small-tuned"), str(tmp_path / "elsewhere" / "more"), "wandb.sweep=null"
     words = f"eval --plain -- train epochs=1 -- report -- train run.name=more run.root={tmp_path}/elsewhere -- eval"
     assert steps_of(words, run) == [
         ("eval", ["--plain"], str(run), None),
         (
             "train",
-            ["wandb.sweep=null", "epochs=1", f'run.root="{tmp_path}"', 'run.name="small-tuned"'],
+            [no_sweep, "epochs=1", f'run.root="{tmp_path}"', 'run.name="small-tuned"'],
             str(run),
             tuned,
         ),
         ("report", [], tuned, None),
-        ("train", ["wandb.sweep=null", f'run.root="{tmp_path}/elsewhere"', 'run.name="more"'], tuned, more),
+        ("train", [no_sweep, f'run.root="{tmp_path}/elsewhere"', 'run.name="more"'], tuned, more),
         ("eval", [], more, None),
     ]
 

@@ -239,6 +239,7 @@ def test_a_run_directory_is_a_recipe(small, tmp_path):
         ("precision=bf61", "precision=bf61 (command line) is none of auto, bf16, fp16, no: did you mean bf16?"),
         ("model.name=resnet51", "model.name=resnet51 (command line) is none of resnet18, "),
         ("model.layers=[3, x, 3]", "model.layers.1=x (command line): must be a whole number"),
+        ("model.channels.layer1.0.conv1=32", "in braces, as 'model.channels={layer1.0.conv1: 32}'"),
         ("optimizer.name=adagrad", "optimizer.name=adagrad (command line) is none of adam, adamw, lamb, lars, sgd"),
         ("optimizer.name=[sgd]", 'optimizer.name=["sgd"] (command line) is none of adam'),
         ("optimizer.name=null", "optimizer.name=null (command line) is none of adam"),

@@ -1,7 +1,6 @@
 import os
-import subprocess
-import sys
-from pathlib import Path
+import signal
+import time
 
 import numpy as np
 import pytest
@@ -11,7 +10,6 @@ from resnet.rundir.artefacts import NAME
 from resnet.tools.export.artefact import new_artefact
 from resnet.tools.export.measure import _Counts, size_of
 from resnet.tools.export.served import served
-from tests.helpers import PROGRAM
 
 
 @pytest.mark.parametrize(
@@ -34,6 +32,20 @@ def test_an_artefact_takes_the_place_of_the_one_before_as_a_whole(tmp_path):
     assert os.listdir(place.parent) == ["onnx"]
 
 
+def test_one_that_replaces_nothing_leaves_what_came_in_between(tmp_path):
+    place = tmp_path / "pruned"
+
+    def made_twice():
+        with new_artefact(place, replaces=False) as folder:
+            (folder / "mine").touch()
+            place.mkdir()
+            (place / "theirs").touch()
+
+    with pytest.raises(ValueError, match="pruned is there: choose another --name"):
+        made_twice()
+    assert [os.listdir(place), os.listdir(tmp_path)] == [["theirs"], ["pruned"]]
+
+
 def fail(place):
     with new_artefact(place) as folder:
         (folder / "model.onnx").write_text("half")
@@ -54,13 +66,22 @@ def test_nothing_is_left_of_one_that_fails(tmp_path):
     assert os.listdir(place.parent) == ["onnx"]
 
 
+def killed_in(work) -> None:
+    """Let a copy of this process work until it kills itself."""
+    if (child := os.fork()) == 0:
+        work()
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
 def test_what_a_killed_one_left_goes_with_the_next(tmp_path):
     place = tmp_path / "onnx"
-    code = (
-        f"import os, signal; from pathlib import Path; from resnet.tools.export.artefact import new_artefact\n"
-        f"with new_artefact(Path({str(place)!r})) as folder: os.kill(os.getpid(), signal.SIGKILL)"
-    )
-    assert subprocess.run([sys.executable, "-c", code], cwd=PROGRAM).returncode == -9
+
+    def work() -> None:
+        with new_artefact(place):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    killed_in(work)
     assert [path.suffix for path in tmp_path.iterdir()] == [".tmp"]
     with new_artefact(place) as folder:
         (folder / NAME).touch()
@@ -94,22 +115,22 @@ def test_top_5_counts_a_label_among_the_five_best():
     assert (counts.right, counts.right5) == ([1, 1], [5, 5])
 
 
-def test_the_process_ends_with_the_program(tmp_path):
-    """No network goes on holding memory after a Ctrl-C or a kill of the command."""
-    code = (
-        "import os, signal, sys; from pathlib import Path; from resnet.tools.export import served\n"
-        "served._PROGRAM = Path(sys.argv[1])\n"
-        "with served.served('x', {'kind': 'x'}): os.kill(os.getpid(), signal.SIGKILL)"
-    )
+def test_the_process_ends_with_the_program(tmp_path, monkeypatch):
+    """No network goes on holding memory after a kill of the command."""
     child, note = tmp_path / "child.py", tmp_path / "pid"
     child.write_text(
         "import os, sys; from multiprocessing.connection import Connection\n"
         f"c = Connection(int(sys.argv[1])); open({str(note)!r}, 'w').write(str(os.getpid())); c.send(1)\n"
-        "try: c.recv()\nexcept EOFError: os.remove(" + repr(str(note)) + ")"
+        f"try: c.recv()\nexcept EOFError: os.remove({str(note)!r})"
     )
-    assert subprocess.run([sys.executable, "-c", code, str(child)], cwd=PROGRAM).returncode == -9
-    for _ in range(100):
-        if not Path(note).exists():
-            break
-        subprocess.run(["sleep", "0.1"])
-    assert not note.exists()
+    monkeypatch.setattr("resnet.tools.export.served._PROGRAM", child)
+
+    def work() -> None:
+        with served("x", {"kind": "x"}):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    killed_in(work)
+    deadline = time.monotonic() + 20
+    while note.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

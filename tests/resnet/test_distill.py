@@ -125,6 +125,7 @@ def test_what_cannot_teach_is_refused_before_anything_is_written(taught, tmp_pat
         ("distill.teacher=techer",): "distill.teacher=techer: no run 'techer' in .*: did you mean teacher",
         ("distill.teacher=DEFAULT",): "distill.teacher=DEFAULT .*: a tag of torchvision's names no network",
         ("distill.weight=0.3",): "distill.teacher is missing",
+        ("distill.teacher=teacher", "distill.temperature=1000"): "distill.temperature=1000 .*must be 100 or less",
         ("distill.teacher=teacher", "loss=bce"): "distill compares softmaxes, and loss=bce trains none",
         (
             "distill.teacher=teacher",

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import resource
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
-import torch._inductor.config
 import torchvision
 
 import resnet
@@ -19,7 +17,7 @@ from recipes.load import load
 from resnet.data.sources.shapes import SHAPES
 from resnet.net import build_model
 from resnet.tools import cli
-from resnet.tools.export import export, extras, measure
+from resnet.tools.export import export, extras
 from resnet.tools.export.formats import Given, Product, write_pt2, write_timm, write_torch
 from resnet.tools.export.served import served
 from resnet.tools.export.torchvision_source import model_source
@@ -27,16 +25,9 @@ from resnet.tools.trained import find_trained
 from resnet.tools.weights import load_alone
 from resnet.weights_file import metadata_of
 from tests.fabricated import make_run
-from tests.helpers import OFF, TINY, cores, train
+from tests.helpers import OFF, TINY, train
 
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch) -> Iterator[None]:
-    """Hardly timed, and on one core."""
-    monkeypatch.setattr(measure, "TIMED_SECONDS", 0.0)
-    monkeypatch.setattr(measure, "LEAST_TIMES", 1)
-    with cores(1):
-        yield
+pytestmark = pytest.mark.usefixtures("hardly_timed")
 
 
 @pytest.fixture(scope="module")
@@ -105,10 +96,11 @@ def given(weights) -> Given:
     return Given(load_alone(weights), trained, trained.classes)
 
 
-def test_pt2_where_no_compiler_is(given, weights, tmp_path):
-    # torch reads CXX when it is imported.
-    with torch._inductor.config.patch("cpp.cxx", (None, "/not/there")):
-        (product,) = write_pt2(tmp_path, given, 32)
+def test_pt2_where_no_compiler_is(given, weights, tmp_path, monkeypatch):
+    from torch._inductor import config
+
+    monkeypatch.setattr(config.cpp, "cxx", (None, "/not/there"))
+    (product,) = write_pt2(tmp_path, given, 32)
     torch.testing.assert_close(elsewhere(product), logits(weights), atol=1e-4, rtol=0)
     said = {"resnet_launch": ""}
     torch.export.load(tmp_path / "model.pt2", extra_files=said)

@@ -31,7 +31,7 @@ from recipes.schema.augment import Augment
 from recipes.schema.model import Model
 from resnet.inert_pickle import MOST_STEPS, Inert
 from resnet.net import build_model
-from resnet.pretrained import load_pretrained
+from resnet.pretrained import load_pretrained, shaped_as_weights
 from resnet.state_dicts import AVERAGES, WRAPPERS, find_state_dict
 from resnet.tools.cli import main
 from resnet.tools.weights import load_alone
@@ -270,6 +270,15 @@ def test_a_large_header_that_names_no_classes_is_refused(kind, state, tmp_path):
     with pytest.raises(ValueError, match=r"too much beside|must be a list of text|too long") as raised:
         read_weights(tmp_path / "w.safetensors")
     assert len(str(raised.value)) < 1000
+
+
+def test_channels_that_the_tensors_do_not_have_are_refused_before_a_network_is_built(state, tmp_path):
+    words = ["recipe=quickstart", "model.name=null", *(f"model.{k}={v}" for k, v in NET.items())]
+    pruned = load([*words, "model.channels={layer1.0.conv1: 65536}"]).recipe
+    save_file(state, tmp_path / "w.safetensors", metadata_of(pruned, CLASSES, 3))
+    recipe = load([*words, f"model.pretrained={tmp_path / 'w.safetensors'}"]).recipe
+    with pytest.raises(ValueError, match=r"model.pretrained=.*does not match .*conv1.weight is .*, not \[65536, 64"):
+        shaped_as_weights(recipe)
 
 
 def test_images_prepared_otherwise_are_noted(state, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from torch import nn
 
 import resnet
+import resnet.build
 from launch.cli import main as launch
 from launch.runs.checks import check_existing
 from recipes.load import load
@@ -44,7 +46,7 @@ def made(tmp_path_factory, shapes) -> Made:
     """A run, and what `resnet prune RUN --amount 0.5` makes of it."""
     pytest.importorskip("torch_pruning")
     root = tmp_path_factory.mktemp("runs")
-    words = [*TINY, *NET, f"data.train={shapes}", f"run.root={root}", "epochs=1"]
+    words = [*TINY, *NET, f"data.train={shapes}", f"run.root={root}", "epochs=1", "wandb.sweep=abc"]
     assert train(*words, "run.name=first", "model.freeze_backbone=false") == 0
     return Made(root / "first", root / "first-pruned", words, prune(root / "first", "--amount", 0.5))
 
@@ -104,6 +106,7 @@ def test_the_pruned_run_is_a_run(made, capsys):
     assert found.classes == run.classes
     assert run.status["state"] == "finished"
     assert run.recipe.evidence is None
+    assert run.recipe.wandb.sweep is None
     with pytest.raises(SystemExit):
         launch(["status", "--root", str(made.run.parent)])
     assert "channels={" in capsys.readouterr().out
@@ -176,7 +179,7 @@ def test_torchvision_alone_builds_the_pruned_network(made):
             for net in (names["build"](), build_model(bottlenecks, 10))
         ]
     assert shapes[0] == shapes[1]
-    with pytest.raises(ValueError, match=r"timm has no such network .*other channels"):
+    with pytest.raises(ValueError, match=r"timm has no such network .*channels of its own"):
         timm_name(bottlenecks)
 
 
@@ -246,16 +249,28 @@ def test_statistics_are_means_over_batches():
     assert network.bn1.momentum == 0.1
 
 
-# Mistakes
+# Zeros
 
 
-def test_zeros_keep_the_shape(made):
-    assert "30.0% of the convolutions' weights are zero" in prune(
-        made.run, "--amount", 0.3, "--unstructured", "--name", "zeros"
-    )
-    run = resnet.Run(made.run.with_name("zeros"))
-    assert run.recipe.model == resnet.Run(made.run).recipe.model
+def test_zeros_keep_the_shape(made, monkeypatch):
+    opened, open_sources = [], resnet.build.open_sources
+    monkeypatch.setattr(resnet.build, "open_sources", lambda data: opened.append(data) or open_sources(data))
+    said = prune(made.pruned, "--amount", 0.3, "--unstructured", "--samples", 20, "--name", "zeros #2")
+    assert len(opened) == 1
+    assert "30.0% of the convolutions' weights are zero" in said
+    run = resnet.Run(made.run.with_name("zeros #2"))
+    assert run.recipe.model == resnet.Run(made.pruned).recipe.model
     assert (weights(run.path)["layer3.0.conv2.weight"] == 0).any()
+    assert json.loads((run.path / "artefact.json").read_text())["measured"]["images"] == 20
+    assert run.status["top1"] == evaluation(run.path)["top1"]
+    # The command for its fine-tuning is of this run, whatever it is called.
+    words = shlex.split(said.partition("fine-tune it: accelerate launch train.py ")[2])
+    assert words[0] == f"recipe={run.path}"
+    assert train(*words, "max_steps=1") == 0
+    assert resnet.Run(made.run.with_name("zeros #2-tuned")).recipe.model.pretrained == str(run.path)
+
+
+# Mistakes
 
 
 def test_mistakes_are_told_before_anything_is_made(made, tmp_path, monkeypatch, capsys):
@@ -269,6 +284,7 @@ def test_mistakes_are_told_before_anything_is_made(made, tmp_path, monkeypatch, 
         (["--amount", 0.5, "--name", "new", "--unstructured", "--skip", "stem"], "leave out --unstructured"),
         (["--amount", 0.5, "--name", "../new"], "without slashes"),
         (["word", "--amount", 0.5], "unexpected argument word"),
+        (["--amount", 0.5, "--samples", 0], "--samples 0: it takes 1 or more"),
     ):
         assert message in refused(capsys, made.run, *words)
     empty = tmp_path / "empty"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,17 +16,10 @@ import torch
 
 import resnet
 from resnet.tools.cli import main
-from resnet.tools.export import extras, measure
-from tests.helpers import TINY, cores, train
+from resnet.tools.export import extras
+from tests.helpers import TINY, train
 
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch) -> Iterator[None]:
-    """Hardly timed, and on one core."""
-    monkeypatch.setattr(measure, "TIMED_SECONDS", 0.0)
-    monkeypatch.setattr(measure, "LEAST_TIMES", 1)
-    with cores(1):
-        yield
+pytestmark = pytest.mark.usefixtures("hardly_timed")
 
 
 @pytest.fixture(scope="module")

@@ -237,6 +237,25 @@ def test_damaged_metadata_is_told(file, changes):
         read_info(rewrite(file, **changes))
 
 
+def test_what_a_stranger_says_of_its_weights_is_told_in_a_few_words(file):
+    info = read_info(file)
+    assert info is not None
+    net = info.model.model_dump()
+    places = ("a" * 5000, f"layer1.{'1' * 5000}.conv1", "layer1.١.conv1")
+    for channels in ({f"layer1.{i}.conv1": -i for i in range(2000)}, *({place: 8} for place in places)):
+        with pytest.raises(ValueError, match=r"cannot read \(model") as told:
+            read_info(rewrite(file, model=net | {"channels": channels}))
+        assert len(str(told.value)) < 1000
+    deep = {"layers": [999] * 3, "channels": {f"layer2.{i}.conv1": 8 for i in range(900)}}
+    said = read_info(rewrite(file, model=net | deep))
+    assert said is not None
+    with pytest.raises(ValueError, match=r"is of another network: layers \[999,999,999\]") as told:
+        check_fits(said, info.model, str(file))
+    assert len(str(told.value)) < 6000
+    with pytest.raises(ValueError, match=r"a number of 4000 digits"):
+        read_info(rewrite(file, step=10**3999))
+
+
 def test_damaged_files_are_told(file):
     content = file.read_bytes()
     for damaged in (b"", content[:5], content[:300], b"\xff" * 100):

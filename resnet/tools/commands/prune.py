@@ -6,7 +6,7 @@ import argparse
 import shlex
 import sys
 
-from resnet.tools.arguments import add_trained, share, split_changes
+from resnet.tools.arguments import add_trained, positive, share, split_changes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,6 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--skip", nargs="+", default=[], metavar="PART", help="stem, layer1 ... layer4: what keeps its channels"
     )
+    parser.add_argument(
+        "--samples", type=positive, default=10_000, metavar="N", help="validation images to measure both with (10000)"
+    )
     parser.add_argument("--name", help="of the new run, which will lie beside RUN (RUN-pruned)")
 
 
@@ -32,6 +35,8 @@ def run(arguments: argparse.Namespace) -> None:
     if words:
         raise ValueError(f"unexpected argument {words[0]}: changes have the form KEY=VALUE")
 
+    from resnet.rundir.chain import train_words
+    from resnet.rundir.files import to_json
     from resnet.tools.export.measure import table_of
     from resnet.tools.export.prune import IMPORTANCES, Pruning
     from resnet.tools.export.pruned_run import prune
@@ -41,13 +46,13 @@ def run(arguments: argparse.Namespace) -> None:
     pruning = Pruning(
         arguments.amount, not arguments.unstructured, arguments.importance or IMPORTANCES[0], tuple(arguments.skip)
     )
-    made = prune(trained, pruning, arguments.name, lambda line: print(line, file=sys.stderr))
+    made = prune(trained, pruning, arguments.name, arguments.samples, lambda line: print(line, file=sys.stderr))
     notes = [*trained.notes, *made.evaluation.notes, *(f"warning: {text}" for text in made.evaluation.warnings)]
     print(*(f"{note}\n" for note in notes), sep="", end="", file=sys.stderr)
     print(*table_of(made.measured), sep="\n")
     if not pruning.structured:
         print(f"{100 * made.zeros:.1f}% of the convolutions' weights are zero")
     print(f"{made.run_dir}: top-1 {made.evaluation.top1:.2f}% of {made.evaluation.samples:,} images")
-    run_dir = trained.run_dir
-    words = [f"recipe={run_dir}", f"model.pretrained={made.run_dir}", f"run.name={made.run_dir.name}-tuned"]
-    print(f"fine-tune it: accelerate launch train.py {shlex.join(words)}")
+    # Its own recipe: that of a run that was pruned before names other channels.
+    tuned = train_words(made.run_dir, made.run_dir, [f"run.name={to_json(f'{made.run_dir.name}-tuned')}"])
+    print(f"fine-tune it: accelerate launch train.py {shlex.join(tuned)}")

@@ -45,9 +45,18 @@ def _others(place: Path) -> list[str]:
     return sorted(there - {NAME} - {*read_json(place / NAME).get("files", ())})
 
 
+def refuse_taken(place: Path) -> None:
+    """Raise ValueError where there is something that is not to be replaced."""
+    if os.path.lexists(place):
+        raise ValueError(f"{place} is there: choose another --name")
+
+
 @contextlib.contextmanager
-def new_artefact(place: Path) -> Iterator[Path]:
-    """A folder to fill, which takes the place of an artefact at the end; nothing is left of a failure."""
+def new_artefact(place: Path, replaces: bool = True) -> Iterator[Path]:
+    """A folder to fill, which takes the place of an artefact at the end; nothing is left of a failure.
+
+    replaces: False: raise ValueError at the end where something is there by then, and leave that as it is.
+    """
     place = Path(os.path.abspath(place))
     made = [folder for folder in place.parents if not folder.exists()]
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -61,7 +70,10 @@ def new_artefact(place: Path) -> Iterator[Path]:
             if file.is_file():
                 with file.open("rb") as opened:
                     os.fsync(opened.fileno())
-        _take_place(folder, place, old)
+        if replaces:
+            _take_place(folder, place, old)
+        else:
+            _take_free_place(folder, place)
         sync_folder(place.parent)
     finally:
         for left in (folder, old):
@@ -84,6 +96,15 @@ def _take_place(folder: Path, place: Path, old: Path) -> None:
                 raise
             # Another one has come there in between.
             shutil.rmtree(old, ignore_errors=True)
+
+
+def _take_free_place(folder: Path, place: Path) -> None:
+    try:
+        # It fails where there is anything but an empty folder.
+        folder.rename(place)
+    except OSError:
+        refuse_taken(place)
+        raise
 
 
 def _remove_abandoned(place: Path) -> None:

@@ -219,7 +219,10 @@ def _time_in_turn(networks: Sequence[Served], shape: tuple[int, ...]) -> list[fl
 
 
 def table_of(measured: Measured) -> list[str]:
-    """Before, after and what changed, a line each under a line of headings."""
+    """Before, after and what changed, a line each under a line of headings: within 80 columns for a short name.
+
+    `ms at 1` is the latency of one image, `img/s at 32` the throughput of batches of 32.
+    """
     before, after = measured.before, measured.after
     columns = {
         "": [before.name, after.name, "change"],
@@ -231,11 +234,11 @@ def table_of(measured: Measured) -> list[str]:
         ],
         "size": [*(f"{one.bytes / 1e6:.2f} MB" for one in (before, after)), _times(before.bytes, after.bytes)],
         "GMACs": [*(f"{one.macs / 1e9:.4g}" for one in (before, after)), _times(before.macs, after.macs)],
-        "ms, batch 1": [
+        "ms at 1": [
             *(f"{one.latency_ms:.2f}" for one in (before, after)),
             _times(before.latency_ms, after.latency_ms),
         ],
-        "images/s, batch 32": [
+        "img/s at 32": [
             *(f"{one.images_per_second:.0f}" for one in (before, after)),
             _times(before.images_per_second, after.images_per_second),
         ],

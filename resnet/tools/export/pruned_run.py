@@ -17,7 +17,7 @@ from recipes.evidence import what_differs
 from recipes.load import run_recipe_text
 from recipes.schema.recipe import Recipe
 from resnet.build import build_data
-from resnet.data.sources.registry import Subset, spread
+from resnet.data.sources.registry import Source, Subset, spread
 from resnet.net import ResNet
 from resnet.opening import device_name
 from resnet.run_weights import FINAL
@@ -27,7 +27,7 @@ from resnet.rundir.provenance import end_attempt, provenance, read_provenance, r
 from resnet.rundir.status import read_status, write_status
 from resnet.tools.eval_data import THE_RECIPES, EvalData, open_eval_data
 from resnet.tools.evaluate import Evaluation, evaluate
-from resnet.tools.export.artefact import class_names_of, new_artefact, write_record
+from resnet.tools.export.artefact import class_names_of, new_artefact, refuse_taken, write_record
 from resnet.tools.export.measure import Measured, as_trained, measure, prepared, spread_over
 from resnet.tools.export.prune import Pruning, check, estimate_statistics, with_zeros, without_channels, zero_share
 from resnet.tools.trained import Trained
@@ -36,8 +36,6 @@ from resnet.weights_file import metadata_of, read_info
 
 STATISTICS_IMAGES = 512
 """Training images that BatchNorm's statistics are estimated on."""
-COMPARED_IMAGES = 2000
-"""Most validation images that both networks are given."""
 
 
 class Pruned(NamedTuple):
@@ -51,11 +49,16 @@ class Pruned(NamedTuple):
 
 
 def prune(
-    trained: Trained, pruning: Pruning, name: str | None = None, tell: Callable[[str], object] = lambda _: None
+    trained: Trained,
+    pruning: Pruning,
+    name: str | None = None,
+    samples: int = 10_000,
+    tell: Callable[[str], object] = lambda _: None,
 ) -> Pruned:
     """Prune a run's network and keep it as a run beside it, whole or not at all.
 
-    name: of the new run; None: the run's with -pruned. tell: is called with what is begun.
+    name: of the new run; None: the run's with -pruned. samples: validation images at most that both networks are given.
+    tell: is called with what is begun.
     Raises ValueError for what cannot be pruned, data that cannot be used, and a name that is taken.
     """
     place = _place(trained, name)
@@ -63,27 +66,27 @@ def prune(
     network = load_network(trained.recipe, len(trained.classes) or None, trained.weights, torch.device("cpu"), tell)
     assert isinstance(network, ResNet)
     outputs = network.fc.out_features
-    data = open_eval_data(trained, outputs, THE_RECIPES)
+    opened = build_data(trained.recipe)
+    data = open_eval_data(trained, outputs, THE_RECIPES, opened)
     classes = class_names_of(trained, outputs, data.classes)
     if pruning.structured:
         network = without_channels(network, pruning)
         tell("BatchNorm's statistics are estimated anew on training images")
-        estimate_statistics(network, _training_batches(trained.recipe, data))
+        estimate_statistics(network, _training_batches(trained.recipe, opened[0], data))
     else:
         network = with_zeros(network, pruning.amount)
     recipe, step = _recipe_of(trained.recipe, network, place), _step_of(trained)
-    with new_artefact(place) as folder, tempfile.TemporaryDirectory() as scratch:
+    with new_artefact(place, replaces=False) as folder, tempfile.TemporaryDirectory() as scratch:
         tensors = {key: tensor.contiguous() for key, tensor in network.state_dict().items()}
         (folder / FINAL).write_bytes(safetensors.torch.save(tensors, metadata_of(recipe, classes, step)))
         new = Trained(place.name, folder / FINAL, recipe, classes, None)
         subjects = [as_trained(one.name, one.weights, one.recipe, outputs, Path(scratch)) for one in (trained, new)]
-        measured = measure(trained.recipe, spread_over(data, COMPARED_IMAGES), subjects[0], subjects[1], tell)
+        measured = measure(trained.recipe, spread_over(data, samples), subjects[0], subjects[1], tell)
         tell(f"{place.name} on all validation images")
-        evaluation = evaluate([new])[0]
+        evaluation = evaluate([new], data=data)[0]
         made = Pruned(place, measured, evaluation, zero_share(network))
         _write_run(folder, trained, recipe, made, step)
         _write_record(folder, trained, recipe, classes, pruning, made)
-        _refuse_taken(place)
     return made
 
 
@@ -101,18 +104,12 @@ def _place(trained: Trained, name: str | None) -> Path:
     if name is not None and (Path(name).name != name or name.startswith(".")):
         raise ValueError(f"--name {name}: give a name without slashes; the run will lie in {run_dir.parent}")
     place = run_dir.with_name(name or f"{run_dir.name}-pruned")
-    _refuse_taken(place)
+    refuse_taken(place)
     return place
 
 
-def _refuse_taken(place: Path) -> None:
-    if place.exists():
-        raise ValueError(f"{place} is there: choose another --name")
-
-
-def _training_batches(recipe: Recipe, data: EvalData) -> Iterator[np.ndarray]:
+def _training_batches(recipe: Recipe, train: Source, data: EvalData) -> Iterator[np.ndarray]:
     """Images for training, prepared as in the evaluation."""
-    train, _ = build_data(recipe)
     # A batch of one class would vary less than any that training saw.
     order = np.random.default_rng(0).permutation(spread(train.labels, min(STATISTICS_IMAGES, len(train))))
     chosen = Subset(train, order)
@@ -131,7 +128,9 @@ def _recipe_of(recipe: Recipe, network: ResNet, place: Path) -> Recipe:
     """The recipe of the new run: what its source reached is no evidence of it, and it starts from no other weights."""
     model = network.config.model_copy(update={"pretrained": None, "freeze_backbone": False})
     run = recipe.run.model_copy(update={"name": place.name, "root": str(place.absolute().parent)})
-    return recipe.model_copy(update={"model": model, "run": run, "resume": "auto", "evidence": None})
+    # It is no trial of the sweep that its source was one of, and nor is what is made of it.
+    wandb = recipe.wandb.model_copy(update={"sweep": None})
+    return recipe.model_copy(update={"model": model, "run": run, "wandb": wandb, "resume": "auto", "evidence": None})
 
 
 def _write_run(folder: Path, trained: Trained, recipe: Recipe, made: Pruned, step: int) -> None:

@@ -18,6 +18,7 @@ from resnet.tools.eval_data import DataOptions, EvalData, open_eval_data
 from resnet.tools.export import half, int8_onnx, int8_pt2
 from resnet.tools.export.artefact import class_names_of, new_artefact, place_of, write_record
 from resnet.tools.export.measure import Measured, Subject, as_trained, measure, prepared, spread_over
+from resnet.tools.export.tracing import CannotExport
 from resnet.tools.trained import UNKNOWN, Trained
 from resnet.tools.weights import load_alone
 from resnet.trained_network import outputs_of
@@ -129,7 +130,7 @@ class _Counted:
             if len(labels):
                 yield images
         if not self.count:
-            raise ValueError("none of the images to calibrate with could be read")
+            raise CannotExport("none of the images to calibrate with could be read")
 
 
 def _calibration_source(trained: Trained, most: int, tell: Callable[[str], object]) -> Source:

@@ -10,16 +10,21 @@ from resnet.net import build_model, effective_model, make_activation
 
 _BLOCKS = {"basic": "BasicBlock", "bottleneck": "Bottleneck"}
 _EXPANSION = {"basic": 1, "bottleneck": 4}
-_BLURRED = '''
+_DOCSTRING = '''"""The network, for torch and torchvision alone.
 
-class BlurredConv2d(nn.Conv2d):
+network = build().eval()
+network.load_state_dict({loaded})
+"""
+'''
+_BUILD = '''def build():
+    """Input: float (N, 3, H, W), normalised as artefact.json says; output: logits (N, classes)."""'''
+_BLURRED = '''class BlurredConv2d(nn.Conv2d):
     """A convolution behind a 3x3 binomial low-pass filter (Zhang 2019, arXiv:1904.11486)."""
 
     def forward(self, images):
         taps = torch.tensor([1.0, 2.0, 1.0], dtype=images.dtype, device=images.device) / 4
         blur = taps.outer(taps).expand(self.in_channels, 1, 3, 3)
-        return super().forward(nn.functional.conv2d(images, blur, padding=1, groups=self.in_channels))
-'''
+        return super().forward(nn.functional.conv2d(images, blur, padding=1, groups=self.in_channels))'''
 _BLUR = """\
 for parent in list(network.modules()):
     for name, old in parent.named_children():
@@ -42,37 +47,24 @@ def model_source(model: Model, classes: int, weights: str) -> str:
 
     weights: name of the file beside it with those of the network, as safetensors or by torch.save.
     """
-    changes, channels = _changes(model, classes), _channels(model, classes)
-    table = ["CHANNELS = {", *(f'    "{name}": {sizes},' for name, sizes in channels.items()), "}"] if channels else []
-    modules = ["import torch"] * model.blurpool + ["from torch import nn"] * bool(changes)
-    loaded = (
-        f'safetensors.torch.load_file("{weights}")'
-        if weights.endswith(".safetensors")
-        else f'torch.load("{weights}", weights_only=True)'
-    )
-    return "\n".join(
-        [
-            '"""The network, for torch and torchvision alone.',
-            "",
-            "    network = build().eval()",
-            f"    network.load_state_dict({loaded})",
-            '"""',
-            "",
-            *modules,
-            "from torchvision.models import resnet",
-            *([_BLURRED] if model.blurpool else []),
-            *(["", *table] if table else []),
-            *([] if model.blurpool and not table else ["\n"]),
-            "def build():",
-            '    """Input: float (N, 3, H, W), normalised as artefact.json says; output: logits (N, classes)."""',
-            *(
-                [f"    return {_torchvisions(model, classes)}"]
-                if not changes
-                else [f"    network = {_torchvisions(model, classes)}", *changes, "    return network"]
-            ),
-            "",
-        ]
-    )
+    made, changes = _torchvisions(model, classes), _changes(model, classes)
+    if weights.endswith(".safetensors"):
+        loaded = f'safetensors.torch.load_file("{weights}")'
+    else:
+        loaded = f'torch.load("{weights}", weights_only=True)'
+    imports = [*["import torch"] * model.blurpool, *["from torch import nn"] * bool(changes)]
+    parts = [
+        [_DOCSTRING.format(loaded=loaded), *imports, "from torchvision.models import resnet"],
+        [_BLURRED] if model.blurpool else [],
+        _table(_channels(model, classes)),
+        [_BUILD, *([f"    network = {made}", *changes, "    return network"] if changes else [f"    return {made}"])],
+    ]
+    return "\n\n\n".join("\n".join(lines) for lines in parts if lines) + "\n"
+
+
+def _table(channels: dict[str, tuple[int, int]]) -> list[str]:
+    rows = [f'    "{name}": {sizes},' for name, sizes in channels.items()]
+    return ["CHANNELS = {", *rows, "}"] if rows else []
 
 
 def _torchvisions(model: Model, classes: int) -> str:

@@ -1,19 +1,14 @@
-"""What `import resnet` offers: recipes, networks, and runs with what they measured and learnt.
-
-Nothing here changes the process that calls it: threads, environment, signals, random numbers and child processes stay.
-"""
+"""A run directory as a value."""
 
 from __future__ import annotations
 
-import json
-import os
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recipes.load import Loaded, load_file, load_values
+from recipes.load import load_file
 from recipes.schema.recipe import Recipe
+from resnet.api.recipe import as_words, load_recipe, noted
 from resnet.checkpoint.commit import newest_first
 from resnet.run_recipe import data_of_run
 from resnet.rundir.evaluation import class_names
@@ -24,74 +19,12 @@ from resnet.rundir.state import true_status
 if TYPE_CHECKING:
     from torch import nn
 
-    from resnet.tools.difference import Difference
     from resnet.tools.evaluate import Evaluation
     from resnet.tools.features import Features
     from resnet.tools.look import Seen
     from resnet.tools.predict import Prediction
     from resnet.tools.replay import Replay
     from resnet.tools.trained import Trained
-    from resnet.weights_file import WeightsInfo
-
-
-def load_recipe(name: str | Path, changes: Mapping[str, Any] | None = None) -> Recipe:
-    """Load a recipe by its name, or from a YAML file or a run directory by its path.
-
-    changes: values by dotted key, as in `{"optimizer.lr": 0.1, "model.layers": [1, 1, 1], "ema": None}`.
-    Raises ValueError with all mistakes at once, each with what would be right.
-    """
-    return _noted(load_values(name, changes))
-
-
-def build_model(recipe: Recipe | str, num_classes: int | None = None) -> nn.Module:
-    """Build the network that training would begin with, on the CPU: float (N, 3, H, W) -> logits (N, num_classes).
-
-    Its weights come from the recipe's seed, or are the pretrained ones that it names.
-    recipe: of `load_recipe`, or the name of one. num_classes: None takes the recipe's model.num_classes.
-    Raises ValueError where neither gives the number of classes, and for pretrained weights that cannot be used.
-    """
-    import torch
-
-    from resnet.build import initial_model
-    from resnet.pretrained import shaped_as_weights
-
-    recipe, _ = shaped_as_weights(load_recipe(recipe) if isinstance(recipe, str) else recipe)
-    classes = recipe.model.num_classes if num_classes is None else num_classes
-    if classes is None:
-        raise ValueError("the recipe takes the number of classes from its data: give num_classes=")
-    if classes < 1:
-        raise ValueError(f"num_classes={classes}: a network has 1 class or more")
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(recipe.seed)
-        return initial_model(recipe, classes)[0]
-
-
-def load(weights: str | Path, recipe: Recipe | str | None = None) -> nn.Module:
-    """Load the network of a weights file, on the CPU and in evaluation mode: normalised float (N, 3, H, W) -> logits.
-
-    recipe: for a file that does not say which network it is of, a recipe that does, or the name of one.
-    Raises ValueError where it cannot be read, or is of another network than the recipe's.
-    """
-    from resnet.tools.weights import load_alone
-
-    return load_alone(_weights_file(weights), load_recipe(recipe) if isinstance(recipe, str) else recipe)
-
-
-def weights_info(weights: str | Path) -> WeightsInfo | None:
-    """What a weights file says of itself: architecture, classes, mean and std, sizes, recipe, step.
-
-    None: nothing, as it is of another program or of version 0.1.0. Raises ValueError where it cannot be read.
-    """
-    from resnet.weights_file import read_info
-
-    return read_info(_weights_file(weights))
-
-
-def _weights_file(weights: str | Path) -> Path:
-    file = Path(weights).expanduser()
-    if not file.is_file():
-        raise ValueError(f"there is no file {file}: give a file of weights, as final.safetensors in a run's directory")
-    return file
 
 
 class Run:
@@ -132,7 +65,7 @@ class Run:
     @property
     def recipe(self) -> Recipe:
         """The resolved recipe it is trained by."""
-        return _noted(load_file(self.path / "recipe.yaml"))
+        return noted(load_file(self.path / "recipe.yaml"))
 
     @property
     def classes(self) -> list[str]:
@@ -250,7 +183,7 @@ class Run:
         """
         from resnet.tools.replay import replay
 
-        return replay(self.path, first, last, overrides=_as_words(changes))
+        return replay(self.path, first, last, overrides=as_words(changes))
 
     def evaluate(self, weights: str | int | Path = "best", /, **changes: Any) -> Evaluation:
         """Evaluate on the validation images as in training.
@@ -302,101 +235,3 @@ class Run:
         from resnet.tools.report.report import write_report
 
         return write_report(self.path)
-
-
-def evaluate(
-    what: Iterable[str | Path | Run],
-    changes: Mapping[str, Any] | None = None,
-    *,
-    data: str | Path | Iterable[str | Path] = (),
-    real: str | Path | None = None,
-    only_present: bool = False,
-    known_only: bool = False,
-    plain: bool = False,
-    root: str | Path = "runs",
-) -> list[Evaluation]:
-    """Evaluate several networks; where they take the same images, these are decoded once.
-
-    what: runs, "RUN@last", "RUN@step-500" and the like, or files of weights. changes: to their recipes, by dotted key;
-    "recipe" for files that do not say what they are. data: other labelled images (a folder of classes, a CSV file,
-    parquet files), their classes matched by name. real: ImageNet-ReaL's real.json. only_present: let the networks
-    answer only the classes that the data holds, as for ImageNet-A and -R. known_only: leave out images of classes that
-    the networks do not have. plain: the trained weights in place of their average. root: folder of the runs.
-    Raises ValueError for what cannot be used.
-    """
-    from resnet.data.sources.given import as_paths
-    from resnet.tools import evaluate as tool
-    from resnet.tools.eval_data import DataOptions
-    from resnet.tools.trained import find_trained
-
-    trained = [find_trained(os.fspath(one), root, plain, _as_words(changes or {})) for one in what]
-    options = DataOptions(
-        tuple(as_paths(data)),
-        real=None if real is None else Path(real),
-        only_present=only_present,
-        known_only=known_only,
-    )
-    return tool.evaluate(trained, options)
-
-
-def runs(root: str | Path = "runs") -> list[Run]:
-    """The runs that lie in a folder, by name."""
-    return [Run(file.parent) for file in sorted(Path(root).expanduser().glob("*/recipe.yaml"))]
-
-
-def board(root: str | Path = "runs", out: str | Path | None = None) -> Path:
-    """Write a page of all runs and sweeps in a folder, which links their reports, and return its path.
-
-    out: of the page; None: board.html in the folder.
-    Raises ValueError where the folder is not there, or the page cannot be written.
-    """
-    from resnet.tools.board.board import write_board
-
-    return write_board(Path(root).expanduser(), None if out is None else Path(out))
-
-
-def report(*runs: Run | str | Path, root: str | Path = "runs", out: str | Path | None = None) -> Path:
-    """Write the report of a run or of a sweep, or a page that compares several runs, and return its path.
-
-    runs: as for `Run`; or one sweep. out: of the page that compares; None: comparison.html in the folder of the runs.
-    Raises ValueError for runs that are not there, and files that cannot be read or written.
-    """
-    from resnet.tools.reports import write_pages
-
-    if not runs:
-        raise ValueError("name a run, several, or a sweep")
-    return write_pages([str(Path(run)) for run in runs], root, None if out is None else Path(out))
-
-
-def compare(one: Run | str | Path, other: Run | str | Path) -> list[str]:
-    """Compare the newest checkpoints and the logs of two runs to the last bit; what differs, in words.
-
-    An empty list: they are equal. Raises ValueError for a run without a checkpoint.
-    """
-    from resnet.tools.compare import compare_runs
-
-    first, second = (run if isinstance(run, Run) else Run(run) for run in (one, other))
-    return compare_runs(first.path, second.path)
-
-
-def diff(one: Run | str | Path, other: Run | str | Path) -> Difference:
-    """What matters of how two runs differ: recipe, environment, data, results, and the step at which the logs part.
-
-    Unlike `compare`, which looks at every bit of the newest checkpoints. Raises ValueError for damaged files.
-    """
-    from resnet.tools.difference import diff_runs
-
-    first, second = (run if isinstance(run, Run) else Run(run) for run in (one, other))
-    return diff_runs(first.path, second.path, (first.recipe, second.recipe))
-
-
-def _as_words(changes: Mapping[str, Any]) -> list[str]:
-    """Changes as a command line has them."""
-    values = {key: value if key == "recipe" else json.dumps(value, default=str) for key, value in changes.items()}
-    return [f"{key}={value}" for key, value in values.items()]
-
-
-def _noted(loaded: Loaded) -> Recipe:
-    for note in loaded.notes:
-        warnings.warn(note, stacklevel=3)
-    return loaded.recipe
