@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -52,10 +54,28 @@ class Served:
             raise self.failure() from error
 
     def failure(self) -> NotServed:
-        self._process.wait()
+        code = self._process.wait()
         self._said.seek(0)
-        lines = self._said.read().decode(errors="replace").strip().splitlines() or [f"exit {self._process.returncode}"]
-        return NotServed(f"{self.name} cannot be used in a process of its own: {lines[-1]}")
+        lines = self._said.read().decode(errors="replace").strip().splitlines()
+        why = lines[-1] if lines else f"exit {code}"
+        if code < 0:
+            # What it said last may be a warning of long before.
+            why = _killed_by(-code) + (f"; it said last: {lines[-1]}" if lines and -code != signal.SIGKILL else "")
+        return NotServed(f"{self.name} cannot be used in a process of its own: {why}")
+
+
+def _killed_by(number: int) -> str:
+    known = next((one.name for one in signal.Signals if one == number), f"signal {number}")
+    return f"killed by {known}" + (" (out of memory?)" if number == signal.SIGKILL else "")
+
+
+def _search_path() -> list[str]:
+    """Where this process finds modules, but for the working directory.
+
+    An isolated one would not look where PYTHONPATH says, nor among what `pip install --user` installs.
+    """
+    here = os.path.realpath(".")
+    return [path for path in sys.path if os.path.realpath(path or ".") != here]
 
 
 @contextlib.contextmanager
@@ -67,7 +87,7 @@ def served(name: str, spec: Mapping[str, Any]) -> Iterator[Served]:
     """
     ours, theirs = Pipe()
     with tempfile.TemporaryFile() as said:
-        words = json.dumps({**spec, "threads": cores_of_rank()})
+        words = json.dumps({**spec, "threads": cores_of_rank(), "search_path": _search_path()})
         command = [sys.executable, "-I", str(_PROGRAM), str(theirs.fileno()), words]
         process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stderr=said)
         theirs.close()

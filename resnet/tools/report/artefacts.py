@@ -15,8 +15,11 @@ _KINDS = {"export": "exported", "quantize": "quantised", "prune": "pruned"}
 
 
 def artefact_table(run_dir: Path) -> str:
-    """A row for each artefact; empty where there is none. Raises ValueError where a record is damaged."""
-    rows = [_row(record) for record in read_records(run_dir)]
+    """A row for each artefact, and for each further file of it that has the network; empty where there is none.
+
+    Raises ValueError where a record is damaged.
+    """
+    rows = [_row(part) for record in read_records(run_dir) for part in (record, *_further(record))]
     what = (
         "<p class='soft'>Measured on validation images in turn with the network that it was made of, by one processor; "
         "in parentheses what changed.</p>"
@@ -26,8 +29,16 @@ def artefact_table(run_dir: Path) -> str:
     return what + shown if shown else ""
 
 
+def _further(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The record as that of each file in `also`."""
+    return [
+        {**record, "name": f"{record['name']}: {file}", "measured": _mapping(found).get("measured")}
+        for file, found in _mapping(record.get("also")).items()
+    ]
+
+
 def _row(record: Mapping[str, Any]) -> list[str]:
-    measured = record.get("measured") or {}
+    measured = _mapping(record.get("measured"))
     before, after = (_numbers(measured.get(when)) for when in ("before", "after"))
 
     def cell(key: str, form: str, scale: float = 1.0) -> str:
@@ -65,5 +76,9 @@ def _row(record: Mapping[str, Any]) -> list[str]:
 
 def _numbers(figures: Any) -> dict[str, float]:
     """The numbers of a record's part, whatever else somebody has put there."""
-    found = figures if isinstance(figures, Mapping) else {}
-    return {str(key): value for key, item in found.items() if (value := number(item)) is not None}
+    found = ((key, number(item)) for key, item in _mapping(figures).items())
+    return {key: float(value) for key, value in found if value is not None}
+
+
+def _mapping(part: Any) -> Mapping[str, Any]:
+    return part if isinstance(part, Mapping) else {}
