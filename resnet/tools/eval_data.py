@@ -37,8 +37,8 @@ class DataOptions(NamedTuple):
     """ReaL's real.json."""
     only_present: bool = False
     """Let the networks answer the classes only that the data holds."""
-    known_only: bool = False
-    """Leave out images of classes that the networks do not have."""
+    known_only: bool | None = None
+    """Leave out images of classes that the networks do not have. None: the user cannot ask for it."""
 
 
 THE_RECIPES = DataOptions()
@@ -70,8 +70,12 @@ def open_eval_data(
 
     opened: the recipe's images for training and validation, where they are open already.
 
-    Raises ValueError where there are none, or their classes are not the network's.
+    Raises ValueError where there are none, their classes are not the network's, or the weights name other numbers of
+    classes than they have outputs.
     """
+    if trained.classes and len(trained.classes) != outputs:
+        named = f"{len(trained.classes)} are named"
+        raise ValueError(f"{trained.weights} is for {plural(outputs, 'class')}, and {named}")
     found = _given(trained, outputs, options) if options.data else _recipes(trained, outputs, opened)
     notes, labels = [*found.notes], found.source.labels
     if options.real is not None:
@@ -127,7 +131,8 @@ def _given(trained: Trained, outputs: int, options: DataOptions) -> EvalData:
     unmatched = given.unmatched
     known = np.flatnonzero(given.labels >= 0)
     if unmatched and not (options.known_only and len(known)):
-        raise ValueError(unmatched_text(given) + (". --known-only leaves them out" if len(known) else ""))
+        advice = ". --known-only leaves them out" if len(known) and options.known_only is not None else ""
+        raise ValueError(unmatched_text(given) + advice)
     if without := len(given) - len(known) - sum(unmatched.values()):
         some = "all" if without == len(given) else f"{without:,} of"
         raise ValueError(

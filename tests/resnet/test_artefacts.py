@@ -6,14 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydantic import BaseModel
 
 import resnet
+from recipes.load import load
 from recipes.schema.model import Model
 from resnet.process.environment import PROGRAM
 from resnet.rundir.artefacts import NAME
 from resnet.rundir.find import find_run, runs_in
 from resnet.tools.export.artefact import new_artefact, place_of
-from resnet.tools.export.measure import _Counts, size_of
+from resnet.tools.export.measure import Figures, Measured, _Counts, size_of
+from resnet.tools.export.public import public_recipe, public_words
 from resnet.tools.export.served import served
 from resnet.tools.trained import Trained, _run_of_file
 
@@ -236,6 +239,46 @@ def test_nan_is_the_largest_difference():
     counts.add([good, good], labels)
     assert np.isnan(counts.difference)
     assert counts.images == 9
+
+
+def test_unread_images_are_counted_and_not_named():
+    figures = Figures("x", 1, 1, 1, 1, 1, 1, 1)
+    assert Measured(figures, figures, 2, 0, 1, 100, ("/home/me/cat.png",)).as_json()["broken"] == 1
+
+
+PLACE = "/home/me/here"
+NO_PLACES = {
+    *("name", "description", "model.activation", "data.config", "data.train_split", "data.val_split"),
+    *("data.image_column", "data.label_column", "data.file_column"),
+    *("evidence.source", "evidence.evaluation", "evidence.measured", "evidence.notes"),
+}
+"""Texts of a recipe that say nothing of the machine."""
+
+
+def with_places(group: BaseModel, above: str = "") -> BaseModel:
+    """A copy with PLACE for each text that could be one."""
+    values: dict = {}
+    for name, field in type(group).model_fields.items():
+        value = getattr(group, name)
+        if isinstance(value, BaseModel):
+            values[name] = with_places(value, f"{above}{name}.")
+        elif field.annotation in (str, str | None) and above + name not in NO_PLACES:
+            values[name] = PLACE
+    return group.model_copy(update=values)
+
+
+@pytest.mark.parametrize("source", ["image_folder", "csv", "huggingface", "cifar10"])
+def test_no_key_of_a_recipe_tells_places(source):
+    data = [f"data.source={source}", "data.train=x", "data.val=y" if source != "cifar10" else "seed=1"]
+    recipe = with_places(load(["recipe=quickstart", *data, "distill.teacher=x", "model.pretrained=x"]).recipe)
+    assert (recipe.data.train, recipe.distill.teacher, recipe.model.pretrained) == (PLACE, PLACE, PLACE)
+    assert PLACE not in str(public_recipe(recipe))
+    assert public_recipe(recipe)["distill"]["weight"] == 0.5
+
+
+def test_words_of_a_command_keep_the_names_of_paths():
+    words = ["export", "/home/me/first", "--out=/home/me/out", "data.val=~/val", "--format", "onnx", "/a=/b"]
+    assert public_words(words) == ["export", "first", "--out=out", "data.val=val", "--format", "onnx", "b"]
 
 
 def test_top_5_counts_a_label_among_the_five_best():

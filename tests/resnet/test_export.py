@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,16 @@ import pytest
 import safetensors.torch
 import torch
 import torchvision
+from PIL import Image
 
 import resnet
 from recipes.load import load
 from resnet.data.sources.shapes import SHAPES
 from resnet.net import build_model
+from resnet.process.environment import PROGRAM
 from resnet.tools import cli
-from resnet.tools.export import export, extras
+from resnet.tools.eval_data import DataOptions, open_eval_data
+from resnet.tools.export import card, export, extras, measure
 from resnet.tools.export.formats import Given, Product, write_pt2, write_timm, write_torch
 from resnet.tools.export.served import served
 from resnet.tools.export.torchvision_source import model_source
@@ -66,7 +70,14 @@ def logits(file: Path) -> torch.Tensor:
         return resnet.load(file)(image())
 
 
-def test_onnx(run, capsys):
+def tells_no_place(folder: Path, *places: Path) -> None:
+    machine = (PROGRAM / "resnet", Path(torch.__file__).parent, *places)
+    for file in folder.iterdir():
+        content = file.read_bytes()
+        assert not [place for place in machine if str(place).encode() in content], file
+
+
+def test_onnx(run, shapes, capsys):
     onnxruntime = pytest.importorskip("onnxruntime")
     record = exported(run / "exports/onnx", run, "--format", "onnx", "--samples", 25)
     out = capsys.readouterr().out
@@ -80,6 +91,8 @@ def test_onnx(run, capsys):
     said = session.get_modelmeta().custom_metadata_map
     assert json.loads(said["classes"]) == record["classes"] == sorted(SHAPES)
     assert "activation: silu" in said["recipe_yaml"]
+    tells_no_place(run / "exports/onnx", run.parent, shapes)
+    assert record["weights"] == "final.safetensors"
     answer = session.run(["logits"], {"images": image().numpy()})[0]
     np.testing.assert_allclose(answer, logits(run / "final.safetensors"), atol=1e-4)
 
@@ -102,6 +115,7 @@ def test_pt2_where_no_compiler_is(given, weights, tmp_path, monkeypatch):
     monkeypatch.setattr(config.cpp, "cxx", (None, "/not/there"))
     (product,) = write_pt2(tmp_path, given, 32)
     torch.testing.assert_close(elsewhere(product), logits(weights), atol=1e-4, rtol=0)
+    tells_no_place(tmp_path)
     said = {"resnet_launch": ""}
     torch.export.load(tmp_path / "model.pt2", extra_files=said)
     assert json.loads(said["resnet_launch"])["classes"] == sorted(SHAPES)
@@ -137,11 +151,33 @@ def test_hub_folder_says_how_good_it_is_and_nothing_of_the_machine(run, shapes):
     assert card.pipeline_tag == "image-classification"
     names = {"README.md", "artefact.json", "config.json", "curves.png", "model.py", "model.safetensors", "recipe.yaml"}
     assert {file.name for file in folder.iterdir()} == names
-    for file in folder.iterdir():
-        assert not [place for place in (run.parent, shapes) if str(place).encode() in file.read_bytes()], file
+    tells_no_place(folder, run.parent, shapes)
     assert load([f"recipe={folder}/recipe.yaml", f"data.train={shapes}"]).recipe.model.activation == "silu"
     assert record["recipe"]["model"]["activation"] == "silu"
     assert resnet.weights_info(folder / "model.safetensors").classes == sorted(SHAPES)
+
+
+def test_the_runs_evaluation_is_of_its_own_weights_alone(run):
+    trained = find_trained(str(run))
+    assert card._evaluation_of(trained, run) == json.loads((run / "evaluation.json").read_text())
+    # As the plain weights of a run that keeps an average, and as what was made of these.
+    assert card._evaluation_of(trained._replace(averaged=True), run) is None
+    rounded = shutil.copytree(run, run.with_name("rounded")) / "exports/bf16/weights.safetensors"
+    rounded.parent.mkdir(parents=True)
+    shutil.copy(run / "final.safetensors", rounded)
+    trained = find_trained(str(rounded))
+    assert card._evaluation_of(trained, run.with_name("rounded")) is None
+
+
+def test_weights_that_give_no_numbers_are_named(weights, shapes):
+    class Diverged:
+        def logits(self, images: np.ndarray) -> np.ndarray:
+            return np.full((len(images), 10), np.nan, dtype=np.float32)
+
+    trained = find_trained(str(weights))
+    data = open_eval_data(trained, 10, DataOptions((f"{shapes}/val",)))
+    with pytest.raises(ValueError, match=r"plain\.safetensors answers images with nan"):
+        measure._compare(trained.recipe, data, Diverged(), Diverged(), str(weights))
 
 
 @pytest.mark.parametrize(
@@ -204,6 +240,12 @@ def test_mistakes_are_told_before_any_work(run, weights, shapes, tmp_path, capsy
     assert "timm has no such network" in fails(capsys, 2, run, "--format=torch", "--timm")
     assert "hf auth login" in fails(capsys, 2, run, "--format=hub", "--push=owner/name")
     assert "--out FOLDER" in fails(capsys, 2, weights, data, "--format=onnx")
+    for name in ("unknown", min(SHAPES)):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(tmp_path / "data" / name / "x.png")
+    told = fails(capsys, 2, weights, f"--data={tmp_path}/data", f"--out={tmp_path}/new", "--format=torch")
+    assert "unknown" in told
+    assert "--known-only" not in told
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.tex").touch()
     assert "give another --out" in fails(capsys, 2, weights, data, f"--out={tmp_path}/mine", "--format=torch")
@@ -214,10 +256,11 @@ def test_mistakes_are_told_before_any_work(run, weights, shapes, tmp_path, capsy
     assert "pip install 'resnet-launch[export]'" in fails(capsys, 2, run, "--format=onnx")
 
 
-def test_classes_have_to_be_as_many_as_the_outputs(weights, shapes, tmp_path, capsys):
+@pytest.mark.parametrize("names", [["cat", *sorted(SHAPES)], sorted(SHAPES)[1:]])
+def test_classes_have_to_be_as_many_as_the_outputs(names, weights, shapes, tmp_path, capsys):
     file = tmp_path / "wrong.safetensors"
     recipe = load(["recipe=quickstart", *OFF]).recipe
     tensors = safetensors.torch.load_file(weights)
-    safetensors.torch.save_file(tensors, file, metadata_of(recipe, ["cat", *sorted(SHAPES)], 7))
+    safetensors.torch.save_file(tensors, file, metadata_of(recipe, names, 7))
     told = fails(capsys, 2, file, f"--data={shapes}/val", f"--out={tmp_path}/out", "--format=torch")
-    assert "for 10 classes, and 11 are named" in told
+    assert f"for 10 classes, and {len(names)} are named" in told

@@ -15,8 +15,9 @@ import safetensors.torch
 import torch
 
 import resnet
+from resnet.process.environment import PROGRAM
 from resnet.tools.cli import main
-from resnet.tools.export import extras
+from resnet.tools.export import extras, int8_onnx
 from tests.helpers import TINY, train
 
 pytestmark = pytest.mark.usefixtures("hardly_timed")
@@ -61,6 +62,9 @@ def check_record(folder: Path, out: str, backend: str) -> dict:
     assert 0 < measured["largest_difference"] < measured["largest_logit"] / 4
     assert measured["after"]["bytes"] < measured["before"]["bytes"] / 2
     assert f"9 of 9 convolutions in int8: {folder}" in out
+    for file in folder.iterdir():
+        content, places = file.read_bytes(), (PROGRAM / "resnet", folder.parents[2])
+        assert not [place for place in places if str(place).encode() in content], file
     return record
 
 
@@ -133,6 +137,20 @@ def test_a_convolution_that_stays_float_is_an_error_and_leaves_nothing(run, tmp_
     monkeypatch.setattr(onnxruntime.quantization, "quantize_static", without_one)
     said = mistake(capsys, run, "--backend", "onnx", "--calibrate", "8", "--out", tmp_path / "o")
     assert "only 8 of 9 convolutions became int8 (model.activation=silu): try --backend pt2" in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_library_cannot_do_is_told_in_a_line(run, tmp_path, monkeypatch, capsys):
+    def fail(*_: object) -> None:
+        raise RuntimeError("no such operation\nand more")
+
+    monkeypatch.setattr(int8_onnx, "write_onnx", fail)
+    with pytest.raises(SystemExit) as ended:
+        quantize(run, "--backend", "onnx", "--calibrate", "8", "--out", tmp_path / "o")
+    assert ended.value.code == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("resnet quantize: ")
+    assert last.endswith("as int8: RuntimeError: no such operation")
     assert not list(tmp_path.iterdir())
 
 

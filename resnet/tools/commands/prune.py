@@ -6,6 +6,7 @@ import argparse
 import shlex
 import sys
 
+from resnet.process.exit_codes import FAILED
 from resnet.tools.arguments import add_trained, positive, share, split_changes
 
 
@@ -30,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", help="of the new run, which will lie beside RUN (RUN-pruned)")
 
 
-def run(arguments: argparse.Namespace) -> None:
+def run(arguments: argparse.Namespace) -> int | None:
     words, changes = split_changes(arguments.changes)
     if words:
         raise ValueError(f"unexpected argument {words[0]}: changes have the form KEY=VALUE")
@@ -40,13 +41,18 @@ def run(arguments: argparse.Namespace) -> None:
     from resnet.tools.export.measure import table_of
     from resnet.tools.export.prune import IMPORTANCES, Pruning
     from resnet.tools.export.pruned_run import prune
+    from resnet.tools.export.served import NotServed
     from resnet.tools.trained import find_trained
 
     trained = find_trained(arguments.run, arguments.root, overrides=changes)
     pruning = Pruning(
         arguments.amount, not arguments.unstructured, arguments.importance or IMPORTANCES[0], tuple(arguments.skip)
     )
-    made = prune(trained, pruning, arguments.name, arguments.samples, lambda line: print(line, file=sys.stderr))
+    try:
+        made = prune(trained, pruning, arguments.name, arguments.samples, lambda line: print(line, file=sys.stderr))
+    except NotServed as error:
+        print(f"resnet prune: {error}", file=sys.stderr)
+        return FAILED
     notes = [*trained.notes, *made.evaluation.notes, *(f"warning: {text}" for text in made.evaluation.warnings)]
     print(*(f"{note}\n" for note in notes), sep="", end="", file=sys.stderr)
     print(*table_of(made.measured), sep="\n")
@@ -56,3 +62,4 @@ def run(arguments: argparse.Namespace) -> None:
     # Its own recipe: that of a run that was pruned before names other channels.
     tuned = train_words(made.run_dir, made.run_dir, [f"run.name={to_json(f'{made.run_dir.name}-tuned')}"])
     print(f"fine-tune it: accelerate launch train.py {shlex.join(tuned)}")
+    return None

@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from resnet.process.exit_codes import FAILED
 from resnet.tools.arguments import add_trained, positive, split_changes
 
 
@@ -34,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where the result is to be (RUN/exports/NAME)")
 
 
-def run(arguments: argparse.Namespace) -> None:
+def run(arguments: argparse.Namespace) -> int | None:
     paths, changes = split_changes(arguments.changes)
     if paths:
         raise ValueError(f"unexpected argument {paths[0]}: behind RUN come changes to the recipe, as data.train=PATH")
@@ -49,6 +50,8 @@ def run(arguments: argparse.Namespace) -> None:
     from resnet.tools.eval_data import DataOptions
     from resnet.tools.export.measure import table_of
     from resnet.tools.export.quantize import Options, quantize
+    from resnet.tools.export.served import NotServed
+    from resnet.tools.export.tracing import CannotExport
     from resnet.tools.trained import find_trained
 
     torch.set_num_threads(cores_of_rank())
@@ -56,7 +59,11 @@ def run(arguments: argparse.Namespace) -> None:
     given = {key: getattr(arguments, key) for key in ("backend", "calibrate") if getattr(arguments, key) is not None}
     data = DataOptions(tuple(arguments.data or ()))
     options = Options(to=arguments.to, samples=arguments.samples, data=data, **given)
-    made = quantize(trained, options, arguments.out, lambda text: print(text, file=sys.stderr))
+    try:
+        made = quantize(trained, options, arguments.out, lambda text: print(text, file=sys.stderr))
+    except (CannotExport, NotServed) as error:
+        print(f"resnet quantize: {error}", file=sys.stderr)
+        return FAILED
     print(*(f"warning: {text}\n" for text in made.warnings), sep="", end="", file=sys.stderr)
     measured, record = made.measured, made.record
     print(*table_of(measured), sep="\n")
@@ -68,3 +75,4 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"{record['int8_convolutions']} of {plural(record['convolutions'], 'convolution')} in int8: {made.file}")
     else:
         print(f"weights in {arguments.to}, computed with in float32: {made.file}")
+    return None

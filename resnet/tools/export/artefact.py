@@ -26,6 +26,7 @@ from resnet.process.processes import is_alive
 from resnet.process.version import VERSION
 from resnet.rundir.artefacts import EXPORTS, FORMAT, NAME
 from resnet.rundir.files import read_json, sync_folder, to_json, write_atomic
+from resnet.tools.export.public import public_recipe, public_weights, public_words
 from resnet.tools.trained import Trained
 from resnet.weights_file import PREPARED
 
@@ -165,7 +166,8 @@ def _remove_abandoned(place: Path) -> None:
 def write_record(folder: Path, trained: Trained, kind: str, classes: list[str], **more: Any) -> None:
     """Write artefact.json, the last of the folder's files.
 
-    kind: export, quantize or prune. more: what else is to be kept, as JSON takes it; over what is here.
+    It may be shown to anybody: nothing in it says where files of this machine are.
+    kind: export, quantize or prune. more: what else is to be kept, as JSON takes it.
     """
     files = {str(file.relative_to(folder)): file.stat().st_size for file in sorted(folder.rglob("*")) if file.is_file()}
     augment = trained.recipe.augment
@@ -174,7 +176,7 @@ def write_record(folder: Path, trained: Trained, kind: str, classes: list[str], 
         "format": FORMAT,
         "kind": kind,
         "run": trained.run_dir.absolute().name if trained.run_dir else None,
-        "weights": str(trained.weights),
+        "weights": public_weights(trained),
         "files": files,
         "input": {
             "shape": ["N", 3, size, size],
@@ -183,8 +185,8 @@ def write_record(folder: Path, trained: Trained, kind: str, classes: list[str], 
         },
         "output": {"shape": ["N", len(classes)], "what": f"logits, for a {_link(trained)}"},
         "classes": classes,
-        "recipe": trained.recipe.model_dump(mode="json"),
-        "command": shlex.join(["resnet", *sys.argv[1:]]),
+        "recipe": public_recipe(trained.recipe),
+        "command": shlex.join(["resnet", *public_words(sys.argv[1:])]),
         "version": VERSION,
         "torch": torch.__version__,
         "threads": cores_of_rank(),

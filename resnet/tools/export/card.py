@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from recipes.schema.recipe import Recipe
 from recipes.text import plural
@@ -10,6 +11,8 @@ from resnet.data import imagenet
 from resnet.net import effective_model
 from resnet.process.version import VERSION
 from resnet.run_recipe import load_run_recipe
+from resnet.run_weights import has_average
+from resnet.rundir.artefacts import EXPORTS
 from resnet.rundir.evaluation import read_evaluation
 from resnet.tools.eval_data import EvalData
 from resnet.tools.export.formats import SAFETENSORS, Given
@@ -52,12 +55,21 @@ class Figures(NamedTuple):
 
 def _figures(trained: Trained, measured: Measured, data: EvalData) -> Figures:
     """The run's own evaluation where it is of these weights and this recipe, else what was measured now."""
-    after, info = measured.after, read_info(trained.weights)
-    if trained.run_dir is not None and data.own and info and trained.recipe == load_run_recipe(trained.run_dir).recipe:
-        found = read_evaluation(trained.run_dir)
-        if found and found.get("step") == info.step:
-            return Figures(found["top1"], found["top5"], found["samples"], found["samples"])
+    after = measured.after
+    if trained.run_dir is not None and data.own and (found := _evaluation_of(trained, trained.run_dir)):
+        return Figures(found["top1"], found["top5"], found["samples"], found["samples"])
     return Figures(after.top1, after.top5, measured.images, len(data.source))
+
+
+def _evaluation_of(trained: Trained, run_dir: Path) -> dict[str, Any] | None:
+    """The run's own evaluation, where it is of these weights: it is of the average where the run keeps one."""
+    if trained.recipe != load_run_recipe(run_dir).recipe or trained.averaged != has_average(run_dir):
+        return None
+    # What was made of the weights, as bf16, tells the same step.
+    if trained.weights.absolute().is_relative_to(run_dir.absolute() / EXPORTS):
+        return None
+    found, info = read_evaluation(run_dir), read_info(trained.weights)
+    return found if found and info and found.get("step") == info.step else None
 
 
 def _dataset(given: Given) -> tuple[str | None, str]:
@@ -104,7 +116,7 @@ def _title(trained: Trained) -> str:
 
 def _body(given: Given, measured: Measured, figures: Figures, curves: str | None) -> str:
     recipe, after = given.trained.recipe, measured.after
-    size = recipe.augment.val_size
+    size, teacher = recipe.augment.val_size, " distill.teacher=..." if recipe.distill else ""
     parts = [
         f"# {_title(given.trained)}",
         f"{_network(recipe)}, for {plural(len(given.classes), 'class')}; trained on {_dataset(given)[1]}.",
@@ -116,7 +128,7 @@ def _body(given: Given, measured: Measured, figures: Figures, curves: str | None
         "The classes, in the order of the outputs, are `classes` in artefact.json.",
         "## Training",
         f"By resnet-launch {VERSION} and its recipe `{recipe.name}`. All settings are in recipe.yaml:",
-        "```sh\npython train.py recipe=recipe.yaml data.train=... data.val=...\n```",
+        f"```sh\npython train.py recipe=recipe.yaml data.train=... data.val=...{teacher}\n```",
         f"![loss, accuracy, learning rate and throughput]({curves})" if curves else "",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"

@@ -114,10 +114,9 @@ def export(
             checks = _check(given, chosen, products, tell)
         except (CannotExport, NotServed) as error:
             raise Wrong(str(error)) from error
-        record = _record(form, checks)
         if form == "hub":
-            record |= write_card(folder, given, checks[0].measured, data)
-        write_record(folder, trained, "export", classes, **record)
+            write_card(folder, given, checks[0].measured, data)
+        write_record(folder, trained, "export", classes, **_record(form, checks))
     return Exported(place, checks, data.notes)
 
 

@@ -18,7 +18,7 @@ from resnet.tools.export.aoti import compiled, has_compiler
 from resnet.tools.export.public import description
 from resnet.tools.export.timm_config import timm_config
 from resnet.tools.export.torchvision_source import model_source
-from resnet.tools.export.tracing import ANY_BATCH, example, exporting
+from resnet.tools.export.tracing import ANY_BATCH, example, exporting, remove_places
 from resnet.tools.trained import Trained
 from resnet.weights_file import KEY
 
@@ -79,6 +79,7 @@ def write_pt2(folder: Path, given: Given, size: int) -> list[Product]:
     network = given.network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     with exporting("pt2"):
         program = torch.export.export(network, example(size), dynamic_shapes=ANY_BATCH)
+        remove_places(program.graph_module)
         stream = io.BytesIO()
         torch.export.save(program, stream, extra_files={KEY: said})
     file = folder / PT2

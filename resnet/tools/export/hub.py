@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from recipes.load import to_yaml
 from resnet.run_recipe import load_run_recipe
@@ -68,17 +67,15 @@ def write_hub(folder: Path, given: Given, size: int) -> list[Product]:
     return [Product(file, {"kind": "torchvision", "path": str(file), **layout(given)})]
 
 
-def write_card(folder: Path, given: Given, measured: Measured, data: EvalData) -> dict[str, Any]:
-    """README.md, recipe.yaml and the run's curves. Returns what artefact.json is to say so that all may read it.
+def write_card(folder: Path, given: Given, measured: Measured, data: EvalData) -> None:
+    """README.md, recipe.yaml and the run's curves.
 
     measured: of the weights file beside them, on some of `data`.
     """
     trained = given.trained
-    settings = public_recipe(trained.recipe)
-    write_atomic(folder / "recipe.yaml", to_yaml(settings))
+    write_atomic(folder / "recipe.yaml", to_yaml(public_recipe(trained.recipe)))
     drawn = trained.run_dir is not None and _draw_curves(trained.run_dir, len(given.classes), folder / _CURVES)
     write_atomic(folder / "README.md", card(given, measured, data, _CURVES if drawn else None))
-    return {"weights": trained.weights.name, "recipe": settings, "command": "resnet export --format hub"}
 
 
 def _draw_curves(run_dir: Path, classes: int, file: Path) -> bool:

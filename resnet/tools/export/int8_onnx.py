@@ -13,8 +13,11 @@ from torch import nn
 
 from resnet.tools.export.extras import need
 from resnet.tools.export.onnx_file import write_onnx
+from resnet.tools.export.tracing import exporting
 
 FILE = "model.onnx"
+KIND = "onnx"
+"""Of `resnet.tools.export.serve`."""
 
 
 def check() -> None:
@@ -27,12 +30,13 @@ def write(network: nn.Module, size: int, images: Iterable[np.ndarray], file: Pat
 
     images: those to calibrate with, in batches, normalised. Returns the numbers of `convolutions` and, of these,
     `int8_convolutions` in the graph that ONNX Runtime makes of it on this machine.
+    Raises `CannotExport` where torch or ONNX Runtime cannot.
     """
     import onnx
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
+    with exporting("int8"), tempfile.TemporaryDirectory(dir=file.parent) as scratch:
         plain, prepared = Path(scratch, "plain.onnx"), Path(scratch, "prepared.onnx")
         write_onnx(network, size, plain)
         quant_pre_process(str(plain), str(prepared), skip_symbolic_shape=True)

@@ -16,9 +16,11 @@ from torch import nn
 from resnet.rundir.files import write_atomic
 from resnet.tools.export.aoti import compiled, has_compiler
 from resnet.tools.export.extras import need
-from resnet.tools.export.tracing import ANY_BATCH, example, exporting
+from resnet.tools.export.tracing import ANY_BATCH, example, exporting, remove_places
 
 FILE = "model.pt2"
+KIND = "aoti"
+"""Of `resnet.tools.export.serve`."""
 _INT8_CONVOLUTION = re.compile(r"\baoti_torch_cpu__qconv\w*\(")
 """A call of one of oneDNN's convolutions of int8 images by int8 weights, in the program that was compiled."""
 
@@ -44,7 +46,9 @@ def write(network: nn.Module, size: int, images: Iterable[np.ndarray], file: Pat
     """
     with exporting("int8"), torch.no_grad():
         graph, convolutions = _quantized(network, size, images)
-        content = compiled(torch.export.export(graph, example(size), dynamic_shapes=ANY_BATCH))
+        program = torch.export.export(graph, example(size), dynamic_shapes=ANY_BATCH)
+        remove_places(program.graph_module)
+        content = compiled(program)
     write_atomic(file, content)
     with zipfile.ZipFile(file) as package:
         texts = {name: package.read(name).decode() for name in package.namelist() if name.endswith((".cpp", ".json"))}

@@ -81,7 +81,8 @@ class Measured:
     """Images that could not be read."""
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+        # Of the images that could not be read how many: their places are this machine's.
+        return asdict(self) | {"broken": len(self.broken)}
 
 
 def as_trained(name: str, weights: Path, recipe: Recipe, classes: int, folder: Path) -> Subject:
@@ -117,40 +118,40 @@ def measure(
 ) -> Measured:
     """Give both networks the images, prepared as in the recipe's evaluation and in float32, and time them in turn.
 
-    tell: is called with what is begun. Raises ValueError where one of them cannot be loaded or fails, or no image can
-    be read.
+    tell: is called with what is begun. Raises ValueError where one of them cannot be loaded or fails, no image can be
+    read, or the network before gives no numbers.
     """
     size = recipe.augment.val_size
     with served(before.name, before.spec) as first, served(after.name, after.spec) as second:
         tell(f"{before.name} and {after.name} on {plural(len(data.source), 'image')}")
-        counts, broken = _compare(recipe, data, first, second)
+        counts, broken = _compare(recipe, data, first, second, before.spec["path"])
         if not counts.images:
             raise ValueError(f"none of the {plural(len(data.source), 'image')} could be read")
         tell("both are timed in turn")
         latencies = _time_in_turn((first, second), (LATENCY_BATCH, 3, size, size))
         passes = _time_in_turn((first, second), (THROUGHPUT_BATCH, 3, size, size))
-    found = [
-        Figures(
-            name=subject.name,
-            top1=100 * counts.right[at] / counts.images,
-            top5=100 * counts.right5[at] / counts.images,
-            parameters=subject.parameters,
-            bytes=subject.bytes,
-            macs=subject.macs,
-            latency_ms=1000 * latencies[at],
-            images_per_second=THROUGHPUT_BATCH / passes[at],
-        )
-        for at, subject in enumerate((before, after))
-    ]
-    agreement = 100 * counts.agreed / counts.images
     return Measured(
-        before=found[0],
-        after=found[1],
+        before=_figures(before, counts.right[0], counts.right5[0], counts.images, latencies[0], passes[0]),
+        after=_figures(after, counts.right[1], counts.right5[1], counts.images, latencies[1], passes[1]),
         images=counts.images,
         largest_difference=counts.difference,
         largest_logit=counts.largest,
-        agreement=agreement,
+        agreement=100 * counts.agreed / counts.images,
         broken=tuple(broken),
+    )
+
+
+def _figures(subject: Subject, right: int, right5: int, images: int, latency: float, pass_of_many: float) -> Figures:
+    """right, right5: how many of the images. latency, pass_of_many: seconds."""
+    return Figures(
+        name=subject.name,
+        top1=100 * right / images,
+        top5=100 * right5 / images,
+        parameters=subject.parameters,
+        bytes=subject.bytes,
+        macs=subject.macs,
+        latency_ms=1000 * latency,
+        images_per_second=THROUGHPUT_BATCH / pass_of_many,
     )
 
 
@@ -181,13 +182,17 @@ class _Counts:
         self.largest = max(self.largest, float(np.abs(one).max()))
 
 
-def _compare(recipe: Recipe, data: EvalData, first: Served, second: Served) -> tuple[_Counts, list[str]]:
+def _compare(recipe: Recipe, data: EvalData, first: Served, second: Served, weights: str) -> tuple[_Counts, list[str]]:
+    """weights: the first one's file, for messages."""
     counts, broken = _Counts(), []
     for images, labels, unread in prepared(recipe, data):
         broken += unread
         if not len(labels):
             continue
-        logits = [first.logits(images), second.logits(images)]
+        logits = [first.logits(images)]
+        if not np.isfinite(logits[0]).all():
+            raise ValueError(f"{weights} answers images with nan or inf, not with numbers: take other weights")
+        logits.append(second.logits(images))
         if not counts.images:
             for size in CHECKED_BATCHES:
                 counts.differ(logits[0][:size], second.logits(images[:size]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -31,6 +32,17 @@ def write_onnx(network: nn.Module, size: int, file: Path, properties: Mapping[st
         )
         assert program is not None
         model = program.model_proto
+        _remove_places(model)
         onnx.helper.set_model_props(model, dict(properties or {}))
         onnx.checker.check_model(model)
     write_atomic(file, model.SerializeToString())
+
+
+def _remove_places(model: Any) -> None:
+    """What the exporter notes of each operation: the lines of source, with paths of this machine, that it is from."""
+    for graph in (model.graph, *model.functions):
+        graph.ClearField("metadata_props")
+        for part in (*graph.node, *graph.value_info):
+            part.ClearField("metadata_props")
+    for part in (*model.graph.input, *model.graph.output, *model.graph.initializer):
+        part.ClearField("metadata_props")

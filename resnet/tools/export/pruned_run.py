@@ -80,7 +80,9 @@ def prune(
         tensors = {key: tensor.contiguous() for key, tensor in network.state_dict().items()}
         (folder / FINAL).write_bytes(safetensors.torch.save(tensors, metadata_of(recipe, classes, step)))
         new = Trained(place.name, folder / FINAL, recipe, classes, None)
-        subjects = [as_trained(one.name, one.weights, one.recipe, outputs, Path(scratch)) for one in (trained, new)]
+        subjects = [
+            as_trained(Path(one.name).name, one.weights, one.recipe, outputs, Path(scratch)) for one in (trained, new)
+        ]
         measured = measure(trained.recipe, spread_over(data, samples), subjects[0], subjects[1], tell)
         tell(f"{place.name} on all validation images")
         evaluation = evaluate([new], data=data)[0]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ _OF_THE_RUN = {"run", "wandb", "resume", "progress", "profile", "log_every", "wa
 _PATHS = {"train", "val", "val_labels", "images"}
 """Keys of `data` that say where files are."""
 RECIPE = "recipe_yaml"
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def public_recipe(recipe: Recipe) -> dict[str, Any]:
@@ -25,6 +28,8 @@ def public_recipe(recipe: Recipe) -> dict[str, Any]:
         content["data"]["train"] = name
     if (weights := recipe.model.pretrained) is not None and not is_tag(weights):
         del content["model"]["pretrained"]
+    if content["distill"] is not None:
+        del content["distill"]["teacher"]
     return content
 
 
@@ -32,7 +37,25 @@ def dataset_of(recipe: Recipe) -> str | None:
     """The name of the data on huggingface.co, where the recipe says it."""
     name = recipe.data.train
     on_the_hub = recipe.data.source == "huggingface" and "train" not in recipe.data.paths() and not Path(name).exists()
-    return name if on_the_hub and name.count("/") <= 1 else None
+    return name if on_the_hub and _HUB_NAME.fullmatch(name) else None
+
+
+def public_words(words: Sequence[str]) -> list[str]:
+    """A command's words with the last names of paths alone, as `data.val=val` of `data.val=/home/me/val`."""
+    return [_public_word(word) for word in words]
+
+
+def _public_word(word: str) -> str:
+    key, equals, value = word.partition("=")
+    if equals and "/" not in key:
+        return f"{key}={_public_word(value)}"
+    return Path(word).name if "/" in word else word
+
+
+def public_weights(trained: Trained) -> str:
+    """The place of weights in their run, or their file's name."""
+    file, run_dir = trained.weights.absolute(), trained.run_dir and trained.run_dir.absolute()
+    return str(file.relative_to(run_dir)) if run_dir and file.is_relative_to(run_dir) else file.name
 
 
 def description(trained: Trained, classes: list[str]) -> dict[str, Any]:

@@ -25,8 +25,7 @@ from resnet.trained_network import outputs_of
 from resnet.weights_file import read_weights
 
 BACKENDS = {"pt2": int8_pt2, "onnx": int8_onnx}
-"""Of int8: modules with `check`, `write` and the name of their FILE."""
-_OPENED_AS = {"pt2": "aoti", "onnx": "onnx"}
+"""Of int8: modules with `check`, `write`, the name of their FILE and the KIND that it is loaded as."""
 _GREAT_LOSS = 10.0
 """Points of top-1 after which a network is hardly the same."""
 
@@ -114,7 +113,7 @@ def _int8(
         other = next(name for name in BACKENDS if name != options.backend)
         raise ValueError(f"{few} (model.activation={recipe.model.activation}): try --backend {other}")
     record = {"backend": options.backend, **counts, "calibration_images": images.count, "weights_per_channel": True}
-    spec = {"kind": _OPENED_AS[options.backend], "path": str(file)}
+    spec = {"kind": backend.KIND, "path": str(file)}
     return Subject(options.name, spec, before.parameters, before.macs, file.stat().st_size), record
 
 

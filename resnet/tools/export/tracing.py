@@ -52,3 +52,11 @@ def quiet() -> Iterator[None]:
             yield
         finally:
             logging.disable(before)
+
+
+def remove_places(graph: torch.nn.Module) -> None:
+    """Let a graph forget the lines of source that its operations are from: they have paths of this machine."""
+    for module in graph.modules():
+        if isinstance(module, torch.fx.GraphModule):
+            for node in module.graph.nodes:
+                node.meta.pop("stack_trace", None)
