@@ -108,20 +108,12 @@ def test_report_shows_what_the_network_became(tmp_path):
     measured = {"before": before, "after": after, "images": 2_000, "agreement": 98.5}
     (folder / "artefact.json").write_text(json.dumps({"format": 1, "kind": "quantize", "measured": measured}))
     rows = write_report(run).read_text().split("What it became")[1].split("<tbody>")[1].split("</tbody>")[0]
-    cells = re.findall("<td[^>]*>([^<]*)</td>", rows)
+    cells = [re.sub("<[^>]*>", " ", cell).split() for cell in re.findall("<td[^>]*>(.*?)</td>", rows)]
     assert cells == [
-        *("int8 &lt;x&gt;", "quantised", "93.25% (-0.25)", "99.00% (+0.00)", "1,000", "1.00 (x0.25)", "2"),
-        *("2.50 (x0.25)", "", "98.50%", "2,000", "", ""),
+        ["int8", "&lt;x&gt;", "quantised"],
+        *(["93.25%", "-0.25"], ["99.00%", "+0.00"], ["0.00", "x1"], ["1.00", "x0.25"], ["2", "x1"], ["2.50", "x0.25"]),
+        *([], ["98.50%"], ["2,000"]),
     ]
-    damaged = {"made": 1e300, "measured": [1], "also": {"b.pt2": {"measured": measured | {"images": 10**400}}, "c": 1}}
-    (folder / "artefact.json").write_text(json.dumps(damaged))
-    ghost = run / "exports/.onnx.host-1.tmp"
-    ghost.mkdir()
-    (ghost / "artefact.json").write_text("{}")
-    rows = write_report(run).read_text().split("What it became")[1].split("<tbody>")[1].split("</tbody>")[0]
-    assert re.findall("<td>(int8[^<]*)</td>", rows) == [f"int8 &lt;x&gt;{end}" for end in ("", ": b.pt2", ": c")]
-    assert rows.count("98.50%") == 1
-    assert "host-1" not in rows
     (folder / "artefact.json").write_text("{")
     with pytest.raises(ValueError, match=r"artefact\.json is damaged"):
         write_report(run)

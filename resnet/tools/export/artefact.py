@@ -21,12 +21,12 @@ from typing import Any
 import torch
 
 from recipes.text import listed, plural
-from resnet.process.environment import cores_of_rank
 from resnet.process.processes import is_alive
 from resnet.process.version import VERSION
 from resnet.rundir.artefacts import EXPORTS, FORMAT, NAME
 from resnet.rundir.files import read_json, sync_folder, to_json, write_atomic
 from resnet.tools.export.public import public_recipe, public_weights, public_words
+from resnet.tools.export.served import threads
 from resnet.tools.trained import Trained
 from resnet.weights_file import PREPARED
 
@@ -40,6 +40,8 @@ def place_of(trained: Trained, name: str, out: Path | None) -> Path:
     """Where an artefact is to be. Raises ValueError where nothing says it, or it would take something's place."""
     if out is None and trained.run_dir is None:
         raise ValueError(f"{trained.weights} is in no run: say where the result is to be, by --out FOLDER")
+    if out is None and trained.run_dir is not None and trained.weights.is_relative_to(trained.run_dir / EXPORTS):
+        raise ValueError(f"{trained.weights} is an artefact of the run: say where one of it is to be, by --out FOLDER")
     place = out or trained.run_dir / EXPORTS / name  # pyright: ignore[reportOptionalOperand]
     above = next((folder for folder in place.absolute().parents if os.path.lexists(folder)), place)
     if not above.is_dir():
@@ -189,7 +191,7 @@ def write_record(folder: Path, trained: Trained, kind: str, classes: list[str], 
         "command": shlex.join(["resnet", *public_words(sys.argv[1:])]),
         "version": VERSION,
         "torch": torch.__version__,
-        "threads": cores_of_rank(),
+        "threads": threads(),
         "machine": machine(),
         "made": time.time(),
         **more,

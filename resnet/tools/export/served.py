@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from resnet.process.environment import cores_of_rank
+from resnet.process.environment import cores_of_rank, threads_asked
 
 _PATIENCE = 5.0
 """Seconds in which a process whose network is no longer asked for comes to its end."""
@@ -69,6 +69,11 @@ def _killed_by(number: int) -> str:
     return f"killed by {known}" + (" (out of memory?)" if number == signal.SIGKILL else "")
 
 
+def threads() -> int:
+    """How many a network computes on: as many as training would."""
+    return threads_asked() or cores_of_rank()
+
+
 def _search_path() -> list[str]:
     """Where this process finds modules, but for the working directory.
 
@@ -87,7 +92,7 @@ def served(name: str, spec: Mapping[str, Any]) -> Iterator[Served]:
     """
     ours, theirs = Pipe()
     with tempfile.TemporaryFile() as said:
-        words = json.dumps({**spec, "threads": cores_of_rank(), "search_path": _search_path()})
+        words = json.dumps({**spec, "threads": threads(), "search_path": _search_path()})
         command = [sys.executable, "-I", str(_PROGRAM), str(theirs.fileno()), words]
         process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stderr=said)
         theirs.close()
