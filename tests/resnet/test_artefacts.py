@@ -3,6 +3,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -255,7 +256,7 @@ NO_PLACES = {
 """Texts of a recipe that say nothing of the machine."""
 
 
-def with_places(group: BaseModel, above: str = "") -> BaseModel:
+def with_places(group: Any, above: str = "") -> Any:
     """A copy with PLACE for each text that could be one."""
     values: dict = {}
     for name, field in type(group).model_fields.items():

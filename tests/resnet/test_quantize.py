@@ -117,13 +117,16 @@ def test_half_precision_is_read_as_other_weights_are(run, tmp_path, capsys):
     assert abs(found["top1"] - resnet.Run(run).status["top1"]) <= 5
 
 
-def test_weights_too_large_for_fp16(run, tmp_path, capsys):
+def test_weights_too_large_for_fp16_or_no_numbers(run, tmp_path, capsys):
     copy = shutil.copytree(run, tmp_path / "large")
     shutil.rmtree(copy / "exports", ignore_errors=True)
     tensors = safetensors.torch.load_file(copy / "final.safetensors")
     tensors["fc.weight"][0, 0] = 1e5
     safetensors.torch.save_file(tensors, copy / "final.safetensors")
     assert "fc.weight has numbers too large for fp16: take --to bf16" in mistake(capsys, copy, "--to", "fp16")
+    tensors["fc.weight"][0, 0] = float("nan")
+    safetensors.torch.save_file(tensors, copy / "final.safetensors")
+    assert "fc.weight holds nan or inf: take other weights" in mistake(capsys, copy, "--backend", "onnx")
     assert not (copy / "exports").exists()
 
 

@@ -103,11 +103,14 @@ def _int8(
 ) -> tuple[Subject, dict[str, Any]]:
     """The network in int8 as a file in a folder, and what is kept of how it was made."""
     backend, recipe = BACKENDS[options.backend], trained.recipe
+    network = load_alone(trained.weights, recipe)
+    if broken := [name for name, tensor in network.state_dict().items() if not tensor.isfinite().all()]:
+        raise ValueError(f"{trained.weights}: {broken[0]} holds nan or inf: take other weights")
     source = _calibration_source(trained, options.calibrate, tell)
     file = folder / backend.FILE
     tell(f"calibrating on {plural(len(source), 'training image')}, prepared as in evaluation")
     images = _Counted(recipe, source)
-    counts = backend.write(load_alone(trained.weights, recipe), recipe.augment.val_size, images, file)
+    counts = backend.write(network, recipe.augment.val_size, images, file)
     if counts["int8_convolutions"] != counts["convolutions"]:
         few = f"only {counts['int8_convolutions']} of {plural(counts['convolutions'], 'convolution')} became int8"
         other = next(name for name in BACKENDS if name != options.backend)
