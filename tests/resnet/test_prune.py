@@ -280,7 +280,7 @@ def test_mistakes_are_told_before_anything_is_made(made, tmp_path, monkeypatch, 
     assert "first-pruned is there: choose another --name" in refused(capsys, made.run, "--amount", 0.5)
     for words, message in (
         (["--amount", 0.999, "--name", "new"], "leaves none of the 64 channels of conv1"),
-        (["--amount", 0.5, "--name", "new", "--skip", "layer4"], "--skip layer4: did you mean layer"),
+        (["--amount", 0.5, "--name", "new", "--skip", "layer4"], "--skip layer4: this network has stem, layer1"),
         (["--amount", 0.5, "--name", "new", "--unstructured", "--skip", "stem"], "leave out --unstructured"),
         (["--amount", 0.5, "--name", "../new"], "without slashes"),
         (["word", "--amount", 0.5], "unexpected argument word"),
