@@ -95,6 +95,10 @@ def read_info(path: Path) -> WeightsInfo | None:
 
     Raises ValueError where the file is damaged, or says what this version does not know.
     """
+    if path.suffix in (".onnx", ".pt2"):
+        raise ValueError(
+            f"{path} is a program of a network, no file of weights: what it reaches is told in artefact.json"
+        )
     if path.suffix != ".safetensors":
         return None
     try:

@@ -124,7 +124,7 @@ def _load(
 
 
 def _placed(words: Sequence[str], made: Path) -> list[str]:
-    """The words of a `train` step with its place; where its recipe is of a sweep's trial, it is none."""
+    """The words of a `train` step with its place; it is no trial of a sweep, whatever the run before it was."""
     own = [word for word in words if word.partition("=")[0] not in ("run.name", "run.root")]
     place = [f"run.root={json.dumps(str(made.parent))}", f"run.name={json.dumps(made.name)}"]
     return ["wandb.sweep=null", *own, *place]

@@ -63,8 +63,10 @@ def copy_output(process: subprocess.Popen[bytes], log: Path) -> None:
         while chunk := os.read(process.stdout.fileno(), 65_536):
             file.write(chunk)
             file.flush()
-            sys.stdout.buffer.write(chunk)
-            sys.stdout.flush()
+            # Where nobody reads it any more, the file still has it.
+            with contextlib.suppress(OSError):
+                sys.stdout.buffer.write(chunk)
+                sys.stdout.flush()
 
 
 def attend(process: subprocess.Popen[bytes], count: int, received: list[int]) -> int:

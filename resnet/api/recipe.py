@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from recipes.load import Loaded, load_values
 from recipes.schema.recipe import Recipe
+from resnet.run_weights import FINAL
 
 if TYPE_CHECKING:
     from torch import nn
@@ -52,7 +53,8 @@ def build_model(recipe: Recipe | str, num_classes: int | None = None) -> nn.Modu
 def load(weights: str | Path, recipe: Recipe | str | None = None) -> nn.Module:
     """Load the network of a weights file, on the CPU and in evaluation mode: normalised float (N, 3, H, W) -> logits.
 
-    recipe: for a file that does not say which network it is of, a recipe that does, or the name of one.
+    weights: a file, or the directory of a finished run. recipe: for a file that does not say which network it is of, a
+    recipe that does, or the name of one.
     Raises ValueError where it cannot be read, or is of another network than the recipe's.
     """
     from resnet.tools.weights import load_alone
@@ -72,6 +74,7 @@ def weights_info(weights: str | Path) -> WeightsInfo | None:
 
 def _weights_file(weights: str | Path) -> Path:
     file = Path(weights).expanduser()
+    file = file / FINAL if (file / FINAL).is_file() else file
     if not file.is_file():
         raise ValueError(f"there is no file {file}: give a file of weights, as final.safetensors in a run's directory")
     return file

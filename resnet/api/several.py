@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from resnet.api.recipe import as_words
 from resnet.api.run import Run
+from resnet.rundir.find import is_run
 
 if TYPE_CHECKING:
     from resnet.tools.difference import Difference
@@ -52,7 +53,8 @@ def evaluate(
 
 def runs(root: str | Path = "runs") -> list[Run]:
     """The runs that lie in a folder, by name."""
-    return [Run(file.parent) for file in sorted(Path(root).expanduser().glob("*/recipe.yaml"))]
+    files = sorted(Path(root).expanduser().glob("*/recipe.yaml"))
+    return [Run(file.parent) for file in files if is_run(file.parent)]
 
 
 def board(root: str | Path = "runs", out: str | Path | None = None) -> Path:

@@ -69,7 +69,7 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}); remove it to go on without it") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} is damaged (it holds no object); remove it to go on without it")
@@ -78,8 +78,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def number(value: Any) -> float | None:
     """The value where it is a finite number."""
-    good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return value if good else None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        return value if math.isfinite(value) else None
+    except OverflowError:
+        # An integer beyond all that a float can hold.
+        return None
 
 
 def append_line(path: Path, row: Mapping[str, Any]) -> None:

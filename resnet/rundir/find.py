@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from recipes.text import did_you_mean, near
+from resnet.rundir.artefacts import is_export
 from resnet.rundir.files import write_atomic
 
 ROOT = "runs"
@@ -49,10 +50,12 @@ def find_run(text: str, root: str | Path = ROOT) -> Path:
     Raises ValueError with the names that are near.
     """
     for path in places(text, root):
-        if (path / "recipe.yaml").is_file():
+        if is_run(path):
             return path
     if any(is_sweep(path) for path in places(text, root)):
         raise ValueError(f"{text} is a sweep: give a trial, {text}/TRIAL (`launch status {text}` lists them)")
+    if is_export(Path(text).expanduser()):
+        raise ValueError(f"{text} is no run directory: it is an export of one, whose weights can be given as a file")
     if Path(text).expanduser().is_dir():
         raise ValueError(f"{text} is no run directory: it holds no recipe.yaml")
     files = sorted((path for folder in roots(root) for path in folder.glob("*/recipe.yaml")), key=os.path.getmtime)
@@ -62,6 +65,11 @@ def find_run(text: str, root: str | Path = ROOT) -> Path:
     newest = ", ".join(reversed(names[-_MOST_NAMED:])) if names else "none"
     more = f" and {len(names) - _MOST_NAMED} older ones" if len(names) > _MOST_NAMED else ""
     raise ValueError(f"no run {text!r}: give a path to a run directory or a name in {root} (there are: {newest}{more})")
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run directory that has its recipe."""
+    return os.path.isfile(folder / "recipe.yaml") and not is_export(folder)
 
 
 def is_sweep(folder: Path) -> bool:
@@ -81,9 +89,8 @@ def places(text: str, root: str | Path = ROOT) -> list[Path]:
 def runs_in(folder: Path) -> list[Path]:
     """The directories in a folder that hold something of a run, in no order. Raises OSError."""
     with os.scandir(folder) as entries:
-        paths = [entry.path for entry in entries if not entry.name.startswith(".")]
-    files = ("status.json", "recipe.yaml")
-    return [Path(path) for path in paths if any(os.path.isfile(f"{path}/{name}") for name in files)]
+        paths = [Path(entry.path) for entry in entries if not entry.name.startswith(".")]
+    return [path for path in paths if os.path.isfile(f"{path}/status.json") or is_run(path)]
 
 
 def new_run_dir(root: Path, recipe_name: str) -> Path:

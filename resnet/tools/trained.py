@@ -16,7 +16,7 @@ from resnet.data.sources.image_folder import is_image
 from resnet.run_recipe import load_run_recipe
 from resnet.run_weights import ENDINGS, FINAL, has_average, weights_of
 from resnet.rundir.evaluation import class_names, read_evaluation
-from resnet.rundir.find import ROOT, find_run
+from resnet.rundir.find import ROOT, find_run, is_run
 from resnet.trained_network import outputs_of
 from resnet.weights_file import PREPARED, WeightsInfo, read_info, read_weights
 
@@ -139,4 +139,4 @@ def _described(info: WeightsInfo, file: Path, overrides: Sequence[str]) -> Loade
 def _run_of_file(file: Path) -> Path | None:
     """The run directory that a file lies in: beside its recipe, in a checkpoint, or among the weights kept for good."""
     above = file.absolute().parents
-    return next((folder for folder in above[:3] if (folder / "recipe.yaml").is_file()), None)
+    return next((folder for folder in above[:3] if is_run(folder)), None)

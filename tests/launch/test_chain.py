@@ -51,7 +51,7 @@ def test_names_are_settled_before_anything_runs(tmp_path):
         ("eval", ["--plain"], str(run), None),
         (
             "train",
-            ["wandb.sweep=null", "epochs=1", f'run.root="{tmp_path}"', 'run.name="small-tuned"'],
+            [no_sweep, "epochs=1", f'run.root="{tmp_path}"', 'run.name="small-tuned"'],
             str(run),
             tuned,
         ),

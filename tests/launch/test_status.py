@@ -17,7 +17,7 @@ import pytest
 
 from launch import cli
 from launch.commands import status
-from launch.runs import state as run_state
+from launch.runs import asked as slurms_word
 from launch.runs.state import effective, rows
 from resnet.rundir.find import remember_root
 from resnet.rundir.state import Verdict
@@ -34,8 +34,8 @@ def no_slurm(monkeypatch):
     def asked(*_):
         raise AssertionError("Slurm was asked")
 
-    monkeypatch.setattr(run_state, "queued", asked)
-    monkeypatch.setattr(run_state, "accounted", asked)
+    monkeypatch.setattr(slurms_word, "queued", asked)
+    monkeypatch.setattr(slurms_word, "accounted", asked)
 
 
 @pytest.fixture
@@ -55,8 +55,8 @@ def slurm(monkeypatch):
             questions.append(sorted(job_ids))
             return {job_id: job for job_id, job in (accounting or {}).items() if job_id in questions[-1]}
 
-        monkeypatch.setattr(run_state, "queued", queued)
-        monkeypatch.setattr(run_state, "accounted", accounted)
+        monkeypatch.setattr(slurms_word, "queued", queued)
+        monkeypatch.setattr(slurms_word, "accounted", accounted)
         return questions
 
     return answer
@@ -290,7 +290,7 @@ def test_a_run_that_ends_while_slurm_is_asked_has_not_failed(tmp_path, slurm, mo
         (run_dir / "status.json").write_text(json.dumps({"state": "finished"}))
         return {"5": Job("COMPLETED")}
 
-    monkeypatch.setattr(run_state, "queued", queued)
+    monkeypatch.setattr(slurms_word, "queued", queued)
     assert rows([run_dir])[0]["state"] == "finished"
 
 

@@ -1,19 +1,25 @@
+import json
 import os
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from pydantic import BaseModel
 
+import resnet
 from recipes.load import load
 from recipes.schema.model import Model
+from resnet.process.environment import PROGRAM
 from resnet.rundir.artefacts import NAME
-from resnet.tools.export.artefact import new_artefact
+from resnet.rundir.find import find_run, runs_in
+from resnet.tools.export.artefact import new_artefact, place_of
 from resnet.tools.export.measure import Figures, Measured, _Counts, size_of
 from resnet.tools.export.public import public_recipe, public_words
 from resnet.tools.export.served import served
+from resnet.tools.trained import Trained, _run_of_file
 
 
 @pytest.mark.parametrize(
@@ -26,11 +32,20 @@ def test_sizes_are_those_of_torchvisions_documentation(name, parameters, gmacs):
     assert round(macs / 1e9, 2) == gmacs
 
 
+def record(folder, kind="export", **files) -> None:
+    (folder / NAME).write_text(json.dumps({"kind": kind, "files": files}))
+
+
+def made(place) -> None:
+    with new_artefact(place) as folder:
+        record(folder)
+
+
 def test_an_artefact_takes_the_place_of_the_one_before_as_a_whole(tmp_path):
     place = tmp_path / "exports" / "onnx"
     for content in ("old", "new"):
         with new_artefact(place) as folder:
-            (folder / NAME).write_text(content)
+            record(folder, **{content: 0})
             (folder / content).touch()
     assert {file.name for file in place.iterdir()} == {NAME, "new"}
     assert os.listdir(place.parent) == ["onnx"]
@@ -63,10 +78,10 @@ def test_nothing_is_left_of_one_that_fails(tmp_path):
         fail(place)
     assert os.listdir(tmp_path / "run") == []
     with new_artefact(place) as folder:
-        (folder / NAME).write_text("good")
+        record(folder, good=0)
     with pytest.raises(OSError, match="full"):
         fail(place)
-    assert (place / NAME).read_text() == "good"
+    assert "good" in (place / NAME).read_text()
     assert os.listdir(place.parent) == ["onnx"]
 
 
@@ -87,9 +102,124 @@ def test_what_a_killed_one_left_goes_with_the_next(tmp_path):
 
     killed_in(work)
     assert [path.suffix for path in tmp_path.iterdir()] == [".tmp"]
-    with new_artefact(place) as folder:
-        (folder / NAME).touch()
+    made(place)
     assert os.listdir(tmp_path) == ["onnx"]
+
+
+def test_the_old_one_is_back_where_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
+    place, renamed = tmp_path / "onnx", Path.rename
+    made(place)
+    (place / NAME).write_text((place / NAME).read_text().replace("export", "old"))
+
+    def rename(path, target):
+        if path.suffix == ".tmp":
+            raise KeyboardInterrupt
+        return renamed(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", rename)
+        with pytest.raises(KeyboardInterrupt):
+            made(place)
+    assert "old" in (place / NAME).read_text()
+    assert os.listdir(tmp_path) == ["onnx"]
+
+
+def test_what_one_killed_between_the_renames_put_aside_is_back_with_the_next(tmp_path):
+    place = tmp_path / "onnx"
+    made(place)
+    # As of a container that was started again, with the same number.
+    place.rename(tmp_path / f".onnx.{os.uname().nodename}-{os.getpid()}.old")
+    with pytest.raises(OSError, match="full"):
+        fail(place)
+    assert os.listdir(tmp_path) == ["onnx"]
+
+
+def test_what_others_put_there_meanwhile_stays(tmp_path):
+    place = tmp_path / "onnx"
+
+    def made_twice():
+        with new_artefact(place) as folder:
+            record(folder)
+            place.mkdir()
+            (place / "thesis.tex").touch()
+
+    with pytest.raises(ValueError, match=r"onnx is there and holds no artefact\.json"):
+        made_twice()
+    assert [os.listdir(place), os.listdir(tmp_path)] == [["thesis.tex"], ["onnx"]]
+
+
+def test_a_link_to_an_artefact_stays_one(tmp_path):
+    place, link = tmp_path / "onnx", tmp_path / "newest"
+    made(place)
+    before = place.stat().st_ino
+    link.symlink_to(place)
+    made(link)
+    assert link.is_symlink()
+    assert place.stat().st_ino != before
+
+
+def refused(out, weights="net.safetensors") -> str:
+    with pytest.raises(ValueError) as told:
+        place_of(Trained("net", Path(weights), None, [], None), "onnx", out)
+    return str(told.value)
+
+
+def test_places_that_are_no_artefacts(tmp_path):
+    assert "onnx cannot be made: " in refused(Path(__file__) / "onnx")
+    assert "holds no artefact.json" in refused(Path("/"))
+    for damaged in ({"files": 5}, {"files": None}, {}):
+        (tmp_path / NAME).write_text(json.dumps(damaged))
+        assert "does not say which files" in refused(tmp_path)
+    record(tmp_path, **{"status.json": 0, "net.pth": 0})
+    (tmp_path / "net.pth").touch()
+    assert "give another --out" in refused(tmp_path, tmp_path / "net.pth")
+    (tmp_path / "status.json").touch()
+    assert "is a run" in refused(tmp_path)
+    (tmp_path / "status.json").unlink()
+    record(tmp_path, "prune", **{"net.pth": 0})
+    assert "is a run" in refused(tmp_path)
+
+
+def test_an_export_is_no_run(tmp_path):
+    for name in ("hub", "run"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "recipe.yaml").touch()
+    record(tmp_path / "hub")
+    record(tmp_path / "run", "prune")
+    assert [run.path.name for run in resnet.runs(tmp_path)] == [path.name for path in runs_in(tmp_path)] == ["run"]
+    assert _run_of_file(tmp_path / "hub" / "model.safetensors") is None
+    assert _run_of_file(tmp_path / "run" / "final.safetensors") == tmp_path / "run"
+    with pytest.raises(ValueError, match="is an export"):
+        find_run(str(tmp_path / "hub"))
+
+
+def serving(monkeypatch, file, lines: str):
+    """What is said of a network whose process runs those lines."""
+    file.write_text(f"import os, sys\n{lines}")
+    monkeypatch.setattr("resnet.tools.export.served._PROGRAM", file)
+    with pytest.raises(ValueError) as told:
+        served("x", {"kind": "x"}).__enter__()
+    return str(told.value)
+
+
+def test_a_process_that_was_killed_is_told_by_its_signal(tmp_path, monkeypatch):
+    warned = "print('a warning', file=sys.stderr, flush=True)\nos.kill(os.getpid(), {})"
+    told = serving(monkeypatch, tmp_path / "x.py", warned.format(9))
+    assert told.endswith(": killed by SIGKILL (out of memory?)")
+    assert "killed by SIGABRT; it said last: a warning" in serving(monkeypatch, tmp_path / "x.py", warned.format(6))
+
+
+def test_modules_of_pythonpath_are_found_and_ours_are_not(tmp_path, monkeypatch):
+    """As on clusters whose modules set it; our program may lie there, too."""
+    (tmp_path / "packages").mkdir()
+    (tmp_path / "packages" / "onnxruntime.py").write_text("import numpy, resnet")
+    (tmp_path / "onnxruntime.py").write_text("raise SystemExit('of the working directory')")
+    monkeypatch.chdir(tmp_path)
+    for path in (str(PROGRAM), str(tmp_path / "packages"), ""):
+        monkeypatch.syspath_prepend(path)
+    with pytest.raises(ValueError) as told:
+        served("x", {"kind": "onnx", "path": "x"}).__enter__()
+    assert "import of resnet halted" in str(told.value)
 
 
 def test_a_network_that_cannot_be_loaded_says_why_in_a_line(tmp_path):

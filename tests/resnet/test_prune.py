@@ -284,7 +284,7 @@ def test_mistakes_are_told_before_anything_is_made(made, tmp_path, monkeypatch, 
         (["--amount", 0.5, "--name", "new", "--unstructured", "--skip", "stem"], "leave out --unstructured"),
         (["--amount", 0.5, "--name", "../new"], "without slashes"),
         (["word", "--amount", 0.5], "unexpected argument word"),
-        (["--amount", 0.5, "--samples", 0], "--samples 0: it takes 1 or more"),
+        (["--amount", 0.5, "--samples", 0], "--samples: 0: it takes 1 or more"),
     ):
         assert message in refused(capsys, made.run, *words)
     empty = tmp_path / "empty"

@@ -108,10 +108,11 @@ def test_report_shows_what_the_network_became(tmp_path):
     measured = {"before": before, "after": after, "images": 2_000, "agreement": 98.5}
     (folder / "artefact.json").write_text(json.dumps({"format": 1, "kind": "quantize", "measured": measured}))
     rows = write_report(run).read_text().split("What it became")[1].split("<tbody>")[1].split("</tbody>")[0]
-    cells = re.findall("<td[^>]*>([^<]*)</td>", rows)
+    cells = [re.sub("<[^>]*>", " ", cell).split() for cell in re.findall("<td[^>]*>(.*?)</td>", rows)]
     assert cells == [
-        *("int8 &lt;x&gt;", "quantised", "93.25% (-0.25)", "99.00% (+0.00)", "1,000", "1.00 (x0.25)", "2"),
-        *("2.50 (x0.25)", "", "98.50%", "2,000", "", ""),
+        ["int8", "&lt;x&gt;", "quantised"],
+        *(["93.25%", "-0.25"], ["99.00%", "+0.00"], ["0.00", "x1"], ["1.00", "x0.25"], ["2", "x1"], ["2.50", "x0.25"]),
+        *([], ["98.50%"], ["2,000"]),
     ]
     (folder / "artefact.json").write_text("{")
     with pytest.raises(ValueError, match=r"artefact\.json is damaged"):

@@ -96,25 +96,38 @@ def test_a_setup_that_fails_ends_the_job(cluster: Cluster, tiny):
 def test_a_chain_follows_a_run_to_its_true_end(cluster: Cluster, tiny):
     one_rank = [*ON_CLUSTER, "slurm.gpus_per_node=1"]
     cluster.launch("submit", *tiny, "epochs=1", *one_rank, "run.name=base")
-    words = ["train", "epochs=2", "run.name=more", "--", "eval", "--csv", "figures.csv"]
-    said = cluster.launch("chain", "base", "--", *words).stdout
-    assert f"2 steps on local-test, afterok:{cluster.job('base')}" in said
+    words = [
+        "prune",
+        "--amount",
+        "0.5",
+        "--",
+        "train",
+        "epochs=1",
+        "run.name=more",
+        "--",
+        "quantize",
+        "--backend",
+        "onnx",
+    ]
+    said = cluster.launch("chain", "base", "--", *words, "--", "export", "--format", "torch").stdout
+    assert f"4 steps on local-test, afterok:{cluster.job('base')}" in said
     assert "is under way" in cluster.launch("chain", "base", "--", "report", code=2).stderr
     # A job that is requeued has not ended: what waits for it goes on waiting.
     cluster.wait("the first attempt", lambda: cluster.attempts("base"))
     cluster.ask("scontrol", "requeue", cluster.job("base"))
     assert not cluster.run_dir("more").exists()
     cluster.wait("the second attempt", lambda: len(cluster.attempts("base")) == 2)
-    assert "chain 1/2: train queued" in cluster.launch("status").stdout
+    assert "chain 1/4: prune queued" in cluster.launch("status").stdout
 
     cluster.wait("the chain's end", lambda: not cluster.queue())
     more = cluster.run_dir("more")
-    assert (status(more)["state"], status(more)["epoch"]) == ("finished", 2)
-    assert status(cluster.run_dir("base"))["state"] == "finished"
+    for run in ("base", "base-pruned", "more"):
+        assert status(cluster.run_dir(run))["state"] == "finished"
     assert "loaded 56 tensors from" in cluster.launch("logs", "more").stdout
-    assert str(more) in (cluster.work / "figures.csv").read_text()
+    kept = {path.name: {file.name for file in path.iterdir()} for path in (more / "exports").iterdir()}
+    assert kept == {"int8-onnx": {"model.onnx", "artefact.json"}, "torch": {"model.pth", "model.py", "artefact.json"}}
     told = cluster.launch("status", "base").stdout
-    assert "chain       2/2: eval finished" in told
+    assert "chain       4/4: export finished" in told
     assert f"job {cluster.job('more')}, makes more" in told
 
 

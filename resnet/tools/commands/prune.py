@@ -7,7 +7,7 @@ import shlex
 import sys
 
 from resnet.process.exit_codes import FAILED
-from resnet.tools.arguments import add_trained, share, split_changes
+from resnet.tools.arguments import add_trained, positive, share, split_changes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--skip", nargs="+", default=[], metavar="PART", help="stem, layer1 ... layer4: what keeps its channels"
     )
     parser.add_argument(
-        "--samples", type=int, default=10_000, metavar="N", help="validation images to measure both with (10000)"
+        "--samples", type=positive, default=10_000, metavar="N", help="validation images to measure both with (10000)"
     )
     parser.add_argument("--name", help="of the new run, which will lie beside RUN (RUN-pruned)")
 
@@ -35,8 +35,6 @@ def run(arguments: argparse.Namespace) -> int | None:
     words, changes = split_changes(arguments.changes)
     if words:
         raise ValueError(f"unexpected argument {words[0]}: changes have the form KEY=VALUE")
-    if arguments.samples < 1:
-        raise ValueError(f"--samples {arguments.samples}: it takes 1 or more")
 
     from resnet.rundir.chain import train_words
     from resnet.rundir.files import to_json

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import os
+import secrets
 import shlex
 import shutil
 import sys
@@ -24,26 +26,48 @@ from resnet.process.version import VERSION
 from resnet.rundir.artefacts import EXPORTS, FORMAT, NAME
 from resnet.rundir.files import read_json, sync_folder, to_json, write_atomic
 from resnet.tools.export.public import public_recipe, public_weights, public_words
+from resnet.tools.export.served import threads
 from resnet.tools.trained import Trained
 from resnet.weights_file import PREPARED
+
+_OF_A_RUN = ("status.json", "provenance.json")
+"""Files that no artefact has, and each run."""
+_OLD = ".old"
+"""Ending of the name that an artefact has while another one takes its place."""
 
 
 def place_of(trained: Trained, name: str, out: Path | None) -> Path:
     """Where an artefact is to be. Raises ValueError where nothing says it, or it would take something's place."""
     if out is None and trained.run_dir is None:
         raise ValueError(f"{trained.weights} is in no run: say where the result is to be, by --out FOLDER")
+    if out is None and trained.run_dir is not None and trained.weights.is_relative_to(trained.run_dir / EXPORTS):
+        raise ValueError(f"{trained.weights} is an artefact of the run: say where one of it is to be, by --out FOLDER")
     place = out or trained.run_dir / EXPORTS / name  # pyright: ignore[reportOptionalOperand]
-    if place.exists() and not (place / NAME).is_file():
-        raise ValueError(f"{place} is there and holds no {NAME}: give another --out")
-    if others := _others(place):
-        raise ValueError(f"{place} would be replaced, and holds {listed(others)} beside what {NAME} names: remove it")
+    above = next((folder for folder in place.absolute().parents if os.path.lexists(folder)), place)
+    if not above.is_dir():
+        raise ValueError(f"{place} cannot be made: {above} is no folder")
+    _check_replaceable(place)
+    if Path(os.path.realpath(place)) in Path(os.path.realpath(trained.weights)).parents:
+        raise ValueError(f"{place} would be replaced, and holds {trained.weights}: give another --out")
     return place
 
 
-def _others(place: Path) -> list[str]:
-    """Files in an artefact's folder that came there later."""
-    there = {str(file.relative_to(place)) for file in place.rglob("*") if not file.is_dir()}
-    return sorted(there - {NAME} - {*read_json(place / NAME).get("files", ())})
+def _check_replaceable(place: Path) -> None:
+    """Raise ValueError where there is something that is no artefact, or more than one."""
+    if not os.path.lexists(place):
+        return
+    if not (place / NAME).is_file():
+        raise ValueError(f"{place} is there and holds no {NAME}: give another --out")
+    record = read_json(place / NAME)
+    # The record of a run that was pruned names all of its files, too.
+    if record.get("kind") == "prune" or any((place / name).exists() for name in _OF_A_RUN):
+        raise ValueError(f"{place} is a run, which is not replaced: give another --out")
+    named = record.get("files")
+    if not isinstance(named, dict):
+        raise ValueError(f"{place / NAME} does not say which files the artefact consists of: give another --out")
+    there = {str(file.relative_to(place)) for file in place.rglob("*") if file.is_symlink() or not file.is_dir()}
+    if others := sorted(there - {NAME, *named}):
+        raise ValueError(f"{place} would be replaced, and holds {listed(others)} beside what {NAME} names: remove it")
 
 
 def refuse_taken(place: Path) -> None:
@@ -56,47 +80,68 @@ def refuse_taken(place: Path) -> None:
 def new_artefact(place: Path, replaces: bool = True) -> Iterator[Path]:
     """A folder to fill, which takes the place of an artefact at the end; nothing is left of a failure.
 
-    replaces: False: raise ValueError at the end where something is there by then, and leave that as it is.
+    replaces: False: nothing is replaced. Raises ValueError at the end where there is by then what is not to be
+    replaced, and leaves that as it is.
     """
-    place = Path(os.path.abspath(place))
+    given, place = place, Path(os.path.realpath(place))
     made = [folder for folder in place.parents if not folder.exists()]
-    place.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(place)
-    mine = f"{os.uname().nodename}-{os.getpid()}"
-    folder, old = (place.with_name(f".{place.name}.{mine}.{end}") for end in ("tmp", "old"))
+    folder = _new_folder(place, given)
     try:
-        folder.mkdir()
+        if not replaces:
+            refuse_taken(place)
         yield folder
         for file in folder.rglob("*"):
             if file.is_file():
                 with file.open("rb") as opened:
                     os.fsync(opened.fileno())
         if replaces:
-            _take_place(folder, place, old)
+            _take_place(folder, place)
         else:
             _take_free_place(folder, place)
         sync_folder(place.parent)
     finally:
-        for left in (folder, old):
-            shutil.rmtree(left, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
         for empty in made:
             # Of one that failed.
             with contextlib.suppress(OSError):
                 empty.rmdir()
 
 
-def _take_place(folder: Path, place: Path, old: Path) -> None:
+def _new_folder(place: Path, given: Path) -> Path:
+    """An empty folder beside a place. given: what the user calls the place."""
+    # Containers of one host name have the same process numbers.
+    folder = place.with_name(f"{_start_of(place)}{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(place)
+        folder.mkdir()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(given)) from error
+    return folder
+
+
+def _start_of(place: Path) -> str:
+    """What the names of the folders begin with that this machine's processes make for a place."""
+    return f".{place.name}.{os.uname().nodename}-"
+
+
+def _take_place(folder: Path, place: Path) -> None:
+    old = folder.with_suffix(_OLD)
     while True:
-        with contextlib.suppress(FileNotFoundError):
-            place.rename(old)
+        _check_replaceable(place)
         try:
+            with contextlib.suppress(FileNotFoundError):
+                place.rename(old)
             folder.rename(place)
-            return
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            break
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                # It fails where another one has come there in between.
+                old.rename(place)
+            if not isinstance(error, OSError) or error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
-            # Another one has come there in between.
             shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _take_free_place(folder: Path, place: Path) -> None:
@@ -109,11 +154,14 @@ def _take_free_place(folder: Path, place: Path) -> None:
 
 
 def _remove_abandoned(place: Path) -> None:
-    """Remove what was left where an earlier one was killed on this machine."""
-    start = f".{place.name}.{os.uname().nodename}-"
-    for path in place.parent.glob(f"{start}*"):
+    """Remove what was left where an earlier one was killed on this machine; what it had put aside is put back."""
+    start = _start_of(place)
+    for path in place.parent.glob(f"{glob.escape(start)}*"):
         pid = path.name.removeprefix(start).partition(".")[0]
-        if pid.isdigit() and not is_alive(int(pid)):
+        # One of this process's own number was another's, as in a container that was started again.
+        if pid.isdecimal() and (int(pid) == os.getpid() or not is_alive(int(pid))):
+            if path.suffix == _OLD and not os.path.lexists(place):
+                path.rename(place)
             shutil.rmtree(path, ignore_errors=True)
 
 
@@ -143,7 +191,7 @@ def write_record(folder: Path, trained: Trained, kind: str, classes: list[str], 
         "command": shlex.join(["resnet", *public_words(sys.argv[1:])]),
         "version": VERSION,
         "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
+        "threads": threads(),
         "machine": machine(),
         "made": time.time(),
         **more,

@@ -32,6 +32,8 @@ CHECKED_BATCHES = (1, 7, 32)
 TIMED_SECONDS = 4.0
 """For each batch size, over both networks."""
 LEAST_TIMES, MOST_TIMES = 5, 100
+_STEADY = 1.5
+"""Ratio of the quartiles of times that still tell something."""
 
 
 class Subject(NamedTuple):
@@ -79,6 +81,8 @@ class Measured:
     """Percent of the images to which both give the same answer."""
     broken: tuple[str, ...] = ()
     """Images that could not be read."""
+    spread: float = 1.0
+    """Of the times of a network, the upper quartile to the lower one: the largest such ratio."""
 
     def as_json(self) -> dict[str, Any]:
         # Of the images that could not be read how many: their places are this machine's.
@@ -128,8 +132,8 @@ def measure(
         if not counts.images:
             raise ValueError(f"none of the {plural(len(data.source), 'image')} could be read")
         tell("both are timed in turn")
-        latencies = _time_in_turn((first, second), (LATENCY_BATCH, 3, size, size))
-        passes = _time_in_turn((first, second), (THROUGHPUT_BATCH, 3, size, size))
+        latencies, spread_of_one = _time_in_turn((first, second), (LATENCY_BATCH, 3, size, size))
+        passes, spread_of_many = _time_in_turn((first, second), (THROUGHPUT_BATCH, 3, size, size))
     return Measured(
         before=_figures(before, counts.right[0], counts.right5[0], counts.images, latencies[0], passes[0]),
         after=_figures(after, counts.right[1], counts.right5[1], counts.images, latencies[1], passes[1]),
@@ -138,6 +142,7 @@ def measure(
         largest_logit=counts.largest,
         agreement=100 * counts.agreed / counts.images,
         broken=tuple(broken),
+        spread=max(spread_of_one, spread_of_many),
     )
 
 
@@ -209,8 +214,8 @@ def prepared(recipe: Recipe, data: EvalData) -> Iterator[tuple[np.ndarray, np.nd
         yield np.empty(0) if images is None else images.numpy(), batch.labels.numpy(), batch.broken
 
 
-def _time_in_turn(networks: Sequence[Served], shape: tuple[int, ...]) -> list[float]:
-    """The median seconds of a forward pass of each."""
+def _time_in_turn(networks: Sequence[Served], shape: tuple[int, ...]) -> tuple[list[float], float]:
+    """The median seconds of a forward pass of each, and the largest ratio of an upper quartile to the lower one."""
     images = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
     for network in networks:
         network.hold(images)
@@ -220,11 +225,14 @@ def _time_in_turn(networks: Sequence[Served], shape: tuple[int, ...]) -> list[fl
     while len(times[0]) < LEAST_TIMES or (len(times[0]) < MOST_TIMES and time.monotonic() - begin < TIMED_SECONDS):
         for network, found in zip(networks, times, strict=True):
             found.append(network.seconds())
-    return [median(found) for found in times]
+    quartiles = [np.quantile(found, (0.25, 0.75)) for found in times]
+    return [median(found) for found in times], max(float(high / low) for low, high in quartiles)
 
 
 def table_of(measured: Measured) -> list[str]:
     """Before, after and what changed, a line each under a line of headings: within 80 columns for a short name.
+
+    Another line where the times say little.
 
     `ms at 1` is the latency of one image, `img/s at 32` the throughput of batches of 32.
     """
@@ -233,8 +241,8 @@ def table_of(measured: Measured) -> list[str]:
         "": [before.name, after.name, "change"],
         "top-1": [*(f"{one.top1:.2f}%" for one in (before, after)), f"{after.top1 - before.top1:+.2f}"],
         "top-5": [*(f"{one.top5:.2f}%" for one in (before, after)), f"{after.top5 - before.top5:+.2f}"],
-        "parameters": [
-            *(f"{one.parameters:,}" for one in (before, after)),
+        "params": [
+            *(f"{one.parameters / 1e6:.2f}M" for one in (before, after)),
             _times(before.parameters, after.parameters),
         ],
         "size": [*(f"{one.bytes / 1e6:.2f} MB" for one in (before, after)), _times(before.bytes, after.bytes)],
@@ -248,7 +256,10 @@ def table_of(measured: Measured) -> list[str]:
             _times(before.images_per_second, after.images_per_second),
         ],
     }
-    return table(columns, left=("",))
+    busy = (
+        f"the times vary (quartiles x{measured.spread:.1f} apart): other programs are at work here, and they say little"
+    )
+    return [*table(columns, left=("",)), *([busy] if measured.spread > _STEADY else [])]
 
 
 def _times(before: float, after: float) -> str:

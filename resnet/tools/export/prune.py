@@ -11,7 +11,6 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from recipes.schema.model import Model, net_of, own_channels
-from recipes.text import suggestion
 from resnet.net import ResNet, build_model
 from resnet.tools.export.extras import need
 
@@ -40,7 +39,7 @@ def check(pruning: Pruning, model: Model) -> None:
     parts = PARTS[: 1 + len(net_of(model).layers)]
     for part in pruning.skip:
         if part not in parts:
-            raise ValueError(f"--skip {part}: {suggestion(part, parts)}")
+            raise ValueError(f"--skip {part}: this network has {', '.join(parts)}")
     if not pruning.structured:
         if pruning.skip or pruning.importance != IMPORTANCES[0]:
             raise ValueError("--skip and --importance are for channels: leave out --unstructured")

@@ -3,8 +3,8 @@
     python -I serve.py FD SPEC
 
 FD is a socket that `multiprocessing.connection` speaks over, SPEC a JSON object with `kind`, a key of OPENERS, and what
-that needs. Nothing of this program is imported here but by the kind that is its own network: what the others load has
-to stand without it.
+that needs; also `threads`, and `search_path` for modules. Nothing of this program can be imported here but by the kind
+that is its own network: what the others load has to stand without it.
 """
 
 from __future__ import annotations
@@ -17,9 +17,14 @@ import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
+if TYPE_CHECKING:
+    # Not before `main` has said where it is.
+    import numpy as np
+
+OURS = ("launch", "recipes", "resnet", "slurm", "train")
+"""Modules of this program, which may lie beside all others or be found by an editable installation's hook."""
 
 
 class Opened(NamedTuple):
@@ -33,6 +38,8 @@ class Opened(NamedTuple):
 def open_ours(spec: dict[str, Any]) -> Opened:
     """A weights file `path` by the program in the folder `program`: by the recipe in the file `recipe`, where that is
     given, or by what the file says of itself."""
+    for name in OURS:
+        del sys.modules[name]
     sys.path.insert(0, spec["program"])
 
     from recipes.load import load_file
@@ -120,6 +127,10 @@ def main(descriptor: int, spec: dict[str, Any]) -> None:
     """Answer requests until the other side hangs up."""
     # What libraries print is for people.
     os.dup2(2, 1)
+    sys.path[:] = spec["search_path"]
+    for name in OURS:
+        # It is not found.
+        sys.modules[name] = None  # pyright: ignore[reportArgumentType]
     if spec["kind"] != "onnx":
         import torch
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -15,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from resnet.process.environment import cores_of_rank
+from resnet.process.environment import cores_of_rank, threads_asked
 
 _PATIENCE = 5.0
 """Seconds in which a process whose network is no longer asked for comes to its end."""
@@ -52,10 +54,33 @@ class Served:
             raise self.failure() from error
 
     def failure(self) -> NotServed:
-        self._process.wait()
+        code = self._process.wait()
         self._said.seek(0)
-        lines = self._said.read().decode(errors="replace").strip().splitlines() or [f"exit {self._process.returncode}"]
-        return NotServed(f"{self.name} cannot be used in a process of its own: {lines[-1]}")
+        lines = self._said.read().decode(errors="replace").strip().splitlines()
+        why = lines[-1] if lines else f"exit {code}"
+        if code < 0:
+            # What it said last may be a warning of long before.
+            why = _killed_by(-code) + (f"; it said last: {lines[-1]}" if lines and -code != signal.SIGKILL else "")
+        return NotServed(f"{self.name} cannot be used in a process of its own: {why}")
+
+
+def _killed_by(number: int) -> str:
+    known = next((one.name for one in signal.Signals if one == number), f"signal {number}")
+    return f"killed by {known}" + (" (out of memory?)" if number == signal.SIGKILL else "")
+
+
+def threads() -> int:
+    """How many a network computes on: as many as training would."""
+    return threads_asked() or cores_of_rank()
+
+
+def _search_path() -> list[str]:
+    """Where this process finds modules, but for the working directory.
+
+    An isolated one would not look where PYTHONPATH says, nor among what `pip install --user` installs.
+    """
+    here = os.path.realpath(".")
+    return [path for path in sys.path if os.path.realpath(path or ".") != here]
 
 
 @contextlib.contextmanager
@@ -67,7 +92,7 @@ def served(name: str, spec: Mapping[str, Any]) -> Iterator[Served]:
     """
     ours, theirs = Pipe()
     with tempfile.TemporaryFile() as said:
-        words = json.dumps({**spec, "threads": cores_of_rank()})
+        words = json.dumps({**spec, "threads": threads(), "search_path": _search_path()})
         command = [sys.executable, "-I", str(_PROGRAM), str(theirs.fileno()), words]
         process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stderr=said)
         theirs.close()

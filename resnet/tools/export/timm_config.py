@@ -23,7 +23,7 @@ def timm_name(model: Model) -> str:
         "blurpool": net["blurpool"],
     }
     if wrong := [what for what, so in differs.items() if so]:
-        raise ValueError(f"timm has no such network ({', '.join(wrong)}): export it as torch, onnx or pt2")
+        raise ValueError(f"timm has no such network ({', '.join(wrong)}): export it in another format")
     return net["name"]
 
 

@@ -106,8 +106,11 @@ def pictures(tiles: Iterable[tuple[bytes, str, str]]) -> str:
 
 
 def moment(seconds: float) -> str:
-    """A unix time in local time, to the minute."""
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+    """A unix time in local time, to the minute; empty for one that no calendar has."""
+    try:
+        return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+    except (OverflowError, ValueError, OSError):
+        return ""
 
 
 def counted(names: Iterable[str]) -> str:
