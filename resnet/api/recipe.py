@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from recipes.load import Loaded, load_values
 from recipes.schema.recipe import Recipe
-from resnet.run_weights import FINAL
 
 if TYPE_CHECKING:
     from torch import nn
@@ -73,6 +72,8 @@ def weights_info(weights: str | Path) -> WeightsInfo | None:
 
 
 def _weights_file(weights: str | Path) -> Path:
+    from resnet.run_weights import FINAL
+
     file = Path(weights).expanduser()
     file = file / FINAL if (file / FINAL).is_file() else file
     if not file.is_file():
