@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--backend",
         choices=("pt2", "onnx"),
-        help="of int8: pt2, compiled by torch for this kind of CPU, which is faster; onnx, a file for ONNX Runtime "
+        help="of int8: pt2, compiled by torch for this kind of CPU; onnx, a file for ONNX Runtime "
         "that needs no compiler (pt2)",
     )
     parser.add_argument(
