@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from recipes.text import listed, plural
+from recipes.text import listed
 from resnet.process.processes import is_alive
 from resnet.process.version import VERSION
 from resnet.rundir.artefacts import EXPORTS, FORMAT, NAME
@@ -210,11 +210,3 @@ def machine() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return os.uname().machine
-
-
-def class_names_of(trained: Trained, outputs: int, classes: list[str]) -> list[str]:
-    """The names of a network's classes. Raises ValueError where they are not as many as its outputs."""
-    names = trained.classes or classes
-    if len(names) != outputs:
-        raise ValueError(f"{trained.weights} is for {plural(outputs, 'class')}, and {len(names)} are named")
-    return names

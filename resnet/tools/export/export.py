@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from recipes.text import plural
 from resnet.tools.eval_data import DataOptions, EvalData, open_eval_data
-from resnet.tools.export.artefact import class_names_of, new_artefact, place_of, write_record
+from resnet.tools.export.artefact import new_artefact, place_of, write_record
 from resnet.tools.export.extras import need
 from resnet.tools.export.formats import (
     Given,
@@ -104,9 +104,8 @@ def export(
     place = place_of(trained, form, out)
     outputs = outputs_of(read_weights(trained.weights), trained.weights)
     data = open_eval_data(trained, outputs, options)
-    classes = class_names_of(trained, outputs, data.classes)
     chosen = spread_over(data, samples)
-    given = Given(load_alone(trained.weights, trained.recipe), trained, classes)
+    given = Given(load_alone(trained.weights, trained.recipe), trained, data.classes)
     with new_artefact(place) as folder:
         tell(f"{form} of {trained.weights}")
         try:
@@ -116,7 +115,7 @@ def export(
             raise Wrong(str(error)) from error
         if form == "hub":
             write_card(folder, given, checks[0].measured, data)
-        write_record(folder, trained, "export", classes, **_record(form, checks))
+        write_record(folder, trained, "export", data.classes, **_record(form, checks))
     return Exported(place, checks, data.notes)
 
 

@@ -16,7 +16,7 @@ import torch
 from recipes.evidence import what_differs
 from recipes.load import run_recipe_text
 from recipes.schema.recipe import Recipe
-from resnet.build import build_data
+from resnet.build import build_data, takes_cpu
 from resnet.data.sources.registry import Source, Subset, spread
 from resnet.net import ResNet
 from resnet.opening import device_name
@@ -27,7 +27,7 @@ from resnet.rundir.provenance import end_attempt, provenance, read_provenance, r
 from resnet.rundir.status import read_status, write_status
 from resnet.tools.eval_data import THE_RECIPES, EvalData, open_eval_data
 from resnet.tools.evaluate import Evaluation, evaluate
-from resnet.tools.export.artefact import class_names_of, new_artefact, refuse_taken, write_record
+from resnet.tools.export.artefact import new_artefact, refuse_taken, write_record
 from resnet.tools.export.measure import Measured, as_trained, measure, prepared, spread_over
 from resnet.tools.export.prune import Pruning, check, estimate_statistics, with_zeros, without_channels, zero_share
 from resnet.tools.trained import Trained
@@ -68,7 +68,7 @@ def prune(
     outputs = network.fc.out_features
     opened = build_data(trained.recipe)
     data = open_eval_data(trained, outputs, THE_RECIPES, opened)
-    classes = class_names_of(trained, outputs, data.classes)
+    classes = data.classes
     if pruning.structured:
         network = without_channels(network, pruning)
         tell("BatchNorm's statistics are estimated anew on training images")
@@ -142,7 +142,7 @@ def _write_run(folder: Path, trained: Trained, recipe: Recipe, made: Pruned, ste
     status = read_status(source)
     per_epoch = plan.get("steps_per_epoch")
     epoch = round(step / per_epoch, 4) if per_epoch else status.get("epoch") or 0.0
-    device = device_name(torch.device("cuda" if recipe.device != "cpu" and torch.cuda.is_available() else "cpu"))
+    device = device_name(torch.device("cpu" if takes_cpu(recipe) else "cuda"))
     information = provenance(["resnet", *sys.argv[1:]], [device], 1, plan)
     record_attempt(folder, information, step)
     end_attempt(folder, f"pruned from {trained.name}", step)

@@ -16,7 +16,7 @@ from resnet.build import build_data
 from resnet.data.sources.registry import Source, Subset, spread
 from resnet.tools.eval_data import DataOptions, EvalData, open_eval_data
 from resnet.tools.export import half, int8_onnx, int8_pt2
-from resnet.tools.export.artefact import class_names_of, new_artefact, place_of, write_record
+from resnet.tools.export.artefact import new_artefact, place_of, write_record
 from resnet.tools.export.measure import Measured, Subject, as_trained, measure, prepared, spread_over
 from resnet.tools.export.tracing import CannotExport
 from resnet.tools.trained import UNKNOWN, Trained
@@ -79,7 +79,6 @@ def quantize(
         BACKENDS[options.backend].check()
     recipe, outputs = trained.recipe, outputs_of(read_weights(trained.weights), trained.weights)
     data = open_eval_data(trained, outputs, options.data)
-    classes = class_names_of(trained, outputs, data.classes)
     for note in (*trained.notes, *data.notes):
         tell(note)
     with new_artefact(place) as folder, tempfile.TemporaryDirectory() as scratch:
@@ -88,12 +87,12 @@ def quantize(
             after, record = _int8(trained, options, before, folder, tell)
         else:
             file = folder / half.FILE
-            half.write(trained.weights, recipe, classes, options.to, file)
+            half.write(trained.weights, recipe, data.classes, options.to, file)
             record = {"computed_in": "float32"}
             after = as_trained(options.to, file, recipe, outputs, Path(scratch))
         measured = measure(recipe, spread_over(data, options.samples), before, after, tell)
         record = {"to": options.to, **record}
-        write_record(folder, trained, "quantize", classes, quantized=record, measured=measured.as_json())
+        write_record(folder, trained, "quantize", data.classes, quantized=record, measured=measured.as_json())
     file = place / Path(after.spec["path"]).name
     return Quantized(place, file, measured, record, tuple(_warnings(measured, before, after)))
 
