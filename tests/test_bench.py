@@ -8,9 +8,11 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from resnet.data.sources.shapes import draw
 from tests.bench import loop as bench
 from tests.bench import scaling
 from tests.bench.counting import READ_BY_HOST, ops_per_step
+from tests.bench.input import __main__ as input_bench
 from tests.bench.loops import LOOPS, Setting, TinyNet, installed, make_loop
 from tests.helpers import cores, furthest, unchanged_process
 
@@ -86,3 +88,16 @@ def test_ranks_take_turns_beside_plain_ddp(tmp_path) -> None:
     assert (one["ranks"], two["ranks"]) == (1, 2)
     assert list(one["rows"]) == list(two["rows"]) == ["ddp", "ddp_again", "ddp_features", "ours"]
     assert all(row["images_per_second"] > 0 for turn in (one, two) for row in turn["rows"].values())
+
+
+def test_input_is_measured_beside_others(tmp_path, capsys) -> None:
+    draw(tmp_path / "shapes", per_class=1, size=300)
+    out = tmp_path / "input.json"
+    assert input_bench.main(["--images", str(tmp_path / "shapes" / "train"), "--quick", "--out", str(out)]) == 0
+    tables = json.loads(out.read_text())["tables"]
+    assert {title.partition(",")[0] for title in tables} == {"plain", "randaugment", "trivial", "loaders"}
+    rows = [row for table in tables.values() for row in table.values() if "left_out" not in row]
+    assert all(row["ms"] > 0 and row["ratio"] > 0 for row in rows)
+    # The same crops of the same pixels: another box or a lost flip is tens of levels away.
+    assert tables["plain, as they are"]["ours"]["error"] < 0.2
+    assert "as fast as with 1 worker" in capsys.readouterr().out

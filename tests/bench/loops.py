@@ -15,7 +15,7 @@ import random
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -33,6 +33,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 NextBatch = Callable[[], tuple[Tensor, Tensor]]
 """Gives uint8 images (N, 3, H, W) and int64 labels (N,), on the device or in pinned memory."""
 Net = Mapping[str, Any] | Callable[[int], nn.Module]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -288,8 +289,8 @@ def installed(names: list[str]) -> tuple[list[str], dict[str, str]]:
     return [name for name in names if name not in missing], missing
 
 
-def in_turns(loops: Mapping[str, Loop], rounds: int, seed: int = 0) -> Iterator[tuple[str, Loop, bool]]:
-    """The loops in shuffled order in each round, and whether it counts: one round before the others warms up."""
+def in_turns(loops: Mapping[str, T], rounds: int, seed: int = 0) -> Iterator[tuple[str, T, bool]]:
+    """What takes turns, in shuffled order in each round, and whether it counts: one round before the others warms up."""
     order, shuffle = list(loops), random.Random(seed).shuffle
     gc.collect()
     gc.freeze()

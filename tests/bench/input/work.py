@@ -1,0 +1,94 @@
+"""What the rows of a table are given to do: files in memory, and the seed of what is drawn for each of them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+
+from recipes.load import load_values
+from recipes.schema.recipe import Recipe
+from resnet.data.batches import MicroBatches
+from resnet.data.order import Order, mix
+from resnet.data.sources.given import images_of
+from resnet.data.sources.registry import Source, evenly
+
+BATCH = 32
+"""Images of a micro-batch."""
+_AUGMENT = 1
+"""What resnet.data.batches mixes into an image's seed."""
+
+
+class Work(NamedTuple):
+    """The images of an epoch, in its order."""
+
+    epoch: int
+    files: list[bytes]
+    seeds: list[int]
+    """For torch's generator before an image, as ours does: all that draw from it then draw the same crops."""
+
+
+class Held:
+    """A source (see `resnet.data.sources.registry.Source`) of files in memory."""
+
+    def __init__(self, files: Sequence[bytes]) -> None:
+        self.files = files
+        self.labels = np.zeros(len(files), dtype=np.int64)
+        self.classes = ["any"]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def read(self, index: int) -> bytes:
+        return self.files[index]
+
+    def describe(self, index: int) -> str:
+        return f"file {index}"
+
+    def order(self) -> Order:
+        return Order(self.labels, seed=0, batch_size=BATCH)
+
+    def work(self, epoch: int) -> Work:
+        files = [self.files[int(index)] for index in self.order().epoch(epoch)]
+        return Work(epoch, files, [mix(0, epoch, position, _AUGMENT) for position in range(len(files))])
+
+
+def read_files(folder: Path, count: int | None) -> list[bytes]:
+    """The bytes of so many images below a folder, spread over it (None: of all)."""
+    names = list(images_of(folder))
+    if not names:
+        raise ValueError(f"--images {folder}: no images there")
+    chosen = evenly(len(names), min(count or len(names), len(names)))
+    return [(folder / names[index]).read_bytes() for index in chosen]
+
+
+def shrunk(file: bytes, side: int = 400, quality: int = 90) -> bytes:
+    """A JPEG whose longer side is at most `side` pixels."""
+    with Image.open(io.BytesIO(file)) as image:
+        image = image.convert("RGB")
+        image.thumbnail((side, side), Image.Resampling.BICUBIC)
+        written = io.BytesIO()
+        image.save(written, "JPEG", quality=quality)
+    return written.getvalue()
+
+
+def recipe_of(name: str, changes: dict[str, Any] | None = None) -> Recipe:
+    """A recipe that comes with the program, without what is done to batches on the device for the loss's sake."""
+    plain = {"augment.mixup": 0, "augment.cutmix": 0, "augment.random_erasing": 0, "data.repeats": 1}
+    return load_values(name, {**plain, **(changes or {})}).recipe
+
+
+def micro_batches(source: Source, order: Order, recipe: Recipe) -> MicroBatches:
+    """As training makes them."""
+    return MicroBatches(source, source, order, recipe.augment)
+
+
+def levels(images: torch.Tensor, recipe: Recipe) -> torch.Tensor:
+    """Normalised images (N, 3, H, W) on the scale of 0 to 255 again."""
+    mean, std = (torch.tensor(of).view(1, 3, 1, 1) for of in (recipe.augment.mean, recipe.augment.std))
+    return (images * std + mean) * 255
