@@ -290,7 +290,7 @@ def installed(names: list[str]) -> tuple[list[str], dict[str, str]]:
 
 
 def in_turns(loops: Mapping[str, T], rounds: int, seed: int = 0) -> Iterator[tuple[str, T, bool]]:
-    """What takes turns, in shuffled order in each round, and whether it counts: one round before the others warms up."""
+    """What takes turns, in shuffled order in each round, and whether it counts: the first round only warms up."""
     order, shuffle = list(loops), random.Random(seed).shuffle
     gc.collect()
     gc.freeze()
