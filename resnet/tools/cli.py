@@ -25,6 +25,7 @@ COMMANDS = {
         "quantize": "make a trained network smaller and faster: int8, or weights in half precision",
         "report": "write a page that explains a run, compares several, or shows a sweep",
         "board": "write a page of all runs and sweeps in a folder",
+        "doctor": "tell what limits the speed of a recipe on this machine, and what to change",
         "verify-resume": "check that a recipe resumes exactly on this machine",
     }.items()
 }

@@ -182,8 +182,7 @@ def ours(place: Place, workers: int, data: Callable[[Place], dict[str, Any]]) ->
     order, cpu = build_order(recipe, train), torch.device("cpu")
     loader = Loader(micro_batches(train, order, recipe), _keys(place), cpu, workers, PREFETCH)
     try:
-        for batch in loader:
-            yield network_input(batch.images, recipe, cpu, torch.float32)
+        yield from (network_input(batch.images, recipe, cpu, torch.float32) for batch in loader)
     finally:
         loader.end()
 

@@ -1,0 +1,286 @@
+"""`resnet doctor`: what reading, decoding, augmenting, copying and training of a recipe give on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from recipes.plan import make_plan
+from recipes.schema.recipe import Recipe
+from resnet.build import build_accelerator, build_data, build_model_for, build_order, build_state, wrap
+from resnet.data.batches import Batch, Key, MicroBatches, training_keys
+from resnet.data.decode import BrokenImage, decode
+from resnet.data.draws import drawing
+from resnet.data.loader import Loader, workers_per_rank
+from resnet.data.operations import apply_to_one
+from resnet.data.order import Order, mix
+from resnet.data.sources.registry import Source, evenly
+from resnet.data.transforms import train_crop
+from resnet.failure import out_of_memory
+from resnet.loop import train_step
+from resnet.opening import device_name
+from resnet.pretrained import shaped_as_weights
+from resnet.process.environment import cores_of_rank
+from resnet.trainer import Trainer
+
+SAMPLED = 400
+"""Images that the stages are timed on, at most: spread over all."""
+SECONDS = 3.0
+"""For the stages of a worker, the loader and the steps each, about."""
+_FIRST = 4
+"""Images, batches and steps that only warm up."""
+_BATCH = 32
+"""Images of the loader's batches at most: small ones come evenly."""
+_LEAST = 2
+"""Images of the smallest step."""
+
+
+class Stages(NamedTuple):
+    """Milliseconds that one worker takes for an image, on one thread."""
+
+    read: float
+    decode: float
+    crop: float
+    """Drawing, cropping, resizing and mirroring."""
+    policy: float
+    """Rotation, colours and policy; 0 where the device does them."""
+
+    @property
+    def per_second(self) -> float:
+        """Images."""
+        return 1000 / sum(self)
+
+
+class Sampled(NamedTuple):
+    """What the stages were timed on."""
+
+    images: int
+    kilobytes: float
+    """Of a file, on average; 0 for images that are no files."""
+    longer_side: float
+    """In pixels, the median."""
+    cold: bool
+    """Whether the files were dropped from the system's cache before."""
+
+
+class Examined(NamedTuple):
+    """What one rank of this machine gives, in images a second where nothing else is said."""
+
+    recipe: Recipe
+    device: str
+    precision: str
+    ranks: int
+    """On this machine: one for each of its GPUs."""
+    cores: int
+    """Of the rank."""
+    workers: int
+    training_images: int
+    stages: Stages
+    sampled: Sampled
+    loader: float
+    """All of the rank's workers together."""
+    copy: float | None
+    """To the GPU; None where training is on a CPU."""
+    step: float
+    """What the model trains on."""
+    micro_batch: int
+    """Images that it was timed with."""
+
+    @property
+    def cores_wanted(self) -> float:
+        """Cores, at the speed that the workers have beside one another, that would feed the model."""
+        return self.step * min(max(1, self.workers), self.cores) / self.loader
+
+
+def examine(recipe: Recipe, seconds: float = SECONDS) -> Examined:
+    """Measure what a recipe's parts give here, by the functions that training calls; nothing is written.
+
+    seconds: for each of three parts, about. Raises ValueError as the start of a run does.
+    """
+    recipe, _ = shaped_as_weights(recipe)
+    train, val = build_data(recipe)
+    order = build_order(recipe, train)
+    plan = make_plan(recipe, len(order), 1)
+    accelerator = build_accelerator(recipe)
+    on_gpu, size = accelerator.device.type == "cuda", plan.image_size(0)
+    ranks = torch.cuda.device_count() if on_gpu else 1
+    cores = max(1, cores_of_rank() // ranks)
+    asked = recipe.data.num_workers
+    workers = min(workers_per_rank(asked), cores) if asked is None else asked
+    batches = MicroBatches(train, val, order, recipe.augment, on_gpu)
+    with _one_thread():
+        stages, sampled = time_stages(train, recipe, size, seconds, on_device=on_gpu)
+        chunk = max(1, min(_BATCH, plan.micro_batch, round(stages.per_second / 4)))
+        loader = loader_rate(batches, _keys(order, chunk, size), accelerator, recipe, workers, seconds)
+        copy = copy_rate(batches[next(_keys(order, _BATCH, size))], accelerator.device) if on_gpu else None
+    step, images = step_rate(_Steps(recipe, train, order, batches, accelerator), plan.micro_batch, seconds)
+    here = device_name(accelerator.device), accelerator.mixed_precision, ranks, cores, workers
+    return Examined(recipe, *here, len(train), stages, sampled, loader, copy, step, images)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """As in a worker."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def time_stages(
+    source: Source, recipe: Recipe, size: int, seconds: float, on_device: bool = False
+) -> tuple[Stages, Sampled]:
+    """Time what a worker does for an image, over a sample of a source's. Raises ValueError where none can be read.
+
+    size: of the crops in pixels. on_device: leave out what the device does.
+    """
+    chosen = evenly(len(source), min(SAMPLED + _FIRST, len(source)))
+    chosen = np.random.default_rng(0).permutation(chosen).tolist()
+    cold = sum([_drop_from_cache(source.describe(index)) for index in chosen]) == len(chosen)
+    draw, crop = drawing(recipe.augment, size), train_crop(recipe.augment, size)
+    spent, sizes, sides, broken = [], [], [], []
+    end = time.monotonic() + seconds
+    for index in chosen:
+        torch.default_generator.manual_seed(mix(recipe.seed, index))
+        marks = [time.perf_counter()]
+        try:
+            data = source.read(index)
+            marks.append(time.perf_counter())
+            image = decode(data) if isinstance(data, bytes) else data
+        except (BrokenImage, OSError) as error:
+            broken.append(f"{source.describe(index)}: {error}")
+            continue
+        marks.append(time.perf_counter())
+        drawn = draw(*image.shape[-2:])
+        cropped = crop(image, drawn)
+        marks.append(time.perf_counter())
+        if not on_device:
+            apply_to_one(cropped, drawn.operations)
+        spent.append(np.diff([*marks, time.perf_counter()]))
+        sizes.append(len(data) if isinstance(data, bytes) else 0)
+        sides.append(max(image.shape[-2:]))
+        if len(spent) > _FIRST and time.monotonic() > end:
+            break
+    if not spent:
+        raise ValueError(f"none of {len(broken)} images could be read; the last is {broken[-1]}")
+    stages = np.mean(spent[_FIRST:] or spent, axis=0) * 1000
+    return Stages(*stages.tolist()), Sampled(len(spent), np.mean(sizes) / 1000, float(np.median(sides)), cold)
+
+
+def _drop_from_cache(name: str) -> bool:
+    """Have a file's next reader ask the disk for it, where there is such a file and the system can be asked."""
+    try:
+        file = os.open(name, os.O_RDONLY)
+    except (OSError, ValueError):
+        return False
+    try:
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+    except (AttributeError, OSError):
+        return False
+    finally:
+        os.close(file)
+    return True
+
+
+def _keys(order: Order, images: int, size: int) -> Iterator[Key]:
+    """Batches of so many images, epoch after epoch."""
+    images = min(images, len(order))
+    for epoch in itertools.count():
+        for start in range(0, len(order) - images + 1, images):
+            yield Key(epoch, start, start + images, size)
+
+
+def loader_rate(
+    batches: MicroBatches, keys: Iterator[Key], accelerator: Accelerator, recipe: Recipe, workers: int, seconds: float
+) -> float:
+    """Images a second that a loader's workers make when nobody computes."""
+    loader = Loader(batches, keys, accelerator.device, workers, recipe.data.prefetch)
+    try:
+        return _rate_of(iter(loader), max(1, workers), seconds)
+    finally:
+        loader.end()
+
+
+def _rate_of(came: Iterator[Batch], ahead: int, seconds: float) -> float:
+    """Images a second from the time on when so many batches have come, one of each worker."""
+    for _ in range(ahead):
+        next(came)
+    begin, images = time.perf_counter(), 0
+    for batch in came:
+        images += len(batch.labels)
+        if (spent := time.perf_counter() - begin) > seconds:
+            return images / spent
+    raise AssertionError("the keys have no end")
+
+
+def copy_rate(batch: Batch, device: torch.device, times: int = 200) -> float:
+    """Images a second from page-locked memory to the GPU."""
+    pinned = batch.images.pin_memory()
+    for _ in range(_FIRST):
+        pinned.to(device, non_blocking=True)
+    torch.cuda.synchronize(device)
+    begin = time.perf_counter()
+    for _ in range(times):
+        pinned.to(device, non_blocking=True)
+    torch.cuda.synchronize(device)
+    return times * len(pinned) / (time.perf_counter() - begin)
+
+
+class _Steps:
+    """Real training steps of one micro-batch, by a new network without teacher, over and over on the same images."""
+
+    def __init__(
+        self, recipe: Recipe, train: Source, order: Order, batches: MicroBatches, accelerator: Accelerator
+    ) -> None:
+        self.recipe = recipe.model_copy(update={"compile": False})
+        self.order, self.batches, self.accelerator, self.classes = order, batches, accelerator, len(train.classes)
+        model, _ = build_model_for(recipe, self.classes, pretrained=False)
+        self.state = build_state(self.recipe, make_plan(recipe, len(order), 1), model, accelerator)
+        self.network = wrap(self.recipe, make_plan(recipe, len(order), 1), self.state.model, accelerator, 0)
+
+    def of(self, images: int) -> Trainer:
+        """Steps of so many images, which lie on the device."""
+        plan = make_plan(self.recipe.model_copy(update={"batch_size": images}), len(self.order), 1, images)
+        hooks: Any = None
+        trainer = Trainer(plan, self.accelerator, self.network, self.state, self.classes, 0, hooks)
+        loader = Loader(self.batches, training_keys(plan, 0, 0), self.accelerator.device, 0, 1)
+        trainer.batches = itertools.cycle(list(loader))
+        return trainer
+
+    def seconds(self, trainer: Trainer, least: float = 0.0) -> float:
+        """What a step takes, on average over so many seconds; the step before these warms up."""
+        train_step(trainer)
+        begin, steps = self._now(), 0
+        while (spent := self._now() - begin) < least or not steps:
+            train_step(trainer)
+            steps += 1
+        return spent / steps
+
+    def _now(self) -> float:
+        if self.accelerator.device.type == "cuda":
+            torch.cuda.synchronize(self.accelerator.device)
+        return time.perf_counter()
+
+
+def step_rate(steps: _Steps, micro_batch: int, seconds: float) -> tuple[float, int]:
+    """Images a second that training steps of a micro-batch take, and its images: on a CPU fewer, where it is slow."""
+    images = micro_batch
+    if steps.accelerator.device.type == "cpu":
+        one = steps.seconds(steps.of(_LEAST)) / _LEAST
+        images = max(_LEAST, min(micro_batch, int(seconds / 2 / one)))
+        if images == _LEAST:
+            return 1 / one, images
+    try:
+        return images / steps.seconds(steps.of(images), seconds), images
+    except torch.cuda.OutOfMemoryError as error:
+        raise ValueError(out_of_memory(error, micro_batch)) from error
