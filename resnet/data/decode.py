@@ -82,6 +82,8 @@ def check_size(height: int, width: int) -> None:
 
 
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+_SAMPLINGS = {b"\x11\x11\x11", b"\x21\x11\x11", b"\x22\x11\x11", b"\x12\x11\x11", b"\x41\x11\x11"}
+"""4:4:4, 4:2:2, 4:2:0, 4:4:0 and 4:1:1, as a frame has the three components' factors."""
 _ALONE = {0x00, 0x01, *range(0xD0, 0xDA)}
 """Markers without a length (and what is none): none of them stands in a header that is in order."""
 
@@ -92,7 +94,7 @@ class JpegHeader(NamedTuple):
     height: int
     width: int
     common: bool
-    """Whether every JPEG decoder takes it: baseline or progressive, 8 bits, grey or YCbCr."""
+    """Whether every JPEG decoder takes it: baseline or progressive, 8 bits, grey or YCbCr in a usual subsampling."""
     exif: list[int]
     """Where the second byte of each Exif marker stands."""
     scan: int
@@ -116,7 +118,7 @@ def jpeg_header(data: bytes) -> JpegHeader | None:
             if components not in (1, 3):
                 break
             size = height, width
-            common &= marker <= 0xC2 and bits == 8 and data[at + 10 : at + 19 : 3] != b"RGB"
+            common &= marker <= 0xC2 and bits == 8 and _is_usual(data[at + 10 : at + 10 + 3 * components])
         elif marker == 0xE1 and data[at + 12 : at + 14] in (b"*\0", b"\0*"):
             # TIFF's number 42, after `Exif` and the order of the bytes: by it alone torchcodec knows an orientation.
             exif.append(at + 1)
@@ -124,6 +126,11 @@ def jpeg_header(data: bytes) -> JpegHeader | None:
             common &= data[at + 15 : at + 16] == b"\1"  # YCbCr
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     return None
+
+
+def _is_usual(components: bytes) -> bool:
+    """Of a frame's components, three bytes each: whether they are grey, or YCbCr in a usual subsampling."""
+    return len(components) == 3 or (components[::3] != b"RGB" and components[1::3] in _SAMPLINGS)
 
 
 def is_whole(data: bytes, header: JpegHeader) -> bool:

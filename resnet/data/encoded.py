@@ -70,9 +70,11 @@ class EncodedBatches(MicroBatches):
         """
         if batch.encoded is None:
             return batch
-        images = self._by_cpu._memory(len(batch.labels), batch.key.size).to(device)
-        decoded = {row for row, *_ in batch.encoded.table.tolist()}
-        images[[row for row in range(len(images)) if row not in decoded]] = batch.images
+        shape = len(batch.labels), 3, batch.key.size, batch.key.size
+        images = torch.empty(shape, dtype=torch.uint8, device=device, memory_format=torch.channels_last)
+        if len(batch.images):
+            decoded = {row for row, *_ in batch.encoded.table.tolist()}
+            images[[row for row in range(len(images)) if row not in decoded]] = batch.images
         for row, image in self._decoded(batch.key, batch.encoded, device):
             if isinstance(image, BrokenImage):
                 with torch.random.fork_rng(devices=[]):

@@ -47,6 +47,8 @@ def test_what_travels_as_bytes():
         *("jpeg", "progressive jpeg", "grey jpeg", "4:4:4", "4:2:2", "4:2:0", "4:4:0", "4:1:1"),
         *("grey", "progressive", "restarts", "bytes after its end"),
     ]
+    frame = PLAIN.index(b"\xff\xc0")
+    assert not isinstance(opened(PLAIN[: frame + 11] + b"\x24" + PLAIN[frame + 12 :]), Jpeg), "an odd subsampling"
     for broken in (CUT, b""):
         with pytest.raises(BrokenImage):
             opened(broken)
