@@ -90,6 +90,7 @@ def test_ranks_take_turns_beside_plain_ddp(tmp_path) -> None:
     assert all(row["images_per_second"] > 0 for turn in (one, two) for row in turn["rows"].values())
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_input_is_measured_beside_others(tmp_path, capsys) -> None:
     draw(tmp_path / "shapes", per_class=1, size=100)
     out = tmp_path / "input.json"

@@ -27,6 +27,7 @@ class Finding(NamedTuple):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "launch doctor [cluster=NAME] [slurm.KEY=VALUE ...] [--debug]"
+    parser.epilog = "What limits the speed of a recipe on a machine is told by `resnet doctor`, best in a job there."
     parser.add_argument("words", nargs="*", metavar="cluster=NAME", help="the profile to look at, and changes to it")
 
 

@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +19,7 @@ from resnet.build import build_accelerator, build_data, build_model_for, build_o
 from resnet.data.batches import Batch, Key, MicroBatches, training_keys
 from resnet.data.decode import BrokenImage, decode
 from resnet.data.draws import drawing
+from resnet.data.encoded import Jpeg, micro_batches, opened
 from resnet.data.loader import Loader, workers_per_rank
 from resnet.data.operations import apply_to_one
 from resnet.data.order import Order, mix
@@ -48,10 +49,11 @@ class Stages(NamedTuple):
 
     read: float
     decode: float
+    """With data.decode=gpu only looking into the file."""
     crop: float
-    """Drawing, cropping, resizing and mirroring."""
+    """Drawing, and, with data.decode=cpu, cropping, resizing and mirroring."""
     policy: float
-    """Rotation, colours and policy; 0 where the device does them."""
+    """Rotation, colours and policy, where training is on a CPU."""
 
     @property
     def per_second(self) -> float:
@@ -115,9 +117,9 @@ def examine(recipe: Recipe, seconds: float = SECONDS) -> Examined:
     cores = max(1, cores_of_rank() // ranks)
     asked = recipe.data.num_workers
     workers = min(workers_per_rank(asked), cores) if asked is None else asked
-    batches = MicroBatches(train, val, order, recipe.augment, on_gpu)
+    batches = micro_batches(recipe, train, val, order, accelerator.device)
     with _one_thread():
-        stages, sampled = time_stages(train, recipe, size, seconds, on_device=on_gpu)
+        stages, sampled = time_stages(train, recipe, size, seconds, accelerator.device)
         chunk = max(1, min(_BATCH, plan.micro_batch, round(stages.per_second / 4)))
         loader = loader_rate(batches, _keys(order, chunk, size), accelerator, recipe, workers, seconds)
         copy = copy_rate(batches[next(_keys(order, _BATCH, size))], accelerator.device) if on_gpu else None
@@ -138,43 +140,56 @@ def _one_thread() -> Iterator[None]:
 
 
 def time_stages(
-    source: Source, recipe: Recipe, size: int, seconds: float, on_device: bool = False
+    source: Source, recipe: Recipe, size: int, seconds: float, device: torch.device
 ) -> tuple[Stages, Sampled]:
     """Time what a worker does for an image, over a sample of a source's. Raises ValueError where none can be read.
 
-    size: of the crops in pixels. on_device: leave out what the device does.
+    size: of the crops in pixels. device: where training is; what is done there is left out.
     """
     chosen = evenly(len(source), min(SAMPLED + _FIRST, len(source)))
     chosen = np.random.default_rng(0).permutation(chosen).tolist()
     cold = sum([_drop_from_cache(source.describe(index)) for index in chosen]) == len(chosen)
-    draw, crop = drawing(recipe.augment, size), train_crop(recipe.augment, size)
-    spent, sizes, sides, broken = [], [], [], []
+    time_one = _timer(recipe, size, device)
+    timed, broken = [], []
     end = time.monotonic() + seconds
     for index in chosen:
-        torch.default_generator.manual_seed(mix(recipe.seed, index))
-        marks = [time.perf_counter()]
         try:
-            data = source.read(index)
-            marks.append(time.perf_counter())
-            image = decode(data) if isinstance(data, bytes) else data
+            timed.append(time_one(source, index))
         except (BrokenImage, OSError) as error:
             broken.append(f"{source.describe(index)}: {error}")
-            continue
-        marks.append(time.perf_counter())
-        drawn = draw(*image.shape[-2:])
-        cropped = crop(image, drawn)
-        marks.append(time.perf_counter())
-        if not on_device:
-            apply_to_one(cropped, drawn.operations)
-        spent.append(np.diff([*marks, time.perf_counter()]))
-        sizes.append(len(data) if isinstance(data, bytes) else 0)
-        sides.append(max(image.shape[-2:]))
-        if len(spent) > _FIRST and time.monotonic() > end:
+        if len(timed) > _FIRST and time.monotonic() > end:
             break
-    if not spent:
+    if not timed:
         raise ValueError(f"none of {len(broken)} images could be read; the last is {broken[-1]}")
-    stages = np.mean(spent[_FIRST:] or spent, axis=0) * 1000
-    return Stages(*stages.tolist()), Sampled(len(spent), np.mean(sizes) / 1000, float(np.median(sides)), cold)
+    stages = np.mean([spent for spent, _, _ in timed[_FIRST:] or timed], axis=0)
+    _, sizes, sides = zip(*timed, strict=True)
+    return Stages(*stages.tolist()), Sampled(len(timed), np.mean(sizes) / 1000, float(np.median(sides)), cold)
+
+
+def _timer(recipe: Recipe, size: int, device: torch.device) -> Callable[[Source, int], tuple[np.ndarray, int, int]]:
+    """A function that makes an image of a source: milliseconds of each stage, bytes, and pixels of the longer side."""
+    on_gpu = device.type == "cuda"
+    decoded_by_worker = opened if on_gpu and recipe.data.decode == "gpu" else decode
+    draw, crop = drawing(recipe.augment, size), train_crop(recipe.augment, size)
+
+    def time_one(source: Source, index: int) -> tuple[np.ndarray, int, int]:
+        torch.default_generator.manual_seed(mix(recipe.seed, index))
+        marks = [time.perf_counter()]
+        data = source.read(index)
+        marks.append(time.perf_counter())
+        image = decoded_by_worker(data) if isinstance(data, bytes) else data
+        marks.append(time.perf_counter())
+        height, width = (image.height, image.width) if isinstance(image, Jpeg) else image.shape[-2:]
+        drawn = draw(height, width)
+        if not isinstance(image, Jpeg):
+            image = crop(image, drawn)
+        marks.append(time.perf_counter())
+        if not isinstance(image, Jpeg) and not on_gpu:
+            apply_to_one(image, drawn.operations)
+        marks.append(time.perf_counter())
+        return 1000 * np.diff(marks), len(data) if isinstance(data, bytes) else 0, max(height, width)
+
+    return time_one
 
 
 def _drop_from_cache(name: str) -> bool:

@@ -9,6 +9,7 @@ from resnet.rundir.files import to_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = "Whether this machine can send runs to a cluster is told by `launch doctor`."
     parser.add_argument("overrides", nargs="+", metavar="KEY=VALUE", help="recipe=NAME and changes to it")
     parser.add_argument("--seconds", type=float, default=3.0, metavar="S", help="for each of three parts, about (3)")
     parser.add_argument("--json", action="store_true", help="print one JSON object in place of the lines")

@@ -18,12 +18,13 @@ from recipes.schema.recipe import Recipe
 from resnet.build import build_order
 from resnet.data.batches import Key
 from resnet.data.cache import DrawnBatches, fill
+from resnet.data.encoded import micro_batches
 from resnet.data.loader import Loader
 from resnet.data.sources.cifar import Cifar
 from resnet.data.sources.registry import Source, open_sources
 from resnet.inference import network_input
 from tests.bench.input.turns import Clock, Spent, Turn
-from tests.bench.input.work import micro_batches, recipe_of
+from tests.bench.input.work import recipe_of
 
 BATCH = 128
 _CPU = torch.device("cpu")
@@ -74,7 +75,7 @@ def _reference(arrays: Cifar, recipe: Recipe) -> Callable[[int], Iterator[Tensor
 
 
 def _ours(source: Source, recipe: Recipe) -> Callable[[int], Iterator[Tensor]]:
-    batches = micro_batches(source, build_order(recipe, source), recipe)
+    batches = micro_batches(recipe, source, source, build_order(recipe, source), _CPU)
     return lambda epoch: (_input(batches[key].images, recipe) for key in _keys(len(source), epoch, recipe))
 
 

@@ -22,13 +22,14 @@ from torchvision.datasets import ImageFolder
 from recipes.schema.recipe import Recipe
 from resnet.build import build_order
 from resnet.data.batches import Key
+from resnet.data.encoded import micro_batches
 from resnet.data.loader import Loader
 from resnet.data.sources.registry import open_sources
 from resnet.inference import network_input
 from tests.bench.input.dali import loader as dali_batches
 from tests.bench.input.rows import reference_transform
 from tests.bench.input.turns import Clock, Spent, Turn
-from tests.bench.input.work import micro_batches, recipe_of
+from tests.bench.input.work import recipe_of
 
 PREFETCH = 2
 """Batches that each worker makes ahead: PyTorch's and ours by default."""
@@ -180,7 +181,7 @@ def ours(place: Place, workers: int, data: Callable[[Place], dict[str, Any]]) ->
     recipe = recipe_of("resnet50_imagenet", {**keys, "batch_size": place.batch})
     train, _ = open_sources(recipe.data)
     order, cpu = build_order(recipe, train), torch.device("cpu")
-    loader = Loader(micro_batches(train, order, recipe), _keys(place), cpu, workers, PREFETCH)
+    loader = Loader(micro_batches(recipe, train, train, order, cpu), _keys(place), cpu, workers, PREFETCH)
     try:
         yield from (network_input(batch.images, recipe, cpu, torch.float32) for batch in loader)
     finally:

@@ -23,13 +23,15 @@ from recipes.schema.augment import Augment
 from recipes.schema.recipe import Recipe
 from resnet.data.batches import Key
 from resnet.data.decode import decode
+from resnet.data.encoded import micro_batches
 from resnet.data.on_device import normalise
 from resnet.inference import network_input
 from tests.bench.input import dali
-from tests.bench.input.work import BATCH, Held, Work, micro_batches
+from tests.bench.input.work import BATCH, Held, Work
 
 Row = Callable[[Work], Iterator[Tensor]]
 """Does the work: yields batches float32 (N, 3, H, W), or, where files are only decoded, uint8 (H, W, 3) images."""
+_CPU = torch.device("cpu")
 _BINS = 31
 """Magnitudes of torchvision's RandAugment, of which a recipe's 0 to 10 are shares."""
 
@@ -90,12 +92,12 @@ def reference(recipe: Recipe, _: Held) -> Row:
 
 def ours(recipe: Recipe, held: Held) -> Row:
     """Micro-batches as training makes them, normalised as training normalises them."""
-    batches, cpu = micro_batches(held, held.order(), recipe), torch.device("cpu")
+    batches = micro_batches(recipe, held, held, held.order(), _CPU)
 
     def row(work: Work) -> Iterator[Tensor]:
         for start in range(0, len(held), BATCH):
             key = Key(work.epoch, start, min(start + BATCH, len(held)), recipe.augment.train_size)
-            yield network_input(batches[key].images, recipe, cpu, torch.float32)
+            yield network_input(batches[key].images, recipe, _CPU, torch.float32)
 
     return row
 

@@ -13,10 +13,9 @@ from PIL import Image
 
 from recipes.load import load_values
 from recipes.schema.recipe import Recipe
-from resnet.data.batches import MicroBatches
 from resnet.data.order import Order, mix
 from resnet.data.sources.given import images_of
-from resnet.data.sources.registry import Source, evenly
+from resnet.data.sources.registry import evenly
 
 BATCH = 32
 """Images of a micro-batch."""
@@ -81,11 +80,6 @@ def recipe_of(name: str, changes: dict[str, Any] | None = None) -> Recipe:
     """A recipe that comes with the program, without what is done to batches on the device for the loss's sake."""
     plain = {"augment.mixup": 0, "augment.cutmix": 0, "augment.random_erasing": 0, "data.repeats": 1}
     return load_values(name, {**plain, **(changes or {})}).recipe
-
-
-def micro_batches(source: Source, order: Order, recipe: Recipe) -> MicroBatches:
-    """As training makes them."""
-    return MicroBatches(source, source, order, recipe.augment)
 
 
 def levels(images: torch.Tensor, recipe: Recipe) -> torch.Tensor:
