@@ -42,8 +42,9 @@ class _Data(Group):
     """Batches each worker prepares ahead."""
     cache: Literal["none", "device"] = "none"
     """device: decode all images once, keep them on the device (on each rank's) and crop and flip them there."""
-    decode: Literal["cpu", "gpu"] = "cpu"
-    """gpu: decode, crop and flip JPEGs on the GPU (nvJPEG); the pixels differ a little from the CPU's."""
+    decode: Literal["cpu", "region", "gpu"] = "cpu"
+    """region: decode of a JPEG what is cropped (needs `resnet-launch[fast]`), to the same pixels; gpu: decode, crop and
+    flip JPEGs on the GPU (nvJPEG), to pixels that differ a little."""
     last_batch: Literal["drop", "keep"] = "drop"
     """What becomes of the samples that do not fill an epoch's last batch."""
     balance: Literal["none", "oversample"] = "none"
