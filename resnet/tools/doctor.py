@@ -17,12 +17,14 @@ from recipes.plan import make_plan
 from recipes.schema.recipe import Recipe
 from resnet.build import build_accelerator, build_data, build_model_for, build_order, build_state, wrap
 from resnet.data.batches import Batch, Key, MicroBatches, training_keys
-from resnet.data.decode import BrokenImage, decode
+from resnet.data.decode import BrokenImage
 from resnet.data.draws import drawing
-from resnet.data.encoded import Jpeg, micro_batches, opened
+from resnet.data.encoded import micro_batches
+from resnet.data.gpu_decode import check_gpu_decodes
 from resnet.data.loader import Loader, workers_per_rank
 from resnet.data.operations import apply_to_one
 from resnet.data.order import Order, mix
+from resnet.data.region_decode import check_region_decoder
 from resnet.data.sources.registry import Source, evenly
 from resnet.data.transforms import train_crop
 from resnet.failure import out_of_memory
@@ -49,9 +51,9 @@ class Stages(NamedTuple):
 
     read: float
     decode: float
-    """With data.decode=gpu only looking into the file."""
+    """With data.decode=region or gpu no more than looking into the file's header."""
     crop: float
-    """Drawing, and, with data.decode=cpu, cropping, resizing and mirroring."""
+    """Drawing, cropping, resizing and mirroring; with data.decode=region also decoding, with gpu only drawing."""
     policy: float
     """Rotation, colours and policy, where training is on a CPU."""
 
@@ -112,6 +114,10 @@ def examine(recipe: Recipe, seconds: float = SECONDS) -> Examined:
     order = build_order(recipe, train)
     plan = make_plan(recipe, len(order), 1)
     accelerator = build_accelerator(recipe)
+    if recipe.data.decode == "gpu":
+        check_gpu_decodes(accelerator.device)
+    if recipe.data.decode == "region":
+        check_region_decoder()
     on_gpu, size = accelerator.device.type == "cuda", plan.image_size(0)
     ranks = torch.cuda.device_count() if on_gpu else 1
     cores = max(1, cores_of_rank() // ranks)
@@ -119,7 +125,7 @@ def examine(recipe: Recipe, seconds: float = SECONDS) -> Examined:
     workers = min(workers_per_rank(asked), cores) if asked is None else asked
     batches = micro_batches(recipe, train, val, order, accelerator.device)
     with _one_thread():
-        stages, sampled = time_stages(train, recipe, size, seconds, accelerator.device)
+        stages, sampled = time_stages(batches, size, seconds, on_gpu)
         chunk = max(1, min(_BATCH, plan.micro_batch, round(stages.per_second / 4)))
         loader = loader_rate(batches, _keys(order, chunk, size), accelerator, recipe, workers, seconds)
         copy = copy_rate(batches[next(_keys(order, _BATCH, size))], accelerator.device) if on_gpu else None
@@ -139,22 +145,21 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def time_stages(
-    source: Source, recipe: Recipe, size: int, seconds: float, device: torch.device
-) -> tuple[Stages, Sampled]:
-    """Time what a worker does for an image, over a sample of a source's. Raises ValueError where none can be read.
+def time_stages(batches: MicroBatches, size: int, seconds: float, on_gpu: bool) -> tuple[Stages, Sampled]:
+    """Time what a worker does for a training image, over a sample of them. Raises ValueError where none can be read.
 
-    size: of the crops in pixels. device: where training is; what is done there is left out.
+    size: of the crops in pixels. on_gpu: policies are left to the GPU.
     """
+    source = batches.train
     chosen = evenly(len(source), min(SAMPLED + _FIRST, len(source)))
     chosen = np.random.default_rng(0).permutation(chosen).tolist()
     cold = sum([_drop_from_cache(source.describe(index)) for index in chosen]) == len(chosen)
-    time_one = _timer(recipe, size, device)
+    time_one = _timer(batches, size, on_gpu)
     timed, broken = [], []
     end = time.monotonic() + seconds
     for index in chosen:
         try:
-            timed.append(time_one(source, index))
+            timed.append(time_one(index))
         except (BrokenImage, OSError) as error:
             broken.append(f"{source.describe(index)}: {error}")
         if len(timed) > _FIRST and time.monotonic() > end:
@@ -166,25 +171,32 @@ def time_stages(
     return Stages(*stages.tolist()), Sampled(len(timed), np.mean(sizes) / 1000, float(np.median(sides)), cold)
 
 
-def _timer(recipe: Recipe, size: int, device: torch.device) -> Callable[[Source, int], tuple[np.ndarray, int, int]]:
-    """A function that makes an image of a source: milliseconds of each stage, bytes, and pixels of the longer side."""
-    on_gpu = device.type == "cuda"
-    decoded_by_worker = opened if on_gpu and recipe.data.decode == "gpu" else decode
-    draw, crop = drawing(recipe.augment, size), train_crop(recipe.augment, size)
+class _Read:
+    """A source of what was read of another."""
 
-    def time_one(source: Source, index: int) -> tuple[np.ndarray, int, int]:
-        torch.default_generator.manual_seed(mix(recipe.seed, index))
+    def __init__(self, data: bytes | torch.Tensor) -> None:
+        self._data = data
+
+    def read(self, _: int) -> bytes | torch.Tensor:
+        return self._data
+
+
+def _timer(batches: MicroBatches, size: int, on_gpu: bool) -> Callable[[int], tuple[np.ndarray, int, int]]:
+    """A function that makes a training image: milliseconds of each stage, bytes, and pixels of the longer side."""
+    draw, crop = drawing(batches.augment, size), train_crop(batches.augment, size)
+
+    def time_one(index: int) -> tuple[np.ndarray, int, int]:
+        torch.default_generator.manual_seed(mix(batches.order.seed, index))
         marks = [time.perf_counter()]
-        data = source.read(index)
+        data = batches.train.read(index)
         marks.append(time.perf_counter())
-        image = decoded_by_worker(data) if isinstance(data, bytes) else data
+        image = batches._read(_Read(data), 0)  # pyright: ignore[reportArgumentType]
         marks.append(time.perf_counter())
-        height, width = (image.height, image.width) if isinstance(image, Jpeg) else image.shape[-2:]
+        height, width = batches._size(image)
         drawn = draw(height, width)
-        if not isinstance(image, Jpeg):
-            image = crop(image, drawn)
+        image = batches._crop(crop, image, drawn)
         marks.append(time.perf_counter())
-        if not isinstance(image, Jpeg) and not on_gpu:
+        if not on_gpu:
             apply_to_one(image, drawn.operations)
         marks.append(time.perf_counter())
         return 1000 * np.diff(marks), len(data) if isinstance(data, bytes) else 0, max(height, width)

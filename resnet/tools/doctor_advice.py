@@ -15,8 +15,8 @@ from resnet.tools.doctor import Examined
 
 _ENOUGH = 1.1
 """The loader should be so much faster than the model, as neither is even."""
-_LARGE = 500
-"""Pixels of a longer side from which on smaller copies are worth making."""
+_LARGE, _SMALL = 500, 200
+"""Pixels of a longer side from which on smaller copies are worth making, and decoding a part in place of all."""
 
 
 def limit_of(found: Examined) -> str:
@@ -55,7 +55,11 @@ def _what(found: Examined) -> str:
 
 def _worker(found: Examined) -> str:
     stages = found.stages
-    parts = ", ".join(f"{name} {milliseconds:.2f}" for name, milliseconds in stages._asdict().items())
+    words = stages._asdict()
+    if found.recipe.data.decode == "region":
+        words = {"decode and crop" if name == "crop" else name: value for name, value in words.items()}
+        del words["decode"]
+    parts = ", ".join(f"{name} {milliseconds:.2f}" for name, milliseconds in words.items())
     files = f"{found.sampled.kilobytes:.0f} KB, " if found.sampled.kilobytes else ""
     cold = ", not in the system's cache" if found.sampled.cold else ""
     return (
@@ -133,9 +137,12 @@ def _for_reading(found: Examined) -> str:
 
 
 def _for_decoding(found: Examined) -> str:
-    if found.sampled.longer_side >= _LARGE:
-        side = f"longer sides are {found.sampled.longer_side:.0f} px here"
+    recipe, sampled = found.recipe, found.sampled
+    if recipe.data.decode == "cpu" and recipe.augment.crop == "random_resized" and sampled.longer_side >= _SMALL:
+        return "data.decode=region decodes of JPEGs what is cropped, to the same pixels (resnet-launch[fast])"
+    if sampled.longer_side >= _LARGE:
+        side = f"longer sides are {sampled.longer_side:.0f} px here"
         return f"resnet prepare --max-side 400 makes smaller copies once ({side}), then data.source=shards"
-    if found.copy is not None and found.recipe.data.decode == "cpu":
+    if found.copy is not None and recipe.data.decode != "gpu":
         return "data.decode=gpu decodes JPEGs on the GPU"
     return "resnet prepare --raw stores pixels that need no decoding, then data.source=shards"

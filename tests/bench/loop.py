@@ -129,11 +129,11 @@ def summary(name: str, seconds: dict[str, list[float]]) -> dict[str, Any]:
         if base in seconds:
             ratios = [own / other for own, other in zip(seconds[name], seconds[base], strict=True)]
             row[f"to_{base}"] = statistics.median(ratios)
-            row[f"to_{base}_quartiles"] = _quartiles(ratios)
+            row[f"to_{base}_quartiles"] = quartiles(ratios)
     return row
 
 
-def _quartiles(values: list[float]) -> tuple[float, float]:
+def quartiles(values: list[float]) -> tuple[float, float]:
     low, _, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else 3 * values
     return low, high
 

@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 from recipes.load import load_values
+from recipes.schema.augment import Augment
+from resnet.data.batches import MicroBatches
+from resnet.data.order import Order
 from resnet.data.sources.image_folder import read_folder
 from resnet.tools.cli import main
 from resnet.tools.doctor import Examined, Sampled, Stages, time_stages
@@ -30,17 +32,17 @@ def test_a_recipe_is_examined(shapes: Path, tmp_path: Path, monkeypatch, capsys)
 
 
 def test_images_that_cannot_be_read_are_passed_over_unless_all_are(shapes: Path, tmp_path: Path) -> None:
-    recipe = load_values("quickstart").recipe
     (tmp_path / "ring").mkdir()
-    files = sorted((shapes / "train" / "ring").iterdir())[:3]
-    for number, file in enumerate(files):
+    for number, file in enumerate(sorted((shapes / "train" / "ring").iterdir())[:3]):
         data = file.read_bytes()
         (tmp_path / "ring" / file.name).write_bytes(data if number else data[:40])
-    assert time_stages(read_folder(tmp_path, "data.train"), recipe, 32, 1.0, torch.device("cpu"))[1].images == 2
+    source = read_folder(tmp_path, "data.train")
+    batches = MicroBatches(source, source, Order(source.labels, 0, 2), Augment())
+    assert time_stages(batches, 32, 1.0, on_gpu=False)[1].images == 2
     for file in (tmp_path / "ring").iterdir():
         file.write_bytes(b"")
     with pytest.raises(ValueError, match=r"none of 3 images could be read; .* the file is empty"):
-        time_stages(read_folder(tmp_path, "data.train"), recipe, 32, 1.0, torch.device("cpu"))
+        time_stages(batches, 32, 1.0, on_gpu=False)
 
 
 FOUND = Examined(
@@ -61,14 +63,19 @@ FOUND = Examined(
 """Of a machine that nobody has measured: what is said of it follows from the figures alone."""
 
 
+REGION = load_values("resnet50_imagenet", {"data.decode": "region"}).recipe
+SMALL = Sampled(404, 30.0, 300.0, True)
+
+
 @pytest.mark.parametrize(
     ("changes", "limit", "words"),
     [
         ({}, "model", ["2.0 times as fast", "9 cores would feed it", "compile=true"]),
         ({"precision": "no"}, "model", ["precision=bf16"]),
-        ({"step": 9000.0}, "decode", ["67% of what", "decode (74%)", "27 cores for each rank", "--max-side 400"]),
+        ({"step": 9000.0}, "decode", ["67% of what", "decode (74%)", "27 cores for each rank", "data.decode=region"]),
         ({"step": 9000.0, "workers": 4}, "decode", ["7 cores for each rank", "data.num_workers=null"]),
-        ({"step": 9000.0, "sampled": Sampled(404, 30.0, 300.0, True)}, "decode", ["data.decode=gpu"]),
+        ({"step": 9000.0, "recipe": REGION}, "decode", ["--max-side 400"]),
+        ({"step": 9000.0, "recipe": REGION, "sampled": SMALL}, "decode", ["data.decode=gpu"]),
         ({"step": 9000.0, "stages": Stages(9.0, 1.4, 0.4, 0.0), "training_images": 10**9}, "read", ["data.stage="]),
         ({"step": 9000.0, "stages": Stages(9.0, 1.4, 0.4, 0.0), "training_images": 9}, "read", ["data.cache=memory"]),
         ({"step": 9000.0, "stages": Stages(0.1, 1.4, 0.4, 2.0), "copy": None}, "policy", ["a GPU"]),

@@ -110,7 +110,7 @@ def _per_image(
     usable, missing = _installed(rows)
     made = {row: rows[row].make(recipe, held) for row in usable}
     with _pinned():
-        spent = take_turns({row: _turn(make, held) for row, make in made.items()}, given.rounds)
+        spent = take_turns({row: _turn(make, held) for row, make in made.items()}, given.rounds * held.batches)
     table: dict[str, Any] = summary(spent, _REFERENCE) | missing
     for row, error in _errors(made, rows, held, recipe).items():
         table[row]["error"] = error
@@ -121,11 +121,12 @@ def _per_image(
 
 
 def _turn(row: Row, held: Held) -> Turn:
-    def turn(epoch: int) -> Spent:
-        work = held.work(epoch)
+    """A micro-batch: short turns are in step with what else the machine does."""
+
+    def turn(number: int) -> Spent:
+        work = held.batch(number)
         clock = Clock()
-        for _ in row(work):
-            pass
+        row(work)
         return clock.spent(len(work.files))
 
     return turn
@@ -133,12 +134,13 @@ def _turn(row: Row, held: Held) -> Turn:
 
 def _errors(made: Mapping[str, Row], rows: Mapping[str, Made], held: Held, recipe: Recipe) -> dict[str, float]:
     """Of each row that can be compared: mean absolute difference to the reference's pixels, in levels of 0 to 255."""
-    work, errors = held.work(0), {}
+    errors = {}
     for name, row in made.items():
         base = _DECODER if name in DECODERS else _REFERENCE
         if not rows[name].same_crops or base not in made:
             continue
-        pairs = zip(made[base](work), row(work), strict=True)
+        works = map(held.batch, range(held.batches))
+        pairs = (pair for work in works for pair in zip(made[base](work), row(work), strict=True))
         errors[name] = statistics.mean(_difference(*pair, recipe) for pair in pairs)
     return errors
 

@@ -35,7 +35,7 @@ def _cropped(encoded: Any, augment: Augment) -> Any:
     )
 
 
-def per_image(recipe: Recipe) -> Callable[[Work], Iterator[Tensor]]:
+def per_image(recipe: Recipe) -> Callable[[Work], Tensor]:
     """A row (see tests.bench.input.rows) of files in memory, on one thread."""
     dali = import_module("nvidia.dali")
     waiting: list[list[np.ndarray]] = []
@@ -48,11 +48,10 @@ def per_image(recipe: Recipe) -> Callable[[Work], Iterator[Tensor]]:
     built = pipeline()
     built.build()
 
-    def row(work: Work) -> Iterator[Tensor]:
-        for start in range(0, len(work.files), BATCH):
-            waiting.append([np.frombuffer(file, np.uint8) for file in work.files[start : start + BATCH]])
-            (batch,) = built.run()
-            yield torch.from_numpy(batch.as_array())
+    def row(work: Work) -> Tensor:
+        waiting.append([np.frombuffer(file, np.uint8) for file in work.files])
+        (batch,) = built.run()
+        return torch.from_numpy(batch.as_array())
 
     return row
 

@@ -197,6 +197,10 @@ def _files(place: Place) -> dict[str, Any]:
     return {"train": str(place.images), "val": str(place.images)}
 
 
+def _regions(place: Place) -> dict[str, Any]:
+    return {**_files(place), "decode": "region"}
+
+
 def _parquet(place: Place) -> dict[str, Any]:
     folder = place.made("parquet", lambda folder: _image_folder(place).to_parquet(folder / "train.parquet"))
     return {"source": "huggingface", "train": str(folder), "val": None, "val_split": "train"}
@@ -220,6 +224,7 @@ LOADERS = {
     "FFCV": Loaded("ffcv", ffcv),
     "ours, files": Loaded("torch", partial(ours, data=_files)),
     "ours, files, 1 worker": Loaded("torch", partial(ours, data=_files), 1),
+    "ours, files, data.decode=region": Loaded("nvidia.nvimgcodec", partial(ours, data=_regions)),
     "ours, parquet": Loaded("datasets", partial(ours, data=_parquet)),
 }
 ALONE = {name.removesuffix(", 1 worker"): name for name in LOADERS if name.endswith(", 1 worker")}

@@ -6,7 +6,7 @@ A row is made for a recipe: what its `augment` says is what all of them do, as f
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from functools import partial
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -27,10 +27,10 @@ from resnet.data.encoded import micro_batches
 from resnet.data.on_device import normalise
 from resnet.inference import network_input
 from tests.bench.input import dali
-from tests.bench.input.work import BATCH, Held, Work
+from tests.bench.input.work import Held, Work
 
-Row = Callable[[Work], Iterator[Tensor]]
-"""Does the work: yields batches float32 (N, 3, H, W), or, where files are only decoded, uint8 (H, W, 3) images."""
+Row = Callable[[Work], Any]
+"""Does the work: gives a batch float32 (N, 3, H, W); or, where files are only decoded, their pixels uint8 (H, W, 3)."""
 _CPU = torch.device("cpu")
 _BINS = 31
 """Magnitudes of torchvision's RandAugment, of which a recipe's 0 to 10 are shares."""
@@ -44,26 +44,17 @@ class Made(NamedTuple):
     """Whether it draws from torch's generator as ours does, so that pixels can be compared."""
 
 
-def _in_batches(images: Iterable[Tensor]) -> Iterator[Tensor]:
-    batch = []
-    for image in images:
-        batch.append(image)
-        if len(batch) == BATCH:
-            yield torch.stack(batch)
-            batch = []
-    if batch:
-        yield torch.stack(batch)
-
-
 def _one_by_one(transform: Callable[[bytes], Tensor]) -> Row:
     """A transform of one file as a row."""
 
-    def images(work: Work) -> Iterator[Tensor]:
+    def row(work: Work) -> Tensor:
+        images = []
         for file, seed in zip(work.files, work.seeds, strict=True):
             torch.default_generator.manual_seed(seed)
-            yield transform(file)
+            images.append(transform(file))
+        return torch.stack(images)
 
-    return lambda work: _in_batches(images(work))
+    return row
 
 
 def _opened(file: bytes) -> Image.Image:
@@ -94,12 +85,15 @@ def ours(recipe: Recipe, held: Held) -> Row:
     """Micro-batches as training makes them, normalised as training normalises them."""
     batches = micro_batches(recipe, held, held, held.order(), _CPU)
 
-    def row(work: Work) -> Iterator[Tensor]:
-        for start in range(0, len(held), BATCH):
-            key = Key(work.epoch, start, min(start + BATCH, len(held)), recipe.augment.train_size)
-            yield network_input(batches[key].images, recipe, _CPU, torch.float32)
+    def row(work: Work) -> Tensor:
+        key = Key(work.epoch, work.start, work.start + len(work.files), recipe.augment.train_size)
+        return network_input(batches[key].images, recipe, _CPU, torch.float32)
 
     return row
+
+
+def _decoded(recipe: Recipe, where: str) -> Recipe:
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"decode": where})})
 
 
 def timm_transform(augment: Augment, policy: str | None = None) -> Any:
@@ -153,7 +147,7 @@ def _v2_row(recipe: Recipe, decoded: Callable[[bytes], Tensor]) -> Row:
 
 def _normalised(recipe: Recipe, row: Row) -> Row:
     mean, std = recipe.augment.mean, recipe.augment.std
-    return lambda work: (normalise(batch, mean, std, torch.float32) for batch in row(work))
+    return lambda work: normalise(row(work), mean, std, torch.float32)
 
 
 def _by_torchvision(file: bytes) -> Tensor:
@@ -190,13 +184,14 @@ def _opencv(recipe: Recipe, _: Held, filter_name: str) -> Row:
 
 
 def _decoding(decoded: Callable[[bytes], Any]) -> Callable[[Recipe, Held], Row]:
-    return lambda recipe, held: lambda work: (decoded(file) for file in work.files)
+    return lambda recipe, held: lambda work: [decoded(file) for file in work.files]
 
 
 PLAIN = {
     "reference (PIL, torchvision v1)": Made("torchvision", reference),
     "reference again (control)": Made("torchvision", reference),
     "ours": Made("torch", ours),
+    "ours, data.decode=region": Made("nvidia.nvimgcodec", lambda recipe, held: ours(_decoded(recipe, "region"), held)),
     "torchvision decode + v2 crop": Made("torchvision", lambda recipe, _: _v2_row(recipe, _by_torchvision)),
     "torchcodec decode + v2 crop": Made("torchcodec", lambda recipe, _: _v2_row(recipe, _by_torchcodec)),
     "simplejpeg + OpenCV AREA": Made("cv2", partial(_opencv, filter_name="INTER_AREA")),
@@ -216,5 +211,5 @@ DECODERS = {
 
 def with_policy(*policies: str) -> dict[str, Made]:
     """Rows with a policy, which draws what it does for itself in each of them; timm's by its own words."""
-    first = {name: PLAIN[name]._replace(same_crops=False) for name in list(PLAIN)[:3]}
+    first = {name: PLAIN[name]._replace(same_crops=False) for name in list(PLAIN)[:4]}
     return first | {f"timm {words}": Made("timm", partial(timm, policy=words), False) for words in policies}

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tests.bench.loop import quartiles
 from tests.bench.loops import in_turns
 
 
@@ -82,7 +83,7 @@ def summary(spent: Mapping[str, list[Spent]], base: str, by: str = "process") ->
             pairs = zip(spent[base], turns, strict=True)
             ratios = [_each(reference, by) / _each(own, by) for reference, own in pairs]
             rows[name]["ratio"] = statistics.median(ratios)
-            rows[name]["ratio_range"] = (min(ratios), max(ratios))
+            rows[name]["ratio_quartiles"] = quartiles(ratios)
     return rows
 
 
@@ -94,11 +95,11 @@ def print_rows(title: str, rows: Mapping[str, dict[str, Any]], columns: Mapping[
     """columns: headings by the key of what stands below; a row with `left_out` says why it has none."""
     print(f"\n{title}")
     width = max(map(len, rows))
-    print(" " * width + "".join(f"{heading:>14}" for heading in columns.values()) + "   range of the ratio")
+    print(" " * width + "".join(f"{heading:>14}" for heading in columns.values()) + "   quartiles")
     for name, row in rows.items():
         if "left_out" in row:
             print(f"{name:{width}}  {row['left_out']}")
             continue
         cells = "".join(f"{'-' if row.get(key) is None else format(row[key], '.3f'):>14}" for key in columns)
-        low, high = row.get("ratio_range", (float("nan"), float("nan")))
+        low, high = row.get("ratio_quartiles", (float("nan"), float("nan")))
         print(f"{name:{width}}{cells}   {low:.2f}-{high:.2f}", flush=True)

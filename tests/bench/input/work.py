@@ -24,9 +24,10 @@ _AUGMENT = 1
 
 
 class Work(NamedTuple):
-    """The images of an epoch, in its order."""
+    """Images of an epoch, in its order from a position on."""
 
     epoch: int
+    start: int
     files: list[bytes]
     seeds: list[int]
     """For torch's generator before an image, as ours does: all that draw from it then draw the same crops."""
@@ -52,9 +53,18 @@ class Held:
     def order(self) -> Order:
         return Order(self.labels, seed=0, batch_size=BATCH)
 
-    def work(self, epoch: int) -> Work:
-        files = [self.files[int(index)] for index in self.order().epoch(epoch)]
-        return Work(epoch, files, [mix(0, epoch, position, _AUGMENT) for position in range(len(files))])
+    @property
+    def batches(self) -> int:
+        """Of an epoch."""
+        return -(-len(self) // BATCH)
+
+    def batch(self, number: int) -> Work:
+        """A micro-batch, of as many epochs as are asked for."""
+        epoch, at = divmod(number, self.batches)
+        positions = range(at * BATCH, min((at + 1) * BATCH, len(self)))
+        order = self.order().epoch(epoch)
+        files = [self.files[int(order[position])] for position in positions]
+        return Work(epoch, positions.start, files, [mix(0, epoch, position, _AUGMENT) for position in positions])
 
 
 def read_files(folder: Path, count: int | None) -> list[bytes]:
