@@ -11,6 +11,7 @@ import numpy as np
 
 from recipes.text import listed, plural, table
 from resnet.data.batches import read_image
+from resnet.data.decode import BrokenImage
 from resnet.tools.check_data import LONG, Checked, Group, Part, Place
 from resnet.tools.look import short_name
 from resnet.tools.picture_grid import Tile, draw_grid
@@ -287,8 +288,9 @@ def _pair(checked: Checked, group: Group) -> tuple[Place, Place]:
 
 def _tile(checked: Checked, place: Place, kind: str) -> Iterator[Tile]:
     part = checked.parts[place.part]
-    image = read_image(part.source, place.image, [])
-    if image is None:  # gone since
+    try:
+        image = read_image(part.source, place.image)
+    except (BrokenImage, OSError):  # gone since
         return
     size = f"{image.shape[2]}x{image.shape[1]}"
     label = checked.label(place) or "no label"
