@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import NamedTuple
 import numpy as np
 
 from recipes.schema.recipe import Recipe
-from resnet.data.sources.given import open_given, unmatched_text
+from resnet.data.sources.given import images_of, open_given, unmatched_text
+from resnet.data.sources.huggingface import parquet_files
 from resnet.data.sources.image_folder import split_folders
 from resnet.data.sources.registry import Source, open_sources
 from resnet.process.environment import usable
@@ -134,19 +134,29 @@ def open_paths(
     columns: tuple[str | None, str | None] | None = None,
     images: Path | None = None,
 ) -> Opened:
-    """Images at paths (see `given.open_given`); a folder of `train` and `val` is both. Raises ValueError."""
-    if not val and len(train) == 1 and (splits := split_folders(Path(train[0]))):
+    """Images at paths (see `given.open_given`); a folder of train and val is both. Raises ValueError."""
+    if not val and len(train) == 1 and (splits := _splits(Path(train[0]))):
         own = [name for name in splits if name.lower().startswith("train")]
         if len(own) != 1:
             raise ValueError(f"{train[0]} holds the splits {', '.join(splits)}: give one of them, and --val another")
-        paths = {name: os.path.join(train[0], name) for name in splits}
-        train, val = [paths.pop(own[0])], list(paths.values())
+        train = splits.pop(own[0])
+        val = [path for paths in splits.values() for path in paths]
     first = open_given(train, None, columns, images)
     second = open_given(val, first.classes, columns, images) if val else None
     notes = [*first.notes, *(second.notes if second else ())]
     if second and second.unmatched and first.classes:
         notes.append(unmatched_text(second).replace("the network", "training"))
     return Opened(first, second, notes=tuple(dict.fromkeys(notes)))
+
+
+def _splits(folder: Path) -> dict[str, list[str]]:
+    """The folders or parquet files of each split that a folder holds; empty where it is none of several."""
+    if names := split_folders(folder):
+        return {name: [str(folder / name)] for name in names}
+    if not folder.is_dir() or next(images_of(folder), None) is not None:
+        return {}
+    found = parquet_files(folder)
+    return found if len(found) > 1 else {}
 
 
 def check_data(opened: Opened, watch: Watch = lambda chunks, images: chunks) -> Checked:

@@ -3,6 +3,8 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from PIL import Image
 
@@ -215,6 +217,21 @@ def test_a_csv_file_at_a_path_with_another_for_validation(clean, capsys):
     assert found["parts"]["train"]["images_a_class"] == [4, 4, 4]
     assert found["parts"]["val"]["unlabelled"] == 1
     assert "1 class of the data is none of training's: wolf (1)" in said.err
+
+
+def test_splits_of_parquet_files_in_a_folder(clean, tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    datasets.disable_progress_bars()
+    images = [(clean / f"train/cat/{number}.jpg").read_bytes() for number in (0, 1, 1)]
+    (tmp_path / "rows").mkdir()
+    for name, column in (("train-00000-of-00001", images[:2]), ("test-00000-of-00001", images[2:])):
+        table = pyarrow.table({"image": column, "label": ["cat"] * len(column)})
+        pyarrow.parquet.write_table(table, tmp_path / f"rows/{name}.parquet")
+    checked = check_data(open_paths([str(tmp_path / "rows")])._replace(workers=0))
+    assert [len(part.facts) for part in checked.parts] == [2, 1]
+    assert [(group.places, group.leak) for group in checked.same] == [([(0, 1), (1, 0)], True)]
 
 
 @pytest.mark.parametrize(

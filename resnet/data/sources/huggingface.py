@@ -75,7 +75,7 @@ def open_given_rows(path: str, like: HuggingFaceData | None) -> HuggingFace:
     asked = next(iter(splits)) if len(splits) == 1 else like and like.val_split
     alike = [name for name in splits if asked and _SAME_SPLIT.get(name, name) == _SAME_SPLIT.get(asked, asked)]
     if len(alike) != 1:
-        files = _parquet_files(expanded(path))
+        files = parquet_files(expanded(path))
         example = next(iter(files.values()))[0] if files else f"{path}/{list(splits)[-1]}"
         raise ValueError(f"{path} holds the splits {', '.join(splits)}: give one of them, as {example}")
     rows = splits[alike[0]]
@@ -122,7 +122,7 @@ def _splits(path: str, key: str, config: str | None) -> Mapping[Any, Any]:
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         loaded = datasets.load_from_disk(str(folder))
         return loaded if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
-    files = _parquet_files(folder)
+    files = parquet_files(folder)
     if not files:
         raise ValueError(f"{key}: {folder} holds no parquet files, nor what save_to_disk writes")
     try:
@@ -152,7 +152,7 @@ def _first_line(error: BaseException) -> str:
     return text.splitlines()[0].rstrip(".")[:300]
 
 
-def _parquet_files(folder: Path) -> dict[str, list[str]]:
+def parquet_files(folder: Path) -> dict[str, list[str]]:
     """Files by split: from their names (train-00000-of-00002.parquet) or folders (train/0.parquet), else "train"."""
     if folder.is_file():
         return {"train": [str(folder)]}
