@@ -35,6 +35,16 @@ class Key(NamedTuple):
     """Height and width of its images in pixels."""
 
 
+class Encoded(NamedTuple):
+    """Files that are to be decoded on the device."""
+
+    files: torch.Tensor
+    """uint8 (bytes,): one after the other."""
+    table: torch.Tensor
+    """int64 (files, 10): row in the batch, start and end among the bytes, pixels of the whole image; top, left, height
+    and width of its crop, whether to mirror and to flip it."""
+
+
 class Batch(NamedTuple):
     key: Key
     images: torch.Tensor
@@ -49,6 +59,16 @@ class Batch(NamedTuple):
     """Indices of the validation images of the key that are left out, as they could not be read."""
     operations: Operations | None = None
     """Rotation, colours and policy that are still to be applied to the images; None: there are none."""
+    encoded: Encoded | None = None
+    """Images that are not among `images` yet; None: there are none."""
+
+    def to(self, device: torch.device) -> Batch:
+        """With images, labels and boxes on a device; a copy to a GPU is not waited for."""
+        return self._replace(
+            images=self.images.to(device, non_blocking=True),
+            labels=self.labels.to(device, non_blocking=True),
+            erased=None if self.erased is None else self.erased.to(device, non_blocking=True),
+        )
 
     def indices(self, device: torch.device) -> torch.Tensor:
         """int64 (N,): which validation images the batch holds."""
@@ -77,8 +97,6 @@ class MicroBatches(Dataset):
         return torch.empty((images, 3, size, size), dtype=torch.uint8, memory_format=torch.channels_last)
 
     def _training(self, key: Key, epoch: int) -> Batch:
-        if key.size not in self._by_size:
-            self._by_size[key.size] = drawing(self.augment, key.size), train_crop(self.augment, key.size)
         order, broken, operations, erased = self.order.epoch(epoch), [], [], []
         images = self._memory(key.stop - key.start, key.size)
         labels = torch.empty(key.stop - key.start, dtype=torch.int64)
@@ -98,7 +116,7 @@ class MicroBatches(Dataset):
         self, key: Key, order: np.ndarray, position: int, broken: list[str]
     ) -> tuple[torch.Tensor, Drawn, int]:
         """The image at a position, cropped as it was drawn, and its index; for a broken one, the order's next."""
-        draw, crop = self._by_size[key.size]
+        draw, crop = self._draw_and_crop(key.size)
         assert key.epoch is not None
         for ahead in range(_MOST_BROKEN_IN_A_ROW):
             index = int(order[(position + ahead) % len(order)])
@@ -110,6 +128,11 @@ class MicroBatches(Dataset):
             except (BrokenImage, OSError) as error:
                 broken.append(f"{self.train.describe(index)}: {error}")
         raise BrokenImage(f"{_MOST_BROKEN_IN_A_ROW} images in a row cannot be read; the last is {broken[-1]}")
+
+    def _draw_and_crop(self, size: int) -> tuple[Draw, Crop]:
+        if size not in self._by_size:
+            self._by_size[size] = drawing(self.augment, size), train_crop(self.augment, size)
+        return self._by_size[size]
 
     def _read(self, source: Source, index: int) -> torch.Tensor:
         return read_image(source, index)
