@@ -9,6 +9,7 @@ import resource
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import datasets
@@ -94,6 +95,13 @@ def folder_of(split: str) -> str:
     return "train" if split == "train" else "val"
 
 
+def wait_until(reached: Callable[[], object]) -> None:
+    until = time.monotonic() + 60
+    while not reached():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
 def test_killed_and_repeated_it_ends_with_the_same_bytes(shapes, tmp_path, small_shards):
     folder, out, whole = shutil.copytree(shapes, tmp_path / "shapes"), tmp_path / "out", tmp_path / "whole"
     prepared(folder, whole)
@@ -108,19 +116,17 @@ def test_killed_and_repeated_it_ends_with_the_same_bytes(shapes, tmp_path, small
     )
     process = start("-c", f"{code}main(['prepare', '{folder}', '{out}', '--workers', '1'])")
     try:
-        held_up = f"train-{at * len(list(whole.glob('data/train-*'))) // 160:05d}"
-        until = time.monotonic() + 60
-        while not list(out.glob(f"data/.{held_up}-*.tmp")) and time.monotonic() < until:
-            time.sleep(0.02)
+        count = len(list(whole.glob("data/train-*")))
+        number = max(shard for shard in range(count) if shard * 160 // count <= at)
+        held_up = f"data/.train-{number:05d}-*.tmp"
+        wait_until(lambda: list(out.glob(held_up)))
         worker = int(next(iter(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())))
         process.send_signal(signal.SIGKILL)
         process.wait()
     finally:
         process.kill()
-    while is_alive(worker) and time.monotonic() < until:
-        time.sleep(0.02)
-    assert not is_alive(worker)
-    assert list(out.glob(f"data/.{held_up}-*.tmp"))
+    wait_until(lambda: not is_alive(worker))
+    assert list(out.glob(held_up))
     assert not (out / "index.json").exists()
     with pytest.raises(ValueError, match="is not finished: repeat the `resnet prepare` that began it"):
         opened(source="shards", train=str(out))
