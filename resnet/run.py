@@ -32,8 +32,10 @@ from resnet.build import (
 from resnet.checkpoint.resume import Start, find_start
 from resnet.checkpoint.saver import Saver, check_space
 from resnet.checkpoint.snapshot import MODEL, restore
-from resnet.data.batches import Batch, Key, MicroBatches
+from resnet.data.batches import Batch, Key
 from resnet.data.cache import DrawnBatches, check_room, fill
+from resnet.data.encoded import micro_batches
+from resnet.data.gpu_decode import check_gpu_decodes
 from resnet.data.loader import Loader, check_shared_memory, workers_per_rank
 from resnet.data.order import Order
 from resnet.data.sources.registry import Source
@@ -98,6 +100,8 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals, notes: Seque
             return FINISHED
         if recipe.data.cache == "device":
             together(lambda: check_room(len(train), len(val), recipe.augment, accelerator.device))
+        if recipe.data.decode == "gpu":
+            together(lambda: check_gpu_decodes(accelerator.device))
         teacher = together(lambda: load_teacher(recipe, train.classes, start, accelerator))
         model, note = together(lambda: _first_model(recipe, train, start), local_rank, first_alone=True)
         state = build_state(recipe, plan, model, accelerator)
@@ -165,7 +169,7 @@ def _open_batches(
         for filled in fill(train, val, recipe.augment, loader, trainer.plan.micro_batch):
             if filled is not None:
                 say(f"{filled.cache.bytes / 1e6:.0f} MB of images in {time.monotonic() - start:.1f} s")
-                batches = DrawnBatches(filled.train, filled.val, order, recipe.augment)
+                batches = DrawnBatches(filled.train, filled.val, order, recipe.augment, operations_on_device=True)
                 trainer.batches = filled.cache.look_up(iter(loader(batches, trainer.keys())))
             elif trainer.hooks.stop_now():
                 return False
@@ -174,7 +178,8 @@ def _open_batches(
     if recipe.data.cache == "device":
         trainer.prepare = fill_cache
     else:
-        trainer.batches = iter(loader(MicroBatches(train, val, order, recipe.augment), trainer.keys()))
+        batches = micro_batches(recipe, train, val, order, trainer.device)
+        trainer.batches = iter(loader(batches, trainer.keys()))
     return loaders
 
 

@@ -45,6 +45,8 @@ class _Data(Group):
     """Batches each worker prepares ahead."""
     cache: Literal["none", "device"] = "none"
     """device: decode all images once, keep them on the device (on each rank's) and crop and flip them there."""
+    decode: Literal["cpu", "gpu"] = "cpu"
+    """gpu: decode, crop and flip JPEGs on the GPU (nvJPEG); the pixels differ a little from the CPU's."""
     last_batch: Literal["drop", "keep"] = "drop"
     """What becomes of the samples that do not fill an epoch's last batch."""
     balance: Literal["none", "oversample"] = "none"
