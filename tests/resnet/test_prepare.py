@@ -20,6 +20,8 @@ from filelock import FileLock
 from PIL import Image
 from pydantic import TypeAdapter
 
+from recipes.errors import RecipeError
+from recipes.load import load
 from recipes.schema.data import Data
 from resnet.data.batches import MicroBatches
 from resnet.data.decode import decode
@@ -73,13 +75,14 @@ def small_shards(monkeypatch) -> None:
     monkeypatch.setattr(preparing, "SHARD_BYTES", SMALL)
 
 
-def test_shards_hold_what_the_source_holds_in_its_order(shapes, tmp_path, small_shards, capsys):
+def test_shards_hold_what_the_source_holds_in_its_order(shapes, tmp_path, small_shards, capsys, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     out = tmp_path / "shards"
     splits = prepared(shapes, out)
     assert f"160 training images in {len(list(out.glob('data/train-*')))} files" in capsys.readouterr().out
     source = {"source": "image_folder", "train": f"{shapes}/train", "val": f"{shapes}/val"}
     parquet = {"source": "huggingface", "train": str(out)}
-    loaded = datasets.load_dataset(str(out), cache_dir=str(tmp_path / "cache"))
+    loaded = datasets.load_dataset(str(out))
     for found, folder, rows, split in zip(splits, opened(**source), opened(**parquet), shards.SPLITS, strict=True):
         assert len(list(out.glob(f"data/{split}-*.parquet"))) > 3
         assert found.classes == folder.classes == rows.classes == loaded[split].features["label"].names
@@ -206,6 +209,14 @@ def test_pixels_stay_pixels(tmp_path):
         for index in range(8):
             image = found.read(index)
             assert torch.equal(source.read(index), decode(image) if isinstance(image, bytes) else image)  # pyright: ignore
+
+
+def test_shards_replace_a_recipes_validation_images():
+    words = ["recipe=resnet50_imagenet", "data.source=shards", "data.train=shards"]
+    assert load(words).recipe.data.val is None
+    assert load([*words, "data.val=others"]).recipe.data.val == "others"
+    with pytest.raises(RecipeError, match="val_fraction has no effect with source=shards"):
+        load([*words, "data.val_fraction=0.1"])
 
 
 def test_a_folder_of_something_else_is_refused(photos, shapes, tmp_path, small_shards, capsys):
