@@ -4,7 +4,8 @@
 
 --images is any folder of JPEGs (for `loaders` one folder a class), --cifar one of CIFAR-10's parquet files. Tables:
 
-    plain        crop and flip at 224 px, per image: one process, one thread, files in memory, processor time
+    plain        crop and flip at 224 px, per image: one process, one thread, files in memory, processor time; for
+                 ours also what `resnet prepare` makes of the files
     randaugment  with the policy of resnet50_imagenet_rsb_a2, at 224 px
     trivial      with that of resnet50_imagenet_tv2, at 176 px
     cifar        CIFAR-10 at 32 px, in one process
@@ -13,7 +14,7 @@
 The first three are measured on the files as they are, and made again with a longer side of at most 400 px at quality
 90. All rows end in normalised float32 batches. Ratios are to the reference within a round; what `reference again` is
 away from 1 is noise. The error is the mean absolute difference of the pixels to the reference's, in levels of 0 to
-255, with the same crops and flips.
+255, with the same crops and flips (docs/prepare.md has that of prepared images, whose boxes are others).
 
 A package that is not installed is a row that says so: pip install simplejpeg opencv-python-headless webdataset timm
 nvidia-dali-cuda120 'nvidia-nvimgcodec-cu12[all]'. FFCV needs a compiler, OpenCV and libjpeg-turbo; its row has not run.
@@ -38,11 +39,12 @@ import torch
 
 from recipes.schema.recipe import Recipe
 from resnet.data.sources.given import images_of
+from resnet.tools.prepare.forms import store
 from tests.bench.input import cifar
 from tests.bench.input.loaders import ALONE, LOADERS, Place, turn_of
-from tests.bench.input.rows import DECODERS, PLAIN, Made, Row, with_policy
+from tests.bench.input.rows import DECODERS, PLAIN, PREPARED, Made, Row, with_policy
 from tests.bench.input.turns import Clock, Spent, Turn, print_rows, summary, take_turns
-from tests.bench.input.work import BATCH, Held, levels, read_files, recipe_of, shrunk
+from tests.bench.input.work import BATCH, SMALLER, Held, levels, read_files, recipe_of
 from tests.bench.loop import pin_to_one_core
 from tests.bench.machine import facts, headline
 
@@ -94,7 +96,8 @@ def _tables(given: argparse.Namespace) -> list[tuple[str, Callable[[], dict[str,
     }
     for name, (recipe, rows) in policies.items():
         for what in ("as they are", "at most 400 px") if name in given.only else ():
-            tables.append((f"{name}, {what}", partial(_per_image, name, what, recipe, rows, given)))
+            of_table = {**rows, **PREPARED} if (name, what) == ("plain", "as they are") else rows
+            tables.append((f"{name}, {what}", partial(_per_image, name, what, recipe, of_table, given)))
     if "cifar" in given.only and given.cifar:
         tables.append(("cifar", partial(_cifar, given)))
     if "loaders" in given.only:
@@ -106,7 +109,7 @@ def _per_image(
     name: str, what: str, recipe: Recipe, rows: Mapping[str, Made], given: argparse.Namespace
 ) -> dict[str, Any]:
     files = read_files(given.images, given.count)
-    held = Held(files if what == "as they are" else [shrunk(file) for file in files])
+    held = Held(files if what == "as they are" else [store(SMALLER, file).data for file in files])
     usable, missing = _installed(rows)
     made = {row: rows[row].make(recipe, held) for row in usable}
     with _pinned():

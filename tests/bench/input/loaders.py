@@ -26,8 +26,10 @@ from resnet.data.encoded import micro_batches
 from resnet.data.loader import Loader
 from resnet.data.sources.registry import open_sources
 from resnet.inference import network_input
+from resnet.tools.prepare.forms import Form
+from resnet.tools.prepare.prepare import prepare
 from tests.bench.input.dali import loader as dali_batches
-from tests.bench.input.rows import reference_transform
+from tests.bench.input.rows import FORMS, reference_transform
 from tests.bench.input.turns import Clock, Spent, Turn
 from tests.bench.input.work import recipe_of
 
@@ -206,6 +208,13 @@ def _parquet(place: Place) -> dict[str, Any]:
     return {"source": "huggingface", "train": str(folder), "val": None, "val_split": "train"}
 
 
+def _shards(place: Place, form: Form) -> dict[str, Any]:
+    """What `resnet prepare` makes of the images."""
+    data = recipe_of("resnet50_imagenet", {f"data.{key}": value for key, value in _files(place).items()}).data
+    folder = place.made(f"shards-{form.kind}", lambda folder: prepare(data, folder, form, workers=1))
+    return {"source": "shards", "train": str(folder), "val": None}
+
+
 class Loaded(NamedTuple):
     needs: str
     make: Make
@@ -226,6 +235,10 @@ LOADERS = {
     "ours, files, 1 worker": Loaded("torch", partial(ours, data=_files), 1),
     "ours, files, data.decode=region": Loaded("nvidia.nvimgcodec", partial(ours, data=_regions)),
     "ours, parquet": Loaded("datasets", partial(ours, data=_parquet)),
+}
+LOADERS |= {
+    f"ours, {name}": Loaded("torch", partial(ours, data=partial(_shards, form=form)))
+    for name, form in {"prepare --keep": Form(), **FORMS}.items()
 }
 ALONE = {name.removesuffix(", 1 worker"): name for name in LOADERS if name.endswith(", 1 worker")}
 """By the row with several workers, the one with one."""

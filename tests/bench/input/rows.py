@@ -26,8 +26,9 @@ from resnet.data.decode import decode
 from resnet.data.encoded import micro_batches
 from resnet.data.on_device import normalise
 from resnet.inference import network_input
+from resnet.tools.prepare.forms import Form
 from tests.bench.input import dali
-from tests.bench.input.work import Held, Work
+from tests.bench.input.work import SMALLER, Held, Work
 
 Row = Callable[[Work], Any]
 """Does the work: gives a batch float32 (N, 3, H, W); or, where files are only decoded, their pixels uint8 (H, W, 3)."""
@@ -94,6 +95,10 @@ def ours(recipe: Recipe, held: Held) -> Row:
 
 def _decoded(recipe: Recipe, where: str) -> Recipe:
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"decode": where})})
+
+
+def _prepared(recipe: Recipe, held: Held, form: Form) -> Row:
+    return ours(recipe, Held(held.files, form))
 
 
 def timm_transform(augment: Augment, policy: str | None = None) -> Any:
@@ -200,6 +205,16 @@ PLAIN = {
     "Hugging Face datasets": Made("datasets", hugging_face),
     "DALI, CPU operators": Made("nvidia.dali", lambda recipe, _: dali.per_image(recipe), same_crops=False),
 }
+FORMS = {
+    "prepare --max-side 400": SMALLER,
+    "prepare --short-side 256": Form("short_side", 256, 90),
+    "prepare --raw 256": Form("raw", 256),
+}
+PREPARED = {f"ours, {name}": Made("torch", partial(_prepared, form=form), False) for name, form in FORMS.items()}
+"""Of the same draws come other boxes in images of another size."""
+PREPARED["ours, prepare --max-side 400, data.decode=region"] = Made(
+    "nvidia.nvimgcodec", lambda recipe, held: _prepared(_decoded(recipe, "region"), held, SMALLER), False
+)
 DECODERS = {
     "decode alone: PIL": Made("PIL", _decoding(lambda file: np.asarray(_opened(file)))),
     "decode alone: ours": Made("torch", _decoding(lambda file: decode(file).permute(1, 2, 0))),

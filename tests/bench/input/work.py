@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 
 from recipes.load import load_values
 from recipes.schema.recipe import Recipe
 from resnet.data.order import Order, mix
 from resnet.data.sources.given import images_of
 from resnet.data.sources.registry import evenly
+from resnet.tools.prepare.forms import Form, store
 
 BATCH = 32
 """Images of a micro-batch."""
+SMALLER = Form("max_side", 400, 90)
+"""The smaller files that all rows of a table can be given."""
 _AUGMENT = 1
 """What resnet.data.batches mixes into an image's seed."""
 
@@ -36,16 +37,22 @@ class Work(NamedTuple):
 class Held:
     """A source (see `resnet.data.sources.registry.Source`) of files in memory."""
 
-    def __init__(self, files: Sequence[bytes]) -> None:
+    def __init__(self, files: Sequence[bytes], form: Form | None = None) -> None:
+        """form: what `resnet prepare` makes of them."""
         self.files = files
+        self._stored = [store(form or Form(), file) for file in files]
         self.labels = np.zeros(len(files), dtype=np.int64)
         self.classes = ["any"]
 
     def __len__(self) -> int:
         return len(self.files)
 
-    def read(self, index: int) -> bytes:
-        return self.files[index]
+    def read(self, index: int) -> bytes | torch.Tensor:
+        stored = self._stored[index]
+        if not stored.height:
+            return stored.data
+        pixels = torch.frombuffer(bytearray(stored.data), dtype=torch.uint8)
+        return pixels.view(stored.height, stored.width, 3).permute(2, 0, 1)
 
     def describe(self, index: int) -> str:
         return f"file {index}"
@@ -74,16 +81,6 @@ def read_files(folder: Path, count: int | None) -> list[bytes]:
         raise ValueError(f"--images {folder}: no images there")
     chosen = evenly(len(names), min(count or len(names), len(names)))
     return [(folder / names[index]).read_bytes() for index in chosen]
-
-
-def shrunk(file: bytes, side: int = 400, quality: int = 90) -> bytes:
-    """A JPEG whose longer side is at most `side` pixels."""
-    with Image.open(io.BytesIO(file)) as image:
-        image = image.convert("RGB")
-        image.thumbnail((side, side), Image.Resampling.BICUBIC)
-        written = io.BytesIO()
-        image.save(written, "JPEG", quality=quality)
-    return written.getvalue()
 
 
 def recipe_of(name: str, changes: dict[str, Any] | None = None) -> Recipe:
