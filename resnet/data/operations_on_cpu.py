@@ -15,8 +15,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.lib.stride_tricks import as_strided
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
+
+from resnet.data.operations_on_device import equalizing
 
 _GREY = np.array([[0.2989], [0.587], [0.114]], dtype=np.float32)
 
@@ -30,15 +32,17 @@ def _brightness(image: np.ndarray, magnitude: float) -> np.ndarray:
 
 
 def _color(image: np.ndarray, magnitude: float) -> np.ndarray:
-    grey, ratio = np.empty(image.shape, np.float32), 1 + magnitude
+    pixels, grey, ratio = _pixels(image), np.empty(image.shape, np.float32), 1 + magnitude
     # Channel by channel: a broadcast over three values is several times as slow.
-    grey[..., 0] = grey[..., 1] = grey[..., 2] = _grey(image)
-    return _levels(_pixels(image).mul_(ratio).add_(torch.from_numpy(grey), alpha=1 - ratio))
+    grey[..., 0] = grey[..., 1] = grey[..., 2] = _grey(pixels)
+    return _levels(pixels.mul_(ratio).add_(torch.from_numpy(grey), alpha=1 - ratio))
 
 
 def _contrast(image: np.ndarray, magnitude: float) -> np.ndarray:
-    mean, ratio = _grey(image).mean(dtype=np.float64).item(), 1 + magnitude
-    return _levels(_pixels(image).mul_(ratio).add_(mean * (1 - ratio)))
+    pixels, ratio = _pixels(image), 1 + magnitude
+    # A row's sum, of whole numbers, is exact in float32.
+    mean = torch.from_numpy(_grey(pixels)).sum(1).sum(dtype=torch.float64).item() / pixels[..., 0].numel()
+    return _levels(pixels.mul_(ratio).add_(mean * (1 - ratio)))
 
 
 def _sharpness(image: np.ndarray, magnitude: float) -> np.ndarray:
@@ -85,7 +89,9 @@ def _autocontrast(image: np.ndarray, _: float) -> np.ndarray:
 
 
 def _equalize(image: np.ndarray, _: float) -> np.ndarray:
-    return np.array(ImageOps.equalize(Image.fromarray(image)))
+    picture = Image.fromarray(image)
+    table = equalizing(torch.tensor(picture.histogram()).view(3, 256), image.size // 3)
+    return np.array(picture.point(table.flatten().tolist()))
 
 
 def _invert(image: np.ndarray, _: float) -> np.ndarray:
@@ -179,10 +185,10 @@ def _transposed(image: np.ndarray) -> np.ndarray:
     return turned
 
 
-def _grey(image: np.ndarray) -> np.ndarray:
-    """Whole levels of grey, float32 (H, W)."""
-    grey = _pixels(image).view(-1, 3).numpy() @ _GREY
-    return np.floor(grey, out=grey).reshape(image.shape[:2])
+def _grey(pixels: Tensor) -> np.ndarray:
+    """Whole levels of grey, float32 (H, W), of (H, W, 3)."""
+    grey = pixels.view(-1, 3).numpy() @ _GREY
+    return np.floor(grey, out=grey).reshape(pixels.shape[:2])
 
 
 def _levels(values: Tensor) -> np.ndarray:

@@ -73,11 +73,11 @@ def _equalize(rows: Tensor, _: Tensor) -> Tensor:
     places = rows.int().add_(first).flatten()
     counts = torch.zeros(count * 3 * 256, dtype=torch.int32, device=rows.device)
     counts.scatter_add_(0, places.long(), counts.new_ones(1).expand_as(places))
-    return _equalizing(counts.view(-1, 256), height * width).flatten().index_select(0, places).view_as(rows)
+    return equalizing(counts.view(-1, 256), height * width).flatten().index_select(0, places).view_as(rows)
 
 
-def _equalizing(counts: Tensor, pixels: int) -> Tensor:
-    """By level, what becomes of it: uint8 (..., 256) of how often each occurs; Pillow's way of rounding."""
+def equalizing(counts: Tensor, pixels: int) -> Tensor:
+    """What becomes of each level: uint8 (C, 256), of how often it occurs among so many pixels; rounded as in Pillow."""
     below = counts.cumsum(1)
     highest = counts.gather(1, below.argmax(1, keepdim=True))
     step = (pixels - highest).div_(255, rounding_mode="floor")
