@@ -15,10 +15,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.lib.stride_tricks import as_strided
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
-
-from resnet.data.operations_on_device import equalizing
 
 _GREY = np.array([[0.2989], [0.587], [0.114]], dtype=np.float32)
 
@@ -89,9 +87,7 @@ def _autocontrast(image: np.ndarray, _: float) -> np.ndarray:
 
 
 def _equalize(image: np.ndarray, _: float) -> np.ndarray:
-    picture = Image.fromarray(image)
-    table = equalizing(torch.tensor(picture.histogram()).view(3, 256), image.size // 3)
-    return np.array(picture.point(table.flatten().tolist()))
+    return np.array(ImageOps.equalize(Image.fromarray(image)))
 
 
 def _invert(image: np.ndarray, _: float) -> np.ndarray:

@@ -51,7 +51,8 @@ def _sharpness(rows: Tensor, magnitudes: Tensor) -> Tensor:
 
 
 def _posterize(rows: Tensor, magnitudes: Tensor) -> Tensor:
-    dropped = 1 << (8 - magnitudes.int())
+    bits = magnitudes.int()
+    dropped = torch.ones_like(bits) << (8 - bits)
     return rows & (256 - dropped).to(torch.uint8).view(-1, 1, 1, 1)
 
 
@@ -73,11 +74,11 @@ def _equalize(rows: Tensor, _: Tensor) -> Tensor:
     places = rows.int().add_(first).flatten()
     counts = torch.zeros(count * 3 * 256, dtype=torch.int32, device=rows.device)
     counts.scatter_add_(0, places.long(), counts.new_ones(1).expand_as(places))
-    return equalizing(counts.view(-1, 256), height * width).flatten().index_select(0, places).view_as(rows)
+    return _equalizing(counts.view(-1, 256), height * width).flatten().index_select(0, places).view_as(rows)
 
 
-def equalizing(counts: Tensor, pixels: int) -> Tensor:
-    """What becomes of each level: uint8 (C, 256), of how often it occurs among so many pixels; rounded as in Pillow."""
+def _equalizing(counts: Tensor, pixels: int) -> Tensor:
+    """What becomes of each level: uint8 (C, 256), of how often it occurs among `pixels`; rounded as in Pillow."""
     below = counts.cumsum(1)
     highest = counts.gather(1, below.argmax(1, keepdim=True))
     step = (pixels - highest).div_(255, rounding_mode="floor")
