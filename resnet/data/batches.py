@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 
@@ -34,6 +35,16 @@ class Key(NamedTuple):
     """Height and width of its images in pixels."""
 
 
+class Encoded(NamedTuple):
+    """Files that are to be decoded on the device."""
+
+    files: torch.Tensor
+    """uint8 (bytes,): one after the other."""
+    table: torch.Tensor
+    """int64 (files, 10): row in the batch, start and end among the bytes, pixels of the whole image; top, left, height
+    and width of its crop, whether to mirror and to flip it."""
+
+
 class Batch(NamedTuple):
     key: Key
     images: torch.Tensor
@@ -48,6 +59,16 @@ class Batch(NamedTuple):
     """Indices of the validation images of the key that are left out, as they could not be read."""
     operations: Operations | None = None
     """Rotation, colours and policy that are still to be applied to the images; None: there are none."""
+    encoded: Encoded | None = None
+    """Images that are not among `images` yet; None: there are none."""
+
+    def to(self, device: torch.device) -> Batch:
+        """With images, labels and boxes on a device; a copy to a GPU is not waited for."""
+        return self._replace(
+            images=self.images.to(device, non_blocking=True),
+            labels=self.labels.to(device, non_blocking=True),
+            erased=None if self.erased is None else self.erased.to(device, non_blocking=True),
+        )
 
     def indices(self, device: torch.device) -> torch.Tensor:
         """int64 (N,): which validation images the batch holds."""
@@ -76,64 +97,72 @@ class MicroBatches(Dataset):
         return torch.empty((images, 3, size, size), dtype=torch.uint8, memory_format=torch.channels_last)
 
     def _training(self, key: Key, epoch: int) -> Batch:
-        if key.size not in self._by_size:
-            self._by_size[key.size] = drawing(self.augment, key.size), train_crop(self.augment, key.size)
-        draw, crop = self._by_size[key.size]
         order, broken, operations, erased = self.order.epoch(epoch), [], [], []
         images = self._memory(key.stop - key.start, key.size)
         labels = torch.empty(key.stop - key.start, dtype=torch.int64)
         for row, position in enumerate(range(key.start, key.stop)):
-            image, index = self._readable(order, position, broken)
-            torch.default_generator.manual_seed(mix(self.order.seed, epoch, position, _AUGMENT))
-            drawn = self._draw(draw, image)
-            images[row] = self._crop(crop, image, drawn)
+            image, drawn, index = self._training_image(key, order, position, broken)
             if self._operations_on_device:
                 operations.append(drawn.operations)
             elif drawn.operations:
-                images[row] = apply_to_one(images[row], drawn.operations)
-            labels[row] = int(self.train.labels[index])
+                image = apply_to_one(image, drawn.operations)
+            images[row], labels[row] = image, int(self.train.labels[index])
             if self.augment.random_erasing:
                 erased.append(draw_erasing(self.augment.random_erasing, key.size))
         boxes = torch.tensor(erased) if erased else None
         return Batch(key, images, labels, boxes, broken, (), Operations.of(operations) if any(operations) else None)
 
-    def _draw(self, draw: Draw, image: torch.Tensor) -> Drawn:
-        return draw(*image.shape[-2:])
+    def _training_image(
+        self, key: Key, order: np.ndarray, position: int, broken: list[str]
+    ) -> tuple[torch.Tensor, Drawn, int]:
+        """The image at a position, cropped as it was drawn, and its index; for a broken one, the order's next."""
+        draw, crop = self._draw_and_crop(key.size)
+        assert key.epoch is not None
+        for ahead in range(_MOST_BROKEN_IN_A_ROW):
+            index = int(order[(position + ahead) % len(order)])
+            try:
+                image = self._read(self.train, index)
+                torch.default_generator.manual_seed(mix(self.order.seed, key.epoch, position, _AUGMENT))
+                drawn = draw(*self._size(image))
+                return self._crop(crop, image, drawn), drawn, index
+            except (BrokenImage, OSError) as error:
+                broken.append(f"{self.train.describe(index)}: {error}")
+        raise BrokenImage(f"{_MOST_BROKEN_IN_A_ROW} images in a row cannot be read; the last is {broken[-1]}")
+
+    def _draw_and_crop(self, size: int) -> tuple[Draw, Crop]:
+        if size not in self._by_size:
+            self._by_size[size] = drawing(self.augment, size), train_crop(self.augment, size)
+        return self._by_size[size]
+
+    def _read(self, source: Source, index: int) -> torch.Tensor:
+        return read_image(source, index)
+
+    def _size(self, image: torch.Tensor) -> tuple[int, int]:
+        """Height and width."""
+        return image.shape[-2], image.shape[-1]
 
     def _crop(self, crop: Crop, image: torch.Tensor, drawn: Drawn) -> torch.Tensor:
         return crop(image, drawn)
 
-    def _readable(self, order, position: int, broken: list[str]) -> tuple[torch.Tensor, int]:
-        """The image at a position; in place of a broken one, the next of the same order."""
-        for ahead in range(_MOST_BROKEN_IN_A_ROW):
-            index = int(order[(position + ahead) % len(order)])
-            image = read_image(self.train, index, broken)
-            if image is not None:
-                return image, index
-        raise BrokenImage(f"{_MOST_BROKEN_IN_A_ROW} images in a row cannot be read; the last is {broken[-1]}")
-
     def _validation(self, key: Key) -> Batch:
-        broken: list[str] = []
-        found = [(index, read_image(self.val, index, broken)) for index in range(key.start, key.stop)]
-        whole = [(index, image) for index, image in found if image is not None]
-        images, labels = self._memory(len(whole), key.size), torch.empty(len(whole), dtype=torch.int64)
-        for row, (index, image) in enumerate(whole):
-            images[row], labels[row] = self._prepared(image), int(self.val.labels[index])
-        missing = tuple(index for index, image in found if image is None)
-        return Batch(key, images, labels, None, broken, missing)
+        images, broken, missing = self._memory(key.stop - key.start, key.size), [], []
+        for index in range(key.start, key.stop):
+            try:
+                images[index - key.start - len(missing)] = self._prepared(self._read(self.val, index))
+            except (BrokenImage, OSError) as error:
+                broken.append(f"{self.val.describe(index)}: {error}")
+                missing.append(index)
+        labels = np.delete(self.val.labels[key.start : key.stop], [index - key.start for index in missing])
+        return Batch(key, images[: len(labels)], torch.from_numpy(labels), None, broken, tuple(missing))
 
     def _prepared(self, image: torch.Tensor) -> torch.Tensor:
         return self._eval_transform(image)
 
 
-def read_image(source: Source, index: int, broken: list[str]) -> torch.Tensor | None:
-    """An image uint8 (3, H, W); None, and the reason added to `broken`, where it cannot be read."""
-    try:
-        data = source.read(index)
-        return decode(data) if isinstance(data, bytes) else data
-    except (BrokenImage, OSError) as error:
-        broken.append(f"{source.describe(index)}: {error}")
-        return None
+def read_image(source: Source, index: int) -> torch.Tensor:
+    """An image uint8 (3, H, W). Raises BrokenImage or OSError where it cannot be read."""
+    data = source.read(index)
+    return decode(data) if isinstance(data, bytes) else data
 
 
 def training_keys(plan: Plan, rank: int, step: int) -> Iterator[Key]:

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from recipes.schema.augment import Augment
 from resnet.data.batches import Batch, Key, MicroBatches, read_image
 from resnet.data.decode import BrokenImage
-from resnet.data.draws import Draw, Drawn
+from resnet.data.draws import Drawn
 from resnet.data.loader import Loader
 from resnet.data.sources.registry import Source
 from resnet.data.transforms import Crop, eval_transform, squeeze
@@ -78,8 +78,8 @@ class DrawnBatches(MicroBatches):
     def _memory(self, images: int, size: int) -> torch.Tensor:
         return torch.empty((images, DRAWN), dtype=torch.int64)
 
-    def _draw(self, draw: Draw, image: torch.Tensor) -> Drawn:
-        return draw(0, 0)  # the crops of cached images do not depend on the sizes that they once had
+    def _size(self, image: torch.Tensor) -> tuple[int, int]:
+        return 0, 0  # the crops of cached images do not depend on the sizes that they once had
 
     def _crop(self, crop: Crop, image: torch.Tensor, drawn: Drawn) -> torch.Tensor:
         return torch.tensor([int(image), *drawn.crop[:2], drawn.mirrored, drawn.flipped])
@@ -106,11 +106,11 @@ class _Prepared(Dataset):
         images = torch.zeros((key.stop - key.start, 3, key.size, key.size), dtype=torch.uint8)
         labels = torch.from_numpy(source.labels[key.start : key.stop].astype("int64"))
         for row, index in enumerate(range(key.start, key.stop)):
-            image = read_image(source, index, broken)
-            if image is None:
+            try:
+                images[row] = transform(read_image(source, index))
+            except (BrokenImage, OSError) as error:
                 labels[row] = -1
-            else:
-                images[row] = transform(image)
+                broken.append(f"{source.describe(index)}: {error}")
         return Batch(key, images.permute(0, 2, 3, 1).contiguous(), labels, None, broken)
 
 
