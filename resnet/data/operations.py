@@ -3,9 +3,11 @@
 Names and magnitudes are those of torchvision's v2 policies, bilinear, black outside: `Brightness` of 0.3 is
 `adjust_brightness(image, 1.3)`, and so is a brightness of 1.3 in colour jitter; `Rotate` of 30 is `rotate(image, 30)`.
 `Rotation` is what `RandomRotation` does: as `Rotate`, but that a border with the black is darker still. Pixels are
-within a level (of 255) of torchvision's kernels; where no interpolation is, nearly all are the same.
+within a level (of 255) of torchvision's kernels, and most are the same; a factor of `Color` beyond 2, which colour
+jitter can draw, is two levels off in one value of ten million.
 
-Twice: for one image in a data worker, where NumPy is fastest, and for batches on a device.
+There are two sets of functions: for one image on a CPU, where NumPy is fastest, and for batches of any size on a GPU
+and of small images on a CPU.
 """
 
 from __future__ import annotations
@@ -13,7 +15,6 @@ from __future__ import annotations
 from itertools import groupby
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,6 +25,8 @@ NAMES = tuple(operations_on_device.BY_NAME)
 """An operation's code is its place here; 0 is Identity."""
 _AT_ONCE = 32
 """Images that an operation takes together on a device: bounds the memory for what lies in between."""
+_SMALL = 48 * 48
+"""Pixels up to which a CPU, too, does many images together: calls then cost more than arithmetic."""
 
 
 class Operations(NamedTuple):
@@ -65,11 +68,11 @@ def _runs(codes: list[int]) -> list[tuple[int, int, int]]:
 
 
 def apply_to_one(image: Tensor, operations: list[Operation]) -> Tensor:
-    """What operations make, one after the other, of an image uint8 (3, H, W) on the CPU; in its order of memory."""
-    pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+    """What operations make, one after the other, of an image uint8 (3, H, W); in the same order of memory."""
+    rows = image.permute(1, 2, 0).contiguous().unsqueeze(0)
     for name, magnitude in operations:
-        pixels = operations_on_cpu.BY_NAME[name](pixels, magnitude)
-    return _ordered_as(image, torch.from_numpy(pixels).permute(2, 0, 1))
+        rows = _apply(name, rows, torch.tensor([magnitude], dtype=torch.float64, device=image.device))
+    return _ordered_as(image, rows[0].permute(2, 0, 1))
 
 
 def apply_to_batch(images: Tensor, operations: Operations) -> Tensor:
@@ -86,10 +89,15 @@ def apply_to_batch(images: Tensor, operations: Operations) -> Tensor:
 
 
 def _apply(name: str, rows: Tensor, magnitudes: Tensor) -> Tensor:
-    if rows.device.type != "cpu":
+    # Decided by the size alone, so that an image becomes the same however many are with it.
+    if rows.device.type != "cpu" or rows.shape[1] * rows.shape[2] <= _SMALL:
         return operations_on_device.BY_NAME[name](rows, magnitudes)
     make = operations_on_cpu.BY_NAME[name]
-    return torch.from_numpy(np.stack([make(*each) for each in zip(rows.numpy(), magnitudes.tolist(), strict=True)]))
+    made = [
+        torch.from_numpy(make(image, magnitude))
+        for image, magnitude in zip(rows.numpy(), magnitudes.tolist(), strict=True)
+    ]
+    return torch.stack(made) if len(made) > 1 else made[0].unsqueeze(0)
 
 
 def _ordered_as(images: Tensor, made: Tensor) -> Tensor:

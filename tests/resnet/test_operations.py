@@ -9,8 +9,8 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.functional import pil_to_tensor
 
+from resnet.data import operations_on_cpu, operations_on_device
 from resnet.data.operations import NAMES, Operations, apply_to_batch, apply_to_one
-from resnet.data.operations_on_device import BY_NAME
 
 SIZES = [(37, 53), (32, 32), (1, 1), (2, 5), (3, 3), (1, 40)]
 ROUNDED = {"ShearX", "ShearY", "Rotate", "Rotation", "Color", "Contrast", "Sharpness"}
@@ -47,17 +47,20 @@ def torchvisions(image: Tensor, name: str, magnitude: float) -> Tensor:
     return made
 
 
-def on_worker(images: Tensor, name: str, magnitudes: list[float]) -> Tensor:
-    return torch.stack([apply_to_one(image, [(name, each)]) for image, each in zip(images, magnitudes, strict=True)])
+def one_by_one(images: Tensor, name: str, magnitudes: list[float]) -> Tensor:
+    make = operations_on_cpu.BY_NAME[name]
+    pairs = zip(images.permute(0, 2, 3, 1).contiguous().numpy(), magnitudes, strict=True)
+    return torch.stack([torch.from_numpy(make(image, magnitude)).permute(2, 0, 1) for image, magnitude in pairs])
 
 
-def on_device(images: Tensor, name: str, magnitudes: list[float]) -> Tensor:
+def together(images: Tensor, name: str, magnitudes: list[float]) -> Tensor:
     """As a GPU does it, here."""
     rows = images.permute(0, 2, 3, 1).contiguous()
-    return BY_NAME[name](rows, torch.tensor(magnitudes, dtype=torch.float64)).permute(0, 3, 1, 2)
+    made = operations_on_device.BY_NAME[name](rows, torch.tensor(magnitudes, dtype=torch.float64))
+    return made.permute(0, 3, 1, 2)
 
 
-@pytest.mark.parametrize("apply", [on_worker, on_device])
+@pytest.mark.parametrize("apply", [one_by_one, together])
 @pytest.mark.parametrize("name", NAMES)
 def test_an_operation_is_torchvisions(name, apply):
     differing = pixels = 0
@@ -70,7 +73,7 @@ def test_an_operation_is_torchvisions(name, apply):
             difference = (ours.int() - theirs.int()).abs()
             assert difference.max() <= 1, (height, width)
             differing, pixels = differing + int(difference.sum()), pixels + difference.numel()
-    assert differing <= (0.002 * pixels if name in ROUNDED else 0)
+    assert differing <= (0.01 * pixels if name in ROUNDED else 0)
 
 
 def drawn(images: int, seed: int = 0) -> list[list[tuple[str, float]]]:
@@ -85,8 +88,9 @@ def drawn(images: int, seed: int = 0) -> list[list[tuple[str, float]]]:
 
 
 @pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
-def test_a_batch_is_its_images_one_by_one(order):
-    images = pictures(37, 53).repeat(12, 1, 1, 1).contiguous(memory_format=order)
+@pytest.mark.parametrize("size", [(37, 53), (53, 61)])
+def test_a_batch_is_its_images_one_by_one(order, size):
+    images = pictures(*size).repeat(12, 1, 1, 1).contiguous(memory_format=order)
     before, operations = images.clone(), drawn(len(images))
     # More of a kind than are taken together.
     operations[:40] = [[("Contrast", 0.01 * place)] for place in range(40)]
@@ -104,6 +108,6 @@ def test_a_batch_is_its_images_one_by_one(order):
 def test_the_others_of_a_batch_change_nothing(name):
     images = pictures(37, 53).repeat(3, 1, 1, 1)
     magnitudes = (magnitudes_of(name, 37, 53) * 18)[: len(images)]
-    together = on_device(images, name, magnitudes)
+    made = together(images, name, magnitudes)
     for place, magnitude in enumerate(magnitudes):
-        assert torch.equal(on_device(images[place : place + 1], name, [magnitude])[0], together[place])
+        assert torch.equal(together(images[place : place + 1], name, [magnitude])[0], made[place])

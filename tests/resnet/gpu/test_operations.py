@@ -26,8 +26,8 @@ def strictly(device: str) -> Iterator[None]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_operation_is_that_of_a_cpu(device, name):
-    images = pictures(37, 53).repeat(17, 1, 1, 1).contiguous(memory_format=torch.channels_last)
-    operations = [[(name, each)] for each in (magnitudes_of(name, 37, 53) * len(images))[: len(images)]]
+    images = pictures(53, 61).repeat(17, 1, 1, 1).contiguous(memory_format=torch.channels_last)
+    operations = [[(name, each)] for each in (magnitudes_of(name, 53, 61) * len(images))[: len(images)]]
     there, found = images.to(device), Operations.of(operations)
     with strictly(device):
         made = apply_to_batch(there, found)
@@ -35,11 +35,11 @@ def test_an_operation_is_that_of_a_cpu(device, name):
     alone = torch.stack([apply_to_one(image, each) for image, each in zip(images, operations, strict=True)])
     difference = (made.cpu().int() - alone.int()).abs()
     assert difference.max() <= (1 if name in ROUNDED else 0)
-    assert difference.sum() <= 0.002 * difference.numel()
+    assert difference.sum() <= 0.01 * difference.numel()
 
 
 def test_many_operations_make_the_same_of_a_batch_each_time(device):
-    images = pictures(37, 53).repeat(20, 1, 1, 1).to(device)
+    images = pictures(53, 61).repeat(20, 1, 1, 1).to(device)
     operations = Operations.of(drawn(len(images)))
     with strictly(device):
         first, second = (apply_to_batch(images, operations) for _ in range(2))
