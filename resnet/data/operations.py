@@ -69,10 +69,17 @@ def _runs(codes: list[int]) -> list[tuple[int, int, int]]:
 
 def apply_to_one(image: Tensor, operations: list[Operation]) -> Tensor:
     """What operations make, one after the other, of an image uint8 (3, H, W); in the same order of memory."""
-    rows = image.permute(1, 2, 0).contiguous().unsqueeze(0)
-    for name, magnitude in operations:
-        rows = _apply(name, rows, torch.tensor([magnitude], dtype=torch.float64, device=image.device))
-    return _ordered_as(image, rows[0].permute(2, 0, 1))
+    pixels = image.permute(1, 2, 0).contiguous()
+    if _many_at_once(pixels):
+        for name, magnitude in operations:
+            at = torch.tensor([magnitude], dtype=torch.float64, device=image.device)
+            pixels = operations_on_device.BY_NAME[name](pixels.unsqueeze(0), at).squeeze(0)
+    else:
+        array = pixels.numpy()
+        for name, magnitude in operations:
+            array = operations_on_cpu.BY_NAME[name](array, magnitude)
+        pixels = torch.from_numpy(array)
+    return _ordered_as(image, pixels.permute(2, 0, 1))
 
 
 def apply_to_batch(images: Tensor, operations: Operations) -> Tensor:
@@ -89,15 +96,16 @@ def apply_to_batch(images: Tensor, operations: Operations) -> Tensor:
 
 
 def _apply(name: str, rows: Tensor, magnitudes: Tensor) -> Tensor:
-    # Decided by the size alone, so that an image becomes the same however many are with it.
-    if rows.device.type != "cpu" or rows.shape[1] * rows.shape[2] <= _SMALL:
+    if _many_at_once(rows):
         return operations_on_device.BY_NAME[name](rows, magnitudes)
     make = operations_on_cpu.BY_NAME[name]
-    made = [
-        torch.from_numpy(make(image, magnitude))
-        for image, magnitude in zip(rows.numpy(), magnitudes.tolist(), strict=True)
-    ]
-    return torch.stack(made) if len(made) > 1 else made[0].unsqueeze(0)
+    pairs = zip(rows.numpy(), magnitudes.tolist(), strict=True)
+    return torch.stack([torch.from_numpy(make(image, magnitude)) for image, magnitude in pairs])
+
+
+def _many_at_once(rows: Tensor) -> bool:
+    """Decided by the size alone, not by how many there are: an image becomes the same in any company."""
+    return rows.device.type != "cpu" or rows.shape[-3] * rows.shape[-2] <= _SMALL
 
 
 def _ordered_as(images: Tensor, made: Tensor) -> Tensor:
