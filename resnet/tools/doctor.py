@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 
@@ -17,62 +15,26 @@ from recipes.plan import make_plan
 from recipes.schema.recipe import Recipe
 from resnet.build import build_accelerator, build_data, build_model_for, build_order, build_state, wrap
 from resnet.data.batches import Batch, Key, MicroBatches, training_keys
-from resnet.data.decode import BrokenImage
-from resnet.data.draws import drawing
 from resnet.data.encoded import micro_batches
 from resnet.data.gpu_decode import check_gpu_decodes
 from resnet.data.loader import Loader, workers_per_rank
-from resnet.data.operations import apply_to_one
-from resnet.data.order import Order, mix
+from resnet.data.order import Order
 from resnet.data.region_decode import check_region_decoder
-from resnet.data.sources.registry import Source, evenly
-from resnet.data.transforms import train_crop
+from resnet.data.sources.registry import Source
 from resnet.failure import out_of_memory
 from resnet.loop import train_step
 from resnet.opening import device_name
 from resnet.pretrained import shaped_as_weights
 from resnet.process.environment import cores_of_rank
+from resnet.tools.doctor_stages import WARM_UP, Sampled, Stages, time_prepared, time_stages
 from resnet.trainer import Trainer
 
-SAMPLED = 400
-"""Images that the stages are timed on, at most: spread over all."""
 SECONDS = 3.0
 """For the stages of a worker, the loader and the steps each, about."""
-_FIRST = 4
-"""Images, batches and steps that only warm up."""
 _BATCH = 32
 """Images of the loader's batches at most: small ones come evenly."""
 _LEAST = 2
 """Images of the smallest step."""
-
-
-class Stages(NamedTuple):
-    """Milliseconds that one worker takes for an image, on one thread."""
-
-    read: float
-    decode: float
-    """With data.decode=region or gpu no more than looking into the file's header."""
-    crop: float
-    """Drawing, cropping, resizing and mirroring; with data.decode=region also decoding, with gpu only drawing."""
-    policy: float
-    """Rotation, colours and policy, where training is on a CPU."""
-
-    @property
-    def per_second(self) -> float:
-        """Images."""
-        return 1000 / sum(self)
-
-
-class Sampled(NamedTuple):
-    """What the stages were timed on."""
-
-    images: int
-    kilobytes: float
-    """Of a file, on average; 0 for images that are no files."""
-    longer_side: float
-    """In pixels, the median."""
-    cold: bool
-    """Whether the files were dropped from the system's cache before."""
 
 
 class Examined(NamedTuple):
@@ -89,6 +51,8 @@ class Examined(NamedTuple):
     training_images: int
     stages: Stages
     sampled: Sampled
+    prepared: dict[str, float]
+    """By options of `resnet prepare`: a worker, of what they make of the images; empty where these are no files."""
     loader: float
     """All of the rank's workers together."""
     copy: float | None
@@ -126,12 +90,13 @@ def examine(recipe: Recipe, seconds: float = SECONDS) -> Examined:
     batches = micro_batches(recipe, train, val, order, accelerator.device)
     with _one_thread():
         stages, sampled = time_stages(batches, size, seconds, on_gpu)
+        prepared = time_prepared(batches, size, stages.read, on_gpu)
         chunk = max(1, min(_BATCH, plan.micro_batch, round(stages.per_second / 4)))
         loader = loader_rate(batches, _keys(order, chunk, size), accelerator, recipe, workers, seconds)
         copy = copy_rate(batches[next(_keys(order, _BATCH, size))], accelerator.device) if on_gpu else None
     step, images = step_rate(_Steps(recipe, train, order, batches, accelerator), plan.micro_batch, seconds)
     here = device_name(accelerator.device), accelerator.mixed_precision, ranks, cores, workers
-    return Examined(recipe, *here, len(train), stages, sampled, loader, copy, step, images)
+    return Examined(recipe, *here, len(train), stages, sampled, prepared, loader, copy, step, images)
 
 
 @contextlib.contextmanager
@@ -143,80 +108,6 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def time_stages(batches: MicroBatches, size: int, seconds: float, on_gpu: bool) -> tuple[Stages, Sampled]:
-    """Time what a worker does for a training image, over a sample of them. Raises ValueError where none can be read.
-
-    size: of the crops in pixels. on_gpu: policies are left to the GPU.
-    """
-    source = batches.train
-    chosen = evenly(len(source), min(SAMPLED + _FIRST, len(source)))
-    chosen = np.random.default_rng(0).permutation(chosen).tolist()
-    cold = sum([_drop_from_cache(source.describe(index)) for index in chosen]) == len(chosen)
-    time_one = _timer(batches, size, on_gpu)
-    timed, broken = [], []
-    end = time.monotonic() + seconds
-    for index in chosen:
-        try:
-            timed.append(time_one(index))
-        except (BrokenImage, OSError) as error:
-            broken.append(f"{source.describe(index)}: {error}")
-        if len(timed) > _FIRST and time.monotonic() > end:
-            break
-    if not timed:
-        raise ValueError(f"none of {len(broken)} images could be read; the last is {broken[-1]}")
-    stages = np.mean([spent for spent, _, _ in timed[_FIRST:] or timed], axis=0)
-    _, sizes, sides = zip(*timed, strict=True)
-    return Stages(*stages.tolist()), Sampled(len(timed), np.mean(sizes) / 1000, float(np.median(sides)), cold)
-
-
-class _Read:
-    """A source of what was read of another."""
-
-    def __init__(self, data: bytes | torch.Tensor) -> None:
-        self._data = data
-
-    def read(self, _: int) -> bytes | torch.Tensor:
-        return self._data
-
-
-def _timer(batches: MicroBatches, size: int, on_gpu: bool) -> Callable[[int], tuple[np.ndarray, int, int]]:
-    """A function that makes a training image: milliseconds of each stage, bytes, and pixels of the longer side."""
-    draw, crop = drawing(batches.augment, size), train_crop(batches.augment, size)
-
-    def time_one(index: int) -> tuple[np.ndarray, int, int]:
-        torch.default_generator.manual_seed(mix(batches.order.seed, index))
-        marks = [time.perf_counter()]
-        data = batches.train.read(index)
-        marks.append(time.perf_counter())
-        image = batches._read(_Read(data), 0)  # pyright: ignore[reportArgumentType]
-        marks.append(time.perf_counter())
-        height, width = batches._size(image)
-        drawn = draw(height, width)
-        image = batches._crop(crop, image, drawn)
-        marks.append(time.perf_counter())
-        if not on_gpu:
-            apply_to_one(image, drawn.operations)
-        marks.append(time.perf_counter())
-        return 1000 * np.diff(marks), len(data) if isinstance(data, bytes) else 0, max(height, width)
-
-    return time_one
-
-
-def _drop_from_cache(name: str) -> bool:
-    """Have a file's next reader ask the disk for it, where there is such a file and the system can be asked."""
-    try:
-        file = os.open(name, os.O_RDONLY)
-    except (OSError, ValueError):
-        return False
-    try:
-        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
-    except (AttributeError, OSError):
-        return False
-    finally:
-        os.close(file)
-    return True
 
 
 def _keys(order: Order, images: int, size: int) -> Iterator[Key]:
@@ -252,15 +143,15 @@ def _rate_of(came: Iterator[Batch], ahead: int, seconds: float) -> float:
 
 def copy_rate(batch: Batch, device: torch.device, times: int = 200) -> float:
     """Images a second from page-locked memory to the GPU."""
-    pinned = batch.images.pin_memory()
-    for _ in range(_FIRST):
+    pinned = (batch.images if batch.encoded is None else batch.encoded.files).pin_memory()
+    for _ in range(WARM_UP):
         pinned.to(device, non_blocking=True)
     torch.cuda.synchronize(device)
     begin = time.perf_counter()
     for _ in range(times):
         pinned.to(device, non_blocking=True)
     torch.cuda.synchronize(device)
-    return times * len(pinned) / (time.perf_counter() - begin)
+    return times * len(batch.labels) / (time.perf_counter() - begin)
 
 
 class _Steps:

@@ -13,8 +13,9 @@ from resnet.data.batches import MicroBatches
 from resnet.data.order import Order
 from resnet.data.sources.image_folder import read_folder
 from resnet.tools.cli import main
-from resnet.tools.doctor import Examined, Sampled, Stages, time_stages
+from resnet.tools.doctor import Examined
 from resnet.tools.doctor_advice import limit_of, told
+from resnet.tools.doctor_stages import Sampled, Stages, time_stages
 from tests.helpers import TINY, cores, unchanged_process
 
 
@@ -27,6 +28,7 @@ def test_a_recipe_is_examined(shapes: Path, tmp_path: Path, monkeypatch, capsys)
     assert 4 < found["sampled"]["images"] <= 160
     assert all(found[name] > 0 for name in ("loader", "step", "cores_wanted"))
     assert found["stages"]["decode"] > 0 < found["stages"]["read"]
+    assert set(found["prepared"]) == {"--max-side 400", "--raw 36"}
     assert found["limit"] in ("model", "read", "decode", "crop", "policy")
     assert not list(tmp_path.iterdir())
 
@@ -55,6 +57,7 @@ FOUND = Examined(
     training_images=1_281_167,
     stages=Stages(0.1, 1.4, 0.4, 0.0),
     sampled=Sampled(404, 110.0, 500.0, True),
+    prepared={"--max-side 400": 1052.0, "--raw 256": 3000.0},
     loader=6000.0,
     copy=90_000.0,
     step=3000.0,
@@ -74,7 +77,7 @@ SMALL = Sampled(404, 30.0, 300.0, True)
         ({"precision": "no"}, "model", ["precision=bf16"]),
         ({"step": 9000.0}, "decode", ["67% of what", "decode (74%)", "27 cores for each rank", "data.decode=region"]),
         ({"step": 9000.0, "workers": 4}, "decode", ["7 cores for each rank", "data.num_workers=null"]),
-        ({"step": 9000.0, "recipe": REGION}, "decode", ["--max-side 400"]),
+        ({"step": 9000.0, "recipe": REGION}, "decode", ["--max-side 400", "2.0 times"]),
         ({"step": 9000.0, "recipe": REGION, "sampled": SMALL}, "decode", ["data.decode=gpu"]),
         ({"step": 9000.0, "stages": Stages(9.0, 1.4, 0.4, 0.0), "training_images": 10**9}, "read", ["data.stage="]),
         ({"step": 9000.0, "stages": Stages(9.0, 1.4, 0.4, 0.0), "training_images": 9}, "read", ["data.cache=memory"]),

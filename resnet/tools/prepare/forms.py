@@ -27,6 +27,13 @@ class Stored(NamedTuple):
     """Of raw pixels; 0: the bytes are an image file's."""
     width: int = 0
 
+    def image(self) -> bytes | torch.Tensor:
+        """What a run reads of it: the bytes of a file, or uint8 (3, H, W)."""
+        if not self.height:
+            return self.data
+        pixels = torch.frombuffer(bytearray(self.data), dtype=torch.uint8)
+        return pixels.view(self.height, self.width, 3).permute(2, 0, 1)
+
 
 def store(form: Form, image: bytes | torch.Tensor) -> Stored:
     """What is stored of an image file's bytes, or of pixels uint8 (3, H, W).

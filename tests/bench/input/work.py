@@ -48,11 +48,7 @@ class Held:
         return len(self.files)
 
     def read(self, index: int) -> bytes | torch.Tensor:
-        stored = self._stored[index]
-        if not stored.height:
-            return stored.data
-        pixels = torch.frombuffer(bytearray(stored.data), dtype=torch.uint8)
-        return pixels.view(stored.height, stored.width, 3).permute(2, 0, 1)
+        return self._stored[index].image()
 
     def describe(self, index: int) -> str:
         return f"file {index}"
