@@ -76,7 +76,7 @@ def small_shards(monkeypatch) -> None:
 
 
 def test_shards_hold_what_the_source_holds_in_its_order(shapes, tmp_path, small_shards, capsys, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     out = tmp_path / "shards"
     splits = prepared(shapes, out)
     assert f"160 training images in {len(list(out.glob('data/train-*')))} files" in capsys.readouterr().out
