@@ -38,6 +38,7 @@ from resnet.data.encoded import micro_batches
 from resnet.data.gpu_decode import check_gpu_decodes
 from resnet.data.loader import Loader, check_shared_memory, workers_per_rank
 from resnet.data.order import Order
+from resnet.data.region_decode import check_region_decoder
 from resnet.data.sources.registry import Source
 from resnet.distill import Teacher, load_teacher
 from resnet.ending import train_to_an_end
@@ -102,6 +103,8 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals, notes: Seque
             together(lambda: check_room(len(train), len(val), recipe.augment, accelerator.device))
         if recipe.data.decode == "gpu":
             together(lambda: check_gpu_decodes(accelerator.device))
+        if recipe.data.decode == "region":
+            together(check_region_decoder)
         teacher = together(lambda: load_teacher(recipe, train.classes, start, accelerator))
         model, note = together(lambda: _first_model(recipe, train, start), local_rank, first_alone=True)
         state = build_state(recipe, plan, model, accelerator)

@@ -17,6 +17,7 @@ from resnet.data.decode import BrokenImage, check_size, decode, is_whole, jpeg_h
 from resnet.data.draws import Drawn
 from resnet.data.gpu_decode import decode_on
 from resnet.data.order import Order
+from resnet.data.region_decode import RegionBatches
 from resnet.data.sources.registry import Source
 from resnet.data.transforms import Crop
 
@@ -141,4 +142,5 @@ def micro_batches(recipe: Recipe, train: Source, val: Source, order: Order, devi
     on_gpu = device.type == "cuda"
     if recipe.data.decode == "gpu" and on_gpu:
         return EncodedBatches(train, val, order, recipe.augment)
-    return MicroBatches(train, val, order, recipe.augment, operations_on_device=on_gpu)
+    kind = RegionBatches if recipe.data.decode == "region" else MicroBatches
+    return kind(train, val, order, recipe.augment, operations_on_device=on_gpu)
