@@ -76,7 +76,7 @@ def small_shards(monkeypatch) -> None:
 
 
 def test_shards_hold_what_the_source_holds_in_its_order(shapes, tmp_path, small_shards, capsys, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     out = tmp_path / "shards"
     splits = prepared(shapes, out)
     assert f"160 training images in {len(list(out.glob('data/train-*')))} files" in capsys.readouterr().out
@@ -209,6 +209,20 @@ def test_pixels_stay_pixels(tmp_path):
         for index in range(8):
             image = found.read(index)
             assert torch.equal(source.read(index), decode(image) if isinstance(image, bytes) else image)  # pyright: ignore
+
+
+def test_sources_are_told_from_what_lies_there(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    first, _ = prepared(photos, tmp_path / "folder")
+    rows = "".join(f"{split}/{name},{name[0]}\n" for split in ("train", "val") for name in ("a/1.jpg", "b/3.png"))
+    (photos / "list.csv").write_text(f"file,label\n{rows}")
+    by_list, val = prepared(photos / "list.csv", tmp_path / "list", "data.val_fraction=0.5")
+    assert [len(by_list), len(val)] == [2, 2]
+    assert by_list.read(0) == val.read(0) == first.read(0)
+    for source in (tmp_path / "folder", tmp_path / "folder/data"):
+        again, _ = prepared(source, tmp_path / "again" / source.name)
+        assert read(again) == read(first)
+        assert again.classes == first.classes
 
 
 def test_shards_replace_a_recipes_validation_images():

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from resnet.data.sources.files import expanded
+from resnet.data.sources.huggingface import parquet_files
+from resnet.data.sources.image_folder import split_folders
 from resnet.data.sources.shards import records_name
 
 _TRAIN, _VAL = ("train", "training"), ("val", "valid", "validation", "test", "testing")
@@ -23,13 +25,19 @@ def guess_data(path: str) -> dict[str, Any]:
         return {"source": "huggingface" if place.suffix == ".parquet" else "csv", "train": path}
     if (place / records_name("train")).is_file():
         return {"source": "shards", "train": path}
-    folders = {folder.name.lower(): folder for folder in place.iterdir() if folder.is_dir()}
     if _holds_rows(place):
-        return {"source": "huggingface", "train": path}
-    train, val = (next((str(folders[name]) for name in names if name in folders), None) for names in (_TRAIN, _VAL))
+        return {"source": "huggingface", "train": path, **_val_split(place)}
+    folders = {name.lower(): str(place / name) for name in split_folders(place)}
+    train, val = (next((folders[name] for name in names if name in folders), None) for names in (_TRAIN, _VAL))
     if train is not None and val is not None:
         return {"source": "image_folder", "train": train, "val": val}
     return {"source": "image_folder", "train": path}
+
+
+def _val_split(folder: Path) -> dict[str, str]:
+    """The split to validate on where it is called otherwise than the recipe's default, as far as the files tell."""
+    others = [split for split in parquet_files(folder) if split != "train"]
+    return {"val_split": others[0]} if len(others) == 1 else {}
 
 
 def _holds_rows(folder: Path) -> bool:

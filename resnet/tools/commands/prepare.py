@@ -20,18 +20,19 @@ _QUALITY = 90
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = (
-        "SOURCE OUT: a folder of images (with train and val in it, or a folder a class), a CSV file or parquet files; "
+        "recipe=NAME; or a folder with train and val in it, a folder a class, a CSV file, parquet files, other shards"
     )
-    what += (
-        "or recipe=NAME OUT: the data of a recipe; and keys, as data.val_fraction=0.1. OUT: the folder for the shards"
-    )
-    parser.add_argument("words", nargs="+", metavar="SOURCE|KEY=VALUE", help=what)
+    parser.add_argument("source", metavar="SOURCE", help=what)
+    parser.add_argument("out", nargs="?", metavar="OUT", help="folder for the shards")
+    parser.add_argument("changes", nargs="*", metavar="KEY=VALUE", help="keys of a recipe, as data.val_fraction=0.1")
     forms = parser.add_mutually_exclusive_group()
     forms.add_argument("--keep", action="store_true", help="store images as they are (the default)")
     forms.add_argument("--max-side", type=positive, metavar="N", help="make the longer side at most N pixels")
     forms.add_argument("--short-side", type=positive, metavar="N", help="make the shorter side at most N pixels")
     forms.add_argument("--raw", type=positive, metavar="N", help="store pixels, the shorter side at most N")
-    forms.add_argument("--verify", action="store_true", help="compare the files of OUT with the digests in its index")
+    forms.add_argument(
+        "--verify", action="store_true", help="compare files that were written into SOURCE with their digests"
+    )
     parser.add_argument(
         "--quality", type=positive, metavar="Q", help=f"of the JPEG files of smaller images ({_QUALITY})"
     )
@@ -39,7 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    paths, changes = split_changes(arguments.words)
+    words = [arguments.source, *([arguments.out] if arguments.out else []), *arguments.changes]
+    paths, changes = split_changes(words)
     if arguments.verify:
         from resnet.tools.prepare.prepare import verify
 
@@ -79,10 +81,10 @@ def _load(paths: list[str], changes: list[str]) -> tuple[Loaded, str]:
 
     if any(word.startswith("recipe=") for word in changes):
         if len(paths) != 1:
-            raise ValueError("give one folder for the shards beside recipe=NAME, as in: recipe=resnet50_imagenet OUT")
+            raise ValueError("give one folder for the shards, as in: resnet prepare recipe=resnet50_imagenet OUT")
         return load(changes), paths[0]
     if len(paths) != 2:
-        raise ValueError("give the images and a folder for the shards, as in: photos OUT data.val_fraction=0.1")
+        raise ValueError("give the images and a folder for the shards, as in: resnet prepare photos OUT")
     values = {"model": {"name": "resnet50"}, "data": guess_data(paths[0]), "epochs": 1, "batch_size": 64}
     return load_over(Path(paths[0]).stem, values, paths[0], changes), paths[1]
 

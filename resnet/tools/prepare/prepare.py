@@ -72,7 +72,7 @@ def prepare(data: Data, out: Path, form: Form, workers: int | None = None) -> In
 def verify(folder: Path) -> Index:
     """Compare the files of prepared data with the digests in its index. Raises ValueError naming those that differ."""
     folder = expanded(str(folder))
-    index = shards.read_index(folder, str(folder))
+    index = shards.read_index(folder, "--verify")
     splits = [index.split(split) for split in SPLITS]
     files = [file for split in splits for file in (split.records, *split.files)]
     with ThreadPoolExecutor() as pool:
@@ -100,7 +100,7 @@ def _check_folder(out: Path) -> None:
 def _prepare(job: _Job, data: Data, workers: int) -> Index:
     made, out = _made(data, job), job.out
     if (out / INDEX).is_file():
-        index = shards.read_index(out, str(out))
+        index = shards.read_index(out, "OUT")
         _check_same(index.made, made, out)
         for split in SPLITS:
             shards.Shards(out, split, index)

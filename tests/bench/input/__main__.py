@@ -16,7 +16,7 @@ The first three are measured on the files as they are, and made again with a lon
 away from 1 is noise. The error is the mean absolute difference of the pixels to the reference's, in levels of 0 to
 255, with the same crops and flips (docs/prepare.md has that of prepared images, whose boxes are others).
 
-A package that is not installed is a row that says so: pip install simplejpeg opencv-python-headless webdataset timm
+A package that is not installed is a row that says so: pip install -e '.[bench,fast]', and for DALI, which is large,
 nvidia-dali-cuda120 'nvidia-nvimgcodec-cu12[all]'. FFCV needs a compiler, OpenCV and libjpeg-turbo; its row has not run.
 """
 
