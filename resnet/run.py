@@ -26,6 +26,7 @@ from resnet.build import (
     build_order,
     build_state,
     first_of_ranks,
+    stage_data,
     together,
     wrap,
 )
@@ -84,7 +85,8 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals, notes: Seque
     notes: on how the recipe was read, to be printed among the first lines.
     """
     rank, local_rank = accelerator.process_index, accelerator.local_process_index
-    train, val = together(lambda: build_data(recipe), local_rank, first_alone=True)
+    copies = stage_data(recipe, local_rank, lambda: signals.received is not None)
+    train, val = together(lambda: build_data(recipe, copies), local_rank, first_alone=True)
     order = build_order(recipe, train)
     start = together(lambda: find_start(recipe, train))
     with contextlib.ExitStack() as lifetime:

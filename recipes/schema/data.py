@@ -20,6 +20,7 @@ class _Data(Group):
         "num_workers",
         "prefetch",
         "cache",
+        "stage",
         "max_broken",
     )
     """Keys that say where the same images are, or how they are read, not which they are."""
@@ -42,6 +43,8 @@ class _Data(Group):
     """Batches each worker prepares ahead."""
     cache: Literal["none", "device"] = "none"
     """device: decode all images once, keep them on the device (on each rank's) and crop and flip them there."""
+    stage: str | None = None
+    """Folder on each node's own disk, to copy files and folders to once and read them there; null: where they are."""
     last_batch: Literal["drop", "keep"] = "drop"
     """What becomes of the samples that do not fill an epoch's last batch."""
     balance: Literal["none", "oversample"] = "none"
@@ -67,6 +70,15 @@ class _Data(Group):
     def _one_validation(self) -> Self:
         if self.val is not None and self.val_fraction is not None:
             raise ValueError("has both val and val_fraction: give one, and null for the other")
+        return self
+
+    @model_validator(mode="after")
+    def _files_to_stage(self) -> Self:
+        if self.stage is not None and not any(self.paths().values()):
+            source = getattr(self, "source", None)
+            hub = f", and {self.train} is a name on the hub (a path begins with / . ~ or $)"
+            told = f"stage has no effect with source={source}: it copies files and folders"
+            raise ValueError(told + (hub if source == "huggingface" else ""))
         return self
 
 
@@ -117,7 +129,7 @@ class HuggingFaceData(_Data):
 
     def paths(self) -> dict[str, str | None]:
         # Anything else may be a name on the hub.
-        return {key: path for key in ("train", "val") if (path := getattr(self, key)) and path[0] in "/.~"}
+        return {key: path for key in ("train", "val") if (path := getattr(self, key)) and path[0] in "/.~$"}
 
 
 class CsvData(_Data):

@@ -13,6 +13,7 @@ from recipes.schema.data import HuggingFaceData
 from recipes.text import listed, plural
 from resnet.data.decode import BrokenImage
 from resnet.data.sources.files import existing, expanded
+from resnet.data.stage import conversions_of
 
 _SAME_SPLIT = {"val": "validation", "valid": "validation", "dev": "validation", "training": "train", "testing": "test"}
 
@@ -122,7 +123,7 @@ def _splits(path: str, key: str, config: str | None) -> Mapping[Any, Any]:
     if not files:
         raise ValueError(f"{key}: {folder} holds no parquet files, nor what save_to_disk writes")
     try:
-        return datasets.load_dataset("parquet", data_files=files)
+        return datasets.load_dataset("parquet", data_files=files, cache_dir=conversions_of(folder))  # None: its own
     except Exception as error:  # the builder wraps whatever pyarrow raises
         raise ValueError(f"{key}: the parquet files of {folder} cannot be read: {_first_line(error)}") from None
 
