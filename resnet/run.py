@@ -167,7 +167,7 @@ def _open_batches(
         for filled in fill(train, val, recipe.augment, loader, trainer.plan.micro_batch):
             if filled is not None:
                 say(f"{filled.cache.bytes / 1e6:.0f} MB of images in {time.monotonic() - start:.1f} s")
-                batches = DrawnBatches(filled.train, filled.val, order, recipe.augment)
+                batches = DrawnBatches(filled.train, filled.val, order, recipe.augment, operations_on_device=True)
                 trainer.batches = filled.cache.look_up(iter(loader(batches, trainer.keys())))
             elif trainer.hooks.stop_now():
                 return False
@@ -176,7 +176,8 @@ def _open_batches(
     if recipe.data.cache == "device":
         trainer.prepare = fill_cache
     else:
-        trainer.batches = iter(loader(MicroBatches(train, val, order, recipe.augment), trainer.keys()))
+        on_gpu = trainer.device.type == "cuda"
+        trainer.batches = iter(loader(MicroBatches(train, val, order, recipe.augment, on_gpu), trainer.keys()))
     return loaders
 
 

@@ -9,6 +9,7 @@ import torch
 from recipes.schema.recipe import Recipe
 from resnet.data.batches import Batch
 from resnet.data.on_device import Mix, checksum, draw_mix, erase, mix, soft_targets
+from resnet.data.operations import apply_to_batch
 from resnet.inference import network_input
 
 
@@ -40,6 +41,8 @@ def training_input(
     slot: the micro-batch's place in the step, counted over all devices. dtype: of the images.
     """
     labels, pixels = batch.labels.to(device), batch.images.to(device)
+    if batch.operations is not None:
+        pixels = apply_to_batch(pixels, batch.operations)
     images = network_input(pixels, recipe, device, dtype)
     if batch.erased is not None:
         images = erase(images, batch.erased.to(device))

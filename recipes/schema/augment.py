@@ -69,8 +69,7 @@ class Augment(Group):
     def beyond_cache(self) -> list[str]:
         """What is not done to images that are kept on the device."""
         beyond = [f"augment.crop={self.crop}"] if self.crop == "random_resized" else []
-        beyond += [f"augment.policy={self.policy}"] if self.policy != "none" else []
-        return beyond + [f"augment.{key}" for key in ("rotation", "color_jitter", "progressive") if getattr(self, key)]
+        return [*beyond, "augment.progressive"] if self.progressive else beyond
 
     @model_validator(mode="after")
     def _ranges(self) -> Augment:

@@ -96,7 +96,7 @@ class Recipe(Group):
             raise ValueError(f"schedule.warmup_epochs {warmup:g} leaves nothing of epochs {self.epochs:g}")
         if self.data.cache == "device" and (beyond := self.augment.beyond_cache()):
             wanted = " or ".join(beyond)
-            raise ValueError(f"data.cache=device cannot do {wanted}: it crops and flips only; set data.cache=none")
+            raise ValueError(f"data.cache=device cannot do {wanted}: it keeps images of one size; set data.cache=none")
         cycled = self.schedule.name == "onecycle" and self.schedule.cycle_momentum
         if cycled and self.optimizer.name == "sgd" and self.optimizer.momentum == 0:
             raise ValueError("schedule.cycle_momentum needs optimizer.momentum above 0")

@@ -11,10 +11,12 @@ from torch.utils.data import Dataset
 from recipes.plan import Plan
 from recipes.schema.augment import Augment
 from resnet.data.decode import BrokenImage, decode
+from resnet.data.draws import Draw, Drawn, drawing
 from resnet.data.on_device import draw_erasing
+from resnet.data.operations import Operations, apply_to_one
 from resnet.data.order import Order, mix
 from resnet.data.sources.registry import Source
-from resnet.data.transforms import Transform, eval_transform, train_transform
+from resnet.data.transforms import Crop, eval_transform, train_crop
 
 _AUGMENT = 1
 
@@ -44,6 +46,8 @@ class Batch(NamedTuple):
     """Images that could not be read, each with the reason; others stand in their place (in training)."""
     missing: tuple[int, ...] = ()
     """Indices of the validation images of the key that are left out, as they could not be read."""
+    operations: Operations | None = None
+    """Rotation, colours and policy that are still to be applied to the images; None: there are none."""
 
     def indices(self, device: torch.device) -> torch.Tensor:
         """int64 (N,): which validation images the batch holds."""
@@ -54,11 +58,15 @@ class Batch(NamedTuple):
 
 
 class MicroBatches(Dataset):
-    """Makes the batch of a key: read, decode, transform."""
+    """Makes the batch of a key: read, decode, draw, crop; and rotation, colours and policy, if not on the device."""
 
-    def __init__(self, train: Source, val: Source, order: Order, augment: Augment) -> None:
+    def __init__(
+        self, train: Source, val: Source, order: Order, augment: Augment, operations_on_device: bool = False
+    ) -> None:
         self.train, self.val, self.order, self.augment = train, val, order, augment
-        self._transforms: dict[int | None, Transform] = {}
+        self._operations_on_device = operations_on_device
+        self._eval_transform = eval_transform(augment)
+        self._by_size: dict[int, tuple[Draw, Crop]] = {}
 
     def __getitem__(self, key: Key) -> Batch:
         return self._validation(key) if key.epoch is None else self._training(key, key.epoch)
@@ -67,28 +75,33 @@ class MicroBatches(Dataset):
         """A pixel's channels side by side: as decoders give them and GPUs like them."""
         return torch.empty((images, 3, size, size), dtype=torch.uint8, memory_format=torch.channels_last)
 
-    def _transform(self, key: Key) -> Transform:
-        """That of training at the key's size, or of validation; made once."""
-        size = None if key.epoch is None else key.size
-        if size not in self._transforms:
-            self._transforms[size] = (
-                eval_transform(self.augment) if size is None else train_transform(self.augment, size)
-            )
-        return self._transforms[size]
-
     def _training(self, key: Key, epoch: int) -> Batch:
-        transform = self._transform(key)
-        order, broken, erased = self.order.epoch(epoch), [], []
+        if key.size not in self._by_size:
+            self._by_size[key.size] = drawing(self.augment, key.size), train_crop(self.augment, key.size)
+        draw, crop = self._by_size[key.size]
+        order, broken, operations, erased = self.order.epoch(epoch), [], [], []
         images = self._memory(key.stop - key.start, key.size)
         labels = torch.empty(key.stop - key.start, dtype=torch.int64)
         for row, position in enumerate(range(key.start, key.stop)):
             image, index = self._readable(order, position, broken)
             torch.default_generator.manual_seed(mix(self.order.seed, epoch, position, _AUGMENT))
-            images[row] = transform(image)
+            drawn = self._draw(draw, image)
+            images[row] = self._crop(crop, image, drawn)
+            if self._operations_on_device:
+                operations.append(drawn.operations)
+            elif drawn.operations:
+                images[row] = apply_to_one(images[row], drawn.operations)
             labels[row] = int(self.train.labels[index])
             if self.augment.random_erasing:
                 erased.append(draw_erasing(self.augment.random_erasing, key.size))
-        return Batch(key, images, labels, torch.tensor(erased) if erased else None, broken)
+        boxes = torch.tensor(erased) if erased else None
+        return Batch(key, images, labels, boxes, broken, (), Operations.of(operations) if any(operations) else None)
+
+    def _draw(self, draw: Draw, image: torch.Tensor) -> Drawn:
+        return draw(*image.shape[-2:])
+
+    def _crop(self, crop: Crop, image: torch.Tensor, drawn: Drawn) -> torch.Tensor:
+        return crop(image, drawn)
 
     def _readable(self, order, position: int, broken: list[str]) -> tuple[torch.Tensor, int]:
         """The image at a position; in place of a broken one, the next of the same order."""
@@ -100,14 +113,17 @@ class MicroBatches(Dataset):
         raise BrokenImage(f"{_MOST_BROKEN_IN_A_ROW} images in a row cannot be read; the last is {broken[-1]}")
 
     def _validation(self, key: Key) -> Batch:
-        transform, broken = self._transform(key), []
+        broken: list[str] = []
         found = [(index, read_image(self.val, index, broken)) for index in range(key.start, key.stop)]
         whole = [(index, image) for index, image in found if image is not None]
         images, labels = self._memory(len(whole), key.size), torch.empty(len(whole), dtype=torch.int64)
         for row, (index, image) in enumerate(whole):
-            images[row], labels[row] = transform(image), int(self.val.labels[index])
+            images[row], labels[row] = self._prepared(image), int(self.val.labels[index])
         missing = tuple(index for index, image in found if image is None)
         return Batch(key, images, labels, None, broken, missing)
+
+    def _prepared(self, image: torch.Tensor) -> torch.Tensor:
+        return self._eval_transform(image)
 
 
 def read_image(source: Source, index: int, broken: list[str]) -> torch.Tensor | None:

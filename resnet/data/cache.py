@@ -11,14 +11,14 @@ from typing import NamedTuple
 
 import torch
 from torch.utils.data import Dataset
-from torchvision.transforms import v2
 
 from recipes.schema.augment import Augment
 from resnet.data.batches import Batch, Key, MicroBatches, read_image
 from resnet.data.decode import BrokenImage
+from resnet.data.draws import Draw, Drawn
 from resnet.data.loader import Loader
 from resnet.data.sources.registry import Source
-from resnet.data.transforms import Transform, eval_transform, squeeze
+from resnet.data.transforms import Crop, eval_transform, squeeze
 from resnet.process.environment import available_memory
 
 DRAWN = 5
@@ -78,29 +78,14 @@ class DrawnBatches(MicroBatches):
     def _memory(self, images: int, size: int) -> torch.Tensor:
         return torch.empty((images, DRAWN), dtype=torch.int64)
 
-    def _transform(self, key: Key) -> Transform:
-        draw = _nothing if key.epoch is None else _draw(self.augment, key.size)
-        return lambda index: torch.tensor([int(index), *draw()])
+    def _draw(self, draw: Draw, image: torch.Tensor) -> Drawn:
+        return draw(0, 0)  # the crops of cached images do not depend on the sizes that they once had
 
+    def _crop(self, crop: Crop, image: torch.Tensor, drawn: Drawn) -> torch.Tensor:
+        return torch.tensor([int(image), *drawn.crop[:2], drawn.mirrored, drawn.flipped])
 
-def _nothing() -> tuple[int, int, int, int]:
-    return 0, 0, 0, 0
-
-
-def _draw(augment: Augment, size: int) -> Callable[[], tuple[int, int, int, int]]:
-    """A function that draws what `train_transform` does, in the same order."""
-    padded = torch.empty((3, *(size + 2 * frame_of(augment),) * 2), device="meta")
-    crop = v2.RandomCrop(size)
-
-    def draw() -> tuple[int, int, int, int]:
-        top = left = 0
-        if augment.crop == "pad":
-            box = crop.make_params([padded])
-            top, left = int(box["top"]), int(box["left"])
-        mirrored = bool(augment.hflip) and bool(torch.rand(1) < augment.hflip)
-        return top, left, mirrored, bool(augment.vflip) and bool(torch.rand(1) < augment.vflip)
-
-    return draw
+    def _prepared(self, image: torch.Tensor) -> torch.Tensor:
+        return torch.tensor([int(image), 0, 0, 0, 0])
 
 
 def frame_of(augment: Augment) -> int:

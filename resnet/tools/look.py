@@ -19,8 +19,8 @@ from resnet.checkpoint.commit import newest_first
 from resnet.checkpoint.resume import data_digest
 from resnet.checkpoint.snapshot import read_rest
 from resnet.data.batches import Key, MicroBatches, training_keys
+from resnet.data.draws import Draw, Drawn
 from resnet.data.sources.registry import Source
-from resnet.data.transforms import Transform, train_transform
 from resnet.inference import input_dtype
 from resnet.rundir.provenance import read_provenance
 from resnet.tools.picture_grid import SIDE, Tile, draw_grid
@@ -169,9 +169,6 @@ class _NotedBatches(MicroBatches):
         super().__init__(*arguments)
         self.samples, self.originals = [], []
 
-    def _transform(self, key: Key) -> Transform:
-        return train_transform(self.augment, key.size, lambda name, drawn: self._note(key.size, name, drawn))
-
     def _readable(self, order: np.ndarray, position: int, broken: list[str]) -> tuple[torch.Tensor, int]:
         before = len(broken)
         image, index = super()._readable(order, position, broken)
@@ -184,29 +181,19 @@ class _NotedBatches(MicroBatches):
             self.originals.append(image.permute(1, 2, 0).contiguous().numpy())
         return image, index
 
-    def _note(self, size: int, name: str, drawn: dict[str, Any]) -> None:
-        sample = self.samples[-1]
-        if name == "crop":
-            sample.crop = _crop_box(self.augment, size, sample.size, drawn)
-        elif name == "hflip":
-            sample.mirrored = True
-        elif name == "vflip":
-            sample.flipped = True
-        elif name == "rotation":
-            sample.operations.append(f"rotate {drawn['angle']:.1f}")
-        elif name == "color_jitter":
-            names = ("brightness", "contrast", "saturation")
-            sample.operations += [f"{kind} {float(drawn[f'{kind}_factor']):.2f}" for kind in names]
-        else:
-            magnitude = f" {drawn['magnitude']:.3g}" if drawn["magnitude"] else ""
-            sample.operations.append(f"{drawn['operation']}{magnitude}")
+    def _draw(self, draw: Draw, image: torch.Tensor) -> Drawn:
+        drawn, sample = super()._draw(draw, image), self.samples[-1]
+        sample.crop = _crop_box(self.augment, sample.size, drawn.crop)
+        sample.mirrored, sample.flipped = drawn.mirrored, drawn.flipped
+        sample.operations = [f"{name} {magnitude:.3g}" if magnitude else name for name, magnitude in drawn.operations]
+        return drawn
 
 
-def _crop_box(augment: Augment, size: int, whole: tuple[int, int], drawn: dict[str, Any]) -> Box:
-    """A crop's box in the whole image's pixels; of crop=pad, the image was squeezed to size x size first."""
-    top, left, height, width = (int(drawn[side]) for side in ("top", "left", "height", "width"))
-    if augment.crop == "random_resized":
-        return top, left, height, width
+def _crop_box(augment: Augment, whole: tuple[int, int], crop: Box) -> Box:
+    """A crop's box in the whole image's pixels; of crop=pad, the image was squeezed to a square first."""
+    if augment.crop != "pad":
+        return crop
+    top, left, size, _ = crop
     down, across = whole[0] / size, whole[1] / size
     return round((top - augment.padding) * down), round((left - augment.padding) * across), *whole
 

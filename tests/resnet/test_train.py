@@ -318,13 +318,13 @@ def test_the_average_is_evaluated_and_kept(tiny, tmp_path, shapes):
 
 def test_training_images_grow_with_the_epochs(tiny, tmp_path, monkeypatch):
     sizes = []
-    made = resnet.data.batches.train_transform
+    made = resnet.data.batches.train_crop
 
     def noted(augment, size):
         sizes.append(size)
         return made(augment, size)
 
-    monkeypatch.setattr(resnet.data.batches, "train_transform", noted)
+    monkeypatch.setattr(resnet.data.batches, "train_crop", noted)
     corners = "augment.progressive=[{epoch: 0, size: 32}, {epoch: 2, size: 96}]"
     assert train(*tiny, corners, "data.max_train=32", "epochs=4") == 0
     assert sizes == [32, 64, 96]

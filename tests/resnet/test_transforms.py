@@ -8,7 +8,20 @@ from torchvision import transforms as reference
 from torchvision.transforms import v2
 
 from recipes.schema.augment import Augment
-from resnet.data.transforms import eval_transform, train_transform
+from resnet.data.draws import drawing
+from resnet.data.operations import apply_to_one
+from resnet.data.transforms import eval_transform, train_crop
+
+
+def train_transform(augment: Augment, size: int):
+    """A function from uint8 (3, H, W) to what training makes of it, as drawn at that moment."""
+    draw, crop = drawing(augment, size), train_crop(augment, size)
+
+    def apply(image: torch.Tensor) -> torch.Tensor:
+        drawn = draw(*image.shape[-2:])
+        return apply_to_one(crop(image, drawn), drawn.operations)
+
+    return apply
 
 
 def picture(height: int, width: int) -> torch.Tensor:
@@ -138,35 +151,67 @@ def test_random_resized_crop_is_torchvisions(seed, interpolation):
     assert got[None].is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("policy", [v2.RandAugment(3, 27, 31), v2.TrivialAugmentWide(), v2.AutoAugment()])
+def test_policies_draw_what_torchvisions_do(policy):
+    """The same operations of the same magnitudes from the same random numbers, of which as many are used."""
+    name = {"RandAugment": "randaugment", "AutoAugment": "auto_augment"}.get(type(policy).__name__)
+    augment = Augment(policy=name or "trivial_augment_wide", randaugment_ops=3, crop="resize", hflip=0)
+    draw, met = drawing(augment, 40), []
+    policy._apply_image_or_video_transform = lambda image, name, magnitude, **_: met.append((name, magnitude)) or image
+    for seed in range(200):
+        met.clear()
+        torch.manual_seed(seed)
+        policy(picture(40, 40))
+        after = torch.get_rng_state()
+        torch.manual_seed(seed)
+        assert draw(40, 40).operations == met
+        assert torch.equal(torch.get_rng_state(), after)
+
+
+def test_rotation_and_colours_are_drawn_as_torchvision_does():
+    draw = drawing(Augment(crop="resize", hflip=0, rotation=20, color_jitter=0.4), 40)
+    rotation, jitter = v2.RandomRotation(20), v2.ColorJitter(0.4, 0.4, 0.4)
+    for seed in range(50):
+        torch.manual_seed(seed)
+        angle, colours = rotation.make_params([])["angle"], jitter.make_params([])
+        torch.manual_seed(seed)
+        first, *others = draw(40, 40).operations
+        assert first == ("Rotation", angle)
+        factors = {"Brightness": "brightness", "Contrast": "contrast", "Color": "saturation"}
+        assert {name: 1 + magnitude for name, magnitude in others} == pytest.approx(
+            {name: colours[f"{factor}_factor"] for name, factor in factors.items()}
+        )
+        order = [("Brightness", "Contrast", "Color")[which] for which in colours["fn_idx"].tolist() if which < 3]
+        assert [name for name, _ in others] == order
+
+
+def test_flips_and_crops_are_drawn_as_torchvision_does():
+    augment = Augment(crop="pad", padding=3, hflip=0.3, vflip=0.6)
+    crop, draw = v2.RandomCrop(40, padding=3), drawing(augment, 40)
+    for seed in range(100):
+        torch.manual_seed(seed)
+        box = crop.make_params([picture(40, 40)])
+        mirrored, flipped = bool(torch.rand(1) < 0.3), bool(torch.rand(1) < 0.6)
+        torch.manual_seed(seed)
+        assert draw(40, 40) == ((box["top"], box["left"], 40, 40), mirrored, flipped, [])
+
+
 @pytest.mark.parametrize(("magnitude", "std", "bins"), [(0, 0, {0}), (5, 0, {15}), (9, 0, {27}), (10, 0, {30})])
-def test_randaugment_magnitude(monkeypatch, magnitude, std, bins):
-    assert drawn_bins(monkeypatch, magnitude, std) == bins
+def test_randaugment_magnitude(magnitude, std, bins):
+    assert drawn_bins(magnitude, std) == bins
 
 
-def test_randaugment_draws_its_magnitude_for_each_operation(monkeypatch):
-    bins = drawn_bins(monkeypatch, 9, 0.5)
+def test_randaugment_draws_its_magnitude_for_each_operation():
+    bins = drawn_bins(9, 0.5)
     assert len(bins) > 4
     assert bins <= set(range(31))
     assert 26 <= sum(bins) / len(bins) <= 29
 
 
-def drawn_bins(monkeypatch, magnitude: float, std: float) -> set[int]:
-    """The torchvision magnitudes (of 31) that 100 images meet."""
-    met = []
-
-    class Recorder:
-        def __init__(self, ops: int, strength: int, bins: int, interpolation: object) -> None:
-            assert (ops, bins) == (1, 31)
-            self.strength = strength
-
-        def __call__(self, image: torch.Tensor) -> torch.Tensor:
-            met.append(self.strength)
-            return image
-
-    monkeypatch.setattr(v2, "RandAugment", Recorder)
-    augment = Augment(policy="randaugment", randaugment_magnitude=magnitude, randaugment_std=std, randaugment_ops=3)
-    transform = train_transform(augment, 32)
-    for _ in range(100):
-        transform(picture(32, 32))
-    assert len(met) == 300
-    return set(met)
+def drawn_bins(magnitude: float, std: float) -> set[int]:
+    """The torchvision magnitudes (of 31) that the rotations of 100 images meet."""
+    augment = Augment(policy="randaugment", randaugment_magnitude=magnitude, randaugment_std=std, randaugment_ops=9)
+    draw = drawing(augment, 32)
+    drawn = [operation for _ in range(100) for operation in draw(32, 32).operations]
+    assert len(drawn) == 900
+    return {round(abs(angle)) for name, angle in drawn if name == "Rotate"}
