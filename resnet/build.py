@@ -19,6 +19,8 @@ from torch import nn
 from recipes.plan import Plan, effective_decay
 from recipes.schema.recipe import Recipe
 from resnet.agreement import STEP_TIMEOUT
+from resnet.data.kept import memory_for
+from resnet.data.node_memory import NodeMemory
 from resnet.data.order import Order
 from resnet.data.sources.registry import Source, open_sources
 from resnet.data.stage import Stopped, stage
@@ -150,6 +152,26 @@ def stage_data(recipe: Recipe, local_rank: int, stopped: Callable[[], bool]) -> 
             return {}
 
     return of_node(together(copies)) or {}
+
+
+def share_memory(recipe: Recipe, train: Source, val: Source, local_rank: int) -> NodeMemory | None:
+    """Memory that the ranks of this machine keep images in; None where the recipe wants none. Raises ValueError."""
+    if recipe.data.cache in ("none", "device"):
+        return None
+    own = together(lambda: memory_for(recipe, train, val) if local_rank == 0 else None)
+    found = of_node(None if own is None else (own.size, own.address))
+
+    def opened() -> NodeMemory | None:
+        if own is not None or found is None:
+            return own
+        try:
+            return NodeMemory(*found)
+        except OSError:
+            if recipe.data.cache == "auto":
+                return None  # the batches are the same
+            raise
+
+    return together(opened)
 
 
 def build_data(recipe: Recipe, copies: Mapping[str, str] | None = None) -> tuple[Source, Source]:

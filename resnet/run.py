@@ -26,6 +26,7 @@ from resnet.build import (
     build_order,
     build_state,
     first_of_ranks,
+    share_memory,
     stage_data,
     together,
     wrap,
@@ -35,7 +36,9 @@ from resnet.checkpoint.saver import Saver, check_space
 from resnet.checkpoint.snapshot import MODEL, restore
 from resnet.data.batches import Batch, Key, MicroBatches
 from resnet.data.cache import DrawnBatches, check_room, fill
+from resnet.data.kept import kept_batches
 from resnet.data.loader import Loader, check_shared_memory, workers_per_rank
+from resnet.data.node_memory import NodeMemory
 from resnet.data.order import Order
 from resnet.data.sources.registry import Source
 from resnet.distill import Teacher, load_teacher
@@ -100,6 +103,7 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals, notes: Seque
             return FINISHED
         if recipe.data.cache == "device":
             together(lambda: check_room(len(train), len(val), recipe.augment, accelerator.device))
+        memory = share_memory(recipe, train, val, local_rank)
         teacher = together(lambda: load_teacher(recipe, train.classes, start, accelerator))
         model, note = together(lambda: _first_model(recipe, train, start), local_rank, first_alone=True)
         state = build_state(recipe, plan, model, accelerator)
@@ -135,7 +139,7 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals, notes: Seque
         trainer.teacher = teacher.network if teacher else None
         workers = workers_per_rank(recipe.data.num_workers)
         check_shared_memory(plan, workers, recipe.data.prefetch)
-        loaders = _open_batches(trainer, train, val, order, workers, progress.message)
+        loaders = _open_batches(trainer, train, val, order, memory, workers, progress.message)
         more = [shape, *note.splitlines(), teacher.note if teacher else "", *_continues(start, state.step)]
         for line in (*first_lines(recipe, plan, start, train, val, accelerator, workers), *filter(None, more)):
             progress.message(line)
@@ -152,7 +156,13 @@ def _continues(start: Start, step: int) -> list[str]:
 
 
 def _open_batches(
-    trainer: Trainer, train: Source, val: Source, order: Order, workers: int, say: Callable[[str], None]
+    trainer: Trainer,
+    train: Source,
+    val: Source,
+    order: Order,
+    memory: NodeMemory | None,
+    workers: int,
+    say: Callable[[str], None],
 ) -> list[Loader]:
     """Let the trainer's batches be made; returns the loaders whose workers are to be ended, more of them later."""
     recipe, loaders = trainer.recipe, []
@@ -176,8 +186,10 @@ def _open_batches(
     if recipe.data.cache == "device":
         trainer.prepare = fill_cache
     else:
-        on_gpu = trainer.device.type == "cuda"
-        trainer.batches = iter(loader(MicroBatches(train, val, order, recipe.augment, on_gpu), trainer.keys()))
+        parts = train, val, order, recipe.augment, trainer.device.type == "cuda"
+        trainer.batches = iter(loader(kept_batches(*parts, memory) if memory else MicroBatches(*parts), trainer.keys()))
+        if memory:
+            say(f"images are kept in memory as they are read: up to {memory.size / 1e6:.0f} MB on each machine")
     return loaders
 
 

@@ -41,8 +41,10 @@ class _Data(Group):
     """Decoding processes per rank; null: one a CPU core that the rank has, at most 16."""
     prefetch: Count = 2
     """Batches each worker prepares ahead."""
-    cache: Literal["none", "device"] = "none"
-    """device: decode all images once, keep them on the device (on each rank's) and crop and flip them there."""
+    cache: Literal["auto", "none", "memory", "device"] = "auto"
+    """memory: keep the images of a machine in its memory as they are read, decoded where all are brought to one size
+    (crop=pad or resize), else as files; auto: memory for decoded ones of up to 1 GB; device: decode all at the start,
+    keep them on the device (on each rank's) and crop and flip them there."""
     stage: str | None = None
     """Folder on each node's own disk, to copy files and folders to once and read them there; null: where they are."""
     last_batch: Literal["drop", "keep"] = "drop"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 
@@ -71,37 +72,48 @@ class MicroBatches(Dataset):
     def __getitem__(self, key: Key) -> Batch:
         return self._validation(key) if key.epoch is None else self._training(key, key.epoch)
 
-    def _memory(self, images: int, size: int) -> torch.Tensor:
-        """A pixel's channels side by side: as decoders give them and GPUs like them."""
-        return torch.empty((images, 3, size, size), dtype=torch.uint8, memory_format=torch.channels_last)
-
     def _training(self, key: Key, epoch: int) -> Batch:
-        if key.size not in self._by_size:
-            self._by_size[key.size] = drawing(self.augment, key.size), train_crop(self.augment, key.size)
-        draw, crop = self._by_size[key.size]
-        order, broken, operations, erased = self.order.epoch(epoch), [], [], []
-        images = self._memory(key.stop - key.start, key.size)
+        draw, crop = self._of_size(key.size)
+        order, broken, drawn, erased = self.order.epoch(epoch), [], [], []
+        seeds = self._seeds(key, epoch)
+        images = _memory(key.stop - key.start, key.size)
         labels = torch.empty(key.stop - key.start, dtype=torch.int64)
         for row, position in enumerate(range(key.start, key.stop)):
             image, index = self._readable(order, position, broken)
-            torch.default_generator.manual_seed(mix(self.order.seed, epoch, position, _AUGMENT))
-            drawn = self._draw(draw, image)
-            images[row] = self._crop(crop, image, drawn)
-            if self._operations_on_device:
-                operations.append(drawn.operations)
-            elif drawn.operations:
-                images[row] = apply_to_one(images[row], drawn.operations)
+            torch.default_generator.manual_seed(seeds[row])
+            found = draw(*image.shape[-2:])
+            images[row] = crop(image, found)
+            drawn.append(found)
             labels[row] = int(self.train.labels[index])
             if self.augment.random_erasing:
                 erased.append(draw_erasing(self.augment.random_erasing, key.size))
-        boxes = torch.tensor(erased) if erased else None
-        return Batch(key, images, labels, boxes, broken, (), Operations.of(operations) if any(operations) else None)
+        return self._finished(key, images, labels, drawn, erased, broken)
 
-    def _draw(self, draw: Draw, image: torch.Tensor) -> Drawn:
-        return draw(*image.shape[-2:])
+    def _of_size(self, size: int) -> tuple[Draw, Crop]:
+        if size not in self._by_size:
+            self._by_size[size] = drawing(self.augment, size), train_crop(self.augment, size)
+        return self._by_size[size]
 
-    def _crop(self, crop: Crop, image: torch.Tensor, drawn: Drawn) -> torch.Tensor:
-        return crop(image, drawn)
+    def _seeds(self, key: Key, epoch: int) -> list[int]:
+        """Of what is drawn for each image."""
+        return mix(self.order.seed, epoch, np.arange(key.start, key.stop, dtype=np.uint64), _AUGMENT).tolist()
+
+    def _finished(
+        self,
+        key: Key,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        drawn: list[Drawn],
+        erased: list[tuple[int, int, int, int]],
+        broken: list[str],
+    ) -> Batch:
+        """The batch of images that have been cropped and flipped."""
+        operations = [each.operations for each in drawn]
+        later = Operations.of(operations) if self._operations_on_device and any(operations) else None
+        for row, found in enumerate(operations):
+            if found and later is None:
+                images[row] = apply_to_one(images[row], found)
+        return Batch(key, images, labels, torch.tensor(erased) if erased else None, broken, (), later)
 
     def _readable(self, order, position: int, broken: list[str]) -> tuple[torch.Tensor, int]:
         """The image at a position; in place of a broken one, the next of the same order."""
@@ -116,14 +128,16 @@ class MicroBatches(Dataset):
         broken: list[str] = []
         found = [(index, read_image(self.val, index, broken)) for index in range(key.start, key.stop)]
         whole = [(index, image) for index, image in found if image is not None]
-        images, labels = self._memory(len(whole), key.size), torch.empty(len(whole), dtype=torch.int64)
+        images, labels = _memory(len(whole), key.size), torch.empty(len(whole), dtype=torch.int64)
         for row, (index, image) in enumerate(whole):
-            images[row], labels[row] = self._prepared(image), int(self.val.labels[index])
+            images[row], labels[row] = self._eval_transform(image), int(self.val.labels[index])
         missing = tuple(index for index, image in found if image is None)
         return Batch(key, images, labels, None, broken, missing)
 
-    def _prepared(self, image: torch.Tensor) -> torch.Tensor:
-        return self._eval_transform(image)
+
+def _memory(images: int, size: int) -> torch.Tensor:
+    """A pixel's channels side by side: as decoders give them and GPUs like them."""
+    return torch.empty((images, 3, size, size), dtype=torch.uint8, memory_format=torch.channels_last)
 
 
 def read_image(source: Source, index: int, broken: list[str]) -> torch.Tensor | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torchvision.transforms import v2
 
@@ -42,12 +43,14 @@ Draw = Callable[[int, int], Drawn]
 def drawing(augment: Augment, size: int) -> Draw:
     """A function that draws for images which are to become size x size pixels."""
     crop = _crop(augment, size)
+    # As torchvision's comparison of float32 tensors.
+    hflip, vflip = (float(np.float32(probability)) for probability in (augment.hflip, augment.vflip))
     draws = [draw for draw in (_rotation(augment), _colours(augment), _policy(augment, size)) if draw]
 
     def draw(height: int, width: int) -> Drawn:
         box = crop(height, width)
-        mirrored = bool(augment.hflip) and bool(torch.rand(1) < augment.hflip)
-        flipped = bool(augment.vflip) and bool(torch.rand(1) < augment.vflip)
+        mirrored = bool(hflip) and torch.rand(()).item() < hflip
+        flipped = bool(vflip) and torch.rand(()).item() < vflip
         return Drawn(box, mirrored, flipped, [operation for operations in draws for operation in operations()])
 
     return draw

@@ -92,9 +92,9 @@ def stage(data: Data, stopped: Callable[[], bool], say: Callable[[str], None]) -
     return {key: str(copies[root] / root.name / below).rstrip("/") for key, (root, below, _) in wanted.items()}
 
 
-def conversions_of(path: Path) -> Path | None:
+def conversions_of(path: Path) -> str | None:
     """Where what is made of a staged file or folder belongs: beside it. None for one that is not staged."""
-    return path.parent / "made" if (path.parent / WHOLE).is_file() else None
+    return str(path.parent / "made") if (path.parent / WHOLE).is_file() else None
 
 
 def _place(data: Data) -> Path:

@@ -123,7 +123,7 @@ def _splits(path: str, key: str, config: str | None) -> Mapping[Any, Any]:
     if not files:
         raise ValueError(f"{key}: {folder} holds no parquet files, nor what save_to_disk writes")
     try:
-        return datasets.load_dataset("parquet", data_files=files, cache_dir=conversions_of(folder))  # None: its own
+        return datasets.load_dataset("parquet", data_files=files, cache_dir=conversions_of(folder))
     except Exception as error:  # the builder wraps whatever pyarrow raises
         raise ValueError(f"{key}: the parquet files of {folder} cannot be read: {_first_line(error)}") from None
 
