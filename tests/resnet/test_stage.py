@@ -52,8 +52,9 @@ def test_ranks_train_from_one_copy_as_from_the_images(images, tmp_path, monkeypa
     monkeypatch.setenv("FAST", str(tmp_path / "fast"))
     (images / "train" / "circle" / "broken.jpg").write_bytes(b"nothing")
     also = ["data.max_broken=0.5", "epochs=1", f"run.root={tmp_path}"]
-    for name, place in (("plain", "null"), ("copied", "$FAST/x"), ("again", "$FAST/x")):
-        ranks = start_ranks([*words(images, place), *also, f"run.name={name}"], 2, tmp_path / f"{name}.txt")
+    memory = ["data.cache=memory", "data.num_workers=1"]
+    for name, place, more in (("plain", "null", []), ("copied", "$FAST/x", []), ("again", "$FAST/x", memory)):
+        ranks = start_ranks([*words(images, place), *also, *more, f"run.name={name}"], 2, tmp_path / f"{name}.txt")
         assert wait_ranks(ranks, 100) == [0, 0], (tmp_path / f"{name}.txt").read_text()
         assert compare_runs(tmp_path / "plain", tmp_path / name) == []
     told = {name: (tmp_path / f"{name}.txt").read_text() for name in ("plain", "copied", "again")}
@@ -61,6 +62,7 @@ def test_ranks_train_from_one_copy_as_from_the_images(images, tmp_path, monkeypa
     assert all(broken in text for text in told.values())
     assert told["copied"].count(" copied ") == 2
     assert " copied " not in told["again"]
+    assert "images are kept in memory as they are read: up to " in told["again"]
     assert f"stage: {tmp_path}" not in (tmp_path / "copied" / "recipe.yaml").read_text()
     copies = [*(tmp_path / "fast" / "x").glob(f"*/{WHOLE}")]
     assert [contents(copy.parent / copy.parent.name[:-13]) for copy in sorted(copies)] == [
