@@ -65,7 +65,8 @@ def _findings(profile: Profile | None) -> Iterator[Finding]:
 
 def _python() -> Iterator[Finding]:
     yield Finding(sys.version_info >= (3, 10), f"python {sys.version.split()[0]} at {sys.executable}")
-    missing = [n for n in ("torch", "torchvision", "accelerate", "submitit") if importlib.util.find_spec(n) is None]
+    needed = ("torch", "torchvision", "torchcodec", "accelerate", "submitit")
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
     fix = f"pip install {' '.join(missing)}" if missing else ""
     yield Finding(not missing, f"packages: {'missing ' + ', '.join(missing) if missing else 'all there'}", fix)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +19,8 @@ from resnet.data.operations import Operations, apply_to_one
 from resnet.data.order import Order, mix
 from resnet.data.sources.registry import Source
 from resnet.data.transforms import Crop, eval_transform, train_crop
+
+T = TypeVar("T")
 
 _AUGMENT = 1
 
@@ -73,21 +76,34 @@ class MicroBatches(Dataset):
         return self._validation(key) if key.epoch is None else self._training(key, key.epoch)
 
     def _training(self, key: Key, epoch: int) -> Batch:
-        draw, crop = self._of_size(key.size)
         order, broken, drawn, erased = self.order.epoch(epoch), [], [], []
-        seeds = self._seeds(key, epoch)
         images = _memory(key.stop - key.start, key.size)
         labels = torch.empty(key.stop - key.start, dtype=torch.int64)
-        for row, position in enumerate(range(key.start, key.stop)):
-            image, index = self._readable(order, position, broken)
-            torch.default_generator.manual_seed(seeds[row])
-            found = draw(*image.shape[-2:])
-            images[row] = crop(image, found)
+        for row, seed in enumerate(self._seeds(key, epoch)):
+            make = partial(self._training_image, key.size, seed)
+            images[row], found, labels[row] = self._first_whole(order, key.start + row, broken, make)
             drawn.append(found)
-            labels[row] = int(self.train.labels[index])
             if self.augment.random_erasing:
                 erased.append(draw_erasing(self.augment.random_erasing, key.size))
         return self._finished(key, images, labels, drawn, erased, broken)
+
+    def _training_image(self, size: int, seed: int, index: int) -> tuple[torch.Tensor, Drawn, int]:
+        """An image cropped and flipped as it was drawn, and its label."""
+        draw, crop = self._of_size(size)
+        image = read_image(self.train, index)
+        torch.default_generator.manual_seed(seed)
+        drawn = draw(image.shape[-2], image.shape[-1])
+        return crop(image, drawn), drawn, int(self.train.labels[index])
+
+    def _first_whole(self, order: np.ndarray, position: int, broken: list[str], make: Callable[[int], T]) -> T:
+        """What is made of the image at a position; in place of a broken one, of the next of the same order."""
+        for ahead in range(_MOST_BROKEN_IN_A_ROW):
+            index = int(order[(position + ahead) % len(order)])
+            try:
+                return make(index)
+            except (BrokenImage, OSError) as error:
+                broken.append(f"{self.train.describe(index)}: {error}")
+        raise BrokenImage(f"{_MOST_BROKEN_IN_A_ROW} images in a row cannot be read; the last is {broken[-1]}")
 
     def _of_size(self, size: int) -> tuple[Draw, Crop]:
         if size not in self._by_size:
@@ -115,24 +131,16 @@ class MicroBatches(Dataset):
                 images[row] = apply_to_one(images[row], found)
         return Batch(key, images, labels, torch.tensor(erased) if erased else None, broken, (), later)
 
-    def _readable(self, order, position: int, broken: list[str]) -> tuple[torch.Tensor, int]:
-        """The image at a position; in place of a broken one, the next of the same order."""
-        for ahead in range(_MOST_BROKEN_IN_A_ROW):
-            index = int(order[(position + ahead) % len(order)])
-            image = read_image(self.train, index, broken)
-            if image is not None:
-                return image, index
-        raise BrokenImage(f"{_MOST_BROKEN_IN_A_ROW} images in a row cannot be read; the last is {broken[-1]}")
-
     def _validation(self, key: Key) -> Batch:
-        broken: list[str] = []
-        found = [(index, read_image(self.val, index, broken)) for index in range(key.start, key.stop)]
-        whole = [(index, image) for index, image in found if image is not None]
-        images, labels = _memory(len(whole), key.size), torch.empty(len(whole), dtype=torch.int64)
-        for row, (index, image) in enumerate(whole):
-            images[row], labels[row] = self._eval_transform(image), int(self.val.labels[index])
-        missing = tuple(index for index, image in found if image is None)
-        return Batch(key, images, labels, None, broken, missing)
+        images, broken, missing = _memory(key.stop - key.start, key.size), [], []
+        for index in range(key.start, key.stop):
+            try:
+                images[index - key.start - len(missing)] = self._eval_transform(read_image(self.val, index))
+            except (BrokenImage, OSError) as error:
+                broken.append(f"{self.val.describe(index)}: {error}")
+                missing.append(index)
+        labels = np.delete(self.val.labels[key.start : key.stop], [index - key.start for index in missing])
+        return Batch(key, images[: len(labels)], torch.from_numpy(labels), None, broken, tuple(missing))
 
 
 def _memory(images: int, size: int) -> torch.Tensor:
@@ -140,14 +148,10 @@ def _memory(images: int, size: int) -> torch.Tensor:
     return torch.empty((images, 3, size, size), dtype=torch.uint8, memory_format=torch.channels_last)
 
 
-def read_image(source: Source, index: int, broken: list[str]) -> torch.Tensor | None:
-    """An image uint8 (3, H, W); None, and the reason added to `broken`, where it cannot be read."""
-    try:
-        data = source.read(index)
-        return decode(data) if isinstance(data, bytes) else data
-    except (BrokenImage, OSError) as error:
-        broken.append(f"{source.describe(index)}: {error}")
-        return None
+def read_image(source: Source, index: int) -> torch.Tensor:
+    """An image uint8 (3, H, W). Raises BrokenImage or OSError where it cannot be read."""
+    data = source.read(index)
+    return decode(data) if isinstance(data, bytes) else data
 
 
 def training_keys(plan: Plan, rank: int, step: int) -> Iterator[Key]:

@@ -101,7 +101,7 @@ class CachedBatches(MicroBatches):
         broken, drawn, erased = [], [], []
         index = order[key.start : key.stop].copy()
         for row in np.flatnonzero(~self._there[0][index]).tolist():
-            index[row] = self._readable(order, key.start + row, broken)[1]
+            index[row] = self._first_whole(order, key.start + row, broken, self._kept)
         for seed in self._seeds(key, epoch):
             torch.default_generator.manual_seed(seed)
             drawn.append(draw(0, 0))  # the crops of such images do not depend on the sizes that they once had
@@ -114,10 +114,18 @@ class CachedBatches(MicroBatches):
         broken: list[str] = []
         index = np.arange(key.start, key.stop)
         for row in np.flatnonzero(~self._there[1][index]).tolist():
-            read_image(self.val, key.start + row, broken)
+            try:
+                self.val.read(key.start + row)
+            except (BrokenImage, OSError) as error:
+                broken.append(f"{self.val.describe(key.start + row)}: {error}")
         there = self._there[1][index]
         labels = torch.from_numpy(self.val.labels[index[there]].astype(np.int64))
         return Batch(key, self._whole(index[there]), labels, None, broken, tuple(index[~there].tolist()))
+
+    def _kept(self, index: int) -> int:
+        """The index itself, of a training image that is there now. Raises as a source's `read`."""
+        self.train.read(index)
+        return index
 
     def _cut(self, index: np.ndarray, drawn: list[Drawn]) -> torch.Tensor:
         """The training images at `index`, cropped and flipped as drawn."""
@@ -161,11 +169,11 @@ class _Prepared(Dataset):
         images = torch.zeros((key.stop - key.start, 3, key.size, key.size), dtype=torch.uint8)
         labels = torch.from_numpy(source.labels[key.start : key.stop].astype("int64"))
         for row, index in enumerate(range(key.start, key.stop)):
-            image = read_image(source, index, broken)
-            if image is None:
+            try:
+                images[row] = transform(read_image(source, index))
+            except (BrokenImage, OSError) as error:
                 labels[row] = -1
-            else:
-                images[row] = transform(image)
+                broken.append(f"{source.describe(index)}: {error}")
         return Batch(key, images.permute(0, 2, 3, 1).contiguous(), labels, None, broken)
 
 

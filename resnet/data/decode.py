@@ -5,11 +5,19 @@ from __future__ import annotations
 import io
 import struct
 import warnings
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
-from torchvision.io import ImageReadMode, decode_jpeg
+
+try:
+    from torchcodec.decoders import decode_jpeg
+except (ImportError, OSError, RuntimeError) as error:
+    raise ValueError(
+        f"torchcodec, which decodes JPEGs, cannot be loaded ({(str(error).splitlines() or ['?'])[0]}): install the one "
+        f"for torch {torch.__version__} (https://github.com/meta-pytorch/torchcodec#installing-torchcodec)"
+    ) from error
 
 MAX_PIXELS = 178_956_970
 """Images with more pixels are refused before memory is taken for them (as Pillow refuses decompression bombs)."""
@@ -32,14 +40,14 @@ def decode(data: bytes) -> torch.Tensor:
     """
     if not data:
         raise BrokenImage("the file is empty")
-    if data[:2] == b"\xff\xd8" and (shape := _jpeg_shape(data)) is not None and shape[2] in (1, 3):
-        _check_size(*shape[:2])
+    if (header := jpeg_header(data)) is not None:
+        _check_size(header.height, header.width)
         try:
-            image = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
+            image = decode_jpeg(without_exif(data, header))  # pyright: ignore[reportArgumentType]
             assert isinstance(image, torch.Tensor)
             return image
         except RuntimeError:
-            pass  # Pillow reads some files that torchvision refuses, and gives better reasons for the others
+            pass  # Pillow reads some files that torchcodec refuses, and gives better reasons for the others
     return _decode_by_pillow(data)
 
 
@@ -72,20 +80,49 @@ def _check_size(height: int, width: int) -> None:
         raise BrokenImage(f"{width} x {height} pixels are more than the {MAX_PIXELS:,} that are read")
 
 
-def _jpeg_shape(data: bytes) -> tuple[int, int, int] | None:
-    """Height, width and channels from a JPEG's frame header (ITU-T T.81, B.2.2); None where there is none in place."""
-    at = 2
-    while at + 9 < len(data):
-        if data[at] != 0xFF:
-            break
+_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+_ALONE = {0x00, 0x01, *range(0xD0, 0xDA)}
+"""Markers without a length (and what is none): none of them stands in a header that is in order."""
+
+
+class JpegHeader(NamedTuple):
+    """What the markers before a JPEG's first scan tell of one that torchcodec decodes: grey, or of three components."""
+
+    height: int
+    width: int
+    exif: list[int]
+    """Where the second byte of each Exif marker stands."""
+
+
+def jpeg_header(data: bytes) -> JpegHeader | None:
+    """Walk over a JPEG's markers (ITU-T T.81, B.1 and B.2); None where they are no such JPEG's, or out of place."""
+    at, size, exif = 2 if data[:2] == b"\xff\xd8" else len(data), None, []
+    while at + 9 < len(data) and data[at] == 0xFF:
         marker = data[at + 1]
         if marker == 0xFF:  # a fill byte
             at += 1
-        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height, width, channels = struct.unpack_from(">HHB", data, at + 5)
-            return height, width, channels
-        elif marker in (0x01, *range(0xD0, 0xD9)):  # markers that stand alone
-            at += 2
-        else:
-            at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+            continue
+        if marker == 0xDA:
+            return None if size is None else JpegHeader(*size, exif)
+        if marker in _ALONE:
+            break
+        if marker in _FRAMES:
+            height, width, components = struct.unpack_from(">HHB", data, at + 5)
+            if components not in (1, 3):
+                break
+            size = height, width
+        elif marker == 0xE1 and data[at + 12 : at + 14] in (b"*\0", b"\0*"):
+            # TIFF's number 42, after `Exif` and the order of the bytes: by it alone torchcodec knows an orientation.
+            exif.append(at + 1)
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     return None
+
+
+def without_exif(data: bytes, header: JpegHeader) -> bytes | bytearray:
+    """The bytes with Exif's markers (APP1) made APP15, which says nothing: torchcodec turns images as Exif tells."""
+    if not header.exif:
+        return data
+    changed = bytearray(data)
+    for at in header.exif:
+        changed[at] = 0xEF
+    return changed

@@ -18,8 +18,8 @@ from resnet.build import build_data, build_order
 from resnet.checkpoint.commit import newest_first
 from resnet.checkpoint.resume import data_digest
 from resnet.checkpoint.snapshot import read_rest
-from resnet.data.batches import Key, MicroBatches, training_keys
-from resnet.data.draws import Draw, Drawn
+from resnet.data.batches import Key, MicroBatches, read_image, training_keys
+from resnet.data.draws import Drawn
 from resnet.data.sources.registry import Source
 from resnet.inference import input_dtype
 from resnet.rundir.provenance import read_provenance
@@ -169,24 +169,21 @@ class _NotedBatches(MicroBatches):
         super().__init__(*arguments)
         self.samples, self.originals = [], []
 
-    def _readable(self, order: np.ndarray, position: int, broken: list[str]) -> tuple[torch.Tensor, int]:
+    def _training_image(
+        self, key: Key, order: np.ndarray, position: int, broken: list[str]
+    ) -> tuple[torch.Tensor, Drawn, int]:
         before = len(broken)
-        image, index = super()._readable(order, position, broken)
-        height, width = image.shape[-2:]
+        image, drawn, index = super()._training_image(key, order, position, broken)
+        whole = read_image(self.train, index)
+        size = whole.shape[-2], whole.shape[-1]
         file, label = self.train.describe(index), self.train.classes[int(self.train.labels[index])]
-        sample = Sample(position, 0, index, file, label, (height, width), (0, 0, height, width))
-        sample.broken = broken[before:]
+        sample = Sample(position, 0, index, file, label, size, _crop_box(self.augment, size, drawn.crop))
+        sample.mirrored, sample.flipped, sample.broken = drawn.mirrored, drawn.flipped, broken[before:]
+        sample.operations = [f"{name} {magnitude:.3g}" if magnitude else name for name, magnitude in drawn.operations]
         self.samples.append(sample)
         if self.keeps_originals:
-            self.originals.append(image.permute(1, 2, 0).contiguous().numpy())
-        return image, index
-
-    def _draw(self, draw: Draw, image: torch.Tensor) -> Drawn:
-        drawn, sample = super()._draw(draw, image), self.samples[-1]
-        sample.crop = _crop_box(self.augment, sample.size, drawn.crop)
-        sample.mirrored, sample.flipped = drawn.mirrored, drawn.flipped
-        sample.operations = [f"{name} {magnitude:.3g}" if magnitude else name for name, magnitude in drawn.operations]
-        return drawn
+            self.originals.append(whole.permute(1, 2, 0).contiguous().numpy())
+        return image, drawn, index
 
 
 def _crop_box(augment: Augment, whole: tuple[int, int], crop: Box) -> Box:

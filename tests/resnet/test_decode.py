@@ -1,6 +1,8 @@
+import importlib.util
 import io
 import random
 import struct
+import sys
 import warnings
 import zlib
 
@@ -8,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchcodec.decoders import decode_jpeg as decode_turned
 
+import resnet.data.decode
 from resnet.data.decode import BrokenImage, decode
 
 PIXELS = np.linspace(0, 255, 40 * 60 * 3).reshape(40, 60, 3).astype(np.uint8)
@@ -64,7 +68,6 @@ FILES = {
 def test_decodes_as_pillow_does_without_warnings(kind):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warnings.simplefilter("ignore", DeprecationWarning)  # torchvision 0.29 deprecates decode_jpeg; Python hides it
         image = decode(FILES[kind])
     assert image.dtype == torch.uint8
     assert image.shape == (3, 40, 60)
@@ -84,11 +87,81 @@ def test_16_bit_rgb_is_scaled_to_8():
     assert image.flatten().tolist() == [0, 128, 255]
 
 
-def test_exif_orientation_is_ignored():
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    turned = saved(RGB, "JPEG", quality=90, exif=exif)
-    assert torch.equal(decode(turned), decode(FILES["jpeg"]))
+def relabelled(sampling: int, written: str, as_written: int) -> bytes:
+    """A JPEG of another subsampling than Pillow can write: the units of 64 x 64 pixels are as many, as they lie."""
+    data = saved(Image.fromarray(NOISE), "JPEG", subsampling=written)
+    frame = data.index(b"\xff\xc0")
+    assert data[frame + 11] == as_written
+    return data[: frame + 11] + bytes([sampling]) + data[frame + 12 :]
+
+
+NOISE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+JPEGS = {
+    **{sampling: saved(RGB, "JPEG", subsampling=sampling) for sampling in ("4:4:4", "4:2:2", "4:2:0")},
+    "4:4:0": relabelled(0x12, "4:2:2", 0x21),
+    "4:1:1": relabelled(0x41, "4:2:0", 0x22),
+    "grey": FILES["grey jpeg"],
+    "progressive": FILES["progressive jpeg"],
+    "restarts": saved(RGB, "JPEG", restart_marker_rows=1),
+    "bytes after its end": FILES["jpeg"] + b"\0" * 100,
+    "rgb": saved(RGB, "JPEG", keep_rgb=True),
+}
+
+
+@pytest.mark.parametrize("kind", JPEGS)
+def test_a_jpeg_has_pillows_pixels(kind):
+    """And torchvision's, of every subsampling but 4:4:0, which torchvision 0.26 takes another libjpeg-turbo for."""
+    assert torch.equal(decode(JPEGS[kind]), by_pillow(JPEGS[kind]))
+
+
+@pytest.mark.parametrize("transform", [0, 2], ids=["cmyk", "ycck"])
+def test_four_colours_are_what_pillow_decodes(transform):
+    data = bytearray(FILES["cmyk jpeg"])
+    data[data.index(b"Adobe") + 11] = transform
+    assert torch.equal(decode(bytes(data)), by_pillow(data))
+
+
+def exif(orientation: int, order: str, before: bytes = b"Exif\0\0") -> bytes:
+    """A JPEG's segment that has nothing but an orientation."""
+    tiff = {"<": b"II", ">": b"MM"}[order] + struct.pack(f"{order}HIHHHIHHI", 42, 8, 1, 0x112, 3, 1, orientation, 0, 0)
+    return b"\xff\xe1" + struct.pack(">H", 2 + len(before) + len(tiff)) + before + tiff
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_ignored(orientation, order):
+    for kind in ("4:2:0", "grey", "progressive"):
+        data = JPEGS[kind]
+        turned = data[:2] + exif(orientation, order) + data[2:]
+        assert Image.open(io.BytesIO(turned)).getexif()[0x112] == orientation
+        assert torch.equal(decode(turned), decode(data))
+
+
+def test_exif_is_ignored_wherever_it_stands():
+    data, turned = JPEGS["4:2:0"], exif(6, "<")
+    scan = data.index(b"\xff\xda")
+    xmp = b"\xff\xe1\0\x22http://ns.adobe.com/xap/1.0/\0<x>"
+    for start in (turned + turned, xmp + turned, b"\xff\xff" + turned, exif(6, ">", b"EXIF\0\0")):
+        assert torch.equal(decode(data[:2] + start + data[2:]), decode(data))
+    assert torch.equal(decode(data[:scan] + turned + data[scan:]), decode(data))
+    upright = torch.flip(decode(data).transpose(1, 2), [2])
+    assert torch.equal(decode_turned(data[:2] + turned + data[2:]), upright), "torchcodec has stopped turning"
+
+
+@pytest.mark.parametrize("form", ["PNG", "WEBP"])
+def test_orientation_of_other_formats_is_ignored(form):
+    tags = Image.Exif()
+    tags[0x112] = 6
+    assert torch.equal(decode(saved(RGB, form, exif=tags)), decode(saved(RGB, form)))
+
+
+def test_without_torchcodec_a_line_says_what_to_do(monkeypatch):
+    spec = importlib.util.spec_from_file_location("decode_again", resnet.data.decode.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
+    with pytest.raises(ValueError, match=r"^torchcodec, .* cannot be loaded \(.*\): install the one .*$"):
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 
 def test_corrupt_exif_does_no_harm():

@@ -15,7 +15,7 @@ import pytest
 import safetensors.torch
 import torch
 import torchvision
-from torchvision.io import decode_image
+from torchcodec.decoders import decode_image
 from torchvision.transforms import v2
 
 import resnet

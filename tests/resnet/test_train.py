@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F
 import torchvision
-from torchvision.io import decode_image
+from torchcodec.decoders import decode_image
 from torchvision.transforms import v2
 
 import resnet.data.batches
@@ -50,7 +50,7 @@ def tiny(shapes, tmp_path) -> list[str]:
 
 
 def independent_loss(network: torch.nn.Module, folder: Path) -> float:
-    """Mean cross-entropy over an image folder, by torchvision alone (shorter side 36, centre 32, ImageNet's mean)."""
+    """Mean cross-entropy over an image folder, by other code (shorter side 36, centre 32, ImageNet's mean)."""
     steps = [v2.Resize(36, antialias=True), v2.CenterCrop(32), v2.ToDtype(torch.float32, scale=True)]
     transform = v2.Compose([*steps, v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])])
     classes = sorted(path.name for path in folder.iterdir())
