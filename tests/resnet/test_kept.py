@@ -18,6 +18,7 @@ from resnet.data.cache import DrawnBatches, fill
 from resnet.data.kept import kept_batches, memory_for
 from resnet.data.loader import Loader
 from resnet.data.node_memory import NodeMemory
+from resnet.data.sources.registry import Source
 from resnet.process.environment import machine_memory
 
 CPU = torch.device("cpu")
@@ -60,7 +61,7 @@ def told(batch: Batch) -> tuple:
     return batch.key, batch.missing, reasons, [None if t is None else t.numpy().tobytes() for t in tensors]
 
 
-def made(recipe, opened, keys: list[Key], workers: int, cache: str) -> list[tuple]:
+def made(recipe, opened: tuple[Source, Source], keys: list[Key], workers: int, cache: str) -> list[tuple]:
     """What the loader gives for the keys."""
     order = build_order(recipe, opened[0])
     parts = *opened, order, recipe.augment, True
@@ -69,7 +70,6 @@ def made(recipe, opened, keys: list[Key], workers: int, cache: str) -> list[tupl
         loader = Loader(kept_batches(*parts, memory) if memory else MicroBatches(*parts), keys, CPU, workers, 2)
         found = [told(batch) for batch in loader]
     else:
-        loader = Loader((), (), CPU, workers, 2)
         *_, filled = fill(*opened, recipe.augment, lambda batches, keys: Loader(batches, keys, CPU, workers, 2), 16)
         assert filled is not None
         loader = Loader(DrawnBatches(filled.train, filled.val, *parts[2:]), keys, CPU, workers, 2)
@@ -125,7 +125,7 @@ class Counted:
 @pytest.mark.parametrize("words", [PAD, CUT])
 def test_an_image_is_read_once_on_a_machine(sources, words):
     recipe = recipe_of(*sources["folder"], *words, "data.cache=memory")
-    training, validation = map(Counted, build_data(recipe))
+    training, validation = (Counted(source) for source in build_data(recipe))
     memory = memory_for(recipe, training, validation)
     assert memory is not None
     training.read_at.clear()
