@@ -81,6 +81,8 @@ def takes_cpu(recipe: Recipe) -> bool:
     has_gpu = torch.cuda.is_available()
     if recipe.device == "cuda" and not has_gpu:
         raise ValueError("device=cuda, but torch finds no GPU on this machine (nvidia-smi says what there is)")
+    if recipe.data.decode == "gpu" and not has_gpu:
+        raise ValueError("data.decode=gpu, but torch finds no GPU on this machine: use data.decode=cpu")
     return recipe.device == "cpu" or not has_gpu
 
 

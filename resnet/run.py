@@ -34,12 +34,14 @@ from resnet.build import (
 from resnet.checkpoint.resume import Start, find_start
 from resnet.checkpoint.saver import Saver, check_space
 from resnet.checkpoint.snapshot import MODEL, restore
-from resnet.data.batches import Batch, Key, MicroBatches
+from resnet.data.batches import Batch, Key
 from resnet.data.cache import DrawnBatches, check_room, fill
+from resnet.data.gpu_decode import check_gpu_decodes
 from resnet.data.kept import kept_batches
 from resnet.data.loader import Loader, check_shared_memory, workers_per_rank
 from resnet.data.node_memory import NodeMemory
 from resnet.data.order import Order
+from resnet.data.region_decode import check_region_decoder
 from resnet.data.sources.registry import Source
 from resnet.distill import Teacher, load_teacher
 from resnet.ending import train_to_an_end
@@ -104,6 +106,10 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals, notes: Seque
         if recipe.data.cache == "device":
             together(lambda: check_room(len(train), len(val), recipe.augment, accelerator.device))
         memory = share_memory(recipe, train, val, local_rank)
+        if recipe.data.decode == "gpu":
+            together(lambda: check_gpu_decodes(accelerator.device))
+        if recipe.data.decode == "region":
+            together(check_region_decoder)
         teacher = together(lambda: load_teacher(recipe, train.classes, start, accelerator))
         model, note = together(lambda: _first_model(recipe, train, start), local_rank, first_alone=True)
         state = build_state(recipe, plan, model, accelerator)
@@ -186,10 +192,10 @@ def _open_batches(
     if recipe.data.cache == "device":
         trainer.prepare = fill_cache
     else:
-        parts = train, val, order, recipe.augment, trainer.device.type == "cuda"
-        trainer.batches = iter(loader(kept_batches(*parts, memory) if memory else MicroBatches(*parts), trainer.keys()))
-        if memory:
+        if memory is not None:
             say(f"images are kept in memory as they are read: up to {memory.size / 1e6:.0f} MB on each machine")
+        batches = kept_batches(recipe, train, val, order, trainer.device, memory)
+        trainer.batches = iter(loader(batches, trainer.keys()))
     return loaders
 
 

@@ -47,6 +47,9 @@ class _Data(Group):
     keep them on the device (on each rank's) and crop and flip them there."""
     stage: str | None = None
     """Folder on each node's own disk, to copy files and folders to once and read them there; null: where they are."""
+    decode: Literal["cpu", "region", "gpu"] = "cpu"
+    """region: decode of a JPEG what is cropped (needs `resnet-launch[fast]`), to the same pixels; gpu: decode, crop and
+    flip JPEGs on the GPU (nvJPEG), to pixels that differ a little."""
     last_batch: Literal["drop", "keep"] = "drop"
     """What becomes of the samples that do not fill an epoch's last batch."""
     balance: Literal["none", "oversample"] = "none"
@@ -117,9 +120,9 @@ class HuggingFaceData(_Data):
     val_split: str | None = "validation"
     """Split to validate on, of `val` or else of `train`; null: carved by `val_fraction`."""
     image_column: str | None = None
-    """Column of images; null: the only one of type Image."""
+    """Column of images; null: the only one of type Image, else the one called image or img."""
     label_column: str | None = None
-    """Column of labels; null: the only one of type ClassLabel."""
+    """Column of labels; null: the only one of type ClassLabel, else the one called label or labels."""
 
     @model_validator(mode="after")
     def _validation(self) -> HuggingFaceData:
@@ -142,9 +145,9 @@ class CsvData(_Data):
     images: str | None = None
     """Folder the file names start from; null: the folder of the CSV file."""
     file_column: str | None = None
-    """Column of file names; null: the first one."""
+    """Column of file names; null: the first one that is not the labels'."""
     label_column: str | None = None
-    """Column of labels (any text); null: the second one."""
+    """Column of labels (any text); null: the one called label or labels, else the one behind the file names."""
 
     @model_validator(mode="after")
     def _validation(self) -> CsvData:

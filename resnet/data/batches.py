@@ -18,7 +18,7 @@ from resnet.data.on_device import draw_erasing
 from resnet.data.operations import Operations, apply_to_one
 from resnet.data.order import Order, mix
 from resnet.data.sources.registry import Source
-from resnet.data.transforms import Crop, eval_transform, train_crop
+from resnet.data.transforms import Crop, Transform, eval_transform, train_crop
 
 T = TypeVar("T")
 
@@ -38,6 +38,16 @@ class Key(NamedTuple):
     """Height and width of its images in pixels."""
 
 
+class Encoded(NamedTuple):
+    """Files that are to be decoded on the device."""
+
+    files: torch.Tensor
+    """uint8 (bytes,): one after the other."""
+    table: torch.Tensor
+    """int64 (files, 10): row in the batch, start and end among the bytes, pixels of the whole image; top, left, height
+    and width of its crop, whether to mirror and to flip it."""
+
+
 class Batch(NamedTuple):
     key: Key
     images: torch.Tensor
@@ -52,6 +62,16 @@ class Batch(NamedTuple):
     """Indices of the validation images of the key that are left out, as they could not be read."""
     operations: Operations | None = None
     """Rotation, colours and policy that are still to be applied to the images; None: there are none."""
+    encoded: Encoded | None = None
+    """Images that are not among `images` yet; None: there are none."""
+
+    def to(self, device: torch.device) -> Batch:
+        """With images, labels and boxes on a device; a copy to a GPU is not waited for."""
+        return self._replace(
+            images=self.images.to(device, non_blocking=True),
+            labels=self.labels.to(device, non_blocking=True),
+            erased=None if self.erased is None else self.erased.to(device, non_blocking=True),
+        )
 
     def indices(self, device: torch.device) -> torch.Tensor:
         """int64 (N,): which validation images the batch holds."""
@@ -69,15 +89,20 @@ class MicroBatches(Dataset):
     ) -> None:
         self.train, self.val, self.order, self.augment = train, val, order, augment
         self._operations_on_device = operations_on_device
-        self._eval_transform = eval_transform(augment)
+        # Made by each worker: functions cannot be sent to one that is not forked.
+        self._eval_transform: Transform | None = None
         self._by_size: dict[int, tuple[Draw, Crop]] = {}
 
     def __getitem__(self, key: Key) -> Batch:
         return self._validation(key) if key.epoch is None else self._training(key, key.epoch)
 
+    def _memory(self, images: int, size: int) -> torch.Tensor:
+        """A pixel's channels side by side: as decoders give them and GPUs like them."""
+        return torch.empty((images, 3, size, size), dtype=torch.uint8, memory_format=torch.channels_last)
+
     def _training(self, key: Key, epoch: int) -> Batch:
         order, broken, drawn, erased = self.order.epoch(epoch), [], [], []
-        images = _memory(key.stop - key.start, key.size)
+        images = self._memory(key.stop - key.start, key.size)
         labels = torch.empty(key.stop - key.start, dtype=torch.int64)
         for row, seed in enumerate(self._seeds(key, epoch)):
             make = partial(self._training_image, key.size, seed)
@@ -87,13 +112,17 @@ class MicroBatches(Dataset):
                 erased.append(draw_erasing(self.augment.random_erasing, key.size))
         return self._finished(key, images, labels, drawn, erased, broken)
 
+    def _seeds(self, key: Key, epoch: int) -> list[int]:
+        """Of what is drawn for each image."""
+        return mix(self.order.seed, epoch, np.arange(key.start, key.stop, dtype=np.uint64), _AUGMENT).tolist()
+
     def _training_image(self, size: int, seed: int, index: int) -> tuple[torch.Tensor, Drawn, int]:
-        """An image cropped and flipped as it was drawn, and its label."""
-        draw, crop = self._of_size(size)
-        image = read_image(self.train, index)
+        """An image cropped as it was drawn, and its label."""
+        draw, crop = self._draw_and_crop(size)
+        image = self._read(self.train, index)
         torch.default_generator.manual_seed(seed)
-        drawn = draw(image.shape[-2], image.shape[-1])
-        return crop(image, drawn), drawn, int(self.train.labels[index])
+        drawn = draw(*self._size(image))
+        return self._crop(crop, image, drawn), drawn, int(self.train.labels[index])
 
     def _first_whole(self, order: np.ndarray, position: int, broken: list[str], make: Callable[[int], T]) -> T:
         """What is made of the image at a position; in place of a broken one, of the next of the same order."""
@@ -104,15 +133,6 @@ class MicroBatches(Dataset):
             except (BrokenImage, OSError) as error:
                 broken.append(f"{self.train.describe(index)}: {error}")
         raise BrokenImage(f"{_MOST_BROKEN_IN_A_ROW} images in a row cannot be read; the last is {broken[-1]}")
-
-    def _of_size(self, size: int) -> tuple[Draw, Crop]:
-        if size not in self._by_size:
-            self._by_size[size] = drawing(self.augment, size), train_crop(self.augment, size)
-        return self._by_size[size]
-
-    def _seeds(self, key: Key, epoch: int) -> list[int]:
-        """Of what is drawn for each image."""
-        return mix(self.order.seed, epoch, np.arange(key.start, key.stop, dtype=np.uint64), _AUGMENT).tolist()
 
     def _finished(
         self,
@@ -131,21 +151,36 @@ class MicroBatches(Dataset):
                 images[row] = apply_to_one(images[row], found)
         return Batch(key, images, labels, torch.tensor(erased) if erased else None, broken, (), later)
 
+    def _draw_and_crop(self, size: int) -> tuple[Draw, Crop]:
+        if size not in self._by_size:
+            self._by_size[size] = drawing(self.augment, size), train_crop(self.augment, size)
+        return self._by_size[size]
+
+    def _read(self, source: Source, index: int) -> torch.Tensor:
+        return read_image(source, index)
+
+    def _size(self, image: torch.Tensor) -> tuple[int, int]:
+        """Height and width."""
+        return image.shape[-2], image.shape[-1]
+
+    def _crop(self, crop: Crop, image: torch.Tensor, drawn: Drawn) -> torch.Tensor:
+        return crop(image, drawn)
+
     def _validation(self, key: Key) -> Batch:
-        images, broken, missing = _memory(key.stop - key.start, key.size), [], []
+        images, broken, missing = self._memory(key.stop - key.start, key.size), [], []
         for index in range(key.start, key.stop):
             try:
-                images[index - key.start - len(missing)] = self._eval_transform(read_image(self.val, index))
+                images[index - key.start - len(missing)] = self._prepared(self._read(self.val, index))
             except (BrokenImage, OSError) as error:
                 broken.append(f"{self.val.describe(index)}: {error}")
                 missing.append(index)
         labels = np.delete(self.val.labels[key.start : key.stop], [index - key.start for index in missing])
         return Batch(key, images[: len(labels)], torch.from_numpy(labels), None, broken, tuple(missing))
 
-
-def _memory(images: int, size: int) -> torch.Tensor:
-    """A pixel's channels side by side: as decoders give them and GPUs like them."""
-    return torch.empty((images, 3, size, size), dtype=torch.uint8, memory_format=torch.channels_last)
+    def _prepared(self, image: torch.Tensor) -> torch.Tensor:
+        if self._eval_transform is None:
+            self._eval_transform = eval_transform(self.augment)
+        return self._eval_transform(image)
 
 
 def read_image(source: Source, index: int) -> torch.Tensor:

@@ -97,7 +97,7 @@ class CachedBatches(MicroBatches):
         self._there = train.there, val.there
 
     def _training(self, key: Key, epoch: int) -> Batch:
-        (draw, _), order = self._of_size(key.size), self.order.epoch(epoch)
+        (draw, _), order = self._draw_and_crop(key.size), self.order.epoch(epoch)
         broken, drawn, erased = [], [], []
         index = order[key.start : key.stop].copy()
         for row in np.flatnonzero(~self._there[0][index]).tolist():

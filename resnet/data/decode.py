@@ -41,7 +41,7 @@ def decode(data: bytes) -> torch.Tensor:
     if not data:
         raise BrokenImage("the file is empty")
     if (header := jpeg_header(data)) is not None:
-        _check_size(header.height, header.width)
+        check_size(header.height, header.width)
         try:
             image = decode_jpeg(without_exif(data, header))  # pyright: ignore[reportArgumentType]
             assert isinstance(image, torch.Tensor)
@@ -56,7 +56,7 @@ def _decode_by_pillow(data: bytes) -> torch.Tensor:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-                _check_size(image.height, image.width)
+                check_size(image.height, image.width)
                 pixels = _rgb(image)
     except BrokenImage:
         raise
@@ -75,12 +75,15 @@ def _rgb(image: Image.Image) -> np.ndarray:
     return np.array(image.convert("RGB"))
 
 
-def _check_size(height: int, width: int) -> None:
+def check_size(height: int, width: int) -> None:
+    """Raise BrokenImage for more than MAX_PIXELS."""
     if height * width > MAX_PIXELS:
         raise BrokenImage(f"{width} x {height} pixels are more than the {MAX_PIXELS:,} that are read")
 
 
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+_SAMPLINGS = {b"\x11\x11\x11", b"\x21\x11\x11", b"\x22\x11\x11", b"\x12\x11\x11", b"\x41\x11\x11"}
+"""4:4:4, 4:2:2, 4:2:0, 4:4:0 and 4:1:1, as a frame has the three components' factors."""
 _ALONE = {0x00, 0x01, *range(0xD0, 0xDA)}
 """Markers without a length (and what is none): none of them stands in a header that is in order."""
 
@@ -90,32 +93,49 @@ class JpegHeader(NamedTuple):
 
     height: int
     width: int
+    common: bool
+    """Whether every JPEG decoder takes it: baseline or progressive, 8 bits, grey or YCbCr in a usual subsampling."""
     exif: list[int]
     """Where the second byte of each Exif marker stands."""
+    scan: int
+    """Where the marker of the first scan stands."""
 
 
 def jpeg_header(data: bytes) -> JpegHeader | None:
     """Walk over a JPEG's markers (ITU-T T.81, B.1 and B.2); None where they are no such JPEG's, or out of place."""
-    at, size, exif = 2 if data[:2] == b"\xff\xd8" else len(data), None, []
+    at, size, common, exif = 2 if data[:2] == b"\xff\xd8" else len(data), None, True, []
     while at + 9 < len(data) and data[at] == 0xFF:
         marker = data[at + 1]
         if marker == 0xFF:  # a fill byte
             at += 1
             continue
         if marker == 0xDA:
-            return None if size is None else JpegHeader(*size, exif)
+            return None if size is None else JpegHeader(*size, common and all(size), exif, at)
         if marker in _ALONE:
             break
         if marker in _FRAMES:
-            height, width, components = struct.unpack_from(">HHB", data, at + 5)
+            bits, height, width, components = struct.unpack_from(">BHHB", data, at + 4)
             if components not in (1, 3):
                 break
             size = height, width
+            common &= marker <= 0xC2 and bits == 8 and _is_usual(data[at + 10 : at + 10 + 3 * components])
         elif marker == 0xE1 and data[at + 12 : at + 14] in (b"*\0", b"\0*"):
             # TIFF's number 42, after `Exif` and the order of the bytes: by it alone torchcodec knows an orientation.
             exif.append(at + 1)
+        elif marker == 0xEE and data[at + 4 : at + 9] == b"Adobe":
+            common &= data[at + 15 : at + 16] == b"\1"  # YCbCr
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     return None
+
+
+def _is_usual(components: bytes) -> bool:
+    """Of a frame's components, three bytes each: whether they are grey, or YCbCr in a usual subsampling."""
+    return len(components) == 3 or (components[::3] != b"RGB" and components[1::3] in _SAMPLINGS)
+
+
+def is_whole(data: bytes, header: JpegHeader) -> bool:
+    """Whether a JPEG has its end (EOI): in a scan's data the two bytes stand for nothing else."""
+    return data.rfind(b"\xff\xd9", header.scan) >= 0
 
 
 def without_exif(data: bytes, header: JpegHeader) -> bytes | bytearray:

@@ -18,6 +18,7 @@ from resnet.data.batches import MicroBatches
 from resnet.data.cache import CachedBatches, frame_of, shapes_of, table_of
 from resnet.data.decode import BrokenImage, decode
 from resnet.data.draws import Drawn
+from resnet.data.encoded import micro_batches
 from resnet.data.node_memory import NodeMemory, is_possible, room_of
 from resnet.data.order import Order
 from resnet.data.sources.registry import Source, evenly
@@ -26,6 +27,8 @@ from resnet.process.environment import machine_memory
 
 SMALL = 1e9
 """Bytes of pixels up to which `data.cache=auto` keeps them."""
+_USED = 64
+"""At the beginning of memory for files: room for the number of bytes that are used."""
 _PIXEL = np.dtype("V3")
 _SAMPLED = 64
 _SPARE = 1.25
@@ -36,7 +39,7 @@ def memory_for(recipe: Recipe, train: Source, val: Source) -> NodeMemory | None:
 
     Raises ValueError where it is asked for and there is no room, or nothing to be gained.
     """
-    asked, pixels = recipe.data.cache == "memory", not recipe.augment.beyond_cache()
+    asked, pixels = recipe.data.cache == "memory", keeps_pixels(recipe)
     if not is_possible():
         if asked:
             raise ValueError("data.cache=memory needs Linux: set data.cache=none")
@@ -61,15 +64,23 @@ def memory_for(recipe: Recipe, train: Source, val: Source) -> NodeMemory | None:
     return NodeMemory(needed)
 
 
+def keeps_pixels(recipe: Recipe) -> bool:
+    """Whether images are kept decoded: those that are all brought to one size, by the CPU."""
+    return recipe.data.decode != "gpu" and not recipe.augment.beyond_cache()
+
+
 def bytes_of_pixels(train: int, val: int, augment: Augment) -> int:
     """Of memory, for so many images."""
-    shapes = shapes_of(train, val, augment).values()
-    return sum(room_of(shape, np.uint8) + room_of(shape[:1], bool) for shape in shapes)
+    return sum(_room_of_pixels(shape) for shape in shapes_of(train, val, augment).values())
+
+
+def _room_of_pixels(shape: tuple[int, int, int, int]) -> int:
+    return room_of(shape, np.uint8) + room_of(shape[:1], bool)
 
 
 def bytes_of_files(sources: Sequence[Source]) -> int:
     """Of memory, estimated from a sample and with something to spare. Raises ValueError where there are no files."""
-    total = room_of((1,), np.int64)
+    total = _USED
     for source in sources:
         sizes = [0]
         for index in evenly(len(source), min(_SAMPLED, len(source))).tolist():
@@ -84,21 +95,33 @@ def bytes_of_files(sources: Sequence[Source]) -> int:
 
 
 def kept_batches(
-    train: Source, val: Source, order: Order, augment: Augment, operations_on_device: bool, memory: NodeMemory
+    recipe: Recipe, train: Source, val: Source, order: Order, device: torch.device, memory: NodeMemory | None
 ) -> MicroBatches:
-    """Micro-batches of images that are kept in the memory, which `memory_for` made, as they are first read."""
-    kind = FileBatches if augment.beyond_cache() else PixelBatches
-    return kind(train, val, order, augment, operations_on_device, memory)
+    """A recipe's micro-batches for a device, of images kept in the memory if there is one, which `memory_for` made."""
+    if memory is not None and keeps_pixels(recipe):
+        return PixelBatches(train, val, order, recipe.augment, device.type == "cuda", memory)
+    if memory is not None:
+        train, val = _kept_files(train, val, memory)
+    return micro_batches(recipe, train, val, order, device)
 
 
 class PixelSource:
     """A source (see `registry.Source`) whose images are kept once they were read, brought to the size of the cache."""
 
-    def __init__(self, source: Source, transform: Transform, frame: int, pixels: np.ndarray, there: np.ndarray) -> None:
+    def __init__(
+        self,
+        source: Source,
+        transform: Transform,
+        frame: int,
+        shape: tuple[int, int, int, int],
+        memory: NodeMemory,
+        start: int,
+    ) -> None:
         self._source, self._transform = source, transform
         self.labels, self.classes = source.labels, source.classes
-        self.pixels, self.there = pixels, there
-        self._inner = pixels[:, frame : pixels.shape[1] - frame, frame : pixels.shape[2] - frame]
+        self.pixels = memory.array(start, shape, np.uint8)
+        self.there = memory.array(start + room_of(shape, np.uint8), shape[:1], bool)
+        self._inner = self.pixels[:, frame : shape[1] - frame, frame : shape[2] - frame]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -130,8 +153,8 @@ class PixelBatches(CachedBatches):
     ) -> None:
         self._given = train, val, order, augment, operations_on_device, memory
         shape, val_shape = shapes_of(len(train), len(val), augment).values()
-        kept = _kept(train, squeeze(augment.train_size, augment), frame_of(augment), shape, memory)
-        kept_val = _kept(val, eval_transform(augment), 0, val_shape, memory)
+        kept = PixelSource(train, squeeze(augment.train_size, augment), frame_of(augment), shape, memory, 0)
+        kept_val = PixelSource(val, eval_transform(augment), 0, val_shape, memory, _room_of_pixels(shape))
         super().__init__(kept, kept_val, order, augment, operations_on_device)
         self._windows, self._validation_pixels = _windows(kept.pixels, augment.train_size), kept_val.pixels
 
@@ -150,10 +173,6 @@ class PixelBatches(CachedBatches):
         return _batch(self._validation_pixels[index])
 
 
-def _kept(source: Source, transform: Transform, frame: int, shape: tuple[int, ...], memory: NodeMemory) -> PixelSource:
-    return PixelSource(source, transform, frame, memory.take(shape, np.uint8), memory.take(shape[:1], bool))
-
-
 def _windows(pixels: np.ndarray, size: int) -> np.ndarray:
     """A view (n, offsets, offsets, size, size) of pixels: of each image, its crops from each top and left."""
     whole = pixels.view(_PIXEL)[..., 0]
@@ -170,12 +189,16 @@ def _batch(images: np.ndarray) -> torch.Tensor:
 class FileSource:
     """A source (see `registry.Source`) of files whose bytes are kept once they were read, while there is room."""
 
-    def __init__(
-        self, source: Source, memory: NodeMemory, places: np.ndarray, used: np.ndarray, room: np.ndarray
-    ) -> None:
-        self._source, self._memory, self._used, self._room = source, memory, used, room
-        self._starts, self._sizes = places
+    def __init__(self, source: Source, memory: NodeMemory, start: int, room: int) -> None:
+        self._given = source, memory, start, room
+        self._source, self._memory = source, memory
         self.labels, self.classes = source.labels, source.classes
+        self._used = memory.array(0, (1,), np.int64)
+        self._starts, self._sizes = memory.array(start, (2, len(source)), np.int64)
+        self._room = memory.array(room, (memory.size - room,), np.uint8)
+
+    def __reduce__(self) -> tuple[type, tuple]:
+        return FileSource, self._given
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -204,19 +227,8 @@ class FileSource:
         return self._source.describe(index)
 
 
-class FileBatches(MicroBatches):
-    """Micro-batches of images whose files are kept."""
-
-    def __init__(
-        self, train: Source, val: Source, order: Order, augment: Augment, operations_on_device: bool, memory: NodeMemory
-    ) -> None:
-        self._given = train, val, order, augment, operations_on_device, memory
-        used = memory.take((1,), np.int64)
-        places, val_places = (memory.take((2, len(source)), np.int64) for source in (train, val))
-        room = memory.take((memory.left,), np.uint8)
-        kept = FileSource(train, memory, places, used, room)
-        kept_val = FileSource(val, memory, val_places, used, room)
-        super().__init__(kept, kept_val, order, augment, operations_on_device)
-
-    def __reduce__(self) -> tuple[type, tuple]:
-        return type(self), self._given
+def _kept_files(train: Source, val: Source, memory: NodeMemory) -> tuple[FileSource, FileSource]:
+    first = _USED
+    second = first + room_of((2, len(train)), np.int64)
+    room = second + room_of((2, len(val)), np.int64)
+    return FileSource(train, memory, first, room), FileSource(val, memory, second, room)

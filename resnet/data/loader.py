@@ -10,7 +10,7 @@ import gc
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from recipes.plan import Plan
 from recipes.schema.augment import SizeAt
 from resnet.data.batches import Batch, Key
+from resnet.data.encoded import EncodedBatches
 from resnet.process.environment import cores_of_rank
 from resnet.process.signals import SIGNALS, die_with_parent
 
@@ -64,12 +65,16 @@ class Loader:
             worker_init_fn=_start_worker,
         )
         self.device = device
+        self._finish = batches.finish if isinstance(batches, EncodedBatches) else None
         self._workers: list[Any] = []
 
     def __iter__(self) -> Iterator[Batch]:
         batches = iter(self._loader)
         self._workers += getattr(batches, "_workers", ())
-        return _copied_ahead(batches, self.device) if self.device.type == "cuda" else batches
+        if self.device.type == "cuda":
+            return _copied_ahead(batches, self.device, self._finish)
+        finish = self._finish
+        return (finish(batch, self.device) for batch in batches) if finish else batches
 
     def end(self) -> None:
         """End what is left of the workers: they do not heed the SIGTERM by which Python ends them at its exit."""
@@ -80,17 +85,16 @@ class Loader:
                 worker.kill()
 
 
-def _copied_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """Copy each batch to the GPU on a stream of its own while the one before it is computed on."""
+def _copied_ahead(
+    batches: Iterator[Batch], device: torch.device, finish: Callable[[Batch, torch.device], Batch] | None = None
+) -> Iterator[Batch]:
+    """Copy each batch to the GPU on a stream of its own, and finish it, while the one before it is computed on."""
     stream = torch.cuda.Stream(device)
     ahead = None
     for batch in batches:
         with torch.cuda.stream(stream):
-            moved = batch._replace(
-                images=batch.images.to(device, non_blocking=True),
-                labels=batch.labels.to(device, non_blocking=True),
-                erased=None if batch.erased is None else batch.erased.to(device, non_blocking=True),
-            )
+            moved = batch.to(device)
+            moved = finish(moved, device) if finish else moved
             copied = torch.cuda.Event()
             copied.record(stream)
         if ahead is not None:

@@ -24,7 +24,7 @@ class NodeMemory:
     """
 
     def __init__(self, size: int, address: Address | None = None) -> None:
-        self.size, self._taken = size, 0
+        self.size = size
         if address is None:
             descriptor = os.memfd_create("resnet-data-cache")
             os.truncate(descriptor, size)
@@ -38,15 +38,9 @@ class NodeMemory:
     def __reduce__(self) -> tuple[type, tuple[int, Address]]:
         return NodeMemory, (self.size, self.address)
 
-    def take(self, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
-        """The next part, as an array: processes that take the same in the same order share it."""
-        start, self._taken = self._taken, self._taken + room_of(shape, dtype)
+    def array(self, start: int, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
+        """A part of it, from a byte on that is a multiple of 64."""
         return np.frombuffer(self._map, dtype, math.prod(shape), start).reshape(shape)
-
-    @property
-    def left(self) -> int:
-        """Bytes that are not taken."""
-        return self.size - self._taken
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -59,7 +53,7 @@ class NodeMemory:
 
 
 def room_of(shape: tuple[int, ...], dtype: DTypeLike) -> int:
-    """Bytes of an array in such memory."""
+    """Bytes from the start of an array in such memory to that of the next."""
     return -(-math.prod(shape) * np.dtype(dtype).itemsize // 64) * 64
 
 

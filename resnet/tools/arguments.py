@@ -50,7 +50,9 @@ def add_lists(parser: argparse.ArgumentParser) -> None:
     """How CSV files and other lists of images are read."""
     parser.add_argument("--images", type=Path, metavar="FOLDER", help="where names in a list start (the list's folder)")
     parser.add_argument("--file-column", metavar="NAME", help="column of file names in a CSV file (the first)")
-    parser.add_argument("--label-column", metavar="NAME", help="column of labels (the next one)")
+    parser.add_argument(
+        "--label-column", metavar="NAME", help="column of labels (the one called label, else the next one)"
+    )
 
 
 def split_changes(words: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -16,6 +16,7 @@ COMMANDS = {
     for name, what in {
         "eval": "evaluate runs, checkpoints and files of weights on labelled images",
         "predict": "classify images: files, folders, lists",
+        "check-data": "read all images of a training once and tell what is wrong with them",
         "features": "write what a layer makes of images to a parquet file",
         "look": "show the images of a training step exactly as the network gets them",
         "replay": "train some steps of a run again and compare with what it left",
@@ -43,6 +44,7 @@ def _completers() -> Mapping[str, Completer]:
 
     return {
         "KEY=VALUE": complete_word,
+        "KEY=VALUE|PATH": complete_word,
         "RUN": lambda _: run_names(),
         "RUN|KEY=VALUE": lambda word: [name for name in run_names() if name.startswith(word)] or complete_word(word),
     }

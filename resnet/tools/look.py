@@ -131,7 +131,10 @@ def look(
     inputs, targets = [one.images for one in given], [one.targets for one in given]
     epoch, size = plan.epoch(step), plan.samples_of_step(step - 1)
     whole = batches.originals[:count]
-    return Seen(step, epoch, size, plan.micro_batch, seen, inputs, targets, shown.numpy(), whole, [])
+    notes = (
+        ["data.decode=gpu: decoded by the CPU here, to slightly other pixels"] if recipe.data.decode == "gpu" else []
+    )
+    return Seen(step, epoch, size, plan.micro_batch, seen, inputs, targets, shown.numpy(), whole, notes)
 
 
 def look_at_run(

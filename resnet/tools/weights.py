@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from recipes.schema.recipe import Recipe
-from resnet.data.batches import Batch, MicroBatches, validation_keys
+from resnet.data.batches import Batch, validation_keys
+from resnet.data.encoded import micro_batches
 from resnet.data.loader import Loader, workers_per_rank
 from resnet.data.order import Order
 from resnet.data.sources.registry import Source
@@ -60,7 +61,8 @@ def batches_of(
     keys = list(validation_keys(len(source), batch_size, ranks, rank, recipe.augment.val_size))
     workers = max(min(workers_per_rank(recipe.data.num_workers), len(keys) - 1), 0)
     order = Order(source.labels, recipe.seed, batch_size)
-    loader = Loader(MicroBatches(source, source, order, recipe.augment), keys, device, workers, recipe.data.prefetch)
+    made = micro_batches(recipe, source, source, order, device)
+    loader = Loader(made, keys, device, workers, recipe.data.prefetch)
     batches = iter(loader)
     try:
         yield from batches

@@ -61,7 +61,13 @@ NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
         (["model.pretrained=IMAGENET9K"], ["model.pretrained", "IMAGENET9K"]),
         (["model.activation=rleu"], ["model.activation", "rleu", "relu"]),
         (["resume=nowhere"], ["resume=", "nowhere is no checkpoint"]),
+        (["data.decode=gpu"], ["data.decode=gpu needs a GPU, and device=cpu: use data.decode=cpu"]),
+        (
+            ["data.decode=gpu", "data.cache=device", "augment.crop=resize"],
+            ["decodes once, on the CPU"],
+        ),
         pytest.param(["device=cuda"], ["device=cuda", "no GPU"], marks=NO_GPU),
+        pytest.param(["data.decode=gpu", "device=auto"], ["data.decode=gpu", "no GPU"], marks=NO_GPU),
     ],
 )
 def test_mistakes_in_the_recipe(tiny, tmp_path, capsys, words, told):

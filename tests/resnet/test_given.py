@@ -104,6 +104,11 @@ def test_columns_by_name_by_position_or_as_in_the_recipe(folder):
     assert labels_by_id(open_given(file, columns=("where", "breed"))) == expected
     assert labels_by_id(open_given(file, columns=("3", "2"))) == expected
     assert labels_by_id(open_given(file, columns=("where", None))) == dict.fromkeys(expected)
+    for rows in (
+        ("id,width,label", "dog/1.png,8,dog", "cat/a.png,9,cat"),
+        ("label,file", "dog,dog/1.png", "cat,cat/a.png"),
+    ):
+        assert labels_by_id(open_given(table(folder / "named.csv", *rows))) == expected
     like = CsvData(source="csv", train="x", val="y", file_column="where", label_column="breed")
     assert labels_by_id(open_given(file, like=like)) == expected
     assert labels_by_id(open_given(table(folder / "b.csv", "id", "a.png"), like=like)) == {"a.png": None}

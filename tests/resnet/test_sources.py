@@ -8,6 +8,8 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 from PIL import Image
@@ -174,6 +176,23 @@ def test_csv_images_elsewhere_and_first_columns(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("header", "row", "keys"),
+    [
+        ("file,width,Label", "a.jpg,8,cat", {}),
+        ("labels,file", "cat,a.jpg", {}),
+        ("label,labels", "a.jpg,cat", {}),
+        ("width,file,kind", "8,a.jpg,cat", {"file_column": "file"}),
+        ("label,kind", "a.jpg,cat", {"file_column": "label"}),
+    ],
+)
+def test_columns_of_a_csv_are_known_by_their_names(tmp_path, header, row, keys):
+    write(tmp_path / "a.jpg")
+    manifest = write(tmp_path / "train.csv", f"{header}\n{row}\n{row}\n")
+    train, _ = opened("csv", train=str(manifest), val=str(manifest), **keys)
+    assert (train.classes, names_of(train)) == (["cat"], ["a.jpg"] * 2)
+
+
+@pytest.mark.parametrize(
     ("content", "keys", "reason"),
     [
         ("file,label\na.jpg,x\n", {"label_column": "kind"}, "'kind'.*label_column.*file, label"),
@@ -182,6 +201,7 @@ def test_csv_images_elsewhere_and_first_columns(tmp_path):
         ("file,label\na.jpg,x\n\na.jpg\n", {}, "line 4 has no label"),
         ("file,label\n,x\n", {}, "line 2 has no file name"),
         ("file,label\na.jpg,x\nb.jpg,x\nc/d.jpg,x\n", {}, "2 of 3 images.*b.jpg, c/d.jpg"),
+        ("file,label\na.jpg,x\na.jpg,y\na.jpg,x\n", {}, r"1 file under two.* a.jpg is x \(line 2\) and y \(line 3\)"),
         ("file,label\n", {}, "no rows"),
         ("file,label\na.jpg,\xff".encode("latin1"), {}, "UTF-8"),
     ],
@@ -245,6 +265,36 @@ def test_parquet_carved(parquet):
     train, val = opened("huggingface", train=str(parquet), val_split=None, val_fraction=0.5)
     assert sorted(train.labels) == sorted(val.labels) == [0, 1]
     assert {level_of(part, index) for part in (train, val) for index in (0, 1)} == {10, 20, 30, 40}
+
+
+@pytest.mark.parametrize("form", ["struct", "binary"])
+@pytest.mark.parametrize(("name", "labels"), [("label", [3, 12]), ("labels", ["3", "12"])])
+def test_columns_of_parquet_files_are_known_by_their_names(tmp_path, datasets, form, name, labels):
+    """As pandas and others write them, without the types of `datasets`."""
+    images = [jpeg(10), jpeg(20)]
+    column = images if form == "binary" else [{"bytes": data, "path": None} for data in images]
+    table = pyarrow.table({"id": [1, 2], "img": column, name: labels, "score": [0.5, 1.0]})
+    pyarrow.parquet.write_table(table, tmp_path / "train.parquet")
+    train, _ = opened("huggingface", train=str(tmp_path), val=str(tmp_path), val_split="train")
+    assert [train.classes[label] for label in train.labels] == ["3", "12"]
+    assert train.classes == sorted(map(str, labels), key=int if name == "label" else str)
+    assert [level_of(train, index) for index in (0, 1)] == [10, 20]
+
+
+@pytest.mark.parametrize(
+    ("columns", "reason"),
+    [
+        ({"label": [1, 2], "labels": [1, 2]}, "label, labels both could be it"),
+        ({"label": [0.5, 1.0]}, "label holds double, neither integers nor text"),
+        ({"labels": [[1], [1, 2]]}, "labels holds list.*neither integers nor text"),
+        ({"kind": [1, 2]}, "none is called label or labels"),
+    ],
+)
+def test_columns_of_parquet_files_that_are_no_classes(tmp_path, datasets, columns, reason):
+    table = pyarrow.table({"image": [jpeg(10), jpeg(20)], **columns})
+    pyarrow.parquet.write_table(table, tmp_path / "train.parquet")
+    with pytest.raises(ValueError, match=reason):
+        opened("huggingface", train=str(tmp_path), val_split=None, val_fraction=0.5)
 
 
 def test_validation_from_another_folder_with_text_labels(tmp_path, datasets):

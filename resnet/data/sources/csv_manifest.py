@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import os
 import re
-from collections.abc import Iterable, Iterator
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -49,8 +50,7 @@ def read_manifest(data: CsvData, path: str, key: str) -> Manifest:
     root = file.parent if data.images is None else existing(data.images, "data.images")
     where = f"{key}: {file}"
     with open_rows(file, where) as (columns, rows):
-        file_at = _column(columns, data.file_column, 0, where, "data.file_column")
-        label_at = _column(columns, data.label_column, 1, where, "data.label_column")
+        file_at, label_at = _columns(columns, data, where)
         names, labels = _rows(rows, file_at, label_at, where)
     if missing := list(missing_below(root, names)):
         some = f"{len(missing):,} of {plural(len(names), 'image')} in {file}"
@@ -77,17 +77,30 @@ def open_rows(file: Path, where: str, errors: str = "strict") -> Iterator[tuple[
         raise ValueError(f"{where} is not a CSV file: {error}") from None
 
 
-def _column(columns: list[str], name: str | None, otherwise: int, where: str, key: str) -> int:
-    if name is None and otherwise < len(columns):
-        return otherwise
-    if name not in columns:
-        what = f"no column {name!r}" if name is not None else "no second column"
-        raise ValueError(f"{where} has {what} ({key}); its columns are {', '.join(columns)}")
-    return columns.index(name)
+def _columns(columns: list[str], data: CsvData, where: str) -> tuple[int, int]:
+    """Where the file names and the labels are."""
+    asked = {"data.file_column": data.file_column, "data.label_column": data.label_column}
+    for key, name in asked.items():
+        if name is not None and name not in columns:
+            raise ValueError(f"{where} has no column {name!r} ({key}); its columns are {', '.join(columns)}")
+    label_at = called_label(columns) if data.label_column is None else columns.index(data.label_column)
+    file_at = int(label_at == 0) if data.file_column is None else columns.index(data.file_column)
+    if data.label_column is None and label_at in (None, file_at):
+        label_at = file_at + 1
+    assert label_at is not None
+    if max(file_at, label_at) >= len(columns):
+        raise ValueError(f"{where} has no second column (data.label_column); its columns are {', '.join(columns)}")
+    return file_at, label_at
+
+
+def called_label(columns: list[str]) -> int | None:
+    """Where the column called label or labels is; None if there is none, or there are several."""
+    found = [at for at, column in enumerate(columns) if column.lower() in ("label", "labels")]
+    return found[0] if len(found) == 1 else None
 
 
 def _rows(rows, file_at: int, label_at: int, where: str) -> tuple[list[str], list[str]]:
-    names, labels = [], []
+    names, labels, lines = [], [], array("q")
     for row in rows:
         if not any(map(str.strip, row)):
             continue
@@ -97,9 +110,30 @@ def _rows(rows, file_at: int, label_at: int, where: str) -> tuple[list[str], lis
                 raise ValueError(f"{where} line {line} has no {what}")
         names.append(row[file_at].strip())
         labels.append(row[label_at].strip())
+        lines.append(line)
     if not names:
         raise ValueError(f"{where} has no rows")
+    if len(set(names)) < len(names):
+        _check_repeated(names, labels, lines, where)
     return names, labels
+
+
+def _check_repeated(names: list[str], labels: list[str], lines: Sequence[int], where: str) -> None:
+    """Raise ValueError for files under two labels; under one they may be listed twice, to be drawn more often."""
+    first: dict[str, int] = {}
+    found = {}
+    for at, name in enumerate(names):
+        before = first.setdefault(name, at)
+        if labels[at] != labels[before]:
+            found.setdefault(name, (before, at))
+    if not found:
+        return
+    texts = [
+        f"{name} is {labels[before]} (line {lines[before]}) and {labels[at]} (line {lines[at]})"
+        for name, (before, at) in found.items()
+    ]
+    files = plural(len(found), "file")
+    raise ValueError(f"{where} lists {files} under two labels: {listed(texts, 3)}. Keep one row of each, or none")
 
 
 def missing_below(root: Path, names: Iterable[str]) -> Iterator[str]:

@@ -16,6 +16,10 @@ from resnet.data.sources.files import existing, expanded
 from resnet.data.stage import conversions_of
 
 _SAME_SPLIT = {"val": "validation", "valid": "validation", "dev": "validation", "training": "train", "testing": "test"}
+_IMAGES, _LABELS = ("image", "img"), ("label", "labels")
+"""What the columns are usually called."""
+_CLASSES = ("int", "uint", "bool", "string", "large_string", "dictionary")
+"""Types of Arrow's that classes are given in, by the beginnings of their names."""
 
 
 class _Cells:
@@ -92,15 +96,15 @@ def open_given_rows(path: str, like: HuggingFaceData | None) -> HuggingFace:
     asked = next(iter(splits)) if len(splits) == 1 else like and like.val_split
     alike = [name for name in splits if asked and _SAME_SPLIT.get(name, name) == _SAME_SPLIT.get(asked, asked)]
     if len(alike) != 1:
-        files = _parquet_files(expanded(path))
+        files = parquet_files(expanded(path))
         example = next(iter(files.values()))[0] if files else f"{path}/{list(splits)[-1]}"
         raise ValueError(f"{path} holds the splits {', '.join(splits)}: give one of them, as {example}")
     rows = splits[alike[0]]
-    column = _given_column(rows, like and like.image_column, datasets.Image, ("image", "img"))
+    column = _given_column(rows, like and like.image_column, datasets.Image, _IMAGES)
     if column is None:
         raise ValueError(f"{path} has no column of images; there are {', '.join(rows.features)}")
     images = _undecoded(rows, column, path)
-    label = _given_column(rows, like and like.label_column, datasets.ClassLabel, ("label", "labels"))
+    label = _given_column(rows, like and like.label_column, datasets.ClassLabel, _LABELS)
     return HuggingFace(images, column, *_given_labels(rows, label), path)
 
 
@@ -139,7 +143,7 @@ def _splits(path: str, key: str, config: str | None) -> Mapping[Any, Any]:
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         loaded = datasets.load_from_disk(str(folder))
         return loaded if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
-    files = _parquet_files(folder)
+    files = parquet_files(folder)
     if not files:
         raise ValueError(f"{key}: {folder} holds no parquet files, nor what save_to_disk writes")
     try:
@@ -169,7 +173,7 @@ def _first_line(error: BaseException) -> str:
     return text.splitlines()[0].rstrip(".")[:300]
 
 
-def _parquet_files(folder: Path) -> dict[str, list[str]]:
+def parquet_files(folder: Path) -> dict[str, list[str]]:
     """Files by split: from their names (train-00000-of-00002.parquet) or folders (train/0.parquet), else "train"."""
     if folder.is_file():
         return {"train": [str(folder)]}
@@ -197,35 +201,37 @@ def _pick(splits: Mapping[Any, Any], asked: str, where: str, key: str) -> Any:
     raise ValueError(f"{key}={asked}: {where} has no such split; it has {', '.join(splits)}")
 
 
-def _column(rows: Any, name: str | None, kind: type, key: str) -> str:
-    """The column of that name, else the only one of that feature type."""
+def _column(rows: Any, name: str | None, kind: type, usual: tuple[str, ...], key: str) -> str:
+    """The column of that name, else the only one of that feature type, else the only one of a usual name."""
     columns = ", ".join(f"{column} ({type(feature).__name__})" for column, feature in rows.features.items())
     if name is not None:
         if name not in rows.features:
             raise ValueError(f"{key}={name}: no such column; there are {columns}")
         return name
     found = [column for column, feature in rows.features.items() if isinstance(feature, kind)]
-    if len(found) != 1:
-        raise ValueError(f"{key} must name a column: {len(found)} of {columns} are of type {kind.__name__}")
-    return found[0]
+    called = found if len(found) == 1 else [column for column in found or rows.features if column in usual]
+    if len(called) != 1:
+        both = f"{listed(called)} both could be it" if called else f"none is called {' or '.join(usual)}"
+        raise ValueError(f"{key} must name a column: {len(found)} of {columns} are of type {kind.__name__}, and {both}")
+    return called[0]
 
 
 def _labels(rows: Any, name: str | None, where: str) -> tuple[list[str], np.ndarray, list[str]]:
     """The distinct labels as text, each row's index into them (n,), and all classes in order."""
     import datasets
 
-    column = _column(rows, name, datasets.ClassLabel, "data.label_column")
+    column = _column(rows, name, datasets.ClassLabel, _LABELS, "data.label_column")
     values = rows.select_columns([column]).with_format("arrow")[:][column]
     if values.null_count:
         raise ValueError(f"{where}: {plural(values.null_count, 'row')} without {column}")
+    if not str(values.type).startswith(_CLASSES):
+        raise ValueError(f"{where}: column {column} holds {values.type}, neither integers nor text")
     distinct, index = np.unique(values.to_numpy(), return_inverse=True)
     feature = rows.features[column]
     if isinstance(feature, datasets.ClassLabel) and feature.names:
         if len(distinct) and distinct[0] < 0:
             raise ValueError(f"{where}: {column} is {distinct[0]} in some rows: this split comes without labels")
         return [feature.names[value] for value in distinct], index, list(feature.names)
-    if distinct.dtype.kind not in "iubO":
-        raise ValueError(f"{where}: column {column} holds {values.type}, neither integers nor text")
     names = [str(value) for value in distinct]
     return names, index, names
 
@@ -239,7 +245,7 @@ def _source(rows: Any, data: HuggingFaceData, classes: list[str] | None, where: 
     number = {name: at for at, name in enumerate(classes)}
     if strange := [name for name in names if name not in number]:
         raise ValueError(f"{where} has labels that the training images do not have: {listed(strange)}")
-    column = _column(rows, data.image_column, datasets.Image, "data.image_column")
+    column = _column(rows, data.image_column, datasets.Image, _IMAGES, "data.image_column")
     images = _undecoded(rows, column, "data.image_column")
     labels = np.array([number[name] for name in names], dtype=np.int64)
     return HuggingFace(images, column, labels[index], classes, where)

@@ -79,11 +79,24 @@ def _class_folders(root: Path, key: str) -> tuple[list[str], int]:
     with os.scandir(root) as entries:
         visible = [entry for entry in entries if not entry.name.startswith(".")]
     folders = sorted(entry.name for entry in visible if entry.is_dir())
-    if folders and all(folder.lower() in _SPLITS for folder in folders):
+    if _are_splits(folders):
         raise ValueError(
             f"{key}: {root} holds splits, not classes: give {key}={root / folders[-1]}, or another of them"
         )
     return folders, sum(is_image(entry.name) for entry in visible)
+
+
+def split_folders(root: Path) -> list[str]:
+    """Sorted names of the folders in `root` if all are called as splits (train, val, test) are; else none."""
+    if not root.is_dir():
+        return []
+    with os.scandir(root) as entries:
+        folders = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+    return folders if _are_splits(folders) else []
+
+
+def _are_splits(folders: list[str]) -> bool:
+    return bool(folders) and all(folder.lower() in _SPLITS for folder in folders)
 
 
 def leads_up(entry: os.DirEntry[str], folder: str | Path) -> bool:

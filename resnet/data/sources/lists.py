@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from recipes.text import did_you_mean, near, plural
-from resnet.data.sources.csv_manifest import missing_below, natural, open_rows
+from resnet.data.sources.csv_manifest import called_label, missing_below, natural, open_rows
 from resnet.data.sources.files import Files, Names
 from resnet.data.sources.image_folder import EXTENSIONS, is_image
 
@@ -26,8 +26,8 @@ _LABELLED = re.compile(rf"(.+?(?:{_ENDING}))[\s,;]+(\S.*)", re.IGNORECASE)
 
 
 class Columns(NamedTuple):
-    """Which columns of a CSV file to read, by name or by position from 1; None: the first, and the one behind it
-    if any."""
+    """Which columns of a CSV file to read, by name or by position from 1; None: for labels the one called label or
+    labels, else the one behind the file names if any; for these the first other one."""
 
     file: str | None = None
     label: str | None = None
@@ -95,9 +95,11 @@ def _lines(file: Path, labels: Labels) -> Iterator[str]:
 def _csv_ids(file: Path, columns: Columns, soft: Columns, labels: Labels, notes: list[str]) -> Iterator[str]:
     """The text of the file column in each row, its label added to `labels`."""
     with _rows(file, notes) as (header, rows):
-        file_at = _column(header, columns.file, soft.file, 0, file)
+        called = called_label(header)
+        file_at = _column(header, columns.file, soft.file, int(called == 0 and len(header) > 1), file)
         assert file_at is not None
-        label_at = _column(header, columns.label, soft.label, file_at + 1, file)
+        behind = file_at + 1 if called in (None, file_at) else called
+        label_at = _column(header, columns.label, soft.label, behind, file)
         for row in rows:
             if not any(map(str.strip, row)):
                 continue

@@ -70,7 +70,7 @@ def test_a_run_that_copies_ahead_equals_one_that_does_not(tmp_path, monkeypatch,
     words = [f"device={where}", "deterministic=true", "log_every=10"]
     words += ["augment.random_erasing=0.5", "augment.mixup=0.2", "max_batch_per_device=8"]
     with monkeypatch.context() as patched:
-        patched.setattr(resnet.data.loader, "_copied_ahead", lambda batches, _: batches)
+        patched.setattr(resnet.data.loader, "_copied_ahead", lambda batches, *_: batches)
         plain = run(tmp_path, "plain", *words)
     make = MicroBatches.__getitem__
     if slow == "trainer":

@@ -1,0 +1,146 @@
+"""Micro-batches whose JPEGs travel to the device as the bytes of their files, to be decoded, cropped and flipped there.
+
+The workers read the files, look into their headers and draw; what the GPU's decoder does not take they make themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+
+from recipes.schema.augment import Augment
+from recipes.schema.recipe import Recipe
+from resnet.data.batches import Batch, Encoded, Key, MicroBatches
+from resnet.data.decode import BrokenImage, check_size, decode, is_whole, jpeg_header
+from resnet.data.draws import Drawn
+from resnet.data.gpu_decode import decode_on
+from resnet.data.order import Order
+from resnet.data.region_decode import RegionBatches
+from resnet.data.sources.registry import Source
+from resnet.data.transforms import Crop
+
+_MOST_PIXELS = 100_000_000
+"""Of the images that are decoded at a time: 300 MB."""
+
+
+class Jpeg(NamedTuple):
+    """A file that is to be decoded on the device."""
+
+    data: bytes
+    height: int
+    width: int
+    drawn: Drawn = Drawn((0, 0, 0, 0), False, False, [])
+    """Of training images."""
+
+
+def opened(data: bytes) -> Jpeg | torch.Tensor:
+    """A JPEG that the GPU's decoder is expected to take, or the decoded image. Raises BrokenImage."""
+    header = jpeg_header(data)
+    if header is None or not header.common or not is_whole(data, header):
+        return decode(data)
+    check_size(header.height, header.width)
+    return Jpeg(data, header.height, header.width)
+
+
+class EncodedBatches(MicroBatches):
+    """Micro-batches that are whole after `finish`: before it, `images` are those that the worker made, in their order.
+
+    Rotation, colours and policy are left to the device.
+    """
+
+    def __init__(self, train: Source, val: Source, order: Order, augment: Augment) -> None:
+        super().__init__(train, val, order, augment, operations_on_device=True)
+        self._by_cpu = MicroBatches(train, val, order, augment, operations_on_device=True)
+
+    def __getitem__(self, key: Key) -> Batch:
+        batch = super().__getitem__(key)
+        rows: list[Any] = batch.images  # pyright: ignore[reportAssignmentType]
+        made = [image for image in rows if not isinstance(image, Jpeg)]
+        images = self._by_cpu._memory(len(made), key.size)
+        for row, image in enumerate(made):
+            images[row] = image
+        return batch._replace(images=images, encoded=_encoded(rows) if len(made) < len(rows) else None)
+
+    def finish(self, batch: Batch, device: torch.device) -> Batch:
+        """Decode, crop and flip on the device, which the batch is on but for its files.
+
+        Where a file with a sound header and its end proves broken only now, the batch is made anew on the CPU, so that
+        another image stands in its place as always.
+        """
+        if batch.encoded is None:
+            return batch
+        shape = len(batch.labels), 3, batch.key.size, batch.key.size
+        images = torch.empty(shape, dtype=torch.uint8, device=device, memory_format=torch.channels_last)
+        if len(batch.images):
+            decoded = {row for row, *_ in batch.encoded.table.tolist()}
+            images[[row for row in range(len(images)) if row not in decoded]] = batch.images
+        for row, image in self._decoded(batch.key, batch.encoded, device):
+            if isinstance(image, BrokenImage):
+                with torch.random.fork_rng(devices=[]):
+                    return self._by_cpu[batch.key].to(device)
+            images[row] = image
+        return batch._replace(images=images, encoded=None)
+
+    def _decoded(
+        self, key: Key, encoded: Encoded, device: torch.device
+    ) -> Iterator[tuple[int, torch.Tensor | BrokenImage]]:
+        for group in _groups(encoded.table.tolist()):
+            files = [encoded.files[start:stop].numpy().tobytes() for _, start, stop, *_ in group]
+            for (row, _, _, _, *drawn), image in zip(group, decode_on(files, device), strict=True):
+                yield row, image if isinstance(image, BrokenImage) else self._cropped(image, key, drawn)
+
+    def _cropped(self, image: torch.Tensor, key: Key, drawn: list[int]) -> torch.Tensor:
+        if key.epoch is None:
+            return self._by_cpu._prepared(image)
+        top, left, height, width, mirrored, flipped = drawn
+        _, crop = self._draw_and_crop(key.size)
+        return crop(image, Drawn((top, left, height, width), bool(mirrored), bool(flipped), []))
+
+    def _memory(self, images: int, size: int) -> Any:
+        return [None] * images
+
+    def _read(self, source: Source, index: int) -> Any:
+        data = source.read(index)
+        return opened(data) if isinstance(data, bytes) else data
+
+    def _size(self, image: Any) -> tuple[int, int]:
+        return (image.height, image.width) if isinstance(image, Jpeg) else super()._size(image)
+
+    def _crop(self, crop: Crop, image: Any, drawn: Drawn) -> Any:
+        return image._replace(drawn=drawn) if isinstance(image, Jpeg) else super()._crop(crop, image, drawn)
+
+    def _prepared(self, image: Any) -> Any:
+        return image if isinstance(image, Jpeg) else super()._prepared(image)
+
+
+def _encoded(rows: list[Jpeg | torch.Tensor]) -> Encoded:
+    table, files, end = [], [], 0
+    for row, image in enumerate(rows):
+        if isinstance(image, Jpeg):
+            drawn, start, end = image.drawn, end, end + len(image.data)
+            files.append(image.data)
+            table.append([row, start, end, image.height * image.width, *drawn.crop, drawn.mirrored, drawn.flipped])
+    return Encoded(torch.frombuffer(bytearray().join(files), dtype=torch.uint8), torch.tensor(table))
+
+
+def _groups(table: list[list[int]]) -> Iterator[list[list[int]]]:
+    """The rows of the table, so many at a time that their images are no more than _MOST_PIXELS, but one at least."""
+    group, pixels = [], 0
+    for row in table:
+        if group and pixels + row[3] > _MOST_PIXELS:
+            yield group
+            group, pixels = [], 0
+        group.append(row)
+        pixels += row[3]
+    yield group
+
+
+def micro_batches(recipe: Recipe, train: Source, val: Source, order: Order, device: torch.device) -> MicroBatches:
+    """Those of a recipe for a device: its images are decoded where data.decode says, on a CPU by the CPU."""
+    on_gpu = device.type == "cuda"
+    if recipe.data.decode == "gpu" and on_gpu:
+        return EncodedBatches(train, val, order, recipe.augment)
+    kind = RegionBatches if recipe.data.decode == "region" else MicroBatches
+    return kind(train, val, order, recipe.augment, operations_on_device=on_gpu)
