@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import socket
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from functools import cache
 from typing import TypeVar
@@ -18,8 +19,11 @@ from torch import nn
 from recipes.plan import Plan, effective_decay
 from recipes.schema.recipe import Recipe
 from resnet.agreement import STEP_TIMEOUT
+from resnet.data.kept import memory_for
+from resnet.data.node_memory import NodeMemory
 from resnet.data.order import Order
 from resnet.data.sources.registry import Source, open_sources
+from resnet.data.stage import Stopped, stage
 from resnet.ema import Ema
 from resnet.inference import input_dtype
 from resnet.metrics import Window
@@ -119,6 +123,15 @@ def first_of_ranks(value: T | None) -> T | None:
     return next((v for v in values if v is not None), None)
 
 
+def of_node(value: T | None) -> T | None:
+    """The value of the first rank of this machine that has one."""
+    if not dist.is_initialized():
+        return value
+    values: list[tuple[str, T | None]] = [("", None)] * dist.get_world_size()
+    dist.all_gather_object(values, (socket.gethostname(), value), group=_patient_group())
+    return next((v for host, v in values if host == socket.gethostname() and v is not None), None)
+
+
 @cache
 def _patient_group() -> dist.ProcessGroup:
     group = dist.new_group(backend="gloo", timeout=SETUP_TIMEOUT)
@@ -126,9 +139,49 @@ def _patient_group() -> dist.ProcessGroup:
     return group
 
 
-def build_data(recipe: Recipe) -> tuple[Source, Source]:
-    """Training and validation images. Raises ValueError also where the class count is not the recipe's."""
-    train, val = open_sources(recipe.data)
+def stage_data(recipe: Recipe, local_rank: int, stopped: Callable[[], bool]) -> Mapping[str, str]:
+    """Copy the data to this machine's own disk where the recipe asks for it; by key, where it is now.
+
+    stopped: whether to leave it, as the run is about to end. Raises ValueError, on all ranks.
+    """
+    if recipe.data.stage is None:
+        return {}
+
+    def copies() -> Mapping[str, str] | None:
+        try:
+            return stage(recipe.data, stopped, print) if local_rank == 0 else None
+        except Stopped:
+            return {}
+
+    return of_node(together(copies)) or {}
+
+
+def share_memory(recipe: Recipe, train: Source, val: Source, local_rank: int) -> NodeMemory | None:
+    """Memory that the ranks of this machine keep images in; None where the recipe wants none. Raises ValueError."""
+    if recipe.data.cache in ("none", "device"):
+        return None
+    own = together(lambda: memory_for(recipe, train, val) if local_rank == 0 else None)
+    found = of_node(None if own is None else (own.size, own.address))
+
+    def opened() -> NodeMemory | None:
+        if own is not None or found is None:
+            return own
+        try:
+            return NodeMemory(*found)
+        except OSError:
+            if recipe.data.cache == "auto":
+                return None  # the batches are the same
+            raise
+
+    return together(opened)
+
+
+def build_data(recipe: Recipe, copies: Mapping[str, str] | None = None) -> tuple[Source, Source]:
+    """Training and validation images. Raises ValueError also where the class count is not the recipe's.
+
+    copies: by key of `data`, where it has been copied to.
+    """
+    train, val = open_sources(recipe.data, copies)
     given, found = recipe.model.num_classes, len(train.classes)
     if given is not None and given != found:
         few = ", ".join(train.classes[:5]) + (" ..." if found > 5 else "")

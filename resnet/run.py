@@ -26,6 +26,8 @@ from resnet.build import (
     build_order,
     build_state,
     first_of_ranks,
+    share_memory,
+    stage_data,
     together,
     wrap,
 )
@@ -34,9 +36,10 @@ from resnet.checkpoint.saver import Saver, check_space
 from resnet.checkpoint.snapshot import MODEL, restore
 from resnet.data.batches import Batch, Key
 from resnet.data.cache import DrawnBatches, check_room, fill
-from resnet.data.encoded import micro_batches
 from resnet.data.gpu_decode import check_gpu_decodes
+from resnet.data.kept import kept_batches
 from resnet.data.loader import Loader, check_shared_memory, workers_per_rank
+from resnet.data.node_memory import NodeMemory
 from resnet.data.order import Order
 from resnet.data.region_decode import check_region_decoder
 from resnet.data.sources.registry import Source
@@ -87,7 +90,8 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals, notes: Seque
     notes: on how the recipe was read, to be printed among the first lines.
     """
     rank, local_rank = accelerator.process_index, accelerator.local_process_index
-    train, val = together(lambda: build_data(recipe), local_rank, first_alone=True)
+    copies = stage_data(recipe, local_rank, lambda: signals.received is not None)
+    train, val = together(lambda: build_data(recipe, copies), local_rank, first_alone=True)
     order = build_order(recipe, train)
     start = together(lambda: find_start(recipe, train))
     with contextlib.ExitStack() as lifetime:
@@ -101,6 +105,7 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals, notes: Seque
             return FINISHED
         if recipe.data.cache == "device":
             together(lambda: check_room(len(train), len(val), recipe.augment, accelerator.device))
+        memory = share_memory(recipe, train, val, local_rank)
         if recipe.data.decode == "gpu":
             together(lambda: check_gpu_decodes(accelerator.device))
         if recipe.data.decode == "region":
@@ -140,7 +145,7 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals, notes: Seque
         trainer.teacher = teacher.network if teacher else None
         workers = workers_per_rank(recipe.data.num_workers)
         check_shared_memory(plan, workers, recipe.data.prefetch)
-        loaders = _open_batches(trainer, train, val, order, workers, progress.message)
+        loaders = _open_batches(trainer, train, val, order, memory, workers, progress.message)
         more = [shape, *note.splitlines(), teacher.note if teacher else "", *_continues(start, state.step)]
         for line in (*first_lines(recipe, plan, start, train, val, accelerator, workers), *filter(None, more)):
             progress.message(line)
@@ -157,7 +162,13 @@ def _continues(start: Start, step: int) -> list[str]:
 
 
 def _open_batches(
-    trainer: Trainer, train: Source, val: Source, order: Order, workers: int, say: Callable[[str], None]
+    trainer: Trainer,
+    train: Source,
+    val: Source,
+    order: Order,
+    memory: NodeMemory | None,
+    workers: int,
+    say: Callable[[str], None],
 ) -> list[Loader]:
     """Let the trainer's batches be made; returns the loaders whose workers are to be ended, more of them later."""
     recipe, loaders = trainer.recipe, []
@@ -181,7 +192,9 @@ def _open_batches(
     if recipe.data.cache == "device":
         trainer.prepare = fill_cache
     else:
-        batches = micro_batches(recipe, train, val, order, trainer.device)
+        if memory is not None:
+            say(f"images are kept in memory as they are read: up to {memory.size / 1e6:.0f} MB on each machine")
+        batches = kept_batches(recipe, train, val, order, trainer.device, memory)
         trainer.batches = iter(loader(batches, trainer.keys()))
     return loaders
 

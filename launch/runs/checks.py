@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from launch.runs.job_record import active_job
@@ -42,12 +43,16 @@ def check_paths(recipe: Recipe, scratch: str | None) -> None:
     missing = [
         f"  {key}={value}"
         for key, value in named.items()
-        if value and not (scratch and Path(value).is_relative_to(scratch)) and not Path(value).expanduser().exists()
+        if value and not (scratch and Path(value).is_relative_to(scratch)) and not _expanded(value).exists()
     ]
     if missing:
         raise ValueError(
             "\n".join(["not there:", *missing, "(paths on the nodes' own disks belong under slurm.scratch)"])
         )
+
+
+def _expanded(path: str) -> Path:
+    return Path(os.path.expandvars(path)).expanduser()
 
 
 def _is_run(text: str, root: str) -> bool:

@@ -20,6 +20,7 @@ class _Data(Group):
         "num_workers",
         "prefetch",
         "cache",
+        "stage",
         "max_broken",
     )
     """Keys that say where the same images are, or how they are read, not which they are."""
@@ -43,8 +44,12 @@ class _Data(Group):
     """Decoding processes per rank; null: one a CPU core that the rank has, at most 16."""
     prefetch: Count = 2
     """Batches each worker prepares ahead."""
-    cache: Literal["none", "device"] = "none"
-    """device: decode all images once, keep them on the device (on each rank's) and crop and flip them there."""
+    cache: Literal["auto", "none", "memory", "device"] = "auto"
+    """memory: keep the images of a machine in its memory as they are read, decoded where all are brought to one size
+    (crop=pad or resize), else as files; auto: memory for decoded ones of up to 1 GB; device: decode all at the start,
+    keep them on the device (on each rank's) and crop and flip them there."""
+    stage: str | None = None
+    """Folder on each node's own disk, to copy files and folders to once and read them there; null: where they are."""
     decode: Literal["cpu", "region", "gpu"] = "cpu"
     """region: decode of a JPEG what is cropped (needs `resnet-launch[fast]`), to the same pixels; gpu: decode, crop and
     flip JPEGs on the GPU (nvJPEG), to pixels that differ a little."""
@@ -73,6 +78,15 @@ class _Data(Group):
     def _one_validation(self) -> Self:
         if self.val is not None and self.val_fraction is not None:
             raise ValueError("has both val and val_fraction: give one, and null for the other")
+        return self
+
+    @model_validator(mode="after")
+    def _files_to_stage(self) -> Self:
+        if self.stage is not None and not any(self.paths().values()):
+            source = getattr(self, "source", None)
+            hub = f", and {self.train} is a name on the hub (a path begins with / . ~ or $)"
+            told = f"stage has no effect with source={source}: it copies files and folders"
+            raise ValueError(told + (hub if source == "huggingface" else ""))
         return self
 
 
@@ -123,7 +137,7 @@ class HuggingFaceData(_Data):
 
     def paths(self) -> dict[str, str | None]:
         # Anything else may be a name on the hub.
-        return {key: path for key in ("train", "val") if (path := getattr(self, key)) and path[0] in "/.~"}
+        return {key: path for key in ("train", "val") if (path := getattr(self, key)) and path[0] in "/.~$"}
 
 
 class CsvData(_Data):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -17,7 +18,9 @@ from resnet.data.on_device import draw_erasing
 from resnet.data.operations import Operations, apply_to_one
 from resnet.data.order import Order, mix
 from resnet.data.sources.registry import Source
-from resnet.data.transforms import Crop, eval_transform, train_crop
+from resnet.data.transforms import Crop, Transform, eval_transform, train_crop
+
+T = TypeVar("T")
 
 _AUGMENT = 1
 
@@ -86,7 +89,8 @@ class MicroBatches(Dataset):
     ) -> None:
         self.train, self.val, self.order, self.augment = train, val, order, augment
         self._operations_on_device = operations_on_device
-        self._eval_transform = eval_transform(augment)
+        # Made by each worker: functions cannot be sent to one that is not forked.
+        self._eval_transform: Transform | None = None
         self._by_size: dict[int, tuple[Draw, Crop]] = {}
 
     def __getitem__(self, key: Key) -> Batch:
@@ -97,37 +101,55 @@ class MicroBatches(Dataset):
         return torch.empty((images, 3, size, size), dtype=torch.uint8, memory_format=torch.channels_last)
 
     def _training(self, key: Key, epoch: int) -> Batch:
-        order, broken, operations, erased = self.order.epoch(epoch), [], [], []
+        order, broken, drawn, erased = self.order.epoch(epoch), [], [], []
         images = self._memory(key.stop - key.start, key.size)
         labels = torch.empty(key.stop - key.start, dtype=torch.int64)
-        for row, position in enumerate(range(key.start, key.stop)):
-            image, drawn, index = self._training_image(key, order, position, broken)
-            if self._operations_on_device:
-                operations.append(drawn.operations)
-            elif drawn.operations:
-                image = apply_to_one(image, drawn.operations)
-            images[row], labels[row] = image, int(self.train.labels[index])
+        for row, seed in enumerate(self._seeds(key, epoch)):
+            make = partial(self._training_image, key.size, seed)
+            images[row], found, labels[row] = self._first_whole(order, key.start + row, broken, make)
+            drawn.append(found)
             if self.augment.random_erasing:
                 erased.append(draw_erasing(self.augment.random_erasing, key.size))
-        boxes = torch.tensor(erased) if erased else None
-        return Batch(key, images, labels, boxes, broken, (), Operations.of(operations) if any(operations) else None)
+        return self._finished(key, images, labels, drawn, erased, broken)
 
-    def _training_image(
-        self, key: Key, order: np.ndarray, position: int, broken: list[str]
-    ) -> tuple[torch.Tensor, Drawn, int]:
-        """The image at a position, cropped as it was drawn, and its index; for a broken one, the order's next."""
-        draw, crop = self._draw_and_crop(key.size)
-        assert key.epoch is not None
+    def _seeds(self, key: Key, epoch: int) -> list[int]:
+        """Of what is drawn for each image."""
+        return mix(self.order.seed, epoch, np.arange(key.start, key.stop, dtype=np.uint64), _AUGMENT).tolist()
+
+    def _training_image(self, size: int, seed: int, index: int) -> tuple[torch.Tensor, Drawn, int]:
+        """An image cropped as it was drawn, and its label."""
+        draw, crop = self._draw_and_crop(size)
+        image = self._read(self.train, index)
+        torch.default_generator.manual_seed(seed)
+        drawn = draw(*self._size(image))
+        return self._crop(crop, image, drawn), drawn, int(self.train.labels[index])
+
+    def _first_whole(self, order: np.ndarray, position: int, broken: list[str], make: Callable[[int], T]) -> T:
+        """What is made of the image at a position; in place of a broken one, of the next of the same order."""
         for ahead in range(_MOST_BROKEN_IN_A_ROW):
             index = int(order[(position + ahead) % len(order)])
             try:
-                image = self._read(self.train, index)
-                torch.default_generator.manual_seed(mix(self.order.seed, key.epoch, position, _AUGMENT))
-                drawn = draw(*self._size(image))
-                return self._crop(crop, image, drawn), drawn, index
+                return make(index)
             except (BrokenImage, OSError) as error:
                 broken.append(f"{self.train.describe(index)}: {error}")
         raise BrokenImage(f"{_MOST_BROKEN_IN_A_ROW} images in a row cannot be read; the last is {broken[-1]}")
+
+    def _finished(
+        self,
+        key: Key,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        drawn: list[Drawn],
+        erased: list[tuple[int, int, int, int]],
+        broken: list[str],
+    ) -> Batch:
+        """The batch of images that have been cropped and flipped."""
+        operations = [each.operations for each in drawn]
+        later = Operations.of(operations) if self._operations_on_device and any(operations) else None
+        for row, found in enumerate(operations):
+            if found and later is None:
+                images[row] = apply_to_one(images[row], found)
+        return Batch(key, images, labels, torch.tensor(erased) if erased else None, broken, (), later)
 
     def _draw_and_crop(self, size: int) -> tuple[Draw, Crop]:
         if size not in self._by_size:
@@ -156,6 +178,8 @@ class MicroBatches(Dataset):
         return Batch(key, images[: len(labels)], torch.from_numpy(labels), None, broken, tuple(missing))
 
     def _prepared(self, image: torch.Tensor) -> torch.Tensor:
+        if self._eval_transform is None:
+            self._eval_transform = eval_transform(self.augment)
         return self._eval_transform(image)
 
 

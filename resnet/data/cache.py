@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 
@@ -17,8 +18,10 @@ from resnet.data.batches import Batch, Key, MicroBatches, read_image
 from resnet.data.decode import BrokenImage
 from resnet.data.draws import Drawn
 from resnet.data.loader import Loader
+from resnet.data.on_device import draw_erasing
+from resnet.data.order import Order
 from resnet.data.sources.registry import Source
-from resnet.data.transforms import Crop, eval_transform, squeeze
+from resnet.data.transforms import eval_transform, squeeze
 from resnet.process.environment import available_memory
 
 DRAWN = 5
@@ -54,11 +57,13 @@ class Cache:
 
 
 class CachedSource:
-    """A source whose images lie in the cache: reading one gives its index there, or the reason why it has none."""
+    """A source whose images lie in the cache: reading one that does not gives the reason."""
 
     def __init__(self, source: Source, broken: dict[int, str]) -> None:
         self._source, self._broken = source, broken
         self.labels, self.classes = source.labels, source.classes
+        self.there = np.ones(len(source), dtype=bool)
+        self.there[list(broken)] = False
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -72,20 +77,78 @@ class CachedSource:
         return self._source.describe(index)
 
 
-class DrawnBatches(MicroBatches):
-    """Micro-batches of cached sources: in the place of images (N, DRAWN) what is drawn for them."""
+class Kept(Source, Protocol):
+    """A source of which some images are kept at one size."""
 
-    def _memory(self, images: int, size: int) -> torch.Tensor:
-        return torch.empty((images, DRAWN), dtype=torch.int64)
+    there: np.ndarray
+    """bool (n,): which."""
 
-    def _size(self, image: torch.Tensor) -> tuple[int, int]:
-        return 0, 0  # the crops of cached images do not depend on the sizes that they once had
 
-    def _crop(self, crop: Crop, image: torch.Tensor, drawn: Drawn) -> torch.Tensor:
-        return torch.tensor([int(image), *drawn.crop[:2], drawn.mirrored, drawn.flipped])
+class CachedBatches(MicroBatches):
+    """Micro-batches of sources whose images are kept at one size, and cut from there a whole batch at a time.
 
-    def _prepared(self, image: torch.Tensor) -> torch.Tensor:
-        return torch.tensor([int(image), 0, 0, 0, 0])
+    To read an image that is not there yet keeps it, or tells why it has none.
+    """
+
+    def __init__(
+        self, train: Kept, val: Kept, order: Order, augment: Augment, operations_on_device: bool = False
+    ) -> None:
+        super().__init__(train, val, order, augment, operations_on_device)
+        self._there = train.there, val.there
+
+    def _training(self, key: Key, epoch: int) -> Batch:
+        (draw, _), order = self._draw_and_crop(key.size), self.order.epoch(epoch)
+        broken, drawn, erased = [], [], []
+        index = order[key.start : key.stop].copy()
+        for row in np.flatnonzero(~self._there[0][index]).tolist():
+            index[row] = self._first_whole(order, key.start + row, broken, self._kept)
+        for seed in self._seeds(key, epoch):
+            torch.default_generator.manual_seed(seed)
+            drawn.append(draw(0, 0))  # the crops of such images do not depend on the sizes that they once had
+            if self.augment.random_erasing:
+                erased.append(draw_erasing(self.augment.random_erasing, key.size))
+        labels = torch.from_numpy(self.train.labels[index].astype(np.int64))
+        return self._finished(key, self._cut(index, drawn), labels, drawn, erased, broken)
+
+    def _validation(self, key: Key) -> Batch:
+        broken: list[str] = []
+        index = np.arange(key.start, key.stop)
+        for row in np.flatnonzero(~self._there[1][index]).tolist():
+            try:
+                self.val.read(key.start + row)
+            except (BrokenImage, OSError) as error:
+                broken.append(f"{self.val.describe(key.start + row)}: {error}")
+        there = self._there[1][index]
+        labels = torch.from_numpy(self.val.labels[index[there]].astype(np.int64))
+        return Batch(key, self._whole(index[there]), labels, None, broken, tuple(index[~there].tolist()))
+
+    def _kept(self, index: int) -> int:
+        """The index itself, of a training image that is there now. Raises as a source's `read`."""
+        self.train.read(index)
+        return index
+
+    def _cut(self, index: np.ndarray, drawn: list[Drawn]) -> torch.Tensor:
+        """The training images at `index`, cropped and flipped as drawn."""
+        raise NotImplementedError
+
+    def _whole(self, index: np.ndarray) -> torch.Tensor:
+        """The validation images at `index`."""
+        raise NotImplementedError
+
+
+def table_of(drawn: list[Drawn]) -> np.ndarray:
+    """int64 (n, 4): top and left of each crop in pixels, whether to mirror and to flip it."""
+    return np.array([(*each.crop[:2], each.mirrored, each.flipped) for each in drawn], dtype=np.int64)
+
+
+class DrawnBatches(CachedBatches):
+    """Micro-batches of sources in a `Cache`: in the place of images (N, DRAWN) what is drawn for them."""
+
+    def _cut(self, index: np.ndarray, drawn: list[Drawn]) -> torch.Tensor:
+        return torch.from_numpy(np.column_stack([index, table_of(drawn)]))
+
+    def _whole(self, index: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.column_stack([index, np.zeros((len(index), DRAWN - 1), dtype=np.int64)]))
 
 
 def frame_of(augment: Augment) -> int:
@@ -140,7 +203,7 @@ def fill(
     try:
         for batch in workers:
             if not memory:
-                shapes = _shapes(len(train), len(val), augment).items()
+                shapes = shapes_of(len(train), len(val), augment).items()
                 memory = {w: torch.zeros(shape, dtype=torch.uint8, device=workers.device) for w, shape in shapes}
             which, start, stop, size = batch.key
             frame = frame_of(augment) if which == _TRAINING else 0
@@ -159,7 +222,7 @@ def fill(
 
 def check_room(train: int, val: int, augment: Augment, device: torch.device) -> None:
     """Raise ValueError where so many images would take more than half of the memory that is free on the device."""
-    needed = sum(math.prod(shape) for shape in _shapes(train, val, augment).values())
+    needed = sum(math.prod(shape) for shape in shapes_of(train, val, augment).values())
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
     if free is not None and needed > free / 2:
         raise ValueError(
@@ -168,6 +231,6 @@ def check_room(train: int, val: int, augment: Augment, device: torch.device) -> 
         )
 
 
-def _shapes(train: int, val: int, augment: Augment) -> dict[int | None, tuple[int, int, int, int]]:
+def shapes_of(train: int, val: int, augment: Augment) -> dict[int | None, tuple[int, int, int, int]]:
     side = augment.train_size + 2 * frame_of(augment)
     return {_TRAINING: (train, side, side, 3), None: (val, augment.val_size, augment.val_size, 3)}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -81,8 +82,11 @@ def _repeat_in_batches(order: np.ndarray, batch_size: int, repeats: int) -> np.n
     return np.concatenate(drawn)[: len(order)]
 
 
-def mix(*numbers: int) -> int:
-    """One well-mixed 64-bit number from several (the finaliser of SplitMix64, Steele et al. 2014, chained)."""
+def mix(*numbers: Any) -> Any:
+    """One well-mixed 64-bit number from several (the finaliser of SplitMix64, Steele et al. 2014, chained).
+
+    For arrays of np.uint64 among them an array of such.
+    """
     state = 0
     for number in numbers:
         state = (state + (number & _MASK) + 0x9E3779B97F4A7C15) & _MASK

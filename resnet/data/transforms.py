@@ -1,6 +1,7 @@
 """From a decoded image to the size the network takes: as it was drawn for training, fixed for evaluation.
 
-All on uint8 tensors (3, H, W), on any device. Normalisation happens on the device, later.
+All on uint8 tensors (3, H, W), on any device, by torchvision's v2 kernels: to be led to them by the type of the image
+takes longer than to crop a small one. Normalisation happens on the device, later.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
 from recipes.schema.augment import Augment
@@ -28,9 +29,13 @@ def eval_transform(augment: Augment) -> Transform:
     """
     if augment.crop != "random_resized":
         return squeeze(augment.val_size, augment)
-    resize = v2.Resize(augment.val_resize, InterpolationMode(augment.interpolation), antialias=True)
-    crop = v2.CenterCrop(augment.val_size)
-    return lambda image: crop(resize(_without_far_ends(image)))
+    how, side = InterpolationMode(augment.interpolation), [augment.val_size] * 2
+
+    def apply(image: torch.Tensor) -> torch.Tensor:
+        resized = functional.resize_image(_without_far_ends(image), [augment.val_resize], how, antialias=True)
+        return functional.center_crop_image(resized, side)
+
+    return apply
 
 
 def train_crop(augment: Augment, size: int) -> Crop:
@@ -52,7 +57,7 @@ def _random_resized(augment: Augment, size: int) -> Crop:
         top, left, height, width = drawn.crop
         # Copied together, what is cut out is resized a sixth faster, and stays in the order that batches have.
         cut = image[:, top : top + height, left : left + width].permute(1, 2, 0).contiguous().permute(2, 0, 1)
-        return functional.resize(cut, [size, size], how, antialias=True)
+        return functional.resize_image(cut, [size, size], how, antialias=True)
 
     return apply
 
@@ -62,16 +67,17 @@ def _whole(augment: Augment, size: int) -> Crop:
 
     def apply(image: torch.Tensor, drawn: Drawn) -> torch.Tensor:
         image = squeezed(image)
-        return (
-            functional.crop(image, drawn.crop[0] - padding, drawn.crop[1] - padding, size, size) if padding else image
-        )
+        if not padding:
+            return image
+        return functional.crop_image(image, drawn.crop[0] - padding, drawn.crop[1] - padding, size, size)
 
     return apply
 
 
 def squeeze(size: int, augment: Augment) -> Transform:
     """A function that gives any image the size of size x size pixels, whatever its shape was."""
-    return v2.Resize((size, size), InterpolationMode(augment.interpolation), antialias=True)
+    how = InterpolationMode(augment.interpolation)
+    return lambda image: functional.resize_image(image, [size, size], how, antialias=True)
 
 
 def _without_far_ends(image: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 PROGRAM = Path(__file__).resolve().parents[2]
@@ -63,14 +65,52 @@ def usable() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def machine_memory(system: Path = Path("/")) -> int | None:
+    """Bytes of this machine's memory that the run can take without swapping, within the limits of its control groups
+    (of a Slurm job, a container); None where nobody tells.
+
+    system: where /proc and /sys are.
+    """
+    free = [*_left_by_control_groups(system)]
+    with contextlib.suppress(OSError):
+        lines = (system / "proc/meminfo").read_text().splitlines()
+        free += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+    return min(free, default=None)
+
+
 def available_memory() -> int | None:
-    """Bytes of this machine's memory that each of its ranks can take without swapping; None where nobody tells."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    kilobytes = next((int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
-    return None if kilobytes is None else 1024 * kilobytes // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    """What each of this machine's ranks can take of that."""
+    free = machine_memory()
+    return None if free is None else free // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def _left_by_control_groups(system: Path) -> Iterator[int]:
+    """Bytes that each control group above this process, of version 1 or 2, lets it take."""
+    with contextlib.suppress(OSError):
+        for line in (system / "proc/self/cgroup").read_text().splitlines():
+            _, controllers, group = line.split(":", 2)
+            if not controllers:
+                root, limit, used = system / "sys/fs/cgroup", "memory.max", "memory.current"
+            elif "memory" in controllers.split(","):
+                root, limit, used = system / "sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+            else:
+                continue
+            folder = root / group.strip("/")
+            while folder.is_relative_to(root):
+                # A group without a limit says "max" (version 2), the topmost has no such file.
+                with contextlib.suppress(OSError, ValueError):
+                    yield max(0, _number(folder / limit) - _number(folder / used) + _cached_files(folder))
+                folder = folder.parent
+
+
+def _number(file: Path) -> int:
+    return int(file.read_text())
+
+
+def _cached_files(folder: Path) -> int:
+    """Bytes of a control group that the kernel gives back when they are needed."""
+    lines = (line.split() for line in (folder / "memory.stat").read_text().splitlines())
+    return sum(int(size) for name, size in lines if name in ("inactive_file", "active_file"))
 
 
 def cores_of_rank() -> int:

@@ -14,7 +14,8 @@ from resnet.tools.trained import Trained
 
 _SAME_FIGURES = (
     *("eval.batch_size", "eval.every", "device", "precision", "channels_last", "deterministic", "compile"),
-    *("max_batch_per_device", "checkpoint", "data.num_workers", "data.prefetch", "data.cache", "data.max_broken"),
+    *("max_batch_per_device", "checkpoint", "data.num_workers", "data.prefetch", "data.cache", "data.stage"),
+    "data.max_broken",
 )
 """Keys (and groups) that change how an evaluation is computed, and no more than the rounding of what it finds."""
 

@@ -151,6 +151,22 @@ def test_random_resized_crop_is_torchvisions(seed, interpolation):
     assert got[None].is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize(
+    ("scale", "ratio"), [((0.08, 1.0), (3 / 4, 4 / 3)), ((0.25, 1.0), (1.0, 1.0)), ((0.9, 1.0), (0.3, 3.0))]
+)
+def test_inception_crops_are_drawn_as_torchvision_does(scale, ratio):
+    theirs, ours = v2.RandomResizedCrop(8, scale, ratio).make_params, drawing(Augment(scale=scale, ratio=ratio), 8)
+    for seed in range(30):
+        for height, width in ((375, 500), (224, 224), (1, 9), (3, 400), (90, 3), (1, 1)):
+            torch.manual_seed(seed)
+            box = theirs([torch.empty((3, height, width), device="meta")])
+            mirrored = bool(torch.rand(1) < 0.5)
+            torch.manual_seed(seed)
+            drawn = ours(height, width)
+            assert drawn.crop == (box["top"], box["left"], box["height"], box["width"])
+            assert drawn.mirrored == mirrored
+
+
 @pytest.mark.parametrize("policy", [v2.RandAugment(3, 27, 31), v2.TrivialAugmentWide(), v2.AutoAugment()])
 def test_policies_draw_what_torchvisions_do(policy):
     """The same operations of the same magnitudes from the same random numbers, of which as many are used."""

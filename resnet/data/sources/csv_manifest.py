@@ -19,7 +19,9 @@ from recipes.text import listed, plural
 from resnet.data.sources.files import Files, existing
 
 
-class _Manifest(NamedTuple):
+class Manifest(NamedTuple):
+    """A manifest's images, below the folder `root`."""
+
     root: Path
     names: list[str]
     labels: list[str]
@@ -27,20 +29,21 @@ class _Manifest(NamedTuple):
 
 def open_csv(data: CsvData) -> tuple[Files, Files | None]:
     """Training and validation images; the second is None where `val` is null."""
-    train = _read(data, data.train, "data.train")
+    train = read_manifest(data, data.train, "data.train")
     classes = sorted(set(train.labels), key=natural)
-    val = None if data.val is None else _files(_read(data, data.val, "data.val"), classes, "data.val")
+    val = None if data.val is None else _files(read_manifest(data, data.val, "data.val"), classes, "data.val")
     return _files(train, classes, "data.train"), val
 
 
-def _files(manifest: _Manifest, classes: list[str], key: str) -> Files:
+def _files(manifest: Manifest, classes: list[str], key: str) -> Files:
     index = {name: number for number, name in enumerate(classes)}
     if strange := sorted(set(manifest.labels) - set(classes)):
         raise ValueError(f"{key}: labels that the training images do not have: {listed(strange)}")
     return Files(manifest.root, manifest.names, np.array([index[label] for label in manifest.labels]), classes)
 
 
-def _read(data: CsvData, path: str, key: str) -> _Manifest:
+def read_manifest(data: CsvData, path: str, key: str) -> Manifest:
+    """What the CSV file of a key lists. Raises ValueError, also where images of it are not there."""
     file = existing(path, key, "It should be a CSV file with a header and an image a row.")
     if file.is_dir():
         raise ValueError(f"{key}: {file} is a folder, not a CSV file (for folders: data.source=image_folder)")
@@ -53,7 +56,7 @@ def _read(data: CsvData, path: str, key: str) -> _Manifest:
         some = f"{len(missing):,} of {plural(len(names), 'image')} in {file}"
         are = "is" if len(missing) == 1 else "are"
         raise ValueError(f"{key}: {some} {are} not in {root}: {listed(missing)}")
-    return _Manifest(root, names, labels)
+    return Manifest(root, names, labels)
 
 
 @contextmanager

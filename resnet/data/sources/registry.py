@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from recipes.schema.data import Data
 from resnet.data.sources.cifar import open_cifar
 from resnet.data.sources.csv_manifest import open_csv
+from resnet.data.sources.files import expanded
 from resnet.data.sources.huggingface import open_huggingface
 from resnet.data.sources.image_folder import open_image_folder
 from resnet.data.sources.shapes import open_shapes
@@ -68,9 +69,45 @@ class Subset:
         return self._source.describe(int(self._indices[index]))
 
 
-def open_sources(data: Data) -> tuple[Source, Source]:
-    """Training and validation images of a recipe, with the same classes. Raises ValueError naming the key to change."""
-    train, val = SOURCES[data.source](data)
+class Copied:
+    """A source that is read from a copy, and names its images by their own places: `own` is by the copy's."""
+
+    def __init__(self, source: Source, own: Mapping[str, str]) -> None:
+        self._source, self._own = source, own
+        self.labels, self.classes = source.labels, source.classes
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, index: int) -> bytes | torch.Tensor:
+        return self._source.read(index)
+
+    def describe(self, index: int) -> str:
+        return _in_own_words(self._source.describe(index), self._own)
+
+
+def _in_own_words(text: str, own: Mapping[str, str]) -> str:
+    for copy, place in own.items():
+        text = text.replace(copy, place)
+    return text
+
+
+def _open_copies(data: Data, copies: Mapping[str, str]) -> tuple[Source, Source | None]:
+    """Open the data where its copies lie, by key, and speak of it as if it was not copied."""
+    own = {copy: str(expanded(getattr(data, key))) for key, copy in copies.items()}
+    try:
+        train, val = SOURCES[data.source](data.model_copy(update=dict(copies)))
+    except ValueError as error:
+        raise ValueError(_in_own_words(str(error), own)) from error
+    return Copied(train, own), val and Copied(val, own)
+
+
+def open_sources(data: Data, copies: Mapping[str, str] | None = None) -> tuple[Source, Source]:
+    """Training and validation images of a recipe, with the same classes. Raises ValueError naming the key to change.
+
+    copies: where the files of keys have been copied to (`resnet.data.stage`).
+    """
+    train, val = _open_copies(data, copies) if copies else SOURCES[data.source](data)
     if data.val_fraction is not None:
         kept, carved = carve(train.labels, data.val_fraction)
         train, val = Subset(train, kept), Subset(train, carved)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-import resnet.run
+import resnet.data.kept
 from recipes.schema.augment import Augment
 from resnet.data.batches import Key, MicroBatches
 from resnet.data.decode import BrokenImage, decode
@@ -102,7 +102,7 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_end(tmp_path, monkeypatch, sh
     if where == "cpu":
         # The same way, with the CPU's decoder at its end, which no recipe asks for.
         encoded = lambda recipe, *data: EncodedBatches(*data[:3], recipe.augment)  # noqa: E731
-        monkeypatch.setattr(resnet.run, "micro_batches", encoded)
+        monkeypatch.setattr(resnet.data.kept, "micro_batches", encoded)
     cut = stopped(monkeypatch, tmp_path, "cut", *words, step=3)
     assert run(tmp_path, "cut", *words) == cut
     assert compare_runs(whole, cut) == []
