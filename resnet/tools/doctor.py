@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from recipes.plan import make_plan
 from recipes.schema.recipe import Recipe
 from resnet.build import build_accelerator, build_data, build_model_for, build_order, build_state, wrap
-from resnet.data.batches import Batch, Key, MicroBatches, training_keys
+from resnet.data.batches import MicroBatches, training_keys
 from resnet.data.encoded import micro_batches
 from resnet.data.gpu_decode import check_gpu_decodes
 from resnet.data.loader import Loader, workers_per_rank
@@ -26,13 +26,14 @@ from resnet.loop import train_step
 from resnet.opening import device_name
 from resnet.pretrained import shaped_as_weights
 from resnet.process.environment import cores_of_rank
-from resnet.tools.doctor_stages import WARM_UP, Sampled, Stages, time_prepared, time_stages
+from resnet.tools.doctor_loader import LoaderTimer, copy_rate, keys_of
+from resnet.tools.doctor_stages import Sampled, Stages, time_prepared, time_stages
 from resnet.trainer import Trainer
 
 SECONDS = 3.0
 """For the stages of a worker, the loader and the steps each, about."""
-_BATCH = 32
-"""Images of the loader's batches at most: small ones come evenly."""
+_COPIED = 32
+"""Images of the batch whose copy is timed."""
 _LEAST = 2
 """Images of the smallest step."""
 
@@ -55,6 +56,8 @@ class Examined(NamedTuple):
     """By options of `resnet prepare`: a worker, of what they make of the images; empty where these are no files."""
     loader: float
     """All of the rank's workers together."""
+    kept: bool
+    """Whether the loader's images were kept in memory or on the device before."""
     copy: float | None
     """To the GPU; None where training is on a CPU."""
     step: float
@@ -91,12 +94,13 @@ def examine(recipe: Recipe, seconds: float = SECONDS) -> Examined:
     with _one_thread():
         stages, sampled = time_stages(batches, size, seconds, on_gpu)
         prepared = time_prepared(batches, size, stages.read, on_gpu)
-        chunk = max(1, min(_BATCH, plan.micro_batch, round(stages.per_second / 4)))
-        loader = loader_rate(batches, _keys(order, chunk, size), accelerator, recipe, workers, seconds)
-        copy = copy_rate(batches[next(_keys(order, _BATCH, size))], accelerator.device) if on_gpu else None
+        timer = LoaderTimer(recipe, train, val, accelerator.device, workers, seconds)
+        loader, kept = timer.rate(stages, plan.micro_batch, size)
+        few = next(keys_of(order, _COPIED, size))
+        copy = copy_rate(batches[few], accelerator.device) if on_gpu else None
     step, images = step_rate(_Steps(recipe, train, order, batches, accelerator), plan.micro_batch, seconds)
     here = device_name(accelerator.device), accelerator.mixed_precision, ranks, cores, workers
-    return Examined(recipe, *here, len(train), stages, sampled, prepared, loader, copy, step, images)
+    return Examined(recipe, *here, len(train), stages, sampled, prepared, loader, kept, copy, step, images)
 
 
 @contextlib.contextmanager
@@ -108,50 +112,6 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def _keys(order: Order, images: int, size: int) -> Iterator[Key]:
-    """Batches of so many images, epoch after epoch."""
-    images = min(images, len(order))
-    for epoch in itertools.count():
-        for start in range(0, len(order) - images + 1, images):
-            yield Key(epoch, start, start + images, size)
-
-
-def loader_rate(
-    batches: MicroBatches, keys: Iterator[Key], accelerator: Accelerator, recipe: Recipe, workers: int, seconds: float
-) -> float:
-    """Images a second that a loader's workers make when nobody computes."""
-    loader = Loader(batches, keys, accelerator.device, workers, recipe.data.prefetch)
-    try:
-        return _rate_of(iter(loader), max(1, workers), seconds)
-    finally:
-        loader.end()
-
-
-def _rate_of(came: Iterator[Batch], ahead: int, seconds: float) -> float:
-    """Images a second from the time on when so many batches have come, one of each worker."""
-    for _ in range(ahead):
-        next(came)
-    begin, images = time.perf_counter(), 0
-    for batch in came:
-        images += len(batch.labels)
-        if (spent := time.perf_counter() - begin) > seconds:
-            return images / spent
-    raise AssertionError("the keys have no end")
-
-
-def copy_rate(batch: Batch, device: torch.device, times: int = 200) -> float:
-    """Images a second from page-locked memory to the GPU."""
-    pinned = (batch.images if batch.encoded is None else batch.encoded.files).pin_memory()
-    for _ in range(WARM_UP):
-        pinned.to(device, non_blocking=True)
-    torch.cuda.synchronize(device)
-    begin = time.perf_counter()
-    for _ in range(times):
-        pinned.to(device, non_blocking=True)
-    torch.cuda.synchronize(device)
-    return times * len(batch.labels) / (time.perf_counter() - begin)
 
 
 class _Steps:

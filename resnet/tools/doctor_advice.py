@@ -71,6 +71,7 @@ def _worker(found: Examined) -> str:
 def _rates(found: Examined) -> str:
     copied = "" if found.copy is None else f"the copy to the GPU {found.copy:,.0f}, "
     loader = "the loader, in the training process," if not found.workers else "the loader"
+    loader += " (of images kept before)" if found.kept else ""
     uncompiled = " (uncompiled)" if found.recipe.compile else ""
     taught = " (without its teacher)" if found.recipe.distill else ""
     return f"Images/s: {loader} {_number(found.loader)}, {copied}the model {_number(found.step)}{uncompiled}{taught}."
@@ -84,8 +85,8 @@ def _limit(found: Examined) -> str:
     cores = plural(math.ceil(_ENOUGH * found.cores_wanted), "core")
     limit = limit_of(found)
     if limit == "model":
-        times = found.loader / found.step
-        return f"The model is the limit: the input is {times:.1f} times as fast, and {cores} would feed it."
+        times = _number(found.loader / found.step)
+        return f"The model is the limit: the input is {times} times as fast, and {cores} would feed it."
     share = getattr(found.stages, limit) / sum(found.stages)
     return (
         f"The input is the limit, at {found.loader / found.step:.0%} of what the model takes; most of it is {limit} "
@@ -131,7 +132,7 @@ def _fits_device(found: Examined) -> bool:
 
 def _for_reading(found: Examined) -> str:
     free, size = available_memory(), 1000 * found.sampled.kilobytes * found.training_images
-    if free is not None and size < free / 2:
+    if free is not None and size < free / 2 and found.recipe.data.cache != "memory":
         return f"data.cache=memory keeps the {size / 1e9:.1f} GB of files in memory as they are read"
     return "data.stage=FOLDER copies the files once to a disk of this machine's own; resnet prepare makes them few"
 

@@ -131,7 +131,7 @@ def _timer(batches: MicroBatches, size: int, on_gpu: bool) -> Callable[[Any, int
         drawn = draw(height, width)
         image = batches._crop(crop, image, drawn)
         marks.append(time.perf_counter())
-        if not on_gpu:
+        if drawn.operations and not on_gpu:
             apply_to_one(image, drawn.operations)
         marks.append(time.perf_counter())
         return 1000 * np.diff(marks), len(data) if isinstance(data, bytes) else 0, max(height, width)

@@ -6,15 +6,18 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from recipes.load import load_values
 from recipes.schema.augment import Augment
+from resnet.build import build_data
 from resnet.data.batches import MicroBatches
 from resnet.data.order import Order
 from resnet.data.sources.image_folder import read_folder
 from resnet.tools.cli import main
 from resnet.tools.doctor import Examined
 from resnet.tools.doctor_advice import limit_of, told
+from resnet.tools.doctor_loader import LoaderTimer
 from resnet.tools.doctor_stages import Sampled, Stages, time_stages
 from tests.helpers import TINY, cores, unchanged_process
 
@@ -31,6 +34,16 @@ def test_a_recipe_is_examined(shapes: Path, tmp_path: Path, monkeypatch, capsys)
     assert set(found["prepared"]) == {"--max-side 400", "--raw 36"}
     assert found["limit"] in ("model", "read", "decode", "crop", "policy")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("cache", ["memory", "device"])
+def test_a_loader_is_timed_with_images_that_are_kept(cache: str, shapes: Path) -> None:
+    changes = {"data.train": str(shapes), "data.per_class": 16, "data.size": 40, "data.cache": cache}
+    recipe = load_values("quickstart", {**changes, "augment.crop": "pad"}).recipe
+    timer = LoaderTimer(recipe, *build_data(recipe), torch.device("cpu"), workers=1, seconds=0.1)
+    rate, kept = timer.rate(Stages(1.0, 1.0, 1.0, 0.0), micro_batch=16, size=64)
+    assert kept
+    assert rate > 0
 
 
 def test_images_that_cannot_be_read_are_passed_over_unless_all_are(shapes: Path, tmp_path: Path) -> None:
@@ -59,6 +72,7 @@ FOUND = Examined(
     sampled=Sampled(404, 110.0, 500.0, True),
     prepared={"--max-side 400": 1052.0, "--raw 256": 3000.0},
     loader=6000.0,
+    kept=False,
     copy=90_000.0,
     step=3000.0,
     micro_batch=256,

@@ -15,10 +15,10 @@ from torchvision import transforms as v1
 from torchvision.datasets import CIFAR10
 
 from recipes.schema.recipe import Recipe
-from resnet.build import build_order
+from resnet.build import build_order, share_memory
 from resnet.data.batches import Key
 from resnet.data.cache import DrawnBatches, fill
-from resnet.data.encoded import micro_batches
+from resnet.data.kept import kept_batches
 from resnet.data.loader import Loader
 from resnet.data.sources.cifar import Cifar
 from resnet.data.sources.registry import Source, open_sources
@@ -37,11 +37,13 @@ def turns(folder: Path, count: int) -> dict[str, Turn]:
     parquet, val = open_sources(recipe.data)
     arrays = _arrays(parquet)
     reference = _reference(arrays, recipe)
+    uncached = recipe.model_copy(update={"data": recipe.data.model_copy(update={"cache": "none"})})
     return {
         "reference (torchvision)": _turn(reference),
         "reference again (control)": _turn(reference),
-        "ours, arrays": _turn(_ours(arrays, recipe)),
-        "ours, parquet": _turn(_ours(parquet, recipe)),
+        "ours, arrays": _turn(_ours(arrays, val, recipe)),
+        "ours, parquet": _turn(_ours(parquet, val, recipe)),
+        "ours, parquet, data.cache=none": _turn(_ours(parquet, val, uncached)),
         "ours, data.cache=device": _turn(_cached(parquet, val, recipe)),
     }
 
@@ -74,8 +76,10 @@ def _reference(arrays: Cifar, recipe: Recipe) -> Callable[[int], Iterator[Tensor
     return lambda _: (images for images, _ in loader)
 
 
-def _ours(source: Source, recipe: Recipe) -> Callable[[int], Iterator[Tensor]]:
-    batches = micro_batches(recipe, source, source, build_order(recipe, source), _CPU)
+def _ours(source: Source, val: Source, recipe: Recipe) -> Callable[[int], Iterator[Tensor]]:
+    """As training: what `data.cache` keeps in memory is read in the round that warms up."""
+    memory, order = share_memory(recipe, source, val, 0), build_order(recipe, source)
+    batches = kept_batches(recipe, source, val, order, _CPU, memory)
     return lambda epoch: (_input(batches[key].images, recipe) for key in _keys(len(source), epoch, recipe))
 
 
