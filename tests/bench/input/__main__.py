@@ -200,7 +200,7 @@ def _loaders(given: argparse.Namespace) -> dict[str, Any]:
         spent = take_turns(turns, given.rounds)
     base = next(iter(LOADERS))
     rows: dict[str, Any] = summary(spent, base, by="wall") | missing
-    columns = {"images_per_second": "images/s", "ratio": "times as fast", "ms": "ms of processor"}
+    columns = {"images_per_second": "images/s", "ratio": "times as fast", "ms": "CPU ms/image"}
     print_rows(f"loaders: {count} files, {given.workers} workers, {given.rounds} rounds", rows, columns)
     for several, one in ALONE.items():
         speeds = [statistics.median(turn.images / turn.wall for turn in spent[name]) for name in (several, one)]
