@@ -65,7 +65,9 @@ def going_on(recipe: Recipe, before: Recipe) -> Recipe:
 
 def refuse_fixed(changed: dict[str, list[Any]], run_dir: Path) -> None:
     """Raise ValueError, naming all of them, where keys changed that a run cannot change."""
-    if fixed := [key for key in changed if _is_among(key, FIXED)]:
+    # Shards hold what such a share or number left; the digest of their labels tells whether it is the same.
+    free = ("data.val_fraction", "data.max_train") if "shards" in changed.get("data.source", ()) else ()
+    if fixed := [key for key in changed if _is_among(key, FIXED) and key not in free]:
         listed = "\n".join(f"  {key}: {show(changed[key][0])} -> {show(changed[key][1])}" for key in fixed)
         advice = "put them back, or choose another run.name"
         if not any(_is_among(key, TENSORS) for key in fixed):

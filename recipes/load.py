@@ -326,4 +326,5 @@ def _leave_old_variant(values: dict[str, Any], origins: dict[str, str], layer: d
         ):
             continue
         if variant := variant_named(by_name, above[tag]):
-            values[group] = {key: value for key, value in below.items() if key in variant.model_fields}
+            kept = variant.model_fields.keys() - getattr(variant, "own", ())
+            values[group] = {key: value for key, value in below.items() if key in kept}

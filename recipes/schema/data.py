@@ -25,6 +25,9 @@ class _Data(Group):
     )
     """Keys that say where the same images are, or how they are read, not which they are."""
 
+    own: ClassVar[tuple[str, ...]] = ()
+    """Keys that it does not take over from a recipe's other source that it replaces."""
+
     train: str
     """Where the training images are: the source says in which form. ~ and $VARIABLES are expanded."""
     val: str | None = None
@@ -157,6 +160,27 @@ class CsvData(_Data):
         return {"train": self.train, "val": self.val, "images": self.images}
 
 
+class ShardsData(_Data):
+    """What `resnet prepare` wrote: a few large files of images, and an index of where each lies."""
+
+    own: ClassVar[tuple[str, ...]] = ("val", "val_fraction")
+
+    source: Literal["shards"]
+    train: str
+    """Folder of the shards, with those of training and of validation."""
+    val: str | None = None
+    """Another folder of shards to validate on; null: the validation images that lie with those of training."""
+
+    @model_validator(mode="after")
+    def _validation(self) -> ShardsData:
+        if self.val_fraction is not None:
+            raise ValueError("val_fraction has no effect with source=shards, which hold validation images of their own")
+        return self
+
+    def paths(self) -> dict[str, str | None]:
+        return {"train": self.train, "val": self.val}
+
+
 class CifarData(_Data):
     """CIFAR-10 or CIFAR-100 through torchvision; `train` is the folder they are in or are downloaded to."""
 
@@ -234,5 +258,6 @@ def _has_its_own_validation(data: Any) -> Any:
 
 
 Data = Annotated[
-    ImageFolderData | HuggingFaceData | CsvData | CifarData | ShapesData | SyntheticData, Discriminator("source")
+    ImageFolderData | HuggingFaceData | CsvData | ShardsData | CifarData | ShapesData | SyntheticData,
+    Discriminator("source"),
 ]

@@ -20,6 +20,7 @@ COMMANDS = {
         "features": "write what a layer makes of images to a parquet file",
         "look": "show the images of a training step exactly as the network gets them",
         "replay": "train some steps of a run again and compare with what it left",
+        "prepare": "write images of any source into a few large files that are fast to read",
         "prune": "make a smaller network of a run, as a run of its own",
         "export": "write a network as safetensors, torch, ONNX or torch.export files, or for the Hugging Face Hub",
         "diff": "tell what matters of how two runs or recipes differ",

@@ -25,6 +25,7 @@ def counted(
     quiet: bool = False,
     weight: Callable[[Item], int] = lambda _: 1,
     done: int = 0,
+    what: str = "images",
 ) -> Iterator[Item]:
     """The items as they come; a count of their images is kept on a terminal, and told every 30 s elsewhere.
 
@@ -43,7 +44,7 @@ def counted(
                 continue
             last, rate = now, max(count, 1) / (now - start)
             left = format_duration((total - done - count) / rate)
-            text = f"{done + count:,} of {total:,} images  {rate:,.0f}/s  ETA {left}"
+            text = f"{done + count:,} of {total:,} {what}  {rate:,.0f}/s  ETA {left}"
             sys.stderr.write(f"\r{text:{drawn}}" if live else f"{text}\n")
             sys.stderr.flush()
             drawn = len(text)

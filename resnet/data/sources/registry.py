@@ -15,6 +15,7 @@ from resnet.data.sources.files import expanded
 from resnet.data.sources.huggingface import open_huggingface
 from resnet.data.sources.image_folder import open_image_folder
 from resnet.data.sources.shapes import open_shapes
+from resnet.data.sources.shards import open_shards
 from resnet.data.sources.synthetic import open_synthetic
 
 
@@ -41,6 +42,7 @@ SOURCES: dict[str, Callable[[Any], tuple[Source, Source | None]]] = {
     "image_folder": open_image_folder,
     "huggingface": open_huggingface,
     "csv": open_csv,
+    "shards": open_shards,
     "cifar10": open_cifar,
     "cifar100": open_cifar,
     "shapes": open_shapes,

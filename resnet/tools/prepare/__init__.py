@@ -1,0 +1,1 @@
+"""`resnet prepare`: images of any source into shards."""
