@@ -85,7 +85,7 @@ def made(recipe, opened: tuple[Source, Source], keys: list[Key], workers: int, c
             each.end()
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     words=st.sampled_from([PAD, ALL, CUT]),
     source=st.sampled_from(["folder", "parquet"]),
