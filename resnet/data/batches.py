@@ -15,7 +15,7 @@ from recipes.schema.augment import Augment
 from resnet.data.decode import BrokenImage, decode
 from resnet.data.draws import Draw, Drawn, drawing
 from resnet.data.on_device import draw_erasing
-from resnet.data.operations import Operations, apply_to_one
+from resnet.data.operations import Operations, apply_to_all
 from resnet.data.order import Order, mix
 from resnet.data.sources.registry import Source
 from resnet.data.transforms import Crop, Transform, eval_transform, train_crop
@@ -144,11 +144,11 @@ class MicroBatches(Dataset):
         broken: list[str],
     ) -> Batch:
         """The batch of images that have been cropped and flipped."""
-        operations = [each.operations for each in drawn]
-        later = Operations.of(operations) if self._operations_on_device and any(operations) else None
-        for row, found in enumerate(operations):
-            if found and later is None:
-                images[row] = apply_to_one(images[row], found)
+        operations, later = [each.operations for each in drawn], None
+        if any(operations) and self._operations_on_device:
+            later = Operations.of(operations)
+        elif any(operations):
+            images = apply_to_all(images, operations)
         return Batch(key, images, labels, torch.tensor(erased) if erased else None, broken, (), later)
 
     def _draw_and_crop(self, size: int) -> tuple[Draw, Crop]:

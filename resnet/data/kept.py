@@ -117,7 +117,7 @@ class PixelSource:
         memory: NodeMemory,
         start: int,
     ) -> None:
-        self._source, self._transform = source, transform
+        self._source, self._transform, self._memory = source, transform, memory
         self.labels, self.classes = source.labels, source.classes
         self.pixels = memory.array(start, shape, np.uint8)
         self.there = memory.array(start + room_of(shape, np.uint8), shape[:1], bool)
@@ -132,7 +132,9 @@ class PixelSource:
         data = self._source.read(index)
         image = self._transform(decode(data) if isinstance(data, bytes) else data)
         self._inner[index] = image.permute(1, 2, 0).numpy()
-        self.there[index] = True
+        # Calls of the kernel between the two: no processor lets others see the second before the first.
+        with self._memory.locked():
+            self.there[index] = True
         return image
 
     def describe(self, index: int) -> str:

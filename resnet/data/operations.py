@@ -82,6 +82,16 @@ def apply_to_one(image: Tensor, operations: list[Operation]) -> Tensor:
     return _ordered_as(image, pixels.permute(2, 0, 1))
 
 
+def apply_to_all(images: Tensor, operations: list[list[Operation]]) -> Tensor:
+    """Of each of the images uint8 (N, 3, H, W), on a CPU, what its operations make of it; may write to `images`."""
+    if _many_at_once(images.permute(0, 2, 3, 1)):
+        return apply_to_batch(images, Operations.of(operations))
+    for row, found in enumerate(operations):
+        if found:
+            images[row] = apply_to_one(images[row], found)
+    return images
+
+
 def apply_to_batch(images: Tensor, operations: Operations) -> Tensor:
     """What the operations make of images uint8 (N, 3, H, W); in the same order of memory.
 

@@ -94,7 +94,8 @@ def stage(data: Data, stopped: Callable[[], bool], say: Callable[[str], None]) -
 
 def conversions_of(path: Path) -> str | None:
     """Where what is made of a staged file or folder belongs: beside it. None for one that is not staged."""
-    return str(path.parent / "made") if (path.parent / WHOLE).is_file() else None
+    # A single file lies in a folder of its own there.
+    return next((str(folder / "made") for folder in (*path.parents,)[:2] if (folder / WHOLE).is_file()), None)
 
 
 def _place(data: Data) -> Path:
@@ -294,6 +295,8 @@ class _Copying:
                 size = self._copy(source, self.target / file.name)
             except FileNotFoundError:
                 raise ValueError(f"data.stage: {source} vanished while it was to be copied") from None
+            except OSError as error:
+                raise ValueError(f"data.stage: {source} cannot be copied: {error.strerror}") from error
             if size != file.size and not self._ended.is_set():
                 raise ValueError(f"data.stage: {source} was changed while it was copied")
 

