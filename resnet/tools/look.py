@@ -172,21 +172,24 @@ class _NotedBatches(MicroBatches):
         super().__init__(*arguments)
         self.samples, self.originals = [], []
 
-    def _training_image(
-        self, key: Key, order: np.ndarray, position: int, broken: list[str]
-    ) -> tuple[torch.Tensor, Drawn, int]:
-        before = len(broken)
-        image, drawn, index = super()._training_image(key, order, position, broken)
+    def _training_image(self, size: int, seed: int, index: int) -> tuple[torch.Tensor, Drawn, int]:
+        image, drawn, label = super()._training_image(size, seed, index)
         whole = read_image(self.train, index)
-        size = whole.shape[-2], whole.shape[-1]
-        file, label = self.train.describe(index), self.train.classes[int(self.train.labels[index])]
-        sample = Sample(position, 0, index, file, label, size, _crop_box(self.augment, size, drawn.crop))
-        sample.mirrored, sample.flipped, sample.broken = drawn.mirrored, drawn.flipped, broken[before:]
+        shape = whole.shape[-2], whole.shape[-1]
+        file, box = self.train.describe(index), _crop_box(self.augment, shape, drawn.crop)
+        sample = Sample(0, 0, index, file, self.train.classes[label], shape, box)
+        sample.mirrored, sample.flipped = drawn.mirrored, drawn.flipped
         sample.operations = [f"{name} {magnitude:.3g}" if magnitude else name for name, magnitude in drawn.operations]
         self.samples.append(sample)
         if self.keeps_originals:
             self.originals.append(whole.permute(1, 2, 0).contiguous().numpy())
-        return image, drawn, index
+        return image, drawn, label
+
+    def _first_whole(self, order: np.ndarray, position: int, broken: list[str], make: Any) -> Any:
+        before = len(broken)
+        made = super()._first_whole(order, position, broken, make)
+        self.samples[-1].position, self.samples[-1].broken = position, broken[before:]
+        return made
 
 
 def _crop_box(augment: Augment, whole: tuple[int, int], crop: Box) -> Box:
