@@ -261,7 +261,7 @@ def test_a_full_disk_leaves_whole_shards_only(shapes, tmp_path, capsys, monkeypa
     assert told.count("\n") == 1, told
     assert not list((tmp_path / "out/data").iterdir())
     monkeypatch.setattr(preparing.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(2, 1, 1))
-    assert "0.0 GB free, and the shards will need about" in refused(capsys, shapes, tmp_path / "out")
+    assert "has 0.0 MB free, and the shards will need about 0." in refused(capsys, shapes, tmp_path / "out")
 
 
 @pytest.fixture(scope="module")
