@@ -116,7 +116,7 @@ def _rows(source: Source, form: Form, task: Task, roots: Sequence[str], broken: 
         try:
             yield _Row(store(form, source.read(index)), name, int(source.labels[index]))
         except (BrokenImage, OSError) as error:
-            reason = isinstance(error, OSError) and error.strerror or str(error)  # with no path in it
+            reason = (isinstance(error, OSError) and error.strerror) or str(error)  # with no path in it
             broken.append(Broken(image=name, reason=as_text(reason)))
 
 
