@@ -229,9 +229,9 @@ class _Grouping:
         for bit in (0, *range(4, 64)):  # of the eight bytes, 60 bits are drawn
             left_out = shapes & ~np.uint64(1 << bit)
             order = np.argsort(left_out, kind="stable")
-            for at, other in _side_by_side(left_out[order]):
+            for at, other in _side_by_side(left_out[order], shapes[order] if bit else None):
                 one, two = order[at], order[other]
-                new = (tied[one] != tied[two]) & ((shapes[one] != shapes[two]) | (bit == 0))
+                new = tied[one] != tied[two]
                 one, two = one[new], two[new]
                 near = np.abs(colours[one] - colours[two]).max(1, initial=0) <= MOST_APART
                 one, two = one[near], two[near]
@@ -252,9 +252,16 @@ def _worst_first(group: Group) -> tuple[bool, bool, list[Place]]:
     return not group.leak, not group.two_labels, group.places
 
 
-def _side_by_side(ordered: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Positions of equal values, first of neighbours, then of those that lie further apart, up to _WINDOW."""
-    at = np.arange(len(ordered))
+def _side_by_side(ordered: np.ndarray, sketches: np.ndarray | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Positions of equal values, first of neighbours, then of those that lie further apart, up to _WINDOW.
+
+    sketches: of each; only runs of equal values where these are not all equal are looked at. None: all runs.
+    """
+    at = np.flatnonzero(ordered[1:] == ordered[:-1])
+    if sketches is not None and len(at):
+        starts = np.flatnonzero(np.diff(at, prepend=-2) > 1)
+        mixed = np.logical_or.reduceat(sketches[at] != sketches[at + 1], starts)
+        at = at[np.repeat(mixed, np.diff(starts, append=len(at)))]
     for apart in range(1, _WINDOW + 1):
         at = at[: np.searchsorted(at, len(ordered) - apart)]
         at = at[ordered[at] == ordered[at + apart]]
@@ -280,6 +287,8 @@ def _connected(pairs: Iterable[list[int]]) -> list[list[int]]:
     for one, other in pairs:
         joined, added = sets.setdefault(one, [one]), sets.setdefault(other, [other])
         if joined is not added:
+            if len(joined) < len(added):
+                joined, added = added, joined
             joined += added
             sets.update(dict.fromkeys(added, joined))
     return [sorted(members) for members in {id(members): members for members in sets.values()}.values()]

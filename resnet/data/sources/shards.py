@@ -139,9 +139,10 @@ class Shards:
         shard, offset, length, height, width, *_ = self._records[index].item()
         if not height:
             return self._bytes(shard, offset, length)
-        pixels = torch.empty((height, width, 3), dtype=torch.uint8)
-        self._read(shard, offset, pixels.numpy())
-        return pixels.permute(2, 0, 1)
+        pixels = np.empty((height, width, 3), dtype=np.uint8)
+        if os.preadv(self._file(shard), [pixels.data], offset) != length:
+            raise self._shorter(shard)
+        return torch.from_numpy(pixels).permute(2, 0, 1)
 
     def describe(self, index: int) -> str:
         """The shard and the name that the image had in the source."""
@@ -153,12 +154,11 @@ class Shards:
     def _bytes(self, shard: int, offset: int, length: int) -> bytes:
         data = os.pread(self._file(shard), length, offset)
         if len(data) != length:
-            raise OSError(f"{self._files[shard]} has become shorter")
+            raise self._shorter(shard)
         return data
 
-    def _read(self, shard: int, offset: int, buffer: np.ndarray) -> None:
-        if os.preadv(self._file(shard), [buffer], offset) != buffer.nbytes:
-            raise OSError(f"{self._files[shard]} has become shorter")
+    def _shorter(self, shard: int) -> OSError:
+        return OSError(f"{self._files[shard]} has become shorter")
 
     def _file(self, shard: int) -> int:
         """A shard's file descriptor: a mapping's reader would be killed where the file has become shorter."""
