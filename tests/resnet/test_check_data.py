@@ -108,9 +108,9 @@ def test_resized_and_compressed_anew_looks_alike(clean):
     save(clean / "train/cat/bad.jpg", picture(3), quality=30)
     for shade in (10, 20, 30):  # even surfaces have no shape
         save(clean / f"train/eel/{shade}.png", Image.new("RGB", (50, 50), (shade, shade, shade)))
-    dark = picture(60).point(lambda level: level // 3)
+    dark = Image.eval(picture(60), lambda level: level // 3)
     for name, shift in (("1.png", 0), ("2.png", 60), ("3.png", 2)):  # of one shape all three
-        save(clean / f"train/fox/{name}", dark.point(lambda level: level + shift))  # noqa: B023
+        save(clean / f"train/fox/{name}", Image.eval(dark, lambda level: level + shift))  # noqa: B023
     checked = checked_folder(clean)
     alike = [
         ["train/dog/1.jpg", "val/dog/small.jpg"],
