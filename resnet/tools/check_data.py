@@ -164,12 +164,14 @@ def _parts_of(folder: Path, path: str) -> tuple[list[str], list[str], list[str]]
         return [splits.train], splits.val, notes if splits.others else []
     found = {name: [str(folder / name)] for name in split_folders(folder)}
     if not found and folder.is_dir() and next(images_of(folder), None) is None:
-        found = parquet_files(folder)
-    if len(found) < 2:
+        files = parquet_files(folder)
+        found = files if len(files) > 1 else {}
+    if not found:
         return [path], [], []
-    if "train" not in found:
+    own = [name for name in found if name.lower().startswith("train")]
+    if len(own) != 1:
         raise ValueError(f"{path} holds the splits {', '.join(found)}: give one of them, and --val another")
-    return found.pop("train"), [file for files in found.values() for file in files], []
+    return found.pop(own[0]), [file for files in found.values() for file in files], []
 
 
 def check_data(opened: Opened, watch: Watch = lambda chunks, images: chunks) -> Checked:
