@@ -10,6 +10,7 @@ import gc
 import multiprocessing
 import os
 import signal
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -71,16 +72,23 @@ class Loader:
         self.device = device
         self._finish = batches.finish
         self._workers: list[Any] = []
+        self._begun: Callable[[], Any] = lambda: None
 
     def __iter__(self) -> Iterator[Batch]:
         batches = iter(self._loader)
+        self._begun = weakref.ref(batches)
         self._workers += getattr(batches, "_workers", ())
         if self.device.type == "cuda":
             return _copied_ahead(batches, self.device, self._finish)
         return (self._finish(batch, self.device) for batch in batches)
 
-    def end(self) -> None:
-        """End what is left of the workers: they do not heed the SIGTERM by which Python ends them at its exit."""
+    def end(self, ask: bool = False) -> None:
+        """End what is left of the workers: they do not heed the SIGTERM by which Python ends them at its exit.
+
+        ask: them first, and wait: where Ctrl-C came in the middle, PyTorch would complain of workers that end unasked.
+        """
+        if ask and hasattr(batches := self._begun(), "_shutdown_workers"):
+            batches._shutdown_workers()
         if self._workers:
             gc.collect()
         for worker in self._workers:

@@ -1,20 +1,24 @@
 """Images that are left to the device to decode: the same batches as without, whatever the files."""
 
 import contextlib
+import os
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from recipes.load import load
+from recipes.plan import make_plan
 from recipes.schema.augment import Augment
 from resnet.data import encoded, gpu_decode
 from resnet.data.batches import Key, MicroBatches
 from resnet.data.decode import BrokenImage, decode
 from resnet.data.encoded import EncodedBatches, is_resizable
 from resnet.data.gpu_decode import _by_nvjpeg, decode_on
-from resnet.data.loader import Loader
+from resnet.data.loader import Loader, check_shared_memory
 from resnet.data.order import Order
 from resnet.data.undecoded import Undecoded, opened
 from tests.resnet.test_decode import FILES, JPEGS, exif, saved
@@ -129,6 +133,18 @@ def test_how_far_a_gpu_can_shrink():
     assert not is_resizable((95 * 224, 95 * 224), 224, "bilinear")
     assert not is_resizable((92 * 224, 92 * 224), 224, "bicubic")
     assert not is_resizable((40, 200 * 224), 224, "bilinear")
+
+
+def test_room_in_shared_memory_is_that_of_the_files(monkeypatch):
+    class Large(Files):
+        def read(self, index: int) -> bytes:
+            return b"0" * 1_000_000
+
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=90, f_frsize=1_000_000))
+    for where in ("cpu", "gpu"):
+        recipe = load(["recipe=resnet50_imagenet", "batch_size=100", f"data.decode={where}"]).recipe
+        with pytest.raises(ValueError, match="may fill 100 MB") if where == "gpu" else contextlib.nullcontext():
+            check_shared_memory(make_plan(recipe, 1000, 1), workers=2, prefetch=2, train=Large())
 
 
 @pytest.mark.parametrize(("message", "passes"), [("CUDA out of memory", True), ("nvjpegDecode failed: 5", False)])
