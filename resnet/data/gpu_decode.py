@@ -32,6 +32,8 @@ def decode_on(files: Sequence[bytes], device: torch.device) -> list[torch.Tensor
     for number, (file, header) in enumerate(zip(files, headers, strict=True)):
         image = by_gpu.get(number)
         sound = image is not None and header is not None and tuple(image.shape) == (3, header.height, header.width)
+        if number in by_gpu and not sound:
+            _tell_of_refusals()
         found.append(image if sound else _by_cpu(file, device))  # pyright: ignore[reportArgumentType]
     return found
 
@@ -46,7 +48,6 @@ def _by_nvjpeg(files: Sequence[bytes | bytearray], device: torch.device) -> list
         if re.search("memory|alloc", str(error), re.IGNORECASE):
             raise  # not by the files
         if len(files) == 1:
-            _tell_of_refusals()
             return [None]
         half = len(files) // 2
         return [*_by_nvjpeg(files[:half], device), *_by_nvjpeg(files[half:], device)]
