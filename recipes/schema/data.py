@@ -48,7 +48,7 @@ class _Data(Group):
     """memory: keep the images of a machine in its memory as they are read, decoded where all are brought to one size
     (crop=pad or resize), else as files; auto: memory for decoded ones of up to 1 GB; device: decode all at the start,
     keep them on the device (on each rank's) and crop and flip them there."""
-    stage: str | None = None
+    stage: Annotated[str, Field(min_length=1)] | None = None
     """Folder on each node's own disk, to copy files and folders to once and read them there; null: where they are."""
     decode: Literal["cpu", "region", "gpu"] = "cpu"
     """region: decode of a JPEG what is cropped (needs `resnet-launch[fast]`), to the same pixels; gpu: decode, crop and
@@ -166,8 +166,6 @@ class ShardsData(_Data):
     own: ClassVar[tuple[str, ...]] = ("val", "val_fraction")
 
     source: Literal["shards"]
-    train: str
-    """Folder of the shards, with those of training and of validation."""
     val: str | None = None
     """Another folder of shards to validate on; null: the validation images that lie with those of training."""
 

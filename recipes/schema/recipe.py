@@ -96,7 +96,7 @@ class Recipe(Group):
             raise ValueError(f"schedule.warmup_epochs {warmup:g} leaves nothing of epochs {self.epochs:g}")
         if self.data.cache == "device" and (beyond := self.augment.beyond_cache()):
             wanted = " or ".join(beyond)
-            raise ValueError(f"data.cache=device cannot do {wanted}: it keeps images of one size; set data.cache=none")
+            raise ValueError(f"data.cache=device cannot do {wanted}: it keeps images of one size; set data.cache=auto")
         if self.data.decode != "cpu" and self.data.cache == "device":
             raise ValueError("data.cache=device decodes once, on the CPU: set data.decode=cpu")
         if self.data.decode == "region" and self.augment.crop != "random_resized":

@@ -111,7 +111,7 @@ def test_a_run_is_the_same_to_the_last_bit(tmp_path, tiny, capsys, workers):
     ],
 )
 def test_what_it_cannot_do_is_refused(words, told):
-    with pytest.raises(RecipeError, match=rf"data.cache=device cannot do .*{told}.*data.cache=none"):
+    with pytest.raises(RecipeError, match=rf"data.cache=device cannot do .*{told}.*data.cache=auto"):
         load([*words, "data.cache=device", "data.train=x", *(["data.val=y"] if "image" in words[0] else [])])
 
 

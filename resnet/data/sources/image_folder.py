@@ -80,9 +80,8 @@ def _class_folders(root: Path, key: str) -> tuple[list[str], int]:
         visible = [entry for entry in entries if not entry.name.startswith(".")]
     folders = sorted(entry.name for entry in visible if entry.is_dir())
     if _are_splits(folders):
-        raise ValueError(
-            f"{key}: {root} holds splits, not classes: give {key}={root / folders[-1]}, or another of them"
-        )
+        wanted = next((name for name in folders if name.lower().startswith(key.removeprefix("data."))), folders[-1])
+        raise ValueError(f"{key}: {root} holds splits, not classes: give {key}={root / wanted}, or another of them")
     return folders, sum(is_image(entry.name) for entry in visible)
 
 

@@ -197,7 +197,8 @@ def read_index(folder: Path, what: str) -> Index:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{what}: {file} is damaged ({where}: {first['msg']})") from None
+        told = f"{where}: {first['msg']}" if where else first["msg"]
+        raise ValueError(f"{what}: {file} is damaged ({told}): copy it again, or prepare the data anew") from None
     if index.format != FORMAT:
         raise ValueError(f"{what}: {file} has format {index.format}, and this version reads {FORMAT}")
     return index

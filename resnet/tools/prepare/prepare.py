@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -202,6 +203,10 @@ def _pool(workers: int, job: _Job) -> Iterator[ProcessPoolExecutor]:
     pool = ProcessPoolExecutor(workers, context, _start_worker, (job, os.getpid()))
     try:
         yield pool
+    except KeyboardInterrupt:
+        told = "stopping once the shards being written are whole (Ctrl-C again: now); repeat the command to go on"
+        print(told, file=sys.stderr, flush=True)
+        raise
     except BrokenProcessPool:
         raise OSError("a worker was ended from outside, perhaps for want of memory: try fewer --workers") from None
     finally:
