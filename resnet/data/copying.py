@@ -50,7 +50,7 @@ def tree_of(root: Path, names: Iterable[str] | None) -> Tree:
         if names is not None:
             # A manifest may go through folders to others, and name a file in several ways.
             folders = sorted({os.path.dirname(name) for name in names} - {""})
-            names = dict.fromkeys(map(os.path.normpath, names))
+            names = dict.fromkeys(os.path.relpath(os.path.join(root, name), root) for name in names)
             return Tree(root, folders, list(pool.map(lambda name: _file(root, name), names)))
         folders, files = [], []
         level = [""]
