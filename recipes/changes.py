@@ -25,10 +25,12 @@ def differences(before: Recipe, now: Recipe) -> dict[str, list[Any]]:
     """Keys whose values differ, with both, null where one of them has no such key.
 
     Of a group or a variant that one of them alone has, the keys that are not its defaults; {} where all are. Left out
-    is what does not change the training.
+    is what does not change the training: places and tracking, and data.decode=region beside cpu, which is as exact.
     """
     old, new = (values(recipe) for recipe in (before, now))
     found = {key: [old.get(key), new.get(key)] for key in {**old, **new} if old.get(key) != new.get(key)}
+    if "gpu" not in found.get("data.decode", ()):
+        found.pop("data.decode", None)
     own = {**values(before, exclude_defaults=True), **values(now, exclude_defaults=True)}
     told = {key: pair for key, pair in found.items() if key in own or (key in old and key in new)}
     for key in sorted({key.rpartition(".")[0] for key in found.keys() - told.keys()}):

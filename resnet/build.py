@@ -47,6 +47,9 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
     Raises ValueError where there is no GPU but the recipe wants one, and where ranks would train on their own.
     """
     on_cpu = takes_cpu(recipe)
+    if on_cpu and recipe.data.decode == "gpu":
+        why = "device=cpu" if recipe.device == "cpu" else "torch finds no GPU on this machine"
+        raise ValueError(f"data.decode=gpu needs a GPU, and {why}: use data.decode=cpu")
     if on_cpu:
         threads = threads_asked() or cores_of_rank()
         # Accelerate sets another number where this is not set.
@@ -82,8 +85,6 @@ def takes_cpu(recipe: Recipe) -> bool:
     has_gpu = torch.cuda.is_available()
     if recipe.device == "cuda" and not has_gpu:
         raise ValueError("device=cuda, but torch finds no GPU on this machine (nvidia-smi says what there is)")
-    if recipe.data.decode == "gpu" and not has_gpu:
-        raise ValueError("data.decode=gpu, but torch finds no GPU on this machine: use data.decode=cpu")
     return recipe.device == "cpu" or not has_gpu
 
 

@@ -14,7 +14,6 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from torch import nn
-from torch.utils.data import Dataset
 
 from recipes.load import digest
 from recipes.plan import Plan, make_plan
@@ -34,7 +33,7 @@ from resnet.build import (
 from resnet.checkpoint.resume import Start, find_start, finished_before
 from resnet.checkpoint.saver import Saver, check_space
 from resnet.checkpoint.snapshot import MODEL, restore
-from resnet.data.batches import Batch, Key
+from resnet.data.batches import Key, Prepared
 from resnet.data.cache import DrawnBatches, check_room, fill
 from resnet.data.gpu_decode import check_gpu_decodes
 from resnet.data.kept import kept_batches
@@ -138,7 +137,7 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals, notes: Seque
         trainer = Trainer(plan, accelerator, network, state, len(train.classes), len(val), hooks)
         trainer.teacher = teacher.network if teacher else None
         workers = workers_per_rank(recipe.data.num_workers)
-        check_shared_memory(plan, workers, recipe.data.prefetch)
+        check_shared_memory(plan, workers, recipe.data.prefetch, train)
         loaders = _open_batches(trainer, train, val, order, memory, workers, progress.message)
         more = [shape, *note.splitlines(), teacher.note if teacher else "", *_continues(start, state.step)]
         for line in (*first_lines(recipe, plan, start, train, val, accelerator, workers), *filter(None, more)):
@@ -194,7 +193,7 @@ def _open_batches(
     """Let the trainer's batches be made; returns the loaders whose workers are to be ended, more of them later."""
     recipe, loaders = trainer.recipe, []
 
-    def loader(batches: Dataset[Batch], keys: Iterable[Key]) -> Loader:
+    def loader(batches: Prepared, keys: Iterable[Key]) -> Loader:
         loaders.append(Loader(batches, keys, trainer.device, workers, recipe.data.prefetch))
         return loaders[-1]
 

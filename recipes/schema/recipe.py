@@ -101,8 +101,6 @@ class Recipe(Group):
             raise ValueError("data.cache=device decodes once, on the CPU: set data.decode=cpu")
         if self.data.decode == "region" and self.augment.crop != "random_resized":
             raise ValueError(f"augment.crop={self.augment.crop} takes whole images: set data.decode=cpu")
-        if self.data.decode == "gpu" and self.device == "cpu":
-            raise ValueError("data.decode=gpu needs a GPU, and device=cpu: use data.decode=cpu")
         cycled = self.schedule.name == "onecycle" and self.schedule.cycle_momentum
         if cycled and self.optimizer.name == "sgd" and self.optimizer.momentum == 0:
             raise ValueError("schedule.cycle_momentum needs optimizer.momentum above 0")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -81,7 +81,15 @@ class Batch(NamedTuple):
         return torch.tensor(whole, dtype=torch.int64).to(device, non_blocking=True)
 
 
-class MicroBatches(Dataset):
+class Prepared(Dataset):
+    """What workers make ahead of time, by key."""
+
+    def finish(self, batch: Any, device: torch.device) -> Any:
+        """What is still to be done where the batch is used, on the device that it is on."""
+        return batch
+
+
+class MicroBatches(Prepared):
     """Makes the batch of a key: read, decode, draw, crop; and rotation, colours and policy, if not on the device."""
 
     def __init__(
@@ -118,11 +126,11 @@ class MicroBatches(Dataset):
 
     def _training_image(self, size: int, seed: int, index: int) -> tuple[torch.Tensor, Drawn, int]:
         """An image cropped as it was drawn, and its label."""
-        draw, crop = self._draw_and_crop(size)
+        draw, _ = self._draw_and_crop(size)
         image = self._read(self.train, index)
         torch.default_generator.manual_seed(seed)
         drawn = draw(*self._size(image))
-        return self._crop(crop, image, drawn), drawn, int(self.train.labels[index])
+        return self._crop(size, image, drawn), drawn, int(self.train.labels[index])
 
     def _first_whole(self, order: np.ndarray, position: int, broken: list[str], make: Callable[[int], T]) -> T:
         """What is made of the image at a position; in place of a broken one, of the next of the same order."""
@@ -163,7 +171,8 @@ class MicroBatches(Dataset):
         """Height and width."""
         return image.shape[-2], image.shape[-1]
 
-    def _crop(self, crop: Crop, image: torch.Tensor, drawn: Drawn) -> torch.Tensor:
+    def _crop(self, size: int, image: torch.Tensor, drawn: Drawn) -> torch.Tensor:
+        _, crop = self._draw_and_crop(size)
         return crop(image, drawn)
 
     def _validation(self, key: Key) -> Batch:

@@ -11,10 +11,9 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
 from recipes.schema.augment import Augment
-from resnet.data.batches import Batch, Key, MicroBatches, read_image
+from resnet.data.batches import Batch, Key, MicroBatches, Prepared, read_image
 from resnet.data.decode import BrokenImage
 from resnet.data.draws import Drawn
 from resnet.data.loader import Loader
@@ -156,7 +155,7 @@ def frame_of(augment: Augment) -> int:
     return augment.padding if augment.crop == "pad" else 0
 
 
-class _Prepared(Dataset):
+class _Shaped(Prepared):
     """Makes consecutive images as they lie in the cache; those that cannot be read are black and have the label -1."""
 
     def __init__(self, train: Source, val: Source, augment: Augment) -> None:
@@ -186,7 +185,7 @@ class Filled(NamedTuple):
 
 
 def fill(
-    train: Source, val: Source, augment: Augment, loader: Callable[[Dataset[Batch], list[Key]], Loader], chunk: int
+    train: Source, val: Source, augment: Augment, loader: Callable[[Prepared, list[Key]], Loader], chunk: int
 ) -> Iterator[Filled | None]:
     """Decode everything onto the device: yields None so often that one can ask to stop, and at last what was made.
 
@@ -199,7 +198,7 @@ def fill(
         for which, source in ((_TRAINING, train), (None, val))
         for start in range(0, len(source), chunk)
     ]
-    workers = loader(_Prepared(train, val, augment), keys)
+    workers = loader(_Shaped(train, val, augment), keys)
     try:
         for batch in workers:
             if not memory:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 import warnings
 from typing import NamedTuple
@@ -94,7 +95,7 @@ class JpegHeader(NamedTuple):
     height: int
     width: int
     common: bool
-    """Whether every JPEG decoder takes it: baseline or progressive, 8 bits, grey or YCbCr in a usual subsampling."""
+    """Whether every JPEG decoder takes it: sequential, 8 bits, grey or YCbCr in a usual subsampling."""
     exif: list[int]
     """Where the second byte of each Exif marker stands."""
     scan: int
@@ -118,7 +119,7 @@ def jpeg_header(data: bytes) -> JpegHeader | None:
             if components not in (1, 3):
                 break
             size = height, width
-            common &= marker <= 0xC2 and bits == 8 and _is_usual(data[at + 10 : at + 10 + 3 * components])
+            common &= marker <= 0xC1 and bits == 8 and _is_usual(data[at + 10 : at + 10 + 3 * components])
         elif marker == 0xE1 and data[at + 12 : at + 14] in (b"*\0", b"\0*"):
             # TIFF's number 42, after `Exif` and the order of the bytes: by it alone torchcodec knows an orientation.
             exif.append(at + 1)
@@ -133,9 +134,18 @@ def _is_usual(components: bytes) -> bool:
     return len(components) == 3 or (components[::3] != b"RGB" and components[1::3] in _SAMPLINGS)
 
 
-def is_whole(data: bytes, header: JpegHeader) -> bool:
-    """Whether a JPEG has its end (EOI): in a scan's data the two bytes stand for nothing else."""
-    return data.rfind(b"\xff\xd9", header.scan) >= 0
+_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
+"""None that a scan's data hold: 0 stands behind each FF of theirs, and a restart's number or FF, to fill, at places."""
+
+
+def end_of(data: bytes, header: JpegHeader) -> int | None:
+    """Bytes up to and with the end (EOI) of a JPEG of one scan; None where anything else, or nothing, ends the scan.
+
+    There decoders go on in different ways: some fail, others fill what is missing.
+    """
+    start = header.scan + 2 + int.from_bytes(data[header.scan + 2 : header.scan + 4], "big")
+    marker = _MARKER.search(data, start)
+    return marker.end() if marker is not None and marker[0] == b"\xff\xd9" else None
 
 
 def without_exif(data: bytes, header: JpegHeader) -> bytes | bytearray:

@@ -5,46 +5,32 @@ The workers read the files, look into their headers and draw; what the GPU's dec
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from recipes.schema.augment import Augment
 from recipes.schema.recipe import Recipe
 from resnet.data.batches import Batch, Encoded, Key, MicroBatches
-from resnet.data.decode import BrokenImage, check_size, decode, is_whole, jpeg_header
+from resnet.data.decode import BrokenImage
 from resnet.data.draws import Drawn
-from resnet.data.gpu_decode import decode_on
+from resnet.data.gpu_decode import check_gpu_decodes, decode_on
 from resnet.data.order import Order
 from resnet.data.region_decode import RegionBatches
 from resnet.data.sources.registry import Source
-from resnet.data.transforms import Crop
+from resnet.data.undecoded import Undecoded, UndecodedBatches
 
 _MOST_PIXELS = 100_000_000
 """Of the images that are decoded at a time: 300 MB."""
+_MOST_BYTES = 4_000_000
+"""Of a file: larger ones would fill /dev/shm, and are decoded by the worker."""
+_SHARED_MEMORY = 49152
+"""Bytes that a block of torch's CUDA kernels may take."""
 
 
-class Jpeg(NamedTuple):
-    """A file that is to be decoded on the device."""
-
-    data: bytes
-    height: int
-    width: int
-    drawn: Drawn = Drawn((0, 0, 0, 0), False, False, [])
-    """Of training images."""
-
-
-def opened(data: bytes) -> Jpeg | torch.Tensor:
-    """A JPEG that the GPU's decoder is expected to take, or the decoded image. Raises BrokenImage."""
-    header = jpeg_header(data)
-    if header is None or not header.common or not is_whole(data, header):
-        return decode(data)
-    check_size(header.height, header.width)
-    return Jpeg(data, header.height, header.width)
-
-
-class EncodedBatches(MicroBatches):
+class EncodedBatches(UndecodedBatches):
     """Micro-batches that are whole after `finish`: before it, `images` are those that the worker made, in their order.
 
     Rotation, colours and policy are left to the device.
@@ -52,13 +38,12 @@ class EncodedBatches(MicroBatches):
 
     def __init__(self, train: Source, val: Source, order: Order, augment: Augment) -> None:
         super().__init__(train, val, order, augment, operations_on_device=True)
-        self._by_cpu = MicroBatches(train, val, order, augment, operations_on_device=True)
 
     def __getitem__(self, key: Key) -> Batch:
         batch = super().__getitem__(key)
         rows: list[Any] = batch.images  # pyright: ignore[reportAssignmentType]
-        made = [image for image in rows if not isinstance(image, Jpeg)]
-        images = self._by_cpu._memory(len(made), key.size)
+        made = [image for image in rows if not isinstance(image, Undecoded)]
+        images = super()._memory(len(made), key.size)
         for row, image in enumerate(made):
             images[row] = image
         return batch._replace(images=images, encoded=_encoded(rows) if len(made) < len(rows) else None)
@@ -79,7 +64,8 @@ class EncodedBatches(MicroBatches):
         for row, image in self._decoded(batch.key, batch.encoded, device):
             if isinstance(image, BrokenImage):
                 with torch.random.fork_rng(devices=[]):
-                    return self._by_cpu[batch.key].to(device)
+                    plain = MicroBatches(self.train, self.val, self.order, self.augment, operations_on_device=True)
+                    return plain[batch.key].to(device)
             images[row] = image
         return batch._replace(images=images, encoded=None)
 
@@ -93,32 +79,49 @@ class EncodedBatches(MicroBatches):
 
     def _cropped(self, image: torch.Tensor, key: Key, drawn: list[int]) -> torch.Tensor:
         if key.epoch is None:
-            return self._by_cpu._prepared(image)
+            return super()._prepared(image)
         top, left, height, width, mirrored, flipped = drawn
-        _, crop = self._draw_and_crop(key.size)
-        return crop(image, Drawn((top, left, height, width), bool(mirrored), bool(flipped), []))
+        return super()._crop(key.size, image, Drawn((top, left, height, width), bool(mirrored), bool(flipped), []))
 
     def _memory(self, images: int, size: int) -> Any:
         return [None] * images
 
-    def _read(self, source: Source, index: int) -> Any:
-        data = source.read(index)
-        return opened(data) if isinstance(data, bytes) else data
-
-    def _size(self, image: Any) -> tuple[int, int]:
-        return (image.height, image.width) if isinstance(image, Jpeg) else super()._size(image)
-
-    def _crop(self, crop: Crop, image: Any, drawn: Drawn) -> Any:
-        return image._replace(drawn=drawn) if isinstance(image, Jpeg) else super()._crop(crop, image, drawn)
+    def _crop(self, size: int, image: Any, drawn: Drawn) -> Any:
+        before = drawn.crop[2:] if self.augment.crop == "random_resized" else self._size(image)
+        if self._is_for_the_device(image, before, size):
+            return image._replace(drawn=drawn)
+        return super()._crop(size, image, drawn)
 
     def _prepared(self, image: Any) -> Any:
-        return image if isinstance(image, Jpeg) else super()._prepared(image)
+        before, size = self._size(image), self.augment.val_size
+        if self.augment.crop == "random_resized":
+            # The shorter side gets a size, the longer one the same scale.
+            before, size = (min(before), min(before)), self.augment.val_resize
+        return image if self._is_for_the_device(image, before, size) else super()._prepared(image)
+
+    def _is_for_the_device(self, image: Any, before: tuple[int, int], size: int) -> bool:
+        return (
+            isinstance(image, Undecoded)
+            and len(image.data) <= _MOST_BYTES
+            and is_resizable(before, size, self.augment.interpolation)
+        )
 
 
-def _encoded(rows: list[Jpeg | torch.Tensor]) -> Encoded:
+def is_resizable(before: tuple[int, int], size: int, interpolation: str) -> bool:
+    """Whether torch's antialiasing CUDA kernel can make size x size pixels of (height, width).
+
+    A block holds the weights of 32 columns, and those of a row with what the 32 made of it (UpSampleBilinear2d.cu).
+    """
+    reach = 2 if interpolation == "bicubic" else 1
+    # And one to either side, as sizes are rounded.
+    down, across = (2 * math.ceil(reach * max(1, side / size)) + 3 for side in before)
+    return 4 * (32 * across + 33 * down) <= _SHARED_MEMORY
+
+
+def _encoded(rows: list[Undecoded | torch.Tensor]) -> Encoded:
     table, files, end = [], [], 0
     for row, image in enumerate(rows):
-        if isinstance(image, Jpeg):
+        if isinstance(image, Undecoded):
             drawn, start, end = image.drawn, end, end + len(image.data)
             files.append(image.data)
             table.append([row, start, end, image.height * image.width, *drawn.crop, drawn.mirrored, drawn.flipped])
@@ -138,9 +141,13 @@ def _groups(table: list[list[int]]) -> Iterator[list[list[int]]]:
 
 
 def micro_batches(recipe: Recipe, train: Source, val: Source, order: Order, device: torch.device) -> MicroBatches:
-    """Those of a recipe for a device: its images are decoded where data.decode says, on a CPU by the CPU."""
+    """Those of a recipe for a device: its images are decoded where data.decode says, on a CPU by the CPU.
+
+    Raises ValueError where the GPU is to decode and cannot.
+    """
     on_gpu = device.type == "cuda"
     if recipe.data.decode == "gpu" and on_gpu:
+        check_gpu_decodes(device)
         return EncodedBatches(train, val, order, recipe.augment)
     kind = RegionBatches if recipe.data.decode == "region" else MicroBatches
     return kind(train, val, order, recipe.augment, operations_on_device=on_gpu)

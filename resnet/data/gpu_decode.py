@@ -6,7 +6,10 @@ The pixels are not those of the CPU to the last bit: nvJPEG enlarges the colours
 from __future__ import annotations
 
 import io
+import re
+import sys
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from PIL import Image
@@ -18,7 +21,7 @@ from resnet.data.decode import BrokenImage, decode, jpeg_header, without_exif
 def decode_on(files: Sequence[bytes], device: torch.device) -> list[torch.Tensor | BrokenImage]:
     """Decode files to RGB on a device: for each a uint8 (3, H, W), or why there is none.
 
-    On a GPU baseline and progressive JPEGs, grey or YCbCr, are decoded there; what it refuses of them, everything
+    On a GPU sequential JPEGs, grey or YCbCr, are decoded there; what it refuses of them, everything
     else, and everything on a CPU, as `resnet.data.decode.decode` does. The host waits for the current stream.
     """
     headers = [jpeg_header(file) if device.type == "cuda" else None for file in files]
@@ -29,6 +32,8 @@ def decode_on(files: Sequence[bytes], device: torch.device) -> list[torch.Tensor
     for number, (file, header) in enumerate(zip(files, headers, strict=True)):
         image = by_gpu.get(number)
         sound = image is not None and header is not None and tuple(image.shape) == (3, header.height, header.width)
+        if number in by_gpu and not sound:
+            _tell_of_refusals()
         found.append(image if sound else _by_cpu(file, device))  # pyright: ignore[reportArgumentType]
     return found
 
@@ -39,11 +44,19 @@ def _by_nvjpeg(files: Sequence[bytes | bytearray], device: torch.device) -> list
         return []
     try:
         return list(decode_jpeg(list(files), device=device))
-    except RuntimeError:
+    except RuntimeError as error:
+        if re.search("memory|alloc", str(error), re.IGNORECASE):
+            raise  # not by the files
         if len(files) == 1:
             return [None]
         half = len(files) // 2
         return [*_by_nvjpeg(files[:half], device), *_by_nvjpeg(files[half:], device)]
+
+
+@cache
+def _tell_of_refusals() -> None:
+    """Once a process."""
+    print("data.decode=gpu: the GPU's decoder refuses some files, which the CPU decodes", file=sys.stderr, flush=True)
 
 
 def _by_cpu(file: bytes, device: torch.device) -> torch.Tensor | BrokenImage:
@@ -53,6 +66,7 @@ def _by_cpu(file: bytes, device: torch.device) -> torch.Tensor | BrokenImage:
         return error
 
 
+@cache
 def check_gpu_decodes(device: torch.device) -> None:
     """Raise ValueError where torchcodec cannot decode on a GPU, as that of a CPU-only build cannot."""
     file = io.BytesIO()

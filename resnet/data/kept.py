@@ -16,12 +16,12 @@ from recipes.schema.augment import Augment
 from recipes.schema.recipe import Recipe
 from resnet.data.batches import MicroBatches
 from resnet.data.cache import CachedBatches, frame_of, shapes_of, table_of
-from resnet.data.decode import BrokenImage, decode
+from resnet.data.decode import decode
 from resnet.data.draws import Drawn
 from resnet.data.encoded import micro_batches
 from resnet.data.node_memory import NodeMemory, is_possible, room_of
 from resnet.data.order import Order
-from resnet.data.sources.registry import Source, evenly
+from resnet.data.sources.registry import Source, sampled
 from resnet.data.transforms import Transform, eval_transform, squeeze
 from resnet.process.environment import machine_memory
 
@@ -30,7 +30,6 @@ SMALL = 1e9
 _USED = 64
 """At the beginning of memory for files: room for the number of bytes that are used."""
 _PIXEL = np.dtype("V3")
-_SAMPLED = 64
 _SPARE = 1.25
 
 
@@ -86,12 +85,10 @@ def bytes_of_files(sources: Sequence[Source]) -> int:
     total = _USED
     for source in sources:
         sizes = [0]
-        for index in evenly(len(source), min(_SAMPLED, len(source))).tolist():
-            with contextlib.suppress(OSError, BrokenImage):
-                data = source.read(index)
-                if not isinstance(data, bytes):
-                    raise ValueError("data.cache=memory has no effect on images that come decoded: set data.cache=none")
-                sizes.append(len(data))
+        for data in sampled(source):
+            if not isinstance(data, bytes):
+                raise ValueError("data.cache=memory has no effect on images that come decoded: set data.cache=none")
+            sizes.append(len(data))
         mean = sum(sizes) / max(1, len(sizes) - 1)
         total += int(_SPARE * mean * len(source)) + room_of((2, len(source)), np.int64)
     return total

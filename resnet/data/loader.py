@@ -10,17 +10,18 @@ import gc
 import multiprocessing
 import os
 import signal
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from recipes.plan import Plan
 from recipes.schema.augment import SizeAt
-from resnet.data.batches import Batch, Key
-from resnet.data.encoded import EncodedBatches
+from resnet.data.batches import Batch, Key, Prepared
+from resnet.data.sources.registry import Source, sampled
 from resnet.process.environment import cores_of_rank
 from resnet.process.signals import SIGNALS, die_with_parent
 
@@ -30,14 +31,18 @@ def workers_per_rank(asked: int | None) -> int:
     return min(16, cores_of_rank()) if asked is None else asked
 
 
-def check_shared_memory(plan: Plan, workers: int, prefetch: int) -> None:
+def check_shared_memory(plan: Plan, workers: int, prefetch: int, train: Source) -> None:
     """Raise ValueError where the batches that the workers of a node prepare do not fit into /dev/shm."""
     place = Path("/dev/shm")
     if not workers or not place.is_dir():
         return
     size = max(corner.size for corner in plan.recipe.augment.progressive or [SizeAt(epoch=0, size=plan.image_size(0))])
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    needed = ranks * workers * prefetch * plan.micro_batch * 3 * size**2
+    image = 3 * size**2
+    if plan.recipe.data.decode == "gpu":
+        files = [len(data) for data in sampled(train) if isinstance(data, bytes)]
+        image = max(image, sum(files) / max(1, len(files)))
+    needed = ranks * workers * prefetch * plan.micro_batch * image
     there = os.statvfs(place)
     free = there.f_bavail * there.f_frsize
     if needed > free:
@@ -52,7 +57,7 @@ class Loader:
     """Iterates over the batches of `keys`, decoded by worker processes ahead of time."""
 
     def __init__(
-        self, batches: Dataset[Batch], keys: Iterable[Key], device: torch.device, workers: int, prefetch: int
+        self, batches: Prepared, keys: Iterable[Key], device: torch.device, workers: int, prefetch: int
     ) -> None:
         self._loader = DataLoader(
             batches,
@@ -65,19 +70,25 @@ class Loader:
             worker_init_fn=_start_worker,
         )
         self.device = device
-        self._finish = batches.finish if isinstance(batches, EncodedBatches) else None
+        self._finish = batches.finish
         self._workers: list[Any] = []
+        self._begun: Callable[[], Any] = lambda: None
 
     def __iter__(self) -> Iterator[Batch]:
         batches = iter(self._loader)
+        self._begun = weakref.ref(batches)
         self._workers += getattr(batches, "_workers", ())
         if self.device.type == "cuda":
             return _copied_ahead(batches, self.device, self._finish)
-        finish = self._finish
-        return (finish(batch, self.device) for batch in batches) if finish else batches
+        return (self._finish(batch, self.device) for batch in batches)
 
-    def end(self) -> None:
-        """End what is left of the workers: they do not heed the SIGTERM by which Python ends them at its exit."""
+    def end(self, ask: bool = False) -> None:
+        """End what is left of the workers: they do not heed the SIGTERM by which Python ends them at its exit.
+
+        ask: them first, and wait: where Ctrl-C came in the middle, PyTorch would complain of workers that end unasked.
+        """
+        if ask and hasattr(batches := self._begun(), "_shutdown_workers"):
+            batches._shutdown_workers()
         if self._workers:
             gc.collect()
         for worker in self._workers:
@@ -86,15 +97,14 @@ class Loader:
 
 
 def _copied_ahead(
-    batches: Iterator[Batch], device: torch.device, finish: Callable[[Batch, torch.device], Batch] | None = None
+    batches: Iterator[Batch], device: torch.device, finish: Callable[[Batch, torch.device], Batch]
 ) -> Iterator[Batch]:
     """Copy each batch to the GPU on a stream of its own, and finish it, while the one before it is computed on."""
     stream = torch.cuda.Stream(device)
     ahead = None
     for batch in batches:
         with torch.cuda.stream(stream):
-            moved = batch.to(device)
-            moved = finish(moved, device) if finish else moved
+            moved = finish(batch.to(device), device)
             copied = torch.cuda.Event()
             copied.record(stream)
         if ahead is not None:

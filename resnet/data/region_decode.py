@@ -1,7 +1,7 @@
 """Decoding only what a crop takes of a JPEG, by libjpeg-turbo's partial decoding in NVIDIA's nvImageCodec, on the CPU.
 
 The pixels are those of `decode`: libjpeg-turbo passes over the rest of the image without inverse transforms, upsampling
-and colours. An image that is damaged, small or no such JPEG is decoded whole.
+and colours. An image that is damaged, progressive, small or no such JPEG is decoded whole.
 """
 
 from __future__ import annotations
@@ -9,64 +9,34 @@ from __future__ import annotations
 import importlib
 import os
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
-from resnet.data.batches import MicroBatches
-from resnet.data.decode import check_size, decode, is_whole, jpeg_header
 from resnet.data.draws import Drawn
-from resnet.data.sources.registry import Source
-from resnet.data.transforms import Crop
+from resnet.data.undecoded import Undecoded, UndecodedBatches
 
-_SMALL = 32
-"""Below so many pixels a side libjpeg-turbo smooths the colours of a part otherwise than of the whole."""
+_VERBOSITY = "PYNVIMGCODEC_VERBOSITY"
 
 
-class Undecoded(NamedTuple):
-    """A JPEG that is whole, as far as its header and its end tell."""
-
-    data: bytes
-    height: int
-    width: int
-
-
-class RegionBatches(MicroBatches):
+class RegionBatches(UndecodedBatches):
     """Micro-batches that decode of a training image what is cut out; the same to the last bit."""
 
-    def _read(self, source: Source, index: int) -> Any:
-        data = source.read(index)
-        return opened(data) if isinstance(data, bytes) else data
-
-    def _size(self, image: Any) -> tuple[int, int]:
-        return (image.height, image.width) if isinstance(image, Undecoded) else super()._size(image)
-
-    def _crop(self, crop: Crop, image: Any, drawn: Drawn) -> torch.Tensor:
-        if not isinstance(image, Undecoded):
-            return crop(image, drawn)
-        part = decode_region(image.data, drawn.crop)
-        if part is None:
-            return crop(decode(image.data), drawn)
-        return crop(part, drawn._replace(crop=(0, 0, *part.shape[1:])))
-
-    def _prepared(self, image: Any) -> torch.Tensor:
-        return super()._prepared(decode(image.data) if isinstance(image, Undecoded) else image)
-
-
-def opened(data: bytes) -> Undecoded | torch.Tensor:
-    """A JPEG of which a part can be decoded, or the decoded image. Raises BrokenImage."""
-    header = jpeg_header(data)
-    if header is None or not header.common or min(header[:2]) < _SMALL or not is_whole(data, header):
-        return decode(data)
-    check_size(header.height, header.width)
-    return Undecoded(data, header.height, header.width)
+    def _crop(self, size: int, image: Any, drawn: Drawn) -> torch.Tensor:
+        # A part that is one pixel wide has other colours, in 4:2:0.
+        if isinstance(image, Undecoded) and drawn.crop[3] > 1:
+            part = decode_region(image.data, drawn.crop)
+            if part is not None:
+                return super()._crop(size, part, drawn._replace(crop=(0, 0, *part.shape[1:])))
+        return super()._crop(size, image, drawn)
 
 
 def check_region_decoder() -> None:
     """Raise ValueError where there is no decoder of regions here."""
     try:
         _decoder()
+        _decoder.cache_clear()
     except (ImportError, OSError, RuntimeError) as error:
         raise ValueError(
             f"data.decode=region needs nvImageCodec, which cannot be loaded ({error}): pip install "
@@ -89,10 +59,19 @@ def decode_region(data: bytes, box: tuple[int, int, int, int]) -> torch.Tensor |
 
 @cache
 def _decoder() -> tuple[Any, Any, Any]:
-    """A process's own: it would not survive a fork."""
-    # It tells of each GPU library that it does not find, and of each broken image.
-    os.environ.setdefault("PYNVIMGCODEC_VERBOSITY", "0")
-    codec: Any = importlib.import_module("nvidia.nvimgcodec")
+    """A process's own."""
+    codec = _codec()
     backends, cpu = [codec.Backend(codec.CPU_ONLY)], codec.NVIMGCODEC_DEVICE_CPU_ONLY
     decoder = codec.Decoder(device_id=cpu, max_num_cpu_threads=1, backends=backends)
     return codec, decoder, codec.DecodeParams(apply_exif_orientation=False, color_spec=codec.ColorSpec.SRGB)
+
+
+def _codec() -> Any:
+    """The package, silent: it tells of each GPU library that it does not find, and of each broken image."""
+    before = os.environ.get(_VERBOSITY)
+    os.environ.setdefault(_VERBOSITY, "0")
+    try:
+        return importlib.import_module("nvidia.nvimgcodec")
+    finally:
+        if before is None:
+            del os.environ[_VERBOSITY]

@@ -22,7 +22,7 @@ from resnet.rundir.status import read_status
 
 PACKAGES = (
     *("torch", "torchvision", "accelerate", "datasets", "numpy", "pillow", "pydantic", "pyyaml", "safetensors"),
-    *("submitit", "wandb", "matplotlib"),
+    *("submitit", "wandb", "matplotlib", "torchcodec", "nvidia-nvimgcodec-cu12"),
 )
 DIFF_LIMIT = 1_000_000
 """Characters of `git diff` that are kept."""

@@ -16,7 +16,6 @@ from recipes.schema.recipe import Recipe
 from resnet.build import build_accelerator, build_data, build_model_for, build_order, build_state, wrap
 from resnet.data.batches import MicroBatches, training_keys
 from resnet.data.encoded import micro_batches
-from resnet.data.gpu_decode import check_gpu_decodes
 from resnet.data.loader import Loader, workers_per_rank
 from resnet.data.order import Order
 from resnet.data.region_decode import check_region_decoder
@@ -81,8 +80,6 @@ def examine(recipe: Recipe, seconds: float = SECONDS) -> Examined:
     order = build_order(recipe, train)
     plan = make_plan(recipe, len(order), 1)
     accelerator = build_accelerator(recipe)
-    if recipe.data.decode == "gpu":
-        check_gpu_decodes(accelerator.device)
     if recipe.data.decode == "region":
         check_region_decoder()
     on_gpu, size = accelerator.device.type == "cuda", plan.image_size(0)

@@ -7,11 +7,10 @@ import time
 from collections.abc import Iterator
 
 import torch
-from torch.utils.data import Dataset
 
 from recipes.schema.recipe import Recipe
 from resnet.build import build_order, share_memory
-from resnet.data.batches import Batch, Key, MicroBatches
+from resnet.data.batches import Batch, Key, MicroBatches, Prepared
 from resnet.data.cache import DrawnBatches, fill
 from resnet.data.kept import kept_batches
 from resnet.data.loader import Loader
@@ -85,7 +84,7 @@ class LoaderTimer:
         finally:
             loader.end()
 
-    def _loader(self, batches: Dataset[Batch], keys: Iterator[Key] | list[Key]) -> Loader:
+    def _loader(self, batches: Prepared, keys: Iterator[Key] | list[Key]) -> Loader:
         return Loader(batches, keys, self.device, self.workers, self.recipe.data.prefetch)
 
     def _rate_of(self, came: Iterator[Batch]) -> float:

@@ -17,7 +17,6 @@ from resnet.data.draws import drawing
 from resnet.data.operations import apply_to_one
 from resnet.data.order import mix
 from resnet.data.sources.registry import evenly
-from resnet.data.transforms import train_crop
 from resnet.tools.prepare.forms import Form, store
 
 SAMPLED = 400
@@ -117,7 +116,7 @@ class _Read:
 
 def _timer(batches: MicroBatches, size: int, on_gpu: bool) -> Callable[[Any, int], tuple[np.ndarray, int, int]]:
     """A function that makes an image of a source: milliseconds of each stage, bytes, pixels of the longer side."""
-    draw, crop = drawing(batches.augment, size), train_crop(batches.augment, size)
+    draw = drawing(batches.augment, size)
     once: Any = _Read
 
     def time_one(source: Any, index: int) -> tuple[np.ndarray, int, int]:
@@ -129,7 +128,7 @@ def _timer(batches: MicroBatches, size: int, on_gpu: bool) -> Callable[[Any, int
         marks.append(time.perf_counter())
         height, width = batches._size(image)
         drawn = draw(height, width)
-        image = batches._crop(crop, image, drawn)
+        image = batches._crop(size, image, drawn)
         marks.append(time.perf_counter())
         if drawn.operations and not on_gpu:
             apply_to_one(image, drawn.operations)

@@ -13,6 +13,8 @@ from resnet.build import choose_precision
 from resnet.data.sources.registry import Source, Subset
 from resnet.tools.weights import autocast, batches_of, own_settings
 
+DECODED_HERE = "data.decode=gpu: decoded by the CPU here, to slightly other pixels"
+
 
 class Forwarded(NamedTuple):
     """What a network gave for a batch."""
@@ -62,9 +64,11 @@ def forward(
 def evaluation_precision(recipe: Recipe, device: torch.device, tell: Callable[[str], object] = lambda _: None) -> str:
     """The precision of a recipe's evaluation on a device, for `autocast`.
 
-    tell: is called where that is fp16, and the device a CPU, which has none.
+    tell: is called with what a CPU does otherwise: it has no fp16, and decodes all images itself.
     """
     on_cpu = device.type == "cpu"
+    if on_cpu and recipe.data.decode == "gpu":
+        tell(DECODED_HERE)
     if on_cpu and recipe.precision == "fp16":
         tell("precision=fp16 needs a GPU: computed in float32 here")
         return "no"

@@ -12,8 +12,8 @@ import torch
 import xxhash
 from PIL import ExifTags, Image
 from torch.nn import functional
-from torch.utils.data import Dataset
 
+from resnet.data.batches import Prepared
 from resnet.data.decode import BrokenImage, decode
 from resnet.data.loader import Loader
 from resnet.data.sources.registry import Source
@@ -84,7 +84,7 @@ def read_facts(sources: Sequence[Source], workers: int, watch: Watch) -> tuple[l
     return found, False
 
 
-class _Chunks(Dataset):
+class _Chunks(Prepared):
     def __init__(self, sources: Sequence[Source]) -> None:
         self._sources = sources
 

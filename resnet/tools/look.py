@@ -23,6 +23,7 @@ from resnet.data.draws import Drawn
 from resnet.data.sources.registry import Source
 from resnet.inference import input_dtype
 from resnet.rundir.provenance import read_provenance
+from resnet.tools.forward import DECODED_HERE
 from resnet.tools.picture_grid import SIDE, Tile, draw_grid
 from resnet.training_input import TrainingInput, training_input
 
@@ -131,9 +132,7 @@ def look(
     inputs, targets = [one.images for one in given], [one.targets for one in given]
     epoch, size = plan.epoch(step), plan.samples_of_step(step - 1)
     whole = batches.originals[:count]
-    notes = (
-        ["data.decode=gpu: decoded by the CPU here, to slightly other pixels"] if recipe.data.decode == "gpu" else []
-    )
+    notes = [DECODED_HERE] if recipe.data.decode == "gpu" else []
     return Seen(step, epoch, size, plan.micro_batch, seen, inputs, targets, shown.numpy(), whole, notes)
 
 
@@ -147,10 +146,18 @@ def look_at_run(
     micro_batch, precision, digest = facts_of(run_dir, with_data=verify)
     sources = build_data(recipe)
     seen = look(recipe, step, count, sources=sources, micro_batch=micro_batch, precision=precision, originals=originals)
+    if _operates_on_gpu(run_dir, recipe.augment):
+        told = "rotation, colours and policy were applied by a GPU in this run: "
+        seen.notes.append(f"{told}its pixels differ from these by a level, and by more where operations follow")
     if digest is not None and digest != data_digest(sources[0]):
         told = f"{recipe.data.train} is not the data that {run_dir} was trained on (other images or classes): "
         seen.notes.append(f"{told}these are not the images that it saw")
     return seen
+
+
+def _operates_on_gpu(run_dir: Path, augment: Augment) -> bool:
+    devices = read_provenance(run_dir).get("devices") or ["CPU"]
+    return devices[0] != "CPU" and bool(augment.policy != "none" or augment.color_jitter or augment.rotation)
 
 
 def facts_of(run_dir: Path, with_data: bool = True) -> tuple[int | None, str, str | None]:

@@ -34,11 +34,12 @@ from resnet.tools.replay_run import Steps
 
 CLOSE = 0.1
 """Two networks this far apart, as a share of the way that training took them, are the same but for rounding."""
-_ROUNDS_OTHERWISE = ("torch", "torchvision", "numpy", "pillow", "host", "platform", "device", "ranks", "threads")
-_ROUNDS_OTHERWISE += ("version", "commit", "precision")
-"""Parts of the environment by which the last bits can differ."""
-_DECODES_OTHERWISE = ("torch", "torchvision", "pillow", "host", "platform", "version", "commit")
-"""Those by which the pixels of images can: resizing rounds as the processor does."""
+_DECODES_OTHERWISE = ("torch", "torchvision", "torchcodec", "nvidia-nvimgcodec-cu12", "pillow", "host", "platform")
+_DECODES_OTHERWISE += ("device", "version", "commit")
+"""Parts of the environment by which the pixels of images can differ: resizing rounds as the processor does, and a GPU
+decodes and does what a policy draws in its own way."""
+_ROUNDS_OTHERWISE = (*_DECODES_OTHERWISE, "numpy", "ranks", "threads", "precision")
+"""Those by which the last bits of the computation can."""
 
 
 class Replay(NamedTuple):

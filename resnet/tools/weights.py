@@ -63,14 +63,10 @@ def batches_of(
     order = Order(source.labels, recipe.seed, batch_size)
     made = micro_batches(recipe, source, source, order, device)
     loader = Loader(made, keys, device, workers, recipe.data.prefetch)
-    batches = iter(loader)
     try:
-        yield from batches
+        yield from loader
     finally:
-        # Where Ctrl-C came in the middle, PyTorch would complain of workers that end before it asked them to.
-        with contextlib.suppress(AttributeError):
-            batches._shutdown_workers()  # pyright: ignore[reportAttributeAccessIssue]
-        loader.end()
+        loader.end(ask=True)
 
 
 @contextlib.contextmanager

@@ -126,7 +126,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path, tiny,
 
 
 def test_a_signal_is_heeded_while_the_cache_fills(tmp_path, tiny, monkeypatch, capsys):
-    prepared, counted = cache._Prepared.__getitem__, []
+    prepared, counted = cache._Shaped.__getitem__, []
 
     def signalled(self, key):
         counted.append(key)
@@ -134,7 +134,7 @@ def test_a_signal_is_heeded_while_the_cache_fills(tmp_path, tiny, monkeypatch, c
             os.kill(os.getpid(), signal.SIGTERM)
         return prepared(self, key)
 
-    monkeypatch.setattr(cache._Prepared, "__getitem__", signalled)
+    monkeypatch.setattr(cache._Shaped, "__getitem__", signalled)
     words = [*tiny, *SMALL, f"run.root={tmp_path}", "run.name=r", "data.cache=device", "max_steps=2"]
     assert train(*words) == 85
     assert len(counted) <= 4
@@ -147,7 +147,7 @@ def test_a_failure_while_the_cache_fills_is_told(tmp_path, tiny, monkeypatch, ca
     def broken(self, key):
         raise RuntimeError("DataLoader worker is killed by signal: Bus error.")
 
-    monkeypatch.setattr(cache._Prepared, "__getitem__", broken)
+    monkeypatch.setattr(cache._Shaped, "__getitem__", broken)
     assert train(*tiny, *SMALL, f"run.root={tmp_path}", "run.name=r", "data.cache=device") == 1
     assert status(tmp_path / "r")["state"] == "failed"
     assert "enlarge /dev/shm" in capsys.readouterr().err

@@ -1,19 +1,27 @@
 """Images that are left to the device to decode: the same batches as without, whatever the files."""
 
+import contextlib
+import os
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from recipes.load import load
+from recipes.plan import make_plan
 from recipes.schema.augment import Augment
+from resnet.data import encoded, gpu_decode
 from resnet.data.batches import Key, MicroBatches
 from resnet.data.decode import BrokenImage, decode
-from resnet.data.encoded import EncodedBatches, Jpeg, opened
+from resnet.data.encoded import EncodedBatches, is_resizable
 from resnet.data.gpu_decode import _by_nvjpeg, decode_on
-from resnet.data.loader import Loader
+from resnet.data.loader import Loader, check_shared_memory
 from resnet.data.order import Order
-from tests.resnet.test_decode import FILES, JPEGS, exif
+from resnet.data.undecoded import Undecoded, opened
+from tests.resnet.test_decode import FILES, JPEGS, exif, saved
 
 CPU = torch.device("cpu")
 PLAIN = JPEGS["4:2:0"]
@@ -42,13 +50,16 @@ class Files:
 
 
 def test_what_travels_as_bytes():
-    sent = [kind for kind, file in (FILES | JPEGS).items() if isinstance(opened(file), Jpeg)]
+    sent = [kind for kind, file in (FILES | JPEGS).items() if isinstance(opened(file), Undecoded)]
     assert sent == [
-        *("jpeg", "progressive jpeg", "grey jpeg", "4:4:4", "4:2:2", "4:2:0", "4:4:0", "4:1:1"),
-        *("grey", "progressive", "restarts", "bytes after its end"),
+        *("jpeg", "grey jpeg", "4:4:4", "4:2:2", "4:2:0", "4:4:0", "4:1:1"),
+        *("grey", "restarts", "bytes after its end"),
     ]
     frame = PLAIN.index(b"\xff\xc0")
-    assert not isinstance(opened(PLAIN[: frame + 11] + b"\x24" + PLAIN[frame + 12 :]), Jpeg), "an odd subsampling"
+    assert not isinstance(opened(PLAIN[: frame + 11] + b"\x24" + PLAIN[frame + 12 :]), Undecoded), "an odd subsampling"
+    ended = opened(JPEGS["bytes after its end"])
+    assert isinstance(ended, Undecoded)
+    assert ended.data == FILES["jpeg"]
     for broken in (CUT, b""):
         with pytest.raises(BrokenImage):
             opened(broken)
@@ -90,17 +101,60 @@ def assert_equal(got, expected) -> None:
 def test_a_file_that_proves_broken_on_the_device_is_replaced_as_always():
     files, augment = Files(DAMAGED), Augment(train_size=24, val_size=20, val_resize=22, random_erasing=0.5)
     order, count = Order(files.labels, seed=3, batch_size=8), len(files)
-    assert isinstance(opened(DAMAGED), Jpeg)
-    encoded = EncodedBatches(files, files, order, augment)
+    assert isinstance(opened(DAMAGED), Undecoded)
+    sent = EncodedBatches(files, files, order, augment)
     plain = MicroBatches(files, files, order, augment, operations_on_device=True)
     for key in (Key(0, 0, count, 24), Key(None, 0, count, 20)):
         state = torch.random.get_rng_state()
-        batch = encoded[key]
+        batch = sent[key]
         torch.random.set_rng_state(state)
-        got = encoded.finish(batch, CPU)
+        got = sent.finish(batch, CPU)
         assert torch.equal(torch.random.get_rng_state(), state)
         assert any(f"file {count - 1}: " in told for told in got.broken)
         assert_equal(got, plain[key])
+
+
+@pytest.mark.parametrize("crop", ["random_resized", "resize"])
+def test_what_would_fail_on_the_device_is_made_by_the_worker(monkeypatch, crop):
+    """Files too large for /dev/shm, and shrinking that takes more shared memory than a GPU's block has."""
+    augment = Augment(train_size=24, val_size=24, val_resize=24, crop=crop, scale=(0.99, 1.0))
+    for size, most, travels in (((60, 40), 10**6, True), ((60, 40), 10, False), ((9000, 3000), 10**6, False)):
+        monkeypatch.setattr(encoded, "_MOST_BYTES", most)
+        files = Files()
+        files._files, files.labels = [saved(Image.new("L", size), "JPEG")], np.zeros(1, dtype=np.int64)
+        batches = EncodedBatches(files, files, Order(files.labels, seed=3, batch_size=1), augment)
+        for epoch in (None, 0):
+            assert (batches[Key(epoch, 0, 1, 24)].encoded is not None) == travels
+
+
+def test_how_far_a_gpu_can_shrink():
+    assert is_resizable((2000, 3000), 224, "bicubic")
+    assert is_resizable((92 * 224, 92 * 224), 224, "bilinear")
+    assert not is_resizable((95 * 224, 95 * 224), 224, "bilinear")
+    assert not is_resizable((92 * 224, 92 * 224), 224, "bicubic")
+    assert not is_resizable((40, 200 * 224), 224, "bilinear")
+
+
+def test_room_in_shared_memory_is_that_of_the_files(monkeypatch):
+    class Large(Files):
+        def read(self, index: int) -> bytes:
+            return b"0" * 1_000_000
+
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=90, f_frsize=1_000_000))
+    for where in ("cpu", "gpu"):
+        recipe = load(["recipe=resnet50_imagenet", "batch_size=100", f"data.decode={where}"]).recipe
+        with pytest.raises(ValueError, match="may fill 100 MB") if where == "gpu" else contextlib.nullcontext():
+            check_shared_memory(make_plan(recipe, 1000, 1), workers=2, prefetch=2, train=Large())
+
+
+@pytest.mark.parametrize(("message", "passes"), [("CUDA out of memory", True), ("nvjpegDecode failed: 5", False)])
+def test_running_out_of_memory_is_no_bad_file(monkeypatch, message, passes):
+    def failing(*_, **__):
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(gpu_decode, "decode_jpeg", failing)
+    with pytest.raises(RuntimeError, match=message) if passes else contextlib.nullcontext():
+        assert _by_nvjpeg([PLAIN], CPU) == [None]
 
 
 def test_a_bad_file_loses_no_other():

@@ -245,13 +245,18 @@ def test_what_only_another_rank_finds_wrong_is_told(finished, tmp_path, monkeypa
     assert "resnet eval: no more files can be opened" in (tmp_path / "out.txt").read_text()
 
 
-def test_a_network_trained_in_fp16_can_be_evaluated_on_a_cpu(finished, tmp_path, monkeypatch, capsys):
+def test_what_only_a_gpu_can_train_a_cpu_evaluates(finished, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     words = [str(finished.run), f"{finished.run}@last", "precision=fp16", "device=auto", "--json"]
     main(["eval", *words])
     out, told = capsys.readouterr()
     assert figures(json.loads(out)[0]) == [finished.evaluation[name] for name in FIGURES]
     assert told.count("precision=fp16 needs a GPU: computed in float32 here") == 1
+    for device in ("auto", "cpu"):
+        main(["eval", str(finished.run), "data.decode=gpu", f"device={device}", "--json"])
+        out, told = capsys.readouterr()
+        assert figures(json.loads(out)[0]) == [finished.evaluation[name] for name in FIGURES]
+        assert told.count("data.decode=gpu: decoded by the CPU here") == 1
     children = start_ranks(["eval", *words], 2, tmp_path / "out.txt", program=main)
     assert wait_ranks(children, 60) == [0, 0], (tmp_path / "out.txt").read_text()
 

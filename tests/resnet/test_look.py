@@ -141,6 +141,18 @@ def test_a_recipe_is_looked_at_without_a_run(tiny, shapes, tmp_path, capsys):
     Path(own).unlink()
 
 
+def test_what_a_gpu_did_otherwise_is_told(run, tmp_path):
+    own = shutil.copytree(run, tmp_path / "own")
+    recipe = load([f"recipe={run}/recipe.yaml", "augment.policy=randaugment", "augment.rotation=0"]).recipe
+    assert look_at_run(own, recipe, count=1).notes == []
+    told = json.loads((own / "provenance.json").read_text()) | {"devices": ["NVIDIA H200"]}
+    (own / "provenance.json").write_text(json.dumps(told))
+    assert "were applied by a GPU" in look_at_run(own, recipe, count=1).notes[0]
+    plain = {"policy": "none", "color_jitter": 0.0, "rotation": 0.0}
+    recipe = recipe.model_copy(update={"augment": recipe.augment.model_copy(update=plain)})
+    assert look_at_run(own, recipe, count=1).notes == []
+
+
 def test_other_data_is_told(run, shapes, tmp_path, capsys):
     recipe = load([f"recipe={run}/recipe.yaml", "data.max_train=150"]).recipe
     assert "is not the data that" in look_at_run(run, recipe).notes[0]

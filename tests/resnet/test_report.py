@@ -175,6 +175,8 @@ def test_an_accuracy_is_held_against_what_the_recipe_reaches():
     assert judge(recipe, (low + high) / 2, 1_281_167) == (f"within the expected {low:g} to {high:g}%", True)
     assert judge(recipe, low - 1) == (f"below the expected {low:g} to {high:g}%", False)
     assert judge(recipe, high + 1)[0].startswith("above")
+    assert judge(of_imagenet(**{"data.decode": "region"}), high).good, "the same pixels"
+    assert judge(of_imagenet(**{"data.decode": "gpu"}), high).text.endswith(": data.decode=gpu")
     assert judge(recipe.model_copy(update={"evidence": None}), 80.0) == ("no expected value known", None)
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from recipes.schema.data import Data
+from resnet.data.decode import BrokenImage
 from resnet.data.sources.cifar import open_cifar
 from resnet.data.sources.csv_manifest import open_csv, wanted_of_csv
 from resnet.data.sources.files import Wanted, existing, expanded
@@ -17,6 +19,8 @@ from resnet.data.sources.image_folder import open_image_folder
 from resnet.data.sources.shapes import open_shapes
 from resnet.data.sources.shards import open_shards
 from resnet.data.sources.synthetic import open_synthetic
+
+_SAMPLED = 64
 
 
 class Source(Protocol):
@@ -156,6 +160,13 @@ def spread(labels: np.ndarray, count: int) -> np.ndarray:
     """Sorted indices of `count` images at even distances in the order of their classes: shares stay what they are."""
     by_class = np.argsort(labels, kind="stable")
     return np.sort(by_class[evenly(len(labels), count)])
+
+
+def sampled(source: Source) -> Iterator[bytes | torch.Tensor]:
+    """What a source reads of 64 images, spread evenly over all, where they can be read."""
+    for index in evenly(len(source), min(_SAMPLED, len(source))).tolist():
+        with contextlib.suppress(OSError, BrokenImage):
+            yield source.read(index)
 
 
 def evenly(total: int, count: int) -> np.ndarray:

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from recipes.load import load
-from resnet.data.batches import Batch, MicroBatches
+from resnet.data.batches import Batch
+from resnet.data.encoded import micro_batches
 from resnet.data.loader import Loader
 from resnet.data.order import Order
 from resnet.data.sources.image_folder import open_image_folder
@@ -203,8 +204,9 @@ def _jpegs(loop: Ours, options: Options, setting: Setting, workers: int) -> Load
     train, val = open_image_folder(recipe.data)  # pyright: ignore[reportArgumentType]
     source = Tiled(train, setting.batch_size * setting.total_steps)
     order = Order(source.labels, seed=0, batch_size=setting.batch_size)
-    batches = MicroBatches(source, val or train, order, recipe.augment)
-    return Loader(batches, loop.trainer.keys(), torch.device(options.device), workers, PREFETCH)
+    device = torch.device(options.device)
+    batches = micro_batches(recipe, source, val or train, order, device)  # pyright: ignore[reportArgumentType]
+    return Loader(batches, loop.trainer.keys(), device, workers, PREFETCH)
 
 
 def _alone(batches: Iterator[Batch], ready: int, steps: int, setting: Setting) -> float:
