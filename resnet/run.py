@@ -107,10 +107,7 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals, notes: Seque
         model, note = together(lambda: _first_model(recipe, train, start), local_rank, first_alone=True)
         state = build_state(recipe, plan, model, accelerator)
         together(lambda: check_space(start.run_dir, state, recipe.checkpoint.keep))
-        try:
-            network = wrap(recipe, plan, state.model, accelerator, start.step)
-        except torch.cuda.OutOfMemoryError as error:
-            raise torch.cuda.OutOfMemoryError(out_of_memory(error, plan.micro_batch)) from error
+        network = _wrapped(recipe, plan, state.model, accelerator, start.step)
         if start.checkpoint is not None:
             together(lambda: _restore(state, start, plan, accelerator))
         state.model.train()
@@ -175,6 +172,13 @@ def _check_input(recipe: Recipe, train: Source, val: Source, accelerator: Accele
 def _first_model(recipe: Recipe, train: Source, start: Start) -> tuple[nn.Module, str]:
     """The network, and what to say of the weights it begins with: a run that goes on needs no pretrained ones."""
     return build_model_for(recipe, len(train.classes), train.classes, pretrained=start.checkpoint is None)
+
+
+def _wrapped(recipe: Recipe, plan: Plan, model: nn.Module, accelerator: Accelerator, step: int) -> nn.Module:
+    try:
+        return wrap(recipe, plan, model, accelerator, step)
+    except torch.cuda.OutOfMemoryError as error:
+        raise torch.cuda.OutOfMemoryError(out_of_memory(error, plan.micro_batch)) from error
 
 
 def _continues(start: Start, step: int) -> list[str]:
