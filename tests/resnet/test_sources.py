@@ -317,9 +317,8 @@ def test_folder_of_save_to_disk(tmp_path, datasets):
 
 
 def test_a_row_without_an_image_is_broken(tmp_path, datasets):
-    images = pyarrow.array(
-        [None, {"bytes": None, "path": None}], pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
-    )
+    kind = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+    images = pyarrow.array([None, {"bytes": None, "path": None}], kind)
     pyarrow.parquet.write_table(pyarrow.table({"image": images, "label": ["a", "b"]}), tmp_path / "train.parquet")
     train, _ = opened("huggingface", train=f"{tmp_path}/train.parquet", val=f"{tmp_path}/train.parquet")
     for index, reason in enumerate(("the row has no image", "neither an image nor a path of one")):
