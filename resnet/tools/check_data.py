@@ -9,16 +9,23 @@ from typing import NamedTuple
 
 import numpy as np
 
+from recipes.schema.data import ShardsData
 from recipes.schema.recipe import Recipe
+from recipes.text import listed
+from resnet.data.sources.files import expanded
 from resnet.data.sources.given import images_of, open_given, unmatched_text
+from resnet.data.sources.guess import splits_in
 from resnet.data.sources.huggingface import parquet_files
 from resnet.data.sources.image_folder import split_folders
 from resnet.data.sources.registry import Source, open_sources
+from resnet.data.sources.shards import holds_shards, open_shards
 from resnet.process.environment import usable
 from resnet.tools.image_facts import Facts, Watch, read_facts
 
 MOST_APART = 16
 """Levels of 255 by which the mean colours of two images that look alike may differ."""
+_WINDOW = 32
+"""Images of one sketch that each is compared with: the next ones in the order of their brightness."""
 LONG = 3
 """A longer side of more than this many times the shorter one is told."""
 
@@ -134,29 +141,37 @@ def open_paths(
     columns: tuple[str | None, str | None] | None = None,
     images: Path | None = None,
 ) -> Opened:
-    """Images at paths (see `given.open_given`); a folder of train and val is both. Raises ValueError."""
-    if not val and len(train) == 1 and (splits := _splits(Path(train[0]))):
-        own = [name for name in splits if name.lower().startswith("train")]
-        if len(own) != 1:
-            raise ValueError(f"{train[0]} holds the splits {', '.join(splits)}: give one of them, and --val another")
-        train = splits.pop(own[0])
-        val = [path for paths in splits.values() for path in paths]
+    """Images at paths (see `given.open_given`); a folder of train and val, or of shards, is both. Raises ValueError."""
+    notes: list[str] = []
+    if len(train) == 1 and holds_shards(expanded(train[0])):
+        if len(val or ()) > 1:
+            raise ValueError("beside shards, --val takes one folder of shards")
+        return Opened(*open_shards(ShardsData(source="shards", train=train[0], val=val[0] if val else None)))
+    if not val and len(train) == 1:
+        train, val, notes = _parts_of(expanded(train[0]), train[0])
     first = open_given(train, None, columns, images)
     second = open_given(val, first.classes, columns, images) if val else None
-    notes = [*first.notes, *(second.notes if second else ())]
+    notes += [*first.notes, *(second.notes if second else ())]
     if second and second.unmatched and first.classes:
         notes.append(unmatched_text(second).replace("the network", "training"))
     return Opened(first, second, notes=tuple(dict.fromkeys(notes)))
 
 
-def _splits(folder: Path) -> dict[str, list[str]]:
-    """The folders or parquet files of each split that a folder holds; empty where it is none of several."""
-    if names := split_folders(folder):
-        return {name: [str(folder / name)] for name in names}
-    if not folder.is_dir() or next(images_of(folder), None) is not None:
-        return {}
-    found = parquet_files(folder)
-    return found if len(found) > 1 else {}
+def _parts_of(folder: Path, path: str) -> tuple[list[str], list[str], list[str]]:
+    """The paths for training and for validation that a path stands for, and notes. Raises ValueError."""
+    if splits := splits_in(folder):
+        notes = [f"{path}: left out, beside training and validation images: {listed(splits.others)}"]
+        return [splits.train], splits.val, notes if splits.others else []
+    found = {name: [str(folder / name)] for name in split_folders(folder)}
+    if not found and folder.is_dir() and next(images_of(folder), None) is None:
+        files = parquet_files(folder)
+        found = files if len(files) > 1 else {}
+    if not found:
+        return [path], [], []
+    own = [name for name in found if name.lower().startswith("train")]
+    if len(own) != 1:
+        raise ValueError(f"{path} holds the splits {', '.join(found)}: give one of them, and --val another")
+    return found.pop(own[0]), [file for files in found.values() for file in files], []
 
 
 def check_data(opened: Opened, watch: Watch = lambda chunks, images: chunks) -> Checked:
@@ -198,22 +213,32 @@ class _Grouping:
         (Of 200 photographs that were halved in size, or compressed anew, this finds 95 to 99 in 100.)
         """
         first = np.unique(self._facts["pixels"][self._whole], return_index=True)[1]
-        images = np.sort(self._whole[first])
+        images = self._whole[first]
         # An even surface has no shape.
         images = images[self._facts["shape"][images] != 0]
-        pairs = np.unique(np.concatenate(list(self._pairs(images))), axis=0)
-        return sorted(map(self._group, _connected(pairs.tolist())), key=_worst_first)
+        pairs = [pair for some in self._pairs(images) for pair in some.tolist()]
+        return sorted(map(self._group, _connected(pairs)), key=_worst_first)
 
     def _pairs(self, images: np.ndarray) -> Iterator[np.ndarray]:
-        """Pairs (n, 2) of images side by side in the order of their sketches, of which a bit is left out at a time."""
+        """Pairs (n, 2) that tie together the images that look alike, few more than it needs.
+
+        Images of one sketch are paired first, then those whose sketches are equal without one of the bits.
+        """
+        images = images[np.argsort(self._facts["colours"][images].sum(1), kind="stable")]
         shapes = self._facts["shape"][images]
-        for bit in range(4, 64):  # of the eight bytes, 60 bits are drawn
+        colours = self._facts["colours"][images].astype(np.int16)
+        tied = np.arange(len(images))
+        for bit in (0, *range(4, 64)):  # of the eight bytes, 60 bits are drawn
             left_out = shapes & ~np.uint64(1 << bit)
             order = np.argsort(left_out, kind="stable")
-            equal = np.flatnonzero(left_out[order[1:]] == left_out[order[:-1]])
-            pairs = images[np.stack([order[equal], order[equal + 1]], axis=1)]
-            colours = self._facts["colours"][pairs].astype(np.int64)
-            yield np.sort(pairs[np.abs(colours[:, 0] - colours[:, 1]).max(1, initial=0) <= MOST_APART], axis=1)
+            for at, other in _side_by_side(left_out[order], shapes[order] if bit else None):
+                one, two = order[at], order[other]
+                new = tied[one] != tied[two]
+                one, two = one[new], two[new]
+                near = np.abs(colours[one] - colours[two]).max(1, initial=0) <= MOST_APART
+                one, two = one[near], two[near]
+                _tie(tied, one, two)
+                yield images[np.stack([one, two], axis=1)]
 
     def _group(self, members: list[int]) -> Group:
         labels = {label for label in self._labels[members].tolist() if label >= 0}
@@ -229,12 +254,43 @@ def _worst_first(group: Group) -> tuple[bool, bool, list[Place]]:
     return not group.leak, not group.two_labels, group.places
 
 
+def _side_by_side(ordered: np.ndarray, sketches: np.ndarray | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Positions of equal values, first of neighbours, then of those that lie further apart, up to _WINDOW.
+
+    sketches: of each; only runs of equal values where these are not all equal are looked at. None: all runs.
+    """
+    at = np.flatnonzero(ordered[1:] == ordered[:-1])
+    if sketches is not None and len(at):
+        starts = np.flatnonzero(np.diff(at, prepend=-2) > 1)
+        mixed = np.logical_or.reduceat(sketches[at] != sketches[at + 1], starts)
+        at = at[np.repeat(mixed, np.diff(starts, append=len(at)))]
+    for apart in range(1, _WINDOW + 1):
+        at = at[: np.searchsorted(at, len(ordered) - apart)]
+        at = at[ordered[at] == ordered[at + apart]]
+        if not len(at):
+            return
+        yield at, at + apart
+
+
+def _tie(tied: np.ndarray, one: np.ndarray, two: np.ndarray) -> None:
+    """Give images that a pair ties together the same number: of most pairs, as the others cost time only."""
+    if len(one):
+        low, high = np.sort([tied[one], tied[two]], axis=0)
+        to = np.arange(len(tied))
+        np.minimum.at(to, high, low)
+        while (to[to] != to).any():
+            to = to[to]
+        tied[:] = to[tied]
+
+
 def _connected(pairs: Iterable[list[int]]) -> list[list[int]]:
     """Sorted numbers of each set that pairs tie together."""
     sets: dict[int, list[int]] = {}
     for one, other in pairs:
         joined, added = sets.setdefault(one, [one]), sets.setdefault(other, [other])
         if joined is not added:
+            if len(joined) < len(added):
+                joined, added = added, joined
             joined += added
             sets.update(dict.fromkeys(added, joined))
     return [sorted(members) for members in {id(members): members for members in sets.values()}.values()]

@@ -15,6 +15,7 @@ from resnet.data.decode import BrokenImage
 from resnet.tools.check_data import LONG, Checked, Group, Part, Place
 from resnet.tools.look import short_name
 from resnet.tools.picture_grid import Tile, draw_grid
+from resnet.tools.prediction_rows import printable
 
 _SHORT_SIDES = (32, 64, 128, 224, 256, 384, 512, 1024)
 _RATIOS = (1.05, 1.34, 1.51, 2.0, LONG)
@@ -193,7 +194,7 @@ def _cells(figure: dict[str, Any], crop: int | None) -> dict[str, str]:
 
 def _findings(checked: Checked, found: list[dict[str, Any]]) -> Iterator[str]:
     """A heading for each kind of what was found, and below it the first few."""
-    same, files = checked.same, checked.file
+    same = checked.same
     groups = {
         "the same image for training and for validation": [group for group in same if group.leak],
         "the same image under two labels": [group for group in same if group.two_labels and not group.leak],
@@ -201,10 +202,10 @@ def _findings(checked: Checked, found: list[dict[str, Any]]) -> Iterator[str]:
         "images for training and for validation that look alike": [group for group in checked.alike if group.leak],
         "images of one part that look alike": [group for group in checked.alike if not group.leak],
     }
-    yield from _section("broken", [f"{files(place)}: {why}" for place, why in checked.broken])
+    yield from _section("broken", [f"{checked.file(place)}: {why}" for place, why in checked.broken])
     for heading, members in groups.items():
         yield from _section(heading, [_group_text(checked, group) for group in members])
-    turned = [f"{files(place)} ({orientation})" for place, orientation in _turned(checked)]
+    turned = [f"{checked.file(place)} ({orientation})" for place, orientation in _turned(checked)]
     yield from _section("rotated by EXIF, which training ignores: it sees them as they lie in the file", turned)
     for part, figure in zip(checked.parts, found, strict=True):
         for key, what in (("empty_classes", "without an image"), ("one_image_classes", "of one image")):
@@ -220,7 +221,7 @@ def _turned(checked: Checked) -> list[tuple[Place, int]]:
 def _section(heading: str, lines: list[str]) -> Iterator[str]:
     if not lines:
         return
-    yield from ("", f"{heading}:", *(f"  {line}" for line in lines[:_MOST_LISTED]))
+    yield from ("", f"{heading}:", *(f"  {printable(line)}" for line in lines[:_MOST_LISTED]))
     if len(lines) > _MOST_LISTED:
         yield f"  and {len(lines) - _MOST_LISTED:,} more"
 

@@ -1,5 +1,7 @@
 import json
+import os
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -106,11 +108,18 @@ def test_resized_and_compressed_anew_looks_alike(clean):
     save(clean / "train/cat/bad.jpg", picture(3), quality=30)
     for shade in (10, 20, 30):  # even surfaces have no shape
         save(clean / f"train/eel/{shade}.png", Image.new("RGB", (50, 50), (shade, shade, shade)))
+    dark = Image.eval(picture(60), lambda level: level // 3)
+    for name, shift in (("1.png", 0), ("2.png", 60), ("3.png", 2)):  # of one shape all three
+        save(clean / f"train/fox/{name}", Image.eval(dark, lambda level: level + shift))  # noqa: B023
     checked = checked_folder(clean)
-    alike = [["train/dog/1.jpg", "val/dog/small.jpg"], ["train/cat/3.jpg", "train/cat/bad.jpg"]]
+    alike = [
+        ["train/dog/1.jpg", "val/dog/small.jpg"],
+        ["train/cat/3.jpg", "train/cat/bad.jpg"],
+        ["train/fox/1.png", "train/fox/3.png"],
+    ]
     assert told(checked, checked.alike) == alike
     assert checked.same == []
-    assert (figures(checked, 0)["look_alikes"], figures(checked, 1)["alike_in_training"]) == (1, 1)
+    assert (figures(checked, 0)["look_alikes"], figures(checked, 1)["alike_in_training"]) == (2, 1)
     assert not checked.spoils
 
 
@@ -185,9 +194,11 @@ def test_ctrl_c_ends_it_with_what_is_known(clean):
 
 def test_the_command_tells_draws_and_leaves_with_what_was_found(clean, tmp_path, capsys):
     words = ["check-data", str(clean), "--grid", str(tmp_path / "grid.png")]
+    (clean / "docs").mkdir()
     main(words)
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
     assert "no picture" in out
+    assert "left out, beside training and validation images: docs" in err
     assert not (tmp_path / "grid.png").exists()
     shutil.copy(clean / "train/cat/0.jpg", clean / "val/dog/0.jpg")
     save(clean / "train/cat/cmyk.jpg", picture(51, mode="CMYK"))
@@ -204,6 +215,21 @@ def test_the_command_tells_draws_and_leaves_with_what_was_found(clean, tmp_path,
     assert found["cmyk"] == [{"part": "train", "file": str(clean / "train/cat/cmyk.jpg"), "label": "cat"}]
     with Image.open(tmp_path / "grid.png") as grid:
         assert grid.width > 3 * 200  # a pair and a single image
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="file names there are text")
+def test_any_name_is_told_on_a_line_and_in_json(clean, capsys):
+    names = [os.fsdecode(b"caf\xe9.jpg"), "two\nlines.jpg"]
+    for name in names:
+        (clean / "train/cat" / name).write_bytes(b"")
+    told = []
+    for words in ([], ["--json"]):
+        with pytest.raises(SystemExit):
+            main(["check-data", str(clean), *words])
+        told.append(capsys.readouterr().out)
+    for line in ("caf\\udce9.jpg: the file is empty", "two\\nlines.jpg: the file is empty"):
+        assert f"  {clean}/train/cat/{line}\n" in told[0]
+    assert [Path(broken["file"]).name for broken in json.loads(told[1].encode())["broken"]] == names
 
 
 def test_a_csv_file_at_a_path_with_another_for_validation(clean, capsys):

@@ -8,8 +8,11 @@ import pickle
 import resource
 import shutil
 import signal
+import sys
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import datasets
@@ -28,8 +31,10 @@ from resnet.data.decode import decode
 from resnet.data.sources import shards
 from resnet.data.sources.registry import Source, evenly, open_sources
 from resnet.process.processes import is_alive
+from resnet.tools.check_data import check_data, open_paths
 from resnet.tools.cli import main
 from resnet.tools.prepare import prepare as preparing
+from resnet.tools.prepare.forms import Form
 from tests.helpers import same, start, status, train, weights
 
 SMALL = 9_000
@@ -145,19 +150,39 @@ def test_killed_and_repeated_it_ends_with_the_same_bytes(shapes, tmp_path, small
     assert finished.keys() - kept == {damaged.name}
 
 
+def test_a_second_interruption_does_not_wait_for_what_is_being_written(tmp_path):
+    begun = []
+
+    def interrupted_twice():
+        with preparing._pool(1, preparing._Job({}, Form(), (), tmp_path)) as pool:
+            begun.append(pool.submit(time.sleep, 60))
+            wait_until(begun[0].running)
+            threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted_twice()
+    with pytest.raises(BrokenProcessPool):
+        begun[0].result(timeout=20)
+
+
 def test_broken_images_are_left_out_and_listed(shapes, tmp_path, capsys):
     folder = shutil.copytree(shapes, tmp_path / "shapes")
     cut, gone = folder / "train/circle/0003.jpg", folder / "train/dots/0001.jpg"
     cut.write_bytes(cut.read_bytes()[:300])
     gone.unlink()
     gone.symlink_to("nowhere")
+    mended = folder / "train/circle/0005.jpg"
+    mended.write_bytes(b"")
     told = refused(capsys, folder, tmp_path / "out", code=2)
-    assert "2 images of 160 (train) cannot be read, more than data.max_broken=0.01 of them (circle/0003.jpg: " in told
+    shutil.copy(shapes / "train/circle/0005.jpg", mended)
+    assert "3 images of 160 (train) cannot be read, more than data.max_broken=0.01 of them (circle/0003.jpg: " in told
     train_images, _ = prepared(folder, tmp_path / "out", "data.max_broken=0.1")
     told = capsys.readouterr().out
     assert "left out, as they cannot be read: 2 images (all in index.json)\n  circle/0003.jpg: " in told
     broken = json.loads((tmp_path / "out/index.json").read_text())["train"]["broken"]
     assert [image["image"] for image in broken] == ["circle/0003.jpg", "dots/0001.jpg"]
+    assert broken[1]["reason"] == "No such file or directory"
     whole = opened(source="image_folder", train=f"{shapes}/train", val=f"{shapes}/val")[0]
     left = [i for i in range(160) if not whole.describe(i).endswith(("circle/0003.jpg", "dots/0001.jpg"))]
     assert read(train_images) == [whole.read(index) for index in left]
@@ -223,6 +248,9 @@ def test_sources_are_told_from_what_lies_there(photos, tmp_path, monkeypatch):
         again, _ = prepared(source, tmp_path / "again" / source.name)
         assert read(again) == read(first)
         assert again.classes == first.classes
+    monkeypatch.chdir(tmp_path / "folder")
+    prepared("data", tmp_path / "relative")
+    assert hashes(tmp_path / "relative") == hashes(tmp_path / "again/data")
 
 
 def test_shards_replace_a_recipes_validation_images():
@@ -237,16 +265,31 @@ def test_a_folder_of_something_else_is_refused(photos, shapes, tmp_path, small_s
     out = tmp_path / "out"
     assert "needs val" in refused(capsys, photos / "train", out)
     assert not out.exists()
+    inside = photos / "train/shards"
+    assert "lie in one another: give a folder beside it" in refused(capsys, photos, inside)
     prepared(photos, out)
     before = hashes(out)
-    prepared(photos, out)
+    (photos / "docs").mkdir()
+    (tmp_path / "quickstart").symlink_to(photos)  # a recipe is called so
+    with FileLock(out / ".lock"):  # as where nothing can be written
+        prepared(tmp_path / "quickstart", out)
+    assert "left out, beside training and validation images: docs" in capsys.readouterr().err
     assert "holds shards of something else (form" in refused(capsys, photos, out, "--raw", 8)
     assert "holds shards of something else (images" in refused(capsys, shapes, out)
-    assert "holds other things (train, val)" in refused(capsys, photos, photos)
+    assert "holds other things (docs, train, val)" in refused(capsys, photos, photos)
     (tmp_path / "busy").mkdir()
     with FileLock(tmp_path / "busy/.lock"):
         assert "another `resnet prepare` is writing into" in refused(capsys, photos, tmp_path / "busy")
     assert hashes(out) == before
+    (tmp_path / "busy" / f".unfinished.json.{os.uname().nodename}-1.tmp").touch()  # an interruption's
+    prepared(photos, tmp_path / "busy")
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="file names there are text")
+def test_a_class_that_is_no_text_is_named(photos, tmp_path, capsys):
+    (photos / "train/b").rename(photos / "train" / os.fsdecode(b"caf\xe9"))
+    shutil.rmtree(photos / "val/b")
+    assert "the name of the class caf\\udce9 is not UTF-8" in refused(capsys, photos, tmp_path / "out")
 
 
 def test_a_full_disk_leaves_whole_shards_only(shapes, tmp_path, capsys, monkeypatch):
@@ -261,7 +304,7 @@ def test_a_full_disk_leaves_whole_shards_only(shapes, tmp_path, capsys, monkeypa
     assert told.count("\n") == 1, told
     assert not list((tmp_path / "out/data").iterdir())
     monkeypatch.setattr(preparing.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(2, 1, 1))
-    assert "0.0 GB free, and the shards will need about" in refused(capsys, shapes, tmp_path / "out")
+    assert "has 0.0 MB free, and the shards will need about 0." in refused(capsys, shapes, tmp_path / "out")
 
 
 @pytest.fixture(scope="module")
@@ -301,6 +344,11 @@ def test_an_index_cannot_lead_out_of_its_files(whole, tmp_path, field, value):
         (lambda index: index["train"].update(images="many"), "train.images"),
         (lambda index: index.pop("classes"), "classes: Field required"),
         (lambda index: index["classes"].pop(), "is not where it says"),
+        (
+            lambda index: index["classes"].__setitem__(0, index["classes"][1]),
+            "its classes are not those of index-train",
+        ),
+        (lambda index: index["train"]["per_class"].insert(0, 1), "its classes are not those of index-train"),
         (lambda index: index.update(format=2), "has format 2"),
     ],
 )
@@ -320,17 +368,32 @@ def test_files_that_are_not_as_written_are_named(whole, tmp_path, capsys):
     main(["prepare", "--verify", str(out)])
     assert "every file is as it was written" in capsys.readouterr().out
     first.write_bytes(bytes(first.stat().st_size))
-    opened(source="shards", train=str(out))
+    found, _ = opened(source="shards", train=str(out))
+    found.read(0)
     assert f"changed or missing in {out}: data/{first.name}\n" in refused(capsys, "--verify", out)
     second.write_bytes(b"")
+    with pytest.raises(OSError, match=f"{second.name} has become shorter"):
+        read(found)
     with pytest.raises(ValueError, match=f"{second.name} has 0 bytes, not"):
         opened(source="shards", train=str(out))
     second.unlink()
     with pytest.raises(ValueError, match=f"{second.name} cannot be read"):
         opened(source="shards", train=str(out))
-    (out / RECORDS).write_bytes(b"x" * (out / RECORDS).stat().st_size)
-    with pytest.raises(ValueError, match=f"{second.name} cannot be read"):
-        opened(source="shards", train=str(out))
+
+
+def test_damaged_records_are_refused(whole, tmp_path):
+    out = shutil.copytree(whole, tmp_path / "out")
+    records = (out / RECORDS).read_bytes()
+    for damaged in (b"x" * len(records), records.replace(b"}", b"(")):
+        (out / RECORDS).write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"index-train\.npy is damaged"):
+            opened(source="shards", train=str(out))
+
+
+def test_shards_are_checked_as_images(whole):
+    checked = check_data(open_paths([str(whole)])._replace(workers=0))
+    assert [len(part.whole) for part in checked.parts] == [160, 40]
+    assert checked.parts[0].label(0) == "checkerboard"
 
 
 def test_a_run_goes_on_from_the_shards_of_its_folder(tiny, shapes, tmp_path, monkeypatch, capsys):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -96,18 +95,20 @@ class Shards:
         self._start()
         self._check()
         self.labels = self._records["label"].astype(np.int64)
+        counts = np.bincount(self.labels, minlength=len(self.classes)).tolist()
+        if counts != self._split.per_class or len(set(self.classes)) < len(self.classes):
+            raise ValueError(f"{folder / INDEX} is damaged: its classes are not those of {self._split.records.name}")
 
     def _start(self) -> None:
         path = self._folder / self._split.records.name
         try:
             self._records = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
-        except (ValueError, OSError, EOFError) as error:
+        except Exception as error:  # numpy parses the header as Python, whose errors are many
             raise ValueError(f"{path} is damaged ({error})") from None
         self._opened: dict[int, io.FileIO] = {}
-        self._mapped: dict[int, torch.Tensor] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key not in ("_records", "_opened", "_mapped")}
+        return {key: value for key, value in self.__dict__.items() if key not in ("_records", "_opened")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -134,14 +135,14 @@ class Shards:
         return len(self.labels)
 
     def read(self, index: int) -> bytes | torch.Tensor:
-        """An image: the bytes of its file; or uint8 pixels (3, H, W), a view of the file that must not be written to.
-
-        Raises OSError.
-        """
+        """An image: the bytes of its file, or uint8 pixels (3, H, W). Raises OSError."""
         shard, offset, length, height, width, *_ = self._records[index].item()
-        if height:
-            return self._pixels(shard)[offset : offset + length].view(height, width, 3).permute(2, 0, 1)
-        return self._bytes(shard, offset, length)
+        if not height:
+            return self._bytes(shard, offset, length)
+        pixels = np.empty((height, width, 3), dtype=np.uint8)
+        if os.preadv(self._file(shard), [pixels.data], offset) != length:
+            raise self._shorter(shard)
+        return torch.from_numpy(pixels).permute(2, 0, 1)
 
     def describe(self, index: int) -> str:
         """The shard and the name that the image had in the source."""
@@ -151,21 +152,19 @@ class Shards:
         return f"{self._files[shard]}: image {index}"
 
     def _bytes(self, shard: int, offset: int, length: int) -> bytes:
-        # Read rather than mapped: all that a worker has touched of a mapping would count as its memory.
-        if shard not in self._opened:
-            self._opened[shard] = io.FileIO(self._files[shard])
-        data = os.pread(self._opened[shard].fileno(), length, offset)
+        data = os.pread(self._file(shard), length, offset)
         if len(data) != length:
-            raise OSError(f"{self._files[shard]} has become shorter")
+            raise self._shorter(shard)
         return data
 
-    def _pixels(self, shard: int) -> torch.Tensor:
-        """A shard's bytes (n,)."""
-        if shard not in self._mapped:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that it cannot be written to
-                self._mapped[shard] = torch.from_numpy(np.memmap(self._files[shard], dtype=np.uint8, mode="r"))
-        return self._mapped[shard]
+    def _shorter(self, shard: int) -> OSError:
+        return OSError(f"{self._files[shard]} has become shorter")
+
+    def _file(self, shard: int) -> int:
+        """A shard's file descriptor: a mapping's reader would be killed where the file has become shorter."""
+        if shard not in self._opened:
+            self._opened[shard] = io.FileIO(self._files[shard])
+        return self._opened[shard].fileno()
 
 
 def open_shards(data: ShardsData) -> tuple[Shards, Shards]:
@@ -179,6 +178,11 @@ def open_shards(data: ShardsData) -> tuple[Shards, Shards]:
         if index.classes != train.classes:
             raise ValueError(f"data.val: {folder} has other classes than {data.train}")
     return train, Shards(folder, "validation", index)
+
+
+def holds_shards(folder: Path) -> bool:
+    """Whether a folder is one that `resnet prepare` wrote."""
+    return (folder / records_name("train")).is_file()
 
 
 def read_index(folder: Path, what: str) -> Index:

@@ -42,7 +42,9 @@ def run(arguments: argparse.Namespace) -> int:
     print(*(f"{note}\n" for note in checked.notes), sep="", end="", file=sys.stderr)
     drawn = arguments.grid and draw_suspicious(checked, arguments.grid, f"check-data {arguments.data[0]}")
     if arguments.json:
-        print(to_json(as_json(checked) | {"picture": str(arguments.grid) if drawn else None}, indent=1))
+        text = to_json(as_json(checked) | {"picture": str(arguments.grid) if drawn else None}, indent=1)
+        # Names that are no UTF-8 become escapes that JSON knows.
+        print(text.encode("utf-8", "backslashreplace").decode())
     else:
         print(*as_lines(checked), sep="\n")
         if arguments.grid:

@@ -85,19 +85,20 @@ def _load(paths: list[str], changes: list[str]) -> tuple[Loaded, str]:
         return load(changes), paths[0]
     if len(paths) != 2:
         raise ValueError("give the images and a folder for the shards, as in: resnet prepare photos OUT")
-    values = {"model": {"name": "resnet50"}, "data": guess_data(paths[0]), "epochs": 1, "batch_size": 64}
-    return load_over(Path(paths[0]).stem, values, paths[0], changes), paths[1]
-
-
-def _amount(size: int) -> str:
-    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
+    data, notes = guess_data(paths[0])
+    values = {"model": {"name": "resnet50"}, "data": data, "epochs": 1, "batch_size": 64}
+    # By a name that no recipe has: its keys would come with it.
+    loaded = load_over("resnet prepare", values, paths[0], changes)
+    return loaded._replace(notes=(*loaded.notes, *notes)), paths[1]
 
 
 def _summary(index: Index) -> str:
+    from resnet.tools.prepare.prepare import amount
+
     lines = []
     for name, split in (("training", index.train), ("validation", index.validation)):
         size = sum(file.bytes for file in split.files)
-        lines.append(f"{plural(split.images, f'{name} image')} in {plural(len(split.files), 'file')}, {_amount(size)}")
+        lines.append(f"{plural(split.images, f'{name} image')} in {plural(len(split.files), 'file')}, {amount(size)}")
     broken = [*index.train.broken, *index.validation.broken]
     text = f"{'; '.join(lines)}; {plural(len(index.classes), 'class')}"
     if broken:

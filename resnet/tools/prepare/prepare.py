@@ -31,7 +31,7 @@ from resnet.process.signals import die_with_parent
 from resnet.rundir.files import open_atomic, read_json, sync_folder, to_json, write_atomic
 from resnet.tools.output import counted
 from resnet.tools.prepare.forms import Form, store
-from resnet.tools.prepare.shard import Task, is_finished, read_part, told_from, write_shard
+from resnet.tools.prepare.shard import Task, as_text, is_finished, read_part, told_from, write_shard
 
 SHARD_BYTES = 256_000_000
 MOST_SHARDS = 500
@@ -59,8 +59,12 @@ def prepare(data: Data, out: Path, form: Form, workers: int | None = None) -> In
     """
     out = expanded(str(out))
     _check_folder(out)
+    _check_apart(data, out)
     train, val = open_sources(data)
+    _check_classes(train.classes)
     job = _Job({"train": train, "validation": val}, form, _roots(data), out)
+    if (out / INDEX).is_file():  # which may lie where nothing can be written
+        return _finished(job, _made(data, job))
     out.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(out / ".lock", timeout=0):
@@ -93,19 +97,48 @@ def _check_folder(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file: give a folder to write the shards into")
     ours = any((out / name).is_file() for name in (INDEX, UNFINISHED))
-    if out.is_dir() and not ours and (other := [name.name for name in out.iterdir() if name.name != ".lock"]):
+    if out.is_dir() and not ours and (other := [name.name for name in out.iterdir() if not _is_left(name.name)]):
         raise ValueError(f"{out} holds other things ({listed(sorted(other), 3)}): give a new or an empty folder")
+
+
+def _is_left(name: str) -> bool:
+    """Whether a file may be what was left of an interruption before anything was whole."""
+    return name == ".lock" or (name.startswith(f".{UNFINISHED}.") and name.endswith(".tmp"))
+
+
+def _check_apart(data: Data, out: Path) -> None:
+    """Raise ValueError where the shards would become images of their own source."""
+    if data.source not in ("image_folder", "huggingface"):  # others read what they know by name
+        return
+    there = out.resolve()
+    for place in _places(data):
+        folder = expanded(place).resolve()
+        if folder.is_dir() and (there.is_relative_to(folder) or folder.is_relative_to(there)):
+            raise ValueError(f"{out} and the images' folder {place} lie in one another: give a folder beside it")
+
+
+def _check_classes(classes: list[str]) -> None:
+    """Raise ValueError for a name that JSON cannot hold."""
+    for name in classes:
+        if (text := as_text(name)) != name:
+            raise ValueError(f"the name of the class {text} is not UTF-8: rename its folder")
+
+
+def _finished(job: _Job, made: dict[str, Any]) -> Index:
+    """The index of a folder that has one. Raises ValueError where it is of something else, or damaged."""
+    index = shards.read_index(job.out, "OUT")
+    _check_same(index.made, made, job.out)
+    for split in SPLITS:
+        shards.Shards(job.out, split, index)
+    with contextlib.suppress(OSError):
+        _clean(job.out)
+    return index
 
 
 def _prepare(job: _Job, data: Data, workers: int) -> Index:
     made, out = _made(data, job), job.out
     if (out / INDEX).is_file():
-        index = shards.read_index(out, "OUT")
-        _check_same(index.made, made, out)
-        for split in SPLITS:
-            shards.Shards(out, split, index)
-        _clean(out)
-        return index
+        return _finished(job, made)
     for temporary in out.rglob(".*.tmp"):
         temporary.unlink()
     with _pool(workers, job) as pool:
@@ -126,10 +159,19 @@ def _clean(out: Path) -> None:
     shutil.rmtree(out / "parts", ignore_errors=True)
 
 
+def _places(data: Data) -> list[str]:
+    """The files and folders of a recipe's data, as the user typed them."""
+    return [path for path in (data.train, data.val, *data.paths().values()) if path]
+
+
 def _roots(data: Data) -> tuple[str, ...]:
-    places = [expanded(path) for path in (data.train, data.val, *data.paths().values()) if path]
-    folders = [place if place.is_dir() else place.parent for place in places]
-    return tuple(f"{folder}/" for folder in sorted(folders, key=lambda folder: -len(str(folder))))
+    """What names of images begin with that depends on where they lie, or on how that was typed; the longest first."""
+    roots = set()
+    for place in _places(data):
+        path = expanded(place)
+        # Rows are told by the path as it was typed and the name of their split.
+        roots |= {f"{place} ", f"{path} ", f"{path if path.is_dir() else path.parent}/"}
+    return tuple(sorted(roots, key=lambda root: (-len(root), root)))
 
 
 def _made(data: Data, job: _Job) -> dict[str, Any]:
@@ -156,13 +198,20 @@ def _check_same(before: Any, now: dict[str, Any], out: Path) -> None:
 def _pool(workers: int, job: _Job) -> Iterator[ProcessPoolExecutor]:
     method = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
     context = multiprocessing.get_context(method)
+    others = multiprocessing.active_children()
     pool = ProcessPoolExecutor(workers, context, _start_worker, (job, os.getpid()))
     try:
         yield pool
     except BrokenProcessPool:
         raise OSError("a worker was ended from outside, perhaps for want of memory: try fewer --workers") from None
     finally:
-        pool.shutdown(cancel_futures=True)
+        try:
+            pool.shutdown(cancel_futures=True)
+        except KeyboardInterrupt:  # a second one does not wait for the shards being written
+            for process in multiprocessing.active_children():
+                if process not in others:
+                    process.kill()
+            raise
 
 
 _job: _Job
@@ -227,8 +276,14 @@ def _check_room(job: _Job, tasks: list[Task], mean_bytes: dict[str, int]) -> Non
     free = shutil.disk_usage(job.out).free
     if needed * 1.05 > free:
         raise ValueError(
-            f"{job.out} has {free / 1e9:.1f} GB free, and the shards will need about {needed / 1e9:.1f} GB"
+            f"{job.out} has {amount(free)} free, and the shards will need about {amount(needed)}: make room, or give "
+            "another folder"
         )
+
+
+def amount(size: float) -> str:
+    """Bytes as text."""
+    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
 
 
 def _write_all(pool: ProcessPoolExecutor, tasks: list[Task]) -> None:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from resnet.checkpoint.commit import sha256_of
 from resnet.data.decode import BrokenImage
@@ -86,12 +86,12 @@ def read_part(out: Path, task: Task) -> tuple[Part, np.ndarray]:
 
 
 def is_finished(out: Path, task: Task) -> bool:
-    """Whether a shard is there, just as it was written."""
+    """Whether a shard is there, just as it was written, with all images: those it lacks may be readable by now."""
     try:
         part, _ = read_part(out, task)
         with (out / task.name).open("rb") as file:
-            return sha256_of(file) == part.file.sha256
-    except (OSError, ValueError, EOFError, ValidationError):
+            return not part.broken and sha256_of(file) == part.file.sha256
+    except Exception:  # numpy parses the header of records as Python, whose errors are many
         return False
 
 
@@ -102,7 +102,12 @@ def _beside(out: Path, task: Task, ending: str) -> Path:
 def told_from(roots: Sequence[str], name: str) -> str:
     """A name without the first of the folders that it lies in, as text that can be written."""
     root = next((root for root in roots if name.startswith(root)), "")
-    return name.removeprefix(root).encode("utf-8", "backslashreplace").decode()
+    return as_text(name.removeprefix(root))
+
+
+def as_text(name: str) -> str:
+    """A name as text that can be written, whatever bytes it has on the disk."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _rows(source: Source, form: Form, task: Task, roots: Sequence[str], broken: list[Broken]) -> Iterator[_Row]:
@@ -111,7 +116,8 @@ def _rows(source: Source, form: Form, task: Task, roots: Sequence[str], broken: 
         try:
             yield _Row(store(form, source.read(index)), name, int(source.labels[index]))
         except (BrokenImage, OSError) as error:
-            broken.append(Broken(image=name, reason=told_from(roots, str(error))))
+            reason = (isinstance(error, OSError) and error.strerror) or str(error)  # with no path in it
+            broken.append(Broken(image=name, reason=as_text(reason)))
 
 
 def _groups(rows: Iterator[_Row]) -> Iterator[list[_Row]]:
