@@ -38,7 +38,8 @@ def stage(data: Data, stopped: Callable[[], bool], say: Callable[[str], None]) -
     try:
         if any(not _is_whole(copies[tree.root], tree) for tree in trees):
             with _alone(place, stopped, say):
-                shutil.rmtree(place / _OWN / "unfinished", ignore_errors=True)  # of who was killed
+                with contextlib.suppress(FileNotFoundError):
+                    shutil.rmtree(place / _OWN / "unfinished")  # of who was killed
                 missing = [tree for tree in trees if not _is_whole(copies[tree.root], tree)]
                 for copy in (copies[tree.root] for tree in missing):
                     if copy.exists():

@@ -12,13 +12,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils.data import Dataset
 
 from recipes.load import load
 from recipes.plan import make_plan
 from resnet.build import build_data, build_order
 from resnet.data import kept
-from resnet.data.batches import Batch, Key, MicroBatches, training_keys, validation_keys
+from resnet.data.batches import Batch, Key, MicroBatches, Prepared, training_keys, validation_keys
 from resnet.data.cache import DrawnBatches, fill
 from resnet.data.kept import kept_batches, memory_for
 from resnet.data.loader import Loader
@@ -87,7 +86,7 @@ def made(recipe, opened: tuple[Source, Source], keys: list[Key], workers: int, c
     """What the loader gives for the keys; as for a GPU, where the operations of policies are still to be done."""
     order, loaders, cuda = build_order(recipe, opened[0]), [], torch.device("cuda")
 
-    def loader(batches: Dataset[Batch], keys: list[Key]) -> Loader:
+    def loader(batches: Prepared, keys: list[Key]) -> Loader:
         loaders.append(Loader(batches, keys, CPU, workers, 2))
         return loaders[-1]
 
