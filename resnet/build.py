@@ -19,11 +19,12 @@ from torch import nn
 from recipes.plan import Plan, effective_decay
 from recipes.schema.recipe import Recipe
 from resnet.agreement import STEP_TIMEOUT
+from resnet.data.copying import Stopped
 from resnet.data.kept import memory_for
 from resnet.data.node_memory import NodeMemory
 from resnet.data.order import Order
 from resnet.data.sources.registry import Source, open_sources
-from resnet.data.stage import Stopped, stage
+from resnet.data.stage import stage
 from resnet.ema import Ema
 from resnet.inference import input_dtype
 from resnet.metrics import Window
@@ -140,21 +141,22 @@ def _patient_group() -> dist.ProcessGroup:
     return group
 
 
-def stage_data(recipe: Recipe, local_rank: int, stopped: Callable[[], bool]) -> Mapping[str, str]:
-    """Copy the data to this machine's own disk where the recipe asks for it; by key, where it is now.
+def stage_data(recipe: Recipe, local_rank: int, stopped: Callable[[], bool]) -> Mapping[str, str] | None:
+    """Copy the data to this machine's own disk; by key, where it is now.
 
-    stopped: whether to leave it, as the run is about to end. Raises ValueError, on all ranks.
+    stopped: whether to leave it, as the run is to end: None, on all ranks. Raises ValueError, on all ranks.
     """
-    if recipe.data.stage is None:
-        return {}
 
     def copies() -> Mapping[str, str] | None:
         try:
-            return stage(recipe.data, stopped, print) if local_rank == 0 else None
+            return stage(recipe.data, stopped, print) if local_rank == 0 else {}
         except Stopped:
-            return {}
+            return None
 
-    return of_node(together(copies)) or {}
+    found = together(copies)
+    if first_of_ranks(True if found is None else None):
+        return None
+    return of_node(found or None) or {}
 
 
 def share_memory(recipe: Recipe, train: Source, val: Source, local_rank: int) -> NodeMemory | None:
@@ -169,10 +171,13 @@ def share_memory(recipe: Recipe, train: Source, val: Source, local_rank: int) ->
             return own
         try:
             return NodeMemory(*found)
-        except OSError:
+        except OSError as error:
             if recipe.data.cache == "auto":
                 return None  # the batches are the same
-            raise
+            raise ValueError(
+                f"data.cache=memory: the memory of another rank of this machine cannot be opened ({error}): "
+                "set data.cache=none"
+            ) from error
 
     return together(opened)
 

@@ -9,8 +9,10 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
+from recipes.schema.recipe import Recipe
 from resnet.build import first_of_ranks
 from resnet.data.loader import Loader
 from resnet.data.sources.registry import Source
@@ -21,6 +23,8 @@ from resnet.process.command_lines import continue_command
 from resnet.process.environment import ATTEMPT
 from resnet.process.exit_codes import FAILED, FINISHED, STOPPED
 from resnet.run_hooks import RunHooks
+from resnet.rundir.find import new_run_dir
+from resnet.rundir.lease import holder_elsewhere
 from resnet.rundir.provenance import end_attempt
 from resnet.rundir.status import write_status
 from resnet.tracking.profiling import profile_steps
@@ -63,6 +67,23 @@ def train_to_an_end(
         _write_report(hooks, end, sources)
         _say_end(trainer, hooks, end, begin, first_step)
     return _EXIT_CODES[end.outcome]
+
+
+def stop_before_data(recipe: Recipe, reason: str, rank: int) -> int:
+    """Leave a run that was stopped before its data was there; returns the exit code."""
+    if rank == 0:
+        root, name = Path(recipe.run.root).expanduser(), recipe.run.name
+        run_dir = root / name if name else new_run_dir(root, recipe.name)
+        # A new run of a person's has no folder yet, and needs none; a job's has, and is judged by its status.
+        if run_dir.is_dir() and not holder_elsewhere(run_dir):
+            write_status(run_dir, name=run_dir.name, state="stopped", reason=reason, failure=None, eta_s=None)
+        print(f"stopped ({reason}) while the data was copied{_then(run_dir)}", flush=True)
+    return STOPPED
+
+
+def _then(run_dir: Path) -> str:
+    # In a job the batch script decides whether it continues by itself.
+    return "" if ATTEMPT in os.environ else f"; to continue: {continue_command(run_dir)}"
 
 
 def _train(trainer: Trainer, hooks: RunHooks, log: RankLog, loaders: Sequence[Loader]) -> End:
@@ -147,6 +168,4 @@ def _say_end(trainer: Trainer, hooks: RunHooks, end: End, begin: float, first_st
     if end.outcome == "stopped":
         saved = any((hooks.run_dir / "checkpoints").glob("step-*[0-9]"))
         at = "which could not be saved" if hooks.saver.failures or not saved else "with a checkpoint"
-        # In a job the batch script decides whether it continues by itself.
-        then = "" if ATTEMPT in os.environ else f"; to continue: {continue_command(hooks.run_dir)}"
-        print(f"stopped ({end.reason}) after step {trainer.state.step}, {at}{then}", flush=True)
+        print(f"stopped ({end.reason}) after step {trainer.state.step}, {at}{_then(hooks.run_dir)}", flush=True)

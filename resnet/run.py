@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -30,7 +30,7 @@ from resnet.build import (
     together,
     wrap,
 )
-from resnet.checkpoint.resume import Start, find_start
+from resnet.checkpoint.resume import Start, find_start, finished_before
 from resnet.checkpoint.saver import Saver, check_space
 from resnet.checkpoint.snapshot import MODEL, restore
 from resnet.data.batches import Key, Prepared
@@ -43,7 +43,7 @@ from resnet.data.order import Order
 from resnet.data.region_decode import check_region_decoder
 from resnet.data.sources.registry import Source
 from resnet.distill import Teacher, load_teacher
-from resnet.ending import train_to_an_end
+from resnet.ending import stop_before_data, train_to_an_end
 from resnet.failure import out_of_memory
 from resnet.opening import first_lines, open_run_dir
 from resnet.pretrained import shaped_as_weights
@@ -89,7 +89,9 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals, notes: Seque
     notes: on how the recipe was read, to be printed among the first lines.
     """
     rank, local_rank = accelerator.process_index, accelerator.local_process_index
-    copies = stage_data(recipe, local_rank, lambda: signals.received is not None)
+    copies = {} if recipe.data.stage is None else _copied(recipe, rank, local_rank, signals)
+    if isinstance(copies, int):
+        return copies
     train, val = together(lambda: build_data(recipe, copies), local_rank, first_alone=True)
     order = build_order(recipe, train)
     start = together(lambda: find_start(recipe, train))
@@ -99,24 +101,13 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals, notes: Seque
         recipe, shape = together(lambda: shaped_as_weights(recipe, start.checkpoint and start.checkpoint / MODEL))
         plan = together(lambda: make_plan(recipe, len(order), accelerator.num_processes, start.micro_batch))
         if start.is_finished(plan):
-            if rank == 0:
-                print(f"{start.run_dir} is finished: nothing to do (raise epochs= to continue it)")
-            return FINISHED
-        if recipe.data.cache == "device":
-            together(lambda: check_room(len(train), len(val), recipe.augment, accelerator.device))
-        memory = share_memory(recipe, train, val, local_rank)
-        if recipe.data.decode == "gpu":
-            together(lambda: check_gpu_decodes(accelerator.device))
-        if recipe.data.decode == "region":
-            together(check_region_decoder)
+            return _nothing_to_do(start.run_dir, rank)
+        memory = _check_input(recipe, train, val, accelerator)
         teacher = together(lambda: load_teacher(recipe, train.classes, start, accelerator))
         model, note = together(lambda: _first_model(recipe, train, start), local_rank, first_alone=True)
         state = build_state(recipe, plan, model, accelerator)
         together(lambda: check_space(start.run_dir, state, recipe.checkpoint.keep))
-        try:
-            network = wrap(recipe, plan, state.model, accelerator, start.step)
-        except torch.cuda.OutOfMemoryError as error:
-            raise torch.cuda.OutOfMemoryError(out_of_memory(error, plan.micro_batch)) from error
+        network = _wrapped(recipe, plan, state.model, accelerator, start.step)
         if start.checkpoint is not None:
             together(lambda: _restore(state, start, plan, accelerator))
         state.model.train()
@@ -151,9 +142,43 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals, notes: Seque
         return train_to_an_end(trainer, hooks, log, loaders, (train, val))
 
 
+def _copied(recipe: Recipe, rank: int, local_rank: int, signals: Signals) -> Mapping[str, str] | int:
+    """By key of `data` where this machine's copies lie; an exit code where the run ends before any are needed."""
+    if finished := first_of_ranks(together(lambda: finished_before(recipe) if rank == 0 else None)):
+        return _nothing_to_do(finished, rank)
+    copies = stage_data(recipe, local_rank, lambda: signals.received is not None)
+    if copies is not None:
+        return copies
+    return stop_before_data(recipe, f"signal {first_of_ranks(signals.received)}", rank)
+
+
+def _nothing_to_do(run_dir: Path, rank: int) -> int:
+    if rank == 0:
+        print(f"{run_dir} is finished: nothing to do (raise epochs= to continue it)")
+    return FINISHED
+
+
+def _check_input(recipe: Recipe, train: Source, val: Source, accelerator: Accelerator) -> NodeMemory | None:
+    """Memory to keep images in, None for none. Raises ValueError where they cannot be kept or decoded as asked."""
+    if recipe.data.cache == "device":
+        together(lambda: check_room(len(train), len(val), recipe.augment, accelerator.device))
+    if recipe.data.decode == "gpu":
+        together(lambda: check_gpu_decodes(accelerator.device))
+    if recipe.data.decode == "region":
+        together(check_region_decoder)
+    return share_memory(recipe, train, val, accelerator.local_process_index)
+
+
 def _first_model(recipe: Recipe, train: Source, start: Start) -> tuple[nn.Module, str]:
     """The network, and what to say of the weights it begins with: a run that goes on needs no pretrained ones."""
     return build_model_for(recipe, len(train.classes), train.classes, pretrained=start.checkpoint is None)
+
+
+def _wrapped(recipe: Recipe, plan: Plan, model: nn.Module, accelerator: Accelerator, step: int) -> nn.Module:
+    try:
+        return wrap(recipe, plan, model, accelerator, step)
+    except torch.cuda.OutOfMemoryError as error:
+        raise torch.cuda.OutOfMemoryError(out_of_memory(error, plan.micro_batch)) from error
 
 
 def _continues(start: Start, step: int) -> list[str]:
@@ -192,7 +217,9 @@ def _open_batches(
         trainer.prepare = fill_cache
     else:
         if memory is not None:
-            say(f"images are kept in memory as they are read: up to {memory.size / 1e6:.0f} MB on each machine")
+            size = memory.size / 1e6
+            size = f"{size:.0f}" if size >= 10 else f"{size:.1f}"
+            say(f"images are kept in memory as they are read: up to {size} MB on each machine")
         batches = kept_batches(recipe, train, val, order, trainer.device, memory)
         trainer.batches = iter(loader(batches, trainer.keys()))
     return loaders

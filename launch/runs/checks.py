@@ -43,7 +43,9 @@ def check_paths(recipe: Recipe, scratch: str | None) -> None:
     missing = [
         f"  {key}={value}"
         for key, value in named.items()
-        if value and not (scratch and Path(value).is_relative_to(scratch)) and not _expanded(value).exists()
+        if value
+        and not (scratch and _expanded(value).is_relative_to(_expanded(scratch)))
+        and not _expanded(value).exists()
     ]
     if missing:
         raise ValueError(

@@ -117,6 +117,28 @@ def find_start(recipe: Recipe, train: Source) -> Start:
     return start
 
 
+def finished_before(recipe: Recipe) -> Path | None:
+    """The run directory of a run that is finished as the recipe asks, told before its data is there; None: go on.
+
+    Raises ValueError where the run exists and cannot be continued with this recipe.
+    """
+    run_dir = Path(recipe.run.root).expanduser() / (recipe.run.name or "")
+    if recipe.run.name is None or not (run_dir / "recipe.yaml").is_file():
+        return None
+    _refuse_existing(recipe, run_dir)
+    before = load_file(run_dir / "recipe.yaml").recipe
+    changed = differences(before, going_on(recipe, before))
+    if not any((run_dir / "checkpoints").glob("step-*[0-9]")):
+        return None
+    refuse_fixed(changed, run_dir)
+    return run_dir if not changed and read_status(run_dir).get("state") == "finished" else None
+
+
+def _refuse_existing(recipe: Recipe, run_dir: Path) -> None:
+    if recipe.resume == "never":
+        raise ValueError(f"{run_dir} exists and resume=never: choose another run.name")
+
+
 def _choose(recipe: Recipe, digest: str) -> Start:
     root, name = Path(recipe.run.root).expanduser(), recipe.run.name
     run_dir = root / name if name else new_run_dir(root, recipe.name)
@@ -126,8 +148,7 @@ def _choose(recipe: Recipe, digest: str) -> Start:
         _start_from_origin(start)
         return start
     before, _, notes = load_file(run_dir / "recipe.yaml")
-    if recipe.resume == "never":
-        raise ValueError(f"{run_dir} exists and resume=never: choose another run.name")
+    _refuse_existing(recipe, run_dir)
     if start.origin not in (None, _path_of(before)):
         raise ValueError(f"{run_dir} exists: resume={recipe.resume} starts a new run, give it another run.name")
     start.origin = _path_of(before)

@@ -41,7 +41,7 @@ def memory_for(recipe: Recipe, train: Source, val: Source) -> NodeMemory | None:
     asked, pixels = recipe.data.cache == "memory", keeps_pixels(recipe)
     if not is_possible():
         if asked:
-            raise ValueError("data.cache=memory needs Linux: set data.cache=none")
+            raise ValueError("data.cache=memory needs Linux, and a Python with os.memfd_create: set data.cache=none")
         return None
     if pixels:
         needed = bytes_of_pixels(len(train), len(val), recipe.augment)
@@ -60,7 +60,10 @@ def memory_for(recipe: Recipe, train: Source, val: Source) -> NodeMemory | None:
             f"data.cache=memory may need {needed / 1e9:.1f} GB, more than half of the {free / 1e9:.1f} GB that are "
             "free on this machine: set data.cache=none"
         )
-    return NodeMemory(needed)
+    try:
+        return NodeMemory(needed)
+    except OSError as error:
+        raise ValueError(f"data.cache=memory: there is no memory to be had ({error}): set data.cache=none") from error
 
 
 def keeps_pixels(recipe: Recipe) -> bool:
@@ -203,8 +206,9 @@ class FileSource:
         return len(self.labels)
 
     def read(self, index: int) -> bytes | torch.Tensor:
-        start, size = self._starts[index], self._sizes[index]
-        if size:
+        # First the size, which is written last: where there is one, the start is there too.
+        if size := self._sizes[index]:
+            start = self._starts[index]
             return self._room[start : start + size].tobytes()
         data = self._source.read(index)
         if isinstance(data, bytes):

@@ -3,7 +3,7 @@
 import pytest
 
 from launch.runs import send as sending
-from launch.runs.checks import check_batch
+from launch.runs.checks import check_batch, check_paths
 from recipes.load import dump, load, load_file
 from slurm.profile import Profile
 
@@ -35,3 +35,12 @@ def test_what_needs_gpus_is_not_sent_to_cpus(word):
     check_batch(recipe, Profile())
     with pytest.raises(ValueError, match=f"{word}, but slurm.gpus_per_node=0"):
         check_batch(recipe, Profile(gpus_per_node=0))
+
+
+def test_paths_on_the_disks_of_nodes_are_not_looked_for(monkeypatch):
+    monkeypatch.setenv("FAST", "/not/here")
+    recipe = load(["recipe=quickstart", "data={source: image_folder, train: $FAST/train, val: /not/here/val}"]).recipe
+    for scratch in ("/not/here", "$FAST"):
+        check_paths(recipe, scratch)
+    with pytest.raises(ValueError, match=r"data.train="):
+        check_paths(recipe, "/elsewhere")

@@ -317,12 +317,13 @@ def test_folder_of_save_to_disk(tmp_path, datasets):
 
 
 def test_a_row_without_an_image_is_broken(tmp_path, datasets):
-    features = datasets.Features({"img": datasets.Image(), "kind": datasets.ClassLabel(names=["a", "b"])})
-    rows = datasets.Dataset.from_dict({"img": [None, None], "kind": [0, 0]}, features=features)
-    rows.to_parquet(tmp_path / "train.parquet")
-    train, _ = opened("huggingface", train=f"{tmp_path}/train.parquet", val_split=None, val_fraction=0.5)
-    with pytest.raises(BrokenImage):
-        train.read(0)
+    kind = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+    images = pyarrow.array([None, {"bytes": None, "path": None}], kind)
+    pyarrow.parquet.write_table(pyarrow.table({"image": images, "label": ["a", "b"]}), tmp_path / "train.parquet")
+    train, _ = opened("huggingface", train=f"{tmp_path}/train.parquet", val=f"{tmp_path}/train.parquet")
+    for index, reason in enumerate(("the row has no image", "neither an image nor a path of one")):
+        with pytest.raises(BrokenImage, match=reason):
+            train.read(index)
 
 
 def test_mistakes_in_hugging_face_sets(parquet, tmp_path, datasets, monkeypatch):

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import resource
 import shutil
 import signal
 import time
@@ -11,9 +12,12 @@ import pytest
 
 from recipes.errors import RecipeError
 from recipes.load import load
+from resnet import run
 from resnet.build import build_data
 from resnet.data import stage as staging
-from resnet.data.stage import WHOLE, Stopped, stage
+from resnet.data.copying import Copying, Stopped
+from resnet.data.sources.files import WHOLE
+from resnet.data.stage import stage
 from resnet.tools.compare import compare_runs
 from tests.helpers import TINY, status, train
 from tests.processes import start_ranks, wait_ranks
@@ -45,7 +49,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def unfinished(place: Path) -> list[Path]:
-    return [*place.glob("*.tmp")]
+    return [*place.glob(".stage/unfinished/*")]
 
 
 def test_ranks_train_from_one_copy_as_from_the_images(images, tmp_path, monkeypatch):
@@ -79,6 +83,53 @@ def test_changed_images_are_copied_anew(images, tmp_path):
     assert second["train"] != first["train"]
     assert second["val"] == first["val"]
     assert contents(Path(second["train"])) == contents(images / "train")
+    (images / "val" / "empty").mkdir()
+    third = staged(images, tmp_path / "x")
+    assert third["train"] == second["train"]
+    assert (Path(third["val"]) / "empty").is_dir()
+
+
+@pytest.mark.parametrize("lost", [WHOLE, "train/*/*.jpg", "train/circle"])
+def test_a_copy_that_has_lost_files_is_copied_anew(images, tmp_path, lost, capsys):
+    (images / "train" / "circle" / "nowhere.jpg").symlink_to("nowhere")
+    os.mkfifo(images / "train" / "circle" / "pipe")
+    # Another's, whatever its name.
+    (tmp_path / "x" / "backup-202601011230.tmp").mkdir(parents=True)
+    found = Path(staged(images, tmp_path / "x")["train"])
+    before = contents(found)
+    assert len(before) == len([*images.glob("train/*/*.jpg")]) - 1
+    for path in [*found.parent.glob(lost)][:3]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert Path(staged(images, tmp_path / "x")["train"]) == found
+    assert "lost some of its files: it is copied anew" in capsys.readouterr().out
+    assert contents(found) == before
+    staged(images, tmp_path / "x")
+    assert capsys.readouterr().out == ""
+    assert (tmp_path / "x" / "backup-202601011230.tmp").is_dir()
+
+
+def test_a_file_that_is_not_written_to_its_end(images, tmp_path):
+    """Of the last write to a full disk a part is done, and no error told: as of one that passes a limit."""
+    victim = images / "train" / "circle" / "large.jpg"
+    victim.write_bytes(bytes(1_000_000))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (999_999, before[1]))
+    try:
+        with pytest.raises(ValueError, match=r"large.jpg cannot be copied: File too large"):
+            staged(images, tmp_path / "x")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not [*(tmp_path / "x").glob("[!.]*")]
+
+
+def test_places_that_cannot_be_copied_to(images, tmp_path):
+    for inside in (images / "train", images / "val" / "fast"):
+        with pytest.raises(ValueError, match=r"data.stage=.* lies in .*, which is to be copied"):
+            staged(images, inside)
+    assert not (images / "val" / "fast").exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"data.stage=.*/file/x: .* cannot be written to \(Not a directory\)"):
+        staged(images, tmp_path / "file" / "x")
 
 
 @contextlib.contextmanager
@@ -107,17 +158,17 @@ def until(condition) -> None:
 
 
 def test_what_was_killed_is_copied_by_who_waited(images, tmp_path, monkeypatch, capfd):
-    copy, place = staging._Copying._copy, tmp_path / "x"
+    copy, place = Copying._copy, tmp_path / "x"
 
     def slowly() -> None:
-        monkeypatch.setattr(staging._Copying, "_copy", lambda *given: (time.sleep(0.5), copy(*given))[1])
+        monkeypatch.setattr(Copying, "_copy", lambda *given: (time.sleep(0.5), copy(*given))[1])
         staged(images, place)
 
     def waits() -> None:
         print(staged(images, place), flush=True)
 
     with process(slowly) as first:
-        until(lambda: any(path.is_file() for left in unfinished(place) for path in left.rglob("*")))
+        until(lambda: any(path.is_file() for path in place.glob(".stage/unfinished/*/*/*")))
         with process(waits) as second:
             until(lambda: "waits for another process" in capfd.readouterr().out)
             assert unfinished(place)
@@ -131,7 +182,7 @@ def test_what_was_killed_is_copied_by_who_waited(images, tmp_path, monkeypatch, 
 
 
 def test_a_signal_ends_the_run_and_leaves_no_half(images, tmp_path, monkeypatch, capsys):
-    copy, copied = staging._Copying._copy, []
+    copy, copied = Copying._copy, []
 
     def signalled(self, *files):
         if len(copied) == 20:
@@ -140,14 +191,30 @@ def test_a_signal_ends_the_run_and_leaves_no_half(images, tmp_path, monkeypatch,
         copied.append(files)
         return copy(self, *files)
 
-    monkeypatch.setattr(staging._Copying, "_copy", signalled)
+    monkeypatch.setattr(Copying, "_copy", signalled)
+    # Nothing is read from where the images are.
+    monkeypatch.setattr(run, "build_data", None)
     also = [f"run.root={tmp_path}", "run.name=r", "max_steps=2"]
     assert train(*words(images, tmp_path / "x"), *also) == 85
+    assert not (tmp_path / "r").exists()
+    assert not [*(tmp_path / "x").glob("[!.]*")]
+    assert not unfinished(tmp_path / "x")
+    told = capsys.readouterr().out
+    assert "stopped (signal SIGTERM) while the data was copied; to continue: " in told
+    assert f"run.root={tmp_path} run.name=r" in told
+    assert " copied 0" not in told
+    # As `launch` leaves it, which goes by the status.
+    (tmp_path / "r").mkdir()
+    copied.clear()
+    assert train(*words(images, tmp_path / "x"), *also) == 85
     assert status(tmp_path / "r")["state"] == "stopped"
-    assert [path.name for path in (tmp_path / "x").iterdir()] in ([".stage.lock"], [])
-    assert "copied" not in capsys.readouterr().out
-    monkeypatch.setattr(staging._Copying, "_copy", copy)
+    monkeypatch.undo()
     assert train(*words(images, tmp_path / "x"), *also) == 0
+    # Not even looked for.
+    shutil.rmtree(images)
+    assert train(*words(images, tmp_path / "x"), *also) == 0
+    assert "r is finished: nothing to do" in capsys.readouterr().out
+    assert train(*words(images, tmp_path / "x"), *also, "resume=never") == 2
 
 
 def test_room_is_looked_for_before_anything_is_copied(images, tmp_path, monkeypatch):
@@ -158,19 +225,20 @@ def test_room_is_looked_for_before_anything_is_copied(images, tmp_path, monkeypa
     with pytest.raises(ValueError, match=r"0.00 GB in 220 files are to be copied, and .* has room for 0.00 GB"):
         staged(images, tmp_path / "x")
     assert not unfinished(tmp_path / "x")
-    assert not [*(tmp_path / "x").glob(f"*/{WHOLE}")]
+    assert not [*(tmp_path / "x").glob("[!.]*")]
 
 
-@pytest.mark.parametrize(("happens", "told"), [("vanish", "vanished while"), ("grow", "changed while it was copied")])
+@pytest.mark.parametrize(("happens", "told"), [("vanish", "vanished while"), ("change", "changed while it was copied")])
 def test_what_changes_meanwhile_is_named(images, tmp_path, monkeypatch, happens, told):
-    copy, victim = staging._Copying._copy, max((images / "train").rglob("*.jpg"))
+    copy, victim = Copying._copy, max((images / "train").rglob("*.jpg"))
 
     def meanwhile(self, source, target):
         if source == victim:
-            victim.unlink() if happens == "vanish" else victim.write_bytes(b"x")
+            # Of the same size.
+            victim.unlink() if happens == "vanish" else victim.write_bytes(victim.read_bytes()[::-1])
         return copy(self, source, target)
 
-    monkeypatch.setattr(staging._Copying, "_copy", meanwhile)
+    monkeypatch.setattr(Copying, "_copy", meanwhile)
     with pytest.raises(ValueError, match=f"{victim.name} .*{told}"):
         staged(images, tmp_path / "x")
     assert not unfinished(tmp_path / "x")
@@ -178,16 +246,29 @@ def test_what_changes_meanwhile_is_named(images, tmp_path, monkeypatch, happens,
 
 def test_of_a_manifest_the_files_that_it_names(images, tmp_path):
     first, second, *_, last = sorted((images / "train").rglob("*.jpg"))
+    second = second.rename(second.with_name("..a.jpg"))
     rows = [f"{file.relative_to(images)},{file.parent.name}" for file in (first, second, last)]
     (images / "list.csv").write_text("\n".join(["file,label", *rows, ""]))
     given = ["data.source=csv", f"data.train={images}/list.csv", "data.val_fraction=0.5", f"data.stage={tmp_path}/x"]
     found = Path(stage(data_of(*given), lambda: False, print)["train"])
     assert {*contents(found.parent)} == {"list.csv", *(row.partition(",")[0] for row in rows)}
+    through = [f"../{images.name}/train/other/../{row.removeprefix('train/')}" for row in rows]
+    (images / "train" / "other").mkdir()
+    (images / "list.csv").write_text("\n".join(["file,label", *through, ""]))
+    recipe = load(["recipe=quickstart", *given]).recipe
+    copied = build_data(recipe, stage(recipe.data, lambda: False, print))
+    for source, plain in zip(copied, build_data(recipe), strict=True):
+        assert [source.read(n) for n in range(len(source))] == [plain.read(n) for n in range(len(plain))]
+    (images / "list.csv").write_text("\n".join(["file,label", *rows, ""]))
     apart = [*given, f"data.images={images}"]
     copies = stage(data_of(*apart), lambda: False, print)
     train_images, _ = build_data(load(["recipe=quickstart", *apart]).recipe, copies)
     assert train_images.describe(0).startswith(f"{images}/train/")
     (images / "list.csv").write_text(f"file,label\n{first},a\n{last},b\n")
+    with pytest.raises(ValueError, match=r"a whole path says where the image is now. Let the names start from"):
+        stage(data_of(*given), lambda: False, print)
+    last.rename(images.parent / "out.jpg")
+    (images / "list.csv").write_text(f"file,label\n{rows[0]}\n../out.jpg,b\n")
     with pytest.raises(ValueError, match=r"leads out of the images' folder .*data.images"):
         stage(data_of(*given), lambda: False, print)
 

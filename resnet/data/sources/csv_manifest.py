@@ -16,7 +16,7 @@ import numpy as np
 
 from recipes.schema.data import CsvData
 from recipes.text import listed, plural
-from resnet.data.sources.files import Files, existing
+from resnet.data.sources.files import Files, Wanted, existing, expanded
 
 
 class Manifest(NamedTuple):
@@ -57,6 +57,35 @@ def read_manifest(data: CsvData, path: str, key: str) -> Manifest:
         are = "is" if len(missing) == 1 else "are"
         raise ValueError(f"{key}: {some} {are} not in {root}: {listed(missing)}")
     return Manifest(root, names, labels)
+
+
+def wanted_of_csv(data: CsvData) -> dict[str, Wanted]:
+    """By key the manifests, and the files that they name: others may lie beside them. Raises ValueError."""
+    wanted, named = {}, []
+    for key, path in (("train", data.train), ("val", data.val)):
+        if path is not None:
+            manifest = read_manifest(data, path, f"data.{key}")
+            for name in manifest.names:
+                _check_inside(manifest.root, name, f"data.{key}={path}")
+            file = expanded(path)
+            wanted[key] = Wanted(file.parent, file.name, [file.name, *(manifest.names if not data.images else ())])
+            named += manifest.names
+    if data.images is not None:
+        wanted["images"] = Wanted(existing(data.images, "data.images"), "", named)
+    return wanted
+
+
+def _check_inside(root: Path, name: str, where: str) -> None:
+    if os.path.isabs(name):
+        raise ValueError(
+            f"data.stage cannot copy {name} of {where}: a whole path says where the image is now. Let the names start "
+            f"from {root}, or from the folder that you give as data.images"
+        )
+    if not Path(os.path.normpath(root / name)).is_relative_to(root):
+        raise ValueError(
+            f"data.stage cannot copy {name} of {where}: it leads out of the images' folder {root}. "
+            "Give the folder above all images as data.images, and let the names start from it"
+        )
 
 
 @contextmanager

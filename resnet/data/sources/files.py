@@ -6,8 +6,20 @@ import os
 from array import array
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+
+WHOLE = "whole.json"
+"""Lies beside what `resnet.data.stage` copied."""
+
+
+class Wanted(NamedTuple):
+    """The files of a key: where they lie in a folder ("": the folder itself), and which are read; None: all."""
+
+    root: Path
+    below: str
+    names: Iterable[str] | None
 
 
 def expanded(path: str) -> Path:
@@ -21,6 +33,12 @@ def existing(path: str, key: str, hint: str = "") -> Path:
     if not absolute.exists():
         raise ValueError(f"{key}={path}: there is no {absolute}. {hint}".rstrip())
     return absolute
+
+
+def conversions_of(path: Path) -> str | None:
+    """Where what is made of a staged file or folder belongs: beside it. None for one that is not staged."""
+    # A single file lies in a folder of its own there.
+    return next((str(folder / "made") for folder in (*path.parents,)[:2] if (folder / WHOLE).is_file()), None)
 
 
 class Names:

@@ -12,8 +12,7 @@ import numpy as np
 from recipes.schema.data import HuggingFaceData
 from recipes.text import listed, plural
 from resnet.data.decode import BrokenImage
-from resnet.data.sources.files import existing, expanded
-from resnet.data.stage import conversions_of
+from resnet.data.sources.files import conversions_of, existing, expanded
 
 _SAME_SPLIT = {"val": "validation", "valid": "validation", "dev": "validation", "training": "train", "testing": "test"}
 _IMAGES, _LABELS = ("image", "img"), ("label", "labels")
@@ -26,7 +25,6 @@ class _Cells:
     """A column's cells as Arrow keeps them, on which the library itself spends ten times longer."""
 
     def __init__(self, rows: Any, column: str) -> None:
-        rows = rows.flatten_indices() if rows._indices is not None else rows
         self._chunks = rows.data.column(column).chunks
         self._ends = np.cumsum([len(chunk) for chunk in self._chunks])
 
@@ -59,7 +57,9 @@ class HuggingFace:
             raise BrokenImage("the row has no image")
         if (data := image["bytes"].as_py()) is not None:
             return data
-        with open(image["path"].as_py(), "rb") as file:
+        if (path := image["path"].as_py()) is None:
+            raise BrokenImage("the row has neither an image nor a path of one")
+        with open(path, "rb") as file:
             return file.read()
 
     def describe(self, index: int) -> str:

@@ -12,8 +12,8 @@ import torch
 from recipes.schema.data import Data
 from resnet.data.decode import BrokenImage
 from resnet.data.sources.cifar import open_cifar
-from resnet.data.sources.csv_manifest import open_csv
-from resnet.data.sources.files import expanded
+from resnet.data.sources.csv_manifest import open_csv, wanted_of_csv
+from resnet.data.sources.files import Wanted, existing, expanded
 from resnet.data.sources.huggingface import open_huggingface
 from resnet.data.sources.image_folder import open_image_folder
 from resnet.data.sources.shapes import open_shapes
@@ -53,6 +53,21 @@ SOURCES: dict[str, Callable[[Any], tuple[Source, Source | None]]] = {
     "synthetic": open_synthetic,
 }
 """By `data.source`: a function from the recipe's data to training and validation images (None: none of their own)."""
+
+
+_WANTED: dict[str, Callable[[Any], dict[str, Wanted]]] = {"csv": wanted_of_csv}
+"""By `data.source`, where not all is read that lies where its keys point at."""
+
+
+def wanted(data: Data) -> dict[str, Wanted]:
+    """By key of `data` which files are read. Raises ValueError where they are not there."""
+    if data.source in _WANTED:
+        return _WANTED[data.source](data)
+    found = {key: existing(path, f"data.{key}") for key, path in data.paths().items() if path is not None}
+    return {
+        key: Wanted(path, "", None) if path.is_dir() else Wanted(path.parent, path.name, [path.name])
+        for key, path in found.items()
+    }
 
 
 class Subset:
