@@ -48,6 +48,8 @@ def stage(data: Data, stopped: Callable[[], bool], say: Callable[[str], None]) -
                 _check_room(missing, place, data)
                 for tree in missing:
                     _copy(tree, copies[tree.root], stopped, say)
+        else:
+            say(f"{socket.gethostname()}: reads the copies in {place}")
     except OSError as error:
         where = error.filename or place
         raise ValueError(
@@ -60,7 +62,7 @@ def _place(data: Data) -> Path:
     assert data.stage is not None
     place = expanded(data.stage)
     if "$" in str(place):
-        raise ValueError(f"data.stage={data.stage}: {place} names a variable that is not set on {socket.gethostname()}")
+        raise ValueError(f"data.stage={data.stage} names a variable that is not set on {socket.gethostname()}")
     return place
 
 
