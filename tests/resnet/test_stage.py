@@ -104,7 +104,7 @@ def test_a_copy_that_has_lost_files_is_copied_anew(images, tmp_path, lost, capsy
     assert "lost some of its files: it is copied anew" in capsys.readouterr().out
     assert contents(found) == before
     staged(images, tmp_path / "x")
-        assert capsys.readouterr().out.endswith(f": reads the copies in {tmp_path / 'x'}\n")
+    assert capsys.readouterr().out.endswith(f": reads the copies in {tmp_path / 'x'}\n")
     assert (tmp_path / "x" / "backup-202601011230.tmp").is_dir()
 
 
