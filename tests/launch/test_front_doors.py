@@ -31,7 +31,7 @@ def test_help_of_train_needs_no_torch():
     [
         (["-m", "launch", "shwo"], "launch: no command 'shwo': did you mean launch show?"),
         (["-m", "resnet", "evla"], "resnet: no command 'evla': did you mean resnet eval?"),
-        (["-m", "resnet", "zzz"], "resnet: no command 'zzz': there are: eval, predict, features, look"),
+        (["-m", "resnet", "zzz"], "resnet: no command 'zzz': there are: eval, predict, check-data, features"),
         (["-m", "resnet", "eval", "x", "--jsn"], "resnet eval: unknown option --jsn: did you mean --json?"),
     ],
 )

@@ -126,7 +126,7 @@ def test_class_folders(tiny, shapes, tmp_path, capsys):
     assert "data.val" in error
     assert "classes that the training images do not have: ring" in error
     error = mistake(capsys, *words, f"data.train={root}")
-    assert f"give data.train={root}/val" in error
+    assert f"give data.train={root}/train" in error
     assert not (tmp_path / "runs").exists()
 
 

@@ -160,8 +160,12 @@ def test_a_second_interruption_does_not_wait_for_what_is_being_written(tmp_path)
             threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        interrupted_twice()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest-xdist's workers ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            interrupted_twice()
+    finally:
+        signal.signal(signal.SIGINT, before)
     with pytest.raises(BrokenProcessPool):
         begun[0].result(timeout=20)
 

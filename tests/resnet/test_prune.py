@@ -254,7 +254,7 @@ def test_statistics_are_means_over_batches():
 
 def test_zeros_keep_the_shape(made, monkeypatch):
     opened, open_sources = [], resnet.build.open_sources
-    monkeypatch.setattr(resnet.build, "open_sources", lambda data: opened.append(data) or open_sources(data))
+    monkeypatch.setattr(resnet.build, "open_sources", lambda data, *_: opened.append(data) or open_sources(data))
     said = prune(made.pruned, "--amount", 0.3, "--unstructured", "--samples", 20, "--name", "zeros #2")
     assert len(opened) == 1
     assert "30.0% of the convolutions' weights are zero" in said
