@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 from recipes.text import listed
 from resnet.data.sources.files import expanded
 from resnet.data.sources.huggingface import parquet_files
+from resnet.data.sources.image_folder import TRAIN, VAL
 from resnet.data.sources.shards import holds_shards
-
-_TRAIN, _VAL = ("train", "training"), ("val", "valid", "validation", "test", "testing")
 
 
 class Splits(NamedTuple):
@@ -30,7 +29,7 @@ def splits_in(folder: Path) -> Splits | None:
         return None
     with os.scandir(folder) as entries:
         found = {entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()}
-    train, val = (sorted((n for n in found if n.lower() in names), key=_rank(names)) for names in (_TRAIN, _VAL))
+    train, val = (sorted((n for n in found if n.lower() in names), key=_rank(names)) for names in (TRAIN, VAL))
     if not train or not val:
         return None
     others = sorted(found - {train[0], *val})

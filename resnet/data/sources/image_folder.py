@@ -20,7 +20,9 @@ data.source=huggingface data.train=ILSVRC/imagenet-1k (an account that accepted 
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
 
-_SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
+TRAIN, VAL = ("train", "training"), ("val", "valid", "validation", "test", "testing")
+"""What folders of training and of validation images are called, the usual name first."""
+_SPLITS = {*TRAIN, *VAL}
 _THREADS = 16
 
 
