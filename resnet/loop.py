@@ -5,18 +5,17 @@ from __future__ import annotations
 import contextlib
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from recipes.schema.recipe import Recipe
 from resnet.data.batches import Batch
 from resnet.data.order import mix as mix_numbers
 from resnet.distill import distillation_loss
 from resnet.evaluation import evaluate_and_report
 from resnet.log_window import Clock, log_is_due, log_window
+from resnet.losses import training_loss
 from resnet.optim import set_hyper
 from resnet.trainer import Trainer
-from resnet.training_input import TrainingInput, training_input
+from resnet.training_input import training_input
 
 _DROP = 2
 
@@ -83,23 +82,12 @@ def _forward(trainer: Trainer, batch: Batch, turn: int) -> tuple[torch.Tensor, f
     if trainer.random_layers:
         torch.manual_seed(mix_numbers(recipe.seed, step, slot, _DROP))
     logits = trainer.network(given.images).float()
-    loss = _own_loss(logits, given, recipe)
+    loss = training_loss(logits, given, recipe)
     if taught is not None and recipe.distill:
         loss = distillation_loss(loss, logits, taught, recipe.distill)
     right = logits.argmax(1) == given.expected
     trainer.state.window.add(step, loss, right.sum(), given.checksum, len(batch.labels), len(batch.broken))
     return loss, len(batch.labels) / plan.samples_of_step(step)
-
-
-def _own_loss(logits: torch.Tensor, given: TrainingInput, recipe: Recipe) -> torch.Tensor:
-    targets = given.targets
-    if targets is None:
-        return F.cross_entropy(logits, given.labels, label_smoothing=recipe.label_smoothing)
-    if recipe.loss == "cross_entropy":
-        return F.cross_entropy(logits, targets)
-    if recipe.bce_target_threshold is not None:
-        targets = (targets > recipe.bce_target_threshold).to(targets.dtype)
-    return F.binary_cross_entropy_with_logits(logits, targets)
 
 
 def _clip(trainer: Trainer, step: int) -> torch.Tensor | None:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torchvision.models import resnet as reference
 from torchvision.ops import StochasticDepth
 
-from recipes.schema.model import ACTIVATIONS, NETS, Model, net_of, own_channels
+from recipes.nets import NETS, resolve
+from recipes.schema.model import ACTIVATIONS, Model, net_of, own_channels
 
 
 class BasicBlock(reference.BasicBlock):
@@ -57,10 +58,10 @@ class ResNet(reference.ResNet):
         self.backbone_frozen = False
         if isinstance(self.layer4, nn.Identity):
             self.fc = nn.Linear(self.inplanes, num_classes)
-        if config.stem == "cifar":
+        if net.stem == "cifar":
             self.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
             nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
-        if not _has_maxpool(config):
+        if not net.maxpool:
             self.maxpool = nn.Identity()
         _replace_activations(self, config)
         if config.blurpool:
@@ -98,7 +99,7 @@ def effective_model(config: Model) -> dict[str, Any]:
     So a named net and the same one by block and layers are equal, as are a default and the same value given.
     """
     net = net_of(config)
-    name = next((name for name, known in NETS.items() if known == net), None)
+    name = next((name for name, known in NETS.items() if resolve(known) == net), None)
     return {
         "name": name,
         "block": None if name else net.block,
@@ -108,16 +109,12 @@ def effective_model(config: Model) -> dict[str, Any]:
         "channels": {
             place: number for place, number in config.channels.items() if number != own_channels(config, place)
         },
-        "stem": config.stem,
-        "maxpool": _has_maxpool(config),
+        "stem": net.stem,
+        "maxpool": net.maxpool,
         "activation": config.activation,
         "activation_args": _activation_arguments(config),
         "blurpool": config.blurpool,
     }
-
-
-def _has_maxpool(config: Model) -> bool:
-    return config.stem == "imagenet" if config.maxpool is None else config.maxpool
 
 
 def _activation_arguments(config: Model) -> dict[str, Any]:

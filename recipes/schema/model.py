@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from recipes.schema.fields import Count, Group
+from recipes.nets import NET_KEYS, NETS, TORCHVISIONS, Block, Net, Stem, has_stream, inner_width, resolve
+from recipes.schema.fields import Count, Group, Positive
 from recipes.text import cut, suggestion
 
 ACTIVATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -54,30 +55,12 @@ def _unfit(name: str, arguments: dict[str, Any]) -> str:
     return "alpha must not be 0" if name == "celu" and arguments.get("alpha", 1.0) == 0 else ""
 
 
-class Net(NamedTuple):
-    """What a net is built of."""
+if TYPE_CHECKING:
+    NetName = str
+else:
+    NetName = Literal[tuple(NETS)]
 
-    block: Literal["basic", "bottleneck"]
-    layers: tuple[int, ...]
-    """Blocks in each stage."""
-    groups: int = 1
-    width_per_group: int = 64
-
-
-NETS = {
-    "resnet18": Net("basic", (2, 2, 2, 2)),
-    "resnet34": Net("basic", (3, 4, 6, 3)),
-    "resnet50": Net("bottleneck", (3, 4, 6, 3)),
-    "resnet101": Net("bottleneck", (3, 4, 23, 3)),
-    "resnet152": Net("bottleneck", (3, 8, 36, 3)),
-    "resnext50_32x4d": Net("bottleneck", (3, 4, 6, 3), 32, 4),
-    "resnext101_32x8d": Net("bottleneck", (3, 4, 23, 3), 32, 8),
-    "resnext101_64x4d": Net("bottleneck", (3, 4, 23, 3), 64, 4),
-    "wide_resnet50_2": Net("bottleneck", (3, 4, 6, 3), 1, 128),
-    "wide_resnet101_2": Net("bottleneck", (3, 4, 23, 3), 1, 128),
-}
-"""torchvision's, by name."""
-_PLACE = re.compile(r"layer([1-4])(?:\.(0|[1-9][0-9]{0,2})\.conv([12]))?")
+_PLACE = re.compile(r"layer([1-6])(?:\.(0|[1-9][0-9]{0,2})\.conv([1-9]))?")
 _MOST_CHANNELS = 1 << 16
 _LONGEST_PLACE = 24
 """Characters of what is no place, in a message."""
@@ -92,33 +75,70 @@ def is_tag(weights: str) -> bool:
 
 
 def tags_of(name: str) -> tuple[str, ...]:
-    """torchvision's weights for a net."""
+    """torchvision's weights for a net; none where it has not got the net."""
+    if name not in TORCHVISIONS:
+        return ()
     return (
         ("IMAGENET1K_V1", "DEFAULT") if name in _ONE_SET_OF_WEIGHTS else ("IMAGENET1K_V1", "IMAGENET1K_V2", "DEFAULT")
     )
 
 
 class Model(Group):
-    """The network: torchvision's ResNet with the variations below."""
+    """The network: a ResNet of the papers, by name or by hand, with the variations below."""
 
-    name: (
-        Literal[
-            "resnet18", "resnet34", "resnet50", "resnet101", "resnet152",
-            "resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d", "wide_resnet50_2", "wide_resnet101_2",
-        ]
-        | None
-    ) = None  # fmt: skip
-    """A torchvision ResNet; or leave it out and give `block` and `layers`."""
-    block: Literal["basic", "bottleneck"] | None = None
-    """Residual block of a net given by hand."""
-    layers: Annotated[list[Count], Field(min_length=3, max_length=4)] | None = None
-    """Blocks in each of the three or four stages (64, 128, 256, 512 planes; four times that after bottlenecks)."""
+    name: NetName | None = None
+    """A net of the papers; or leave it out and give `block` and `layers`. Other keys vary it."""
+    block: Block | None = None
+    """Residual block of a net given by hand: two 3x3 convolutions, or 1x1, 3x3 and 1x1; preact: normalisation and
+    activation before each convolution (He et al. 2016, arXiv:1603.05027)."""
+    layers: Annotated[list[Count], Field(min_length=1, max_length=6)] | None = None
+    """Blocks in each of one to six stages."""
+    widths: Annotated[list[Annotated[int, Field(ge=1, le=1 << 14)]], Field(min_length=1, max_length=6)] | None = None
+    """Planes of each stage, of which bottlenecks put out four times as many; null: the named net's own, or 64, 128, ...
+    """
+    width_multiplier: Annotated[Positive | None, Field(le=64)] = None
+    """Factor of all stages' planes, the stem's left as they are (as in Wide ResNets); null: the named net's own, or 1.
+    """
+    kernels: Annotated[list[Literal[1, 3, 5, 7]], Field(min_length=2, max_length=4)] | None = None
+    """Sizes of the convolutions of a block, the last of which puts out its channels; null: the block's own."""
     num_classes: Count | None = None
     """Classes; taken from the data where it is not given, checked against it where it is."""
-    stem: Literal["imagenet", "cifar"] = "imagenet"
-    """imagenet: 7x7 convolution of stride 2; cifar: 3x3 of stride 1."""
-    maxpool: bool | None = None
-    """3x3 max-pooling of stride 2 after the stem; null: with the imagenet stem only."""
+    in_channels: Annotated[int, Field(ge=1, le=256)] = 3
+    """Channels of an image: 3 (RGB), 1 (grey), or as many bands as the images have."""
+    stem: Stem | None = None
+    """imagenet: 7x7 convolution of stride 2; deep: three of 3x3 (ResNet-C, He et al. 2018, arXiv:1812.01187); cifar:
+    3x3 of stride 1. null: the named net's own, or imagenet."""
+    stem_width: Annotated[int, Field(ge=1, le=1 << 14)] | None = None
+    """Output channels of the stem; null: the first of `widths`."""
+    maxpool: bool | Literal["conv"] | None = None
+    """3x3 max-pooling of stride 2 after the stem; conv: a convolution in its place (ResNet-RS); null: the named net's
+    own, or with every stem but cifar."""
+    downsample: Literal["conv", "avgpool"] | None = None
+    """Strided shortcuts: a strided 1x1 convolution, or 2x2 average pooling before one of stride 1 (ResNet-D, He et al.
+    2018); null: the named net's own, or conv."""
+    shortcut: Literal["projection", "padded"] | None = None
+    """Shortcuts where channels change: a 1x1 convolution, or more channels of zeros (option A of He et al. 2015); null:
+    the named net's own, or projection."""
+    attention: Literal["none", "se"] | None = None
+    """se: squeeze-and-excitation at the end of each block's branch (Hu et al. 2017, arXiv:1709.01507); null: the named
+    net's own, or none."""
+    se_ratio: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Hidden channels of squeeze-and-excitation as a share of the block's, rounded to multiples of 8; null: the named
+    net's own, or 1/16."""
+    norm: Literal["batch", "group"] = "batch"
+    """Normalisation layers; group: over groups of channels of each image (Wu & He 2018, arXiv:1803.08494)."""
+    norm_groups: Count | None = None
+    """Groups of norm=group; null: 32."""
+    bn_momentum: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Share of a batch's statistics in BatchNorm's running ones."""
+    bn_eps: Positive = 1e-5
+    """Added to the variance that is normalised by."""
+    init: Literal["fan_out", "fan_in"] = "fan_out"
+    """Convolutions begin with He's normal distribution, scaled by their outputs (as torchvision's) or their inputs."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Probability of zeroing a feature before the classifier."""
+    block_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Probability of zeroing a value between the convolutions of a block (Wide ResNets)."""
     activation: str = "relu"
     """Any activation of torch.nn by its snake-case name: relu, silu, leaky_relu, gelu, mish, hardswish ..."""
     activation_args: dict[str, float | bool] = {}
@@ -143,6 +163,14 @@ class Model(Group):
     freeze_backbone: bool = False
     """Train the classifier only; the rest keeps its weights and its BatchNorm statistics."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _own_stem_is_left_out(cls, values: Any) -> Any:
+        # So that runs of earlier versions, which name it, have the same keys as new ones.
+        if isinstance(values, dict) and values.get("stem") == _keys_of(values.get("name")).get("stem", "imagenet"):
+            return {**values, "stem": None}
+        return values
+
     @model_validator(mode="after")
     def _one_way_of_naming(self) -> Model:
         by_hand = (self.block is not None, self.layers is not None)
@@ -150,8 +178,11 @@ class Model(Group):
             raise ValueError("needs a name (as in model.name=resnet50), or block and layers")
         if self.name is not None and any(by_hand):
             raise ValueError(f"has the name {self.name} and also block or layers: model.name=null builds by hand")
-        if net_of(self).block == "basic" and (self.groups not in (None, 1) or self.width_per_group not in (None, 64)):
+        net = net_of(self)
+        if net.expansion == 1 and (self.groups not in (None, 1) or self.width_per_group not in (None, 64)):
             raise ValueError("groups and width_per_group need bottleneck blocks (torchvision's basic block has none)")
+        if len(net.widths) != len(net.layers):
+            raise ValueError(f"has {len(net.widths)} widths for {len(net.layers)} stages: give one for each of layers")
         if self.freeze_backbone and self.pretrained is None:
             raise ValueError("freeze_backbone without pretrained weights would train a classifier on random features")
         return self
@@ -175,7 +206,8 @@ class Model(Group):
             if name is None:
                 raise ValueError(f"torchvision has weights for named nets only: {otherwise}")
             if value not in tags_of(name):
-                raise ValueError(f"torchvision's weights for {name} are {', '.join(tags_of(name))}; or {otherwise}")
+                known = f"torchvision's weights for {name} are {', '.join(tags_of(name))}; or"
+                raise ValueError(f"{known if tags_of(name) else f'torchvision has no {name}:'} {otherwise}")
         return value
 
     @field_validator("activation")
@@ -202,15 +234,14 @@ class Model(Group):
         return value
 
 
+def _keys_of(name: Any) -> dict[str, Any]:
+    return NETS.get(name, {}) if isinstance(name, str) else {}
+
+
 def net_of(model: Model) -> Net:
     """What a network's keys come to, but for its channels."""
-    if model.name is not None:
-        net = NETS[model.name]
-    else:
-        assert model.block, "a model has a name, or block and layers"
-        assert model.layers
-        net = Net(model.block, tuple(model.layers))
-    return net._replace(groups=model.groups or net.groups, width_per_group=model.width_per_group or net.width_per_group)
+    given = {key: value for key in NET_KEYS if (value := getattr(model, key)) is not None}
+    return resolve({**_keys_of(model.name), **given})
 
 
 def own_channels(model: Model, place: str) -> int | None:
@@ -218,22 +249,21 @@ def own_channels(model: Model, place: str) -> int | None:
 
     Where stage 1 has no downsample its residual stream is the stem's, and is named by it alone.
     """
-    if place == "conv1":
-        return 64
     net, found = net_of(model), _PLACE.fullmatch(place)
+    if place == "conv1":
+        return net.stem_width
     if not found or (stage := int(found[1])) > len(net.layers):
         return None
-    planes, basic = 64 << (stage - 1), net.block == "basic"
     if found[2] is None:
-        return None if basic and stage == 1 else planes if basic else 4 * planes
-    if int(found[2]) >= net.layers[stage - 1] or (basic and found[3] == "2"):
+        return net.widths[stage - 1] * net.expansion if has_stream(net, stage) else None
+    if int(found[2]) >= net.layers[stage - 1] or int(found[3]) >= len(net.kernels):
         return None
-    return planes if basic else int(planes * net.width_per_group / 64) * net.groups
+    return inner_width(net, stage)
 
 
 def _places(net: Net) -> str:
-    last, inside = len(net.layers), "conv1" if net.block == "basic" else "conv1 and conv2"
-    streams = f"layer2 to layer{last} (stages; the first is the stem's)"
-    if net.block == "bottleneck":
-        streams = f"layer1 to layer{last} (stages)"
+    last, inside = len(net.layers), " and ".join(f"conv{number}" for number in range(1, len(net.kernels)))
+    streams = f"layer1 to layer{last} (stages)"
+    if not has_stream(net, 1):
+        streams = f"layer2 to layer{last} (stages; the first is the stem's)"
     return f"conv1 (the stem), {streams}, and {inside} of a block, as in layer1.0.conv1"

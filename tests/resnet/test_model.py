@@ -2,7 +2,6 @@ import inspect
 import re
 import urllib.error
 from functools import partial
-from typing import get_args
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision.ops import StochasticDepth
 
+from recipes.nets import TORCHVISIONS
 from recipes.schema.model import ACTIVATIONS, Model, tags_of
 from resnet.net import _snake_case, build_model, freeze_backbone, has_randomness, make_activation
 from resnet.pretrained import load_pretrained
@@ -146,7 +146,7 @@ def test_arguments_that_only_torch_can_judge():
 
 
 def test_the_recipes_weights_are_torchvisions():
-    for name in get_args(get_args(Model.model_fields["name"].annotation)[0]):
+    for name in TORCHVISIONS:
         assert set(tags_of(name)) == set(torchvision.models.get_model_weights(name).__members__), name
 
 
