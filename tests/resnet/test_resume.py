@@ -152,6 +152,25 @@ def test_each_epoch_draws_each_position_once_over_any_number_of_restarts(tmp_pat
     assert all(sorted(images) == list(range(IMAGES)) for images in drawn.values())
 
 
+# Keys whose effect reaches from one step to the next
+
+COMBINATIONS = {
+    "adam onecycle, average every other step": [
+        *("optimizer={name: adam, lr: 1e-3}", "schedule={name: onecycle}", "ema.every=2", "grad_clip_value=0.1"),
+    ],
+}
+"""What a run is to go on with, by what is in it: each row a run of its own, of as many new things as go together."""
+
+
+@pytest.mark.parametrize("words", COMBINATIONS.values(), ids=COMBINATIONS)
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, interrupt, words):
+    assert attempt(tmp_path, "straight", *words, "epochs=2") == [0]
+    for step, code in ((3, -9), (7, 85), (None, 0)):
+        interrupt |= {"step": step, "signal": signal.SIGKILL if code == -9 else signal.SIGTERM}
+        assert attempt(tmp_path, "r", *words, "epochs=2") == [code], output(tmp_path, "r")
+    assert compare_runs(tmp_path / "straight", tmp_path / "r") == []
+
+
 # A teacher
 
 
