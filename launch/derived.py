@@ -8,7 +8,9 @@ from typing import Any
 
 from recipes.errors import COMMAND_LINE
 from recipes.load import Loaded
+from recipes.net_size import net_size
 from recipes.plan import Plan, effective_decay, make_plan, samples_known
+from recipes.schema.model import net_of
 from recipes.schema.recipe import NOT_TRAINING, Recipe
 
 
@@ -25,6 +27,7 @@ def follows(loaded: Loaded, gpus: int, samples: int | None = None) -> dict[str, 
     plan = make_plan(recipe, samples or recipe.batch_size, gpus)
     backbone = recipe.optimizer.backbone_lr_scale
     return {
+        "network": network(recipe),
         "gpus": gpus,
         "samples": samples,
         "samples_from": source,
@@ -42,6 +45,24 @@ def follows(loaded: Loaded, gpus: int, samples: int | None = None) -> dict[str, 
         "image_sizes": list(_image_sizes(plan)),
         "ema": _ema(recipe),
         "expected": _expected(loaded),
+    }
+
+
+def network(recipe: Recipe) -> dict[str, Any]:
+    """What the network is made of, its size and what an image of the evaluation costs it.
+
+    Where only the data tells the classes they are None, and parameters and multiply-adds without the classifier.
+    """
+    model, net, pixels = recipe.model, net_of(recipe.model), recipe.augment.val_size
+    classes = model.num_classes or recipe.data.classes_stated()
+    per_class = net_size(model, 1, pixels).parameters - net_size(model, None, pixels).parameters
+    return {
+        "blocks": net.block,
+        "layers": [*net.layers],
+        "classes": classes,
+        "pixels": pixels,
+        **net_size(model, classes, pixels)._asdict(),
+        "parameters_per_class": per_class,
     }
 
 

@@ -9,6 +9,7 @@ import textwrap
 from itertools import groupby
 from typing import Any
 
+from launch.derived import network
 from recipes.load import folder_of, load, names
 from recipes.schema.recipe import Recipe
 
@@ -33,6 +34,7 @@ def _row(recipe: Recipe) -> dict[str, Any]:
         "name": recipe.name,
         "group": folder_of(recipe.name),
         "model": recipe.model.name or f"{recipe.model.block} {'-'.join(map(str, recipe.model.layers or []))}",
+        **{key: network(recipe)[key] for key in ("parameters", "classes")},
         "epochs": recipe.epochs,
         "batch_size": recipe.batch_size,
         "top1": evidence.top1 if evidence else None,

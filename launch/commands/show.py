@@ -79,7 +79,7 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
     gpus, slots = facts["gpus"], facts["accumulation"]
     yield f"What follows on {gpus} device{'s' if gpus > 1 else ''}"
     samples = f"{facts['samples']} an epoch, " if facts["samples"] else ""
-    rows = [("training images", samples + facts["samples_from"])]
+    rows = [("network", _network(facts["network"])), ("training images", samples + facts["samples_from"])]
     if facts["total_steps"]:
         end, total = facts["end_step"], facts["total_steps"]
         cut = f"; ends after {end} (max_steps), with the schedule of all of them" if end < total else ""
@@ -103,6 +103,16 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
     if facts["milestones"]:
         yield ""
         yield from _milestones(facts["milestones"], facts["momentum_is"])
+
+
+def _network(network: dict[str, Any]) -> str:
+    kind = network["blocks"].replace("preact_", "pre-activation ")
+    # Only the data tells the classes of many recipes.
+    others = "" if network["classes"] else f" and {network['parameters_per_class']:,} for each class"
+    return (
+        f"{kind} {'-'.join(map(str, network['layers']))}, {network['parameters'] / 1e6:.3g} M parameters{others}, "
+        f"{network['multiply_adds'] / 1e9:.3g} G multiply-adds at {network['pixels']} px"
+    )
 
 
 def _expected(expected: dict[str, Any]) -> str:

@@ -179,6 +179,8 @@ def test_recipes_as_json(launch):
         "resnet50", 600, 1024, 80.858, [80.4, 80.95],
     )  # fmt: skip
     assert (tv2["group"], rows["sport6_silu"]["top1"]) == ("imagenet", None)
+    # torchvision's table, with and without a classifier of a thousand.
+    assert (tv2["parameters"], tv2["classes"]) == (25_557_032 - 1000 * 2049, None)
 
 
 # launch show: the recipe
@@ -250,6 +252,7 @@ def test_steps_and_batches(launch):
     assert shown["origins"]["batch_size"] == line_of("recipes/imagenet/resnet50_imagenet.yaml", "batch_size")
     out = launch("show", "recipe=resnet50_imagenet", "--gpus=4")[1]
     for line in (
+        "bottleneck 3-4-6-3, 23.5 M parameters and 2,049 for each class, 4.09 G",
         "1281167 an epoch, stated by the recipe (data.train_samples)",
         "5005 an epoch, 450450 in all",
         "256, 64 per device in 2 micro-batches of 32",
