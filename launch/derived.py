@@ -69,7 +69,7 @@ def network(recipe: Recipe) -> dict[str, Any]:
 def _stated(recipe: Recipe) -> str:
     if samples_known(recipe.data):
         return "made by data.source" if recipe.data.made_here else "stated by the recipe (data.train_samples)"
-    if recipe.data.balance != "none":
+    if recipe.data.balance in ("oversample", "sqrt"):
         return "unknown until the classes are counted (data.balance): give --samples N"
     if recipe.data.val_fraction is not None:
         return "unknown until validation images are put aside (data.val_fraction): give --samples N"

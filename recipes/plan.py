@@ -132,7 +132,7 @@ def make_plan(recipe: Recipe, samples: int, world_size: int, micro_batch: int | 
 def samples_known(data: Data) -> int | None:
     """Training samples of an epoch as far as the recipe tells; None: only the data itself does."""
     images = data.images_stated()
-    if images is None or data.balance != "none" or data.val_fraction is not None:
+    if images is None or data.balance not in ("none", "shares") or data.val_fraction is not None:
         return None
     return min(images, data.max_train or images)
 

@@ -10,6 +10,7 @@ from datetime import timedelta
 from functools import cache
 from typing import TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
@@ -18,15 +19,17 @@ from torch import nn
 
 from recipes.plan import Plan, effective_decay
 from recipes.schema.recipe import Recipe
+from recipes.text import listed
 from resnet.agreement import STEP_TIMEOUT
 from resnet.data.copying import Stopped
 from resnet.data.kept import memory_for
 from resnet.data.node_memory import NodeMemory
-from resnet.data.order import Order
+from resnet.data.order import Order, balanced_counts
 from resnet.data.sources.registry import Source, open_sources
 from resnet.data.stage import stage
 from resnet.ema import Ema
 from resnet.inference import input_dtype
+from resnet.losses import class_weights
 from resnet.metrics import Window
 from resnet.net import build_model, freeze_backbone
 from resnet.optim import build_optimizer
@@ -196,9 +199,27 @@ def build_data(recipe: Recipe, copies: Mapping[str, str] | None = None) -> tuple
 
 
 def build_order(recipe: Recipe, train: Source) -> Order:
-    """Which training image stands at which position of an epoch."""
-    data = recipe.data
-    return Order(train.labels, recipe.seed, recipe.batch_size, data.repeats, data.balance == "oversample")
+    """Which training image stands at which position of an epoch. Raises ValueError for shares of no such classes."""
+    data, sizes = recipe.data, class_sizes(train)
+    shares = {number: data.class_shares[name] for number, name in enumerate(train.classes) if name in data.class_shares}
+    if unknown := sorted(data.class_shares.keys() - {*train.classes}):
+        raise ValueError(f"data.class_shares names {listed(unknown)}, and the classes are {listed(train.classes)}")
+    if empty := [train.classes[number] for number in shares if not sizes[number]]:
+        raise ValueError(f"data.class_shares names {listed(empty)}, of which there are no images")
+    if len(shares) == np.count_nonzero(sizes) and abs(total := sum(shares.values()) - 1) > 1e-6:
+        raise ValueError(f"data.class_shares names every class and adds up to {total + 1:g} instead of 1")
+    drawn = balanced_counts(data.balance, sizes, shares)
+    return Order(train.labels, recipe.seed, recipe.batch_size, data.repeats, drawn)
+
+
+def class_sizes(train: Source) -> np.ndarray:
+    """Images of each class (classes,)."""
+    return np.bincount(train.labels, minlength=len(train.classes))
+
+
+def build_class_weights(recipe: Recipe, train: Source, order: Order) -> torch.Tensor | None:
+    """Weights of the classes in the loss (classes,), by what an epoch draws. Raises ValueError."""
+    return class_weights(recipe, train.classes, class_sizes(train) if order.drawn is None else order.drawn)
 
 
 def initial_model(

@@ -82,7 +82,7 @@ def _forward(trainer: Trainer, batch: Batch, turn: int) -> tuple[torch.Tensor, f
     if trainer.random_layers:
         torch.manual_seed(mix_numbers(recipe.seed, step, slot, _DROP))
     logits = trainer.network(given.images).float()
-    loss = training_loss(logits, given, recipe)
+    loss = training_loss(logits, given, recipe, trainer.class_weights)
     if taught is not None and recipe.distill:
         loss = distillation_loss(loss, logits, taught, recipe.distill)
     right = logits.argmax(1) == given.expected

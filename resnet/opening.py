@@ -112,11 +112,19 @@ def has_bf16() -> bool:
     return any(getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
 
 
+_DRAWN = {
+    "none": "",
+    "oversample": "; an epoch draws {} of them, so that classes are equal",
+    "sqrt": "; an epoch draws {} of them, so that classes are as the square roots of their sizes",
+    "shares": "; an epoch draws {} of them, by data.class_shares",
+}
+
+
 def describe_data(train: Source, val: Source, plan: Plan) -> str:
     """The images and their classes, and how many of them an epoch draws where that is another number."""
     counts = np.bincount(train.labels, minlength=len(train.classes))
     each = f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
-    drawn = "" if plan.samples == len(train) else f"; an epoch draws {plan.samples} of them, so that classes are equal"
+    drawn = _DRAWN[plan.recipe.data.balance].format(plan.samples)
     return (
         f"{plural(len(train), 'training image')} of {plural(len(train.classes), 'class')} ({each} each){drawn}; "
         f"{plural(len(val), 'validation image')}"

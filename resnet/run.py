@@ -20,6 +20,7 @@ from recipes.plan import Plan, make_plan
 from recipes.schema.recipe import Recipe
 from resnet.build import (
     build_accelerator,
+    build_class_weights,
     build_data,
     build_model_for,
     build_order,
@@ -93,7 +94,8 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals, notes: Seque
     if isinstance(copies, int):
         return copies
     train, val = together(lambda: build_data(recipe, copies), local_rank, first_alone=True)
-    order = build_order(recipe, train)
+    order = together(lambda: build_order(recipe, train))
+    weights = together(lambda: build_class_weights(recipe, train, order))
     start = together(lambda: find_start(recipe, train))
     with contextlib.ExitStack() as lifetime:
         lifetime.callback(start.release)
@@ -133,6 +135,7 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals, notes: Seque
         )
         trainer = Trainer(plan, accelerator, network, state, len(train.classes), len(val), hooks)
         trainer.teacher = teacher.network if teacher else None
+        trainer.class_weights = None if weights is None else weights.to(accelerator.device)
         workers = workers_per_rank(recipe.data.num_workers)
         check_shared_memory(plan, workers, recipe.data.prefetch, train)
         loaders = _open_batches(trainer, train, val, order, memory, workers, progress.message)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from accelerate import Accelerator
 from torch import nn
 
@@ -61,6 +62,8 @@ class Trainer:
     """What is to be done before the first batch; False where a hook asked to stop before it was done."""
     teacher: nn.Module | None = None
     """Answers the images too, for the network to learn from; see `resnet.distill`."""
+    class_weights: torch.Tensor | None = None
+    """Of the classes in the loss, on the device (classes,); None: all weigh the same."""
     broken: dict[str, None] = field(default_factory=dict)
     """Images this rank could not read, each with the reason, in the order they were met."""
     waited: float = 0.0

@@ -21,7 +21,7 @@ class TrainingInput(NamedTuple):
     labels: torch.Tensor
     """int64 (N,): the classes of the images before they were mixed."""
     targets: torch.Tensor | None
-    """float32 (N, classes): shares of the classes; None where the labels say it all (nothing is mixed, no BCE)."""
+    """float32 (N, classes): shares of the classes; None where the labels say it all (unmixed, plain cross-entropy)."""
     mixing: Mix | None
     """How the images were mixed, each with the one before it; None: not at all."""
     checksum: torch.Tensor
@@ -48,7 +48,7 @@ def training_input(
         images = erase(images, batch.erased.to(device))
     mixing = draw_mix(recipe.augment, recipe.seed, step, slot, images.shape[-2], images.shape[-1])
     targets = None
-    if mixing is not None or recipe.loss == "bce":
+    if mixing is not None or recipe.loss != "cross_entropy" or recipe.class_weights is not None:
         targets = soft_targets(labels, classes, recipe.label_smoothing)
     if mixing is not None and targets is not None:
         images, targets = mix(images, targets, mixing)

@@ -55,8 +55,11 @@ class _Data(Group):
     flip JPEGs on the GPU (nvJPEG), to pixels that differ a little."""
     last_batch: Literal["drop", "keep"] = "drop"
     """What becomes of the samples that do not fill an epoch's last batch."""
-    balance: Literal["none", "oversample"] = "none"
-    """oversample: draw (and augment) images of small classes again until all classes are as large as the largest."""
+    balance: Literal["none", "oversample", "sqrt", "shares"] = "none"
+    """oversample: draw (and augment) images of small classes again until all classes are as large as the largest; sqrt:
+    until they are in proportion to the square roots of their sizes; shares: by `class_shares`, as many as there are."""
+    class_shares: dict[str, Annotated[float, Field(gt=0, le=1)]] = {}
+    """With balance=shares: a class's share of an epoch, by name; the other classes split the rest by their sizes."""
     repeats: Count = 1
     """Repeated augmentation: each image stands this often in a batch (or less, to fit), and 1/repeats in an epoch."""
     max_broken: Fraction = 0.01
@@ -78,6 +81,14 @@ class _Data(Group):
     def _one_validation(self) -> Self:
         if self.val is not None and self.val_fraction is not None:
             raise ValueError("has both val and val_fraction: give one, and null for the other")
+        return self
+
+    @model_validator(mode="after")
+    def _shares_of_classes(self) -> Self:
+        if bool(self.class_shares) != (self.balance == "shares"):
+            raise ValueError("balance=shares and class_shares={name: share} need each other: give both or neither")
+        if sum(self.class_shares.values()) > 1 + 1e-9:
+            raise ValueError(f"class_shares add up to {sum(self.class_shares.values()):g}, which is more than 1")
         return self
 
     @model_validator(mode="after")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -15,6 +16,18 @@ Count = Annotated[int, Field(ge=1)]
 
 def off_is_none(value: Any) -> Any:
     return None if value is False or value in ("off", "no", "none") else value
+
+
+def weights_of_classes(value: Any) -> Any:
+    """What may be weights of classes in the loss, told in one message where it is none of the kinds."""
+    if (value := off_is_none(value)) is None or value in ("balanced", "effective"):
+        return value
+    if not isinstance(value, dict):
+        raise ValueError("must be balanced, effective, or weights by the names of classes, as in {cat: 2, dog: 0.5}")
+    for name, weight in value.items():
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
+            raise ValueError(f"the weight of {name} must be a number of 0 or more, not {weight}")
+    return value
 
 
 class Duration(NamedTuple):

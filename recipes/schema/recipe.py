@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from recipes.schedules import ConstantSchedule, Schedule
 from recipes.schema.augment import Augment
 from recipes.schema.data import Data
-from recipes.schema.fields import Count, Fraction, Group, Positive, off_is_none
+from recipes.schema.fields import Count, Fraction, Group, NonNegative, Positive, off_is_none, weights_of_classes
 from recipes.schema.model import Model, is_tag
 from recipes.schema.optimizer import Optimizer, Sgd
 from recipes.schema.training import Checkpoint, Distill, Ema, Eval, Evidence, Profile, Run, Wandb
@@ -40,8 +40,18 @@ class Recipe(Group):
     """Most images of one forward pass on one device: larger shares are accumulated. BatchNorm sees this micro-batch."""
     optimizer: Optimizer = Sgd(name="sgd")
     schedule: Schedule = ConstantSchedule(name="constant")
-    loss: Literal["cross_entropy", "bce"] = "cross_entropy"
-    """bce: binary cross-entropy of each class on its own (Wightman et al. 2021, arXiv:2110.00476)."""
+    loss: Literal["cross_entropy", "bce", "focal"] = "cross_entropy"
+    """bce: binary cross-entropy of each class on its own (Wightman et al. 2021, arXiv:2110.00476); focal: cross-entropy
+    that counts what the network is sure of less (Lin et al. 2017, arXiv:1708.02002, of the softmax)."""
+    focal_gamma: NonNegative = 2.0
+    """With focal: each class's term is multiplied by (1 - probability)^gamma; 0: cross-entropy."""
+    class_weights: Annotated[
+        Literal["balanced", "effective"] | dict[str, NonNegative] | None, BeforeValidator(weights_of_classes)
+    ] = None
+    """Weights of the classes in the loss, scaled so that the images of an epoch have 1 on average. balanced: 1 / images
+    of the class; effective: by their effective number (Cui et al. 2019, arXiv:1901.05555); {name: weight}: others 1."""
+    class_weights_beta: Annotated[float, Field(gt=0, lt=1)] = 0.999
+    """With effective: nearer to 1 is nearer to balanced."""
     bce_target_threshold: Fraction | None = None
     """With bce: targets above it count as 1, others as 0; null: targets as they are."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -83,6 +93,7 @@ class Recipe(Group):
     def _together(self) -> Recipe:
         if self.bce_target_threshold is not None and self.loss != "bce":
             raise ValueError("bce_target_threshold needs loss=bce")
+        _check_losses(self)
         if self.distill and self.loss == "bce":
             raise ValueError(
                 "distill compares softmaxes, and loss=bce trains none: use loss=cross_entropy or distill=off"
@@ -119,6 +130,18 @@ class Recipe(Group):
         """By dotted key: the files of weights and runs that training reads; torchvision's tags are none."""
         named = {"model.pretrained": self.model.pretrained, "distill.teacher": self.distill and self.distill.teacher}
         return {key: source for key, source in named.items() if source and not is_tag(source)}
+
+
+def _check_losses(recipe: Recipe) -> None:
+    if recipe.focal_gamma != 2.0 and recipe.loss != "focal":
+        raise ValueError("focal_gamma needs loss=focal")
+    if recipe.class_weights_beta != 0.999 and recipe.class_weights != "effective":
+        raise ValueError("class_weights_beta needs class_weights=effective")
+    if isinstance(recipe.class_weights, str) and recipe.data.balance == "oversample":
+        raise ValueError(
+            f"class_weights={recipe.class_weights} has no effect with data.balance=oversample, which draws all classes "
+            "equally often: use one of them"
+        )
 
 
 NOT_TRAINING = (

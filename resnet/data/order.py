@@ -6,6 +6,7 @@ output of NumPy's Philox bit generator, which NumPy promises not to change, unli
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -23,37 +24,61 @@ class Order:
     seed: int
     batch_size: int
     repeats: int = 1
-    oversample: bool = False
+    drawn: np.ndarray | None = None
+    """How often an epoch draws from each class (classes,), see `balanced_counts`; None: each image once."""
 
     def __len__(self) -> int:
         """Positions in an epoch."""
-        if not self.oversample:
-            return len(self.labels)
-        counts = np.bincount(self.labels)
-        return int(counts.max() * np.count_nonzero(counts))
+        return len(self.labels) if self.drawn is None else int(self.drawn.sum())
 
     def epoch(self, epoch: int) -> np.ndarray:
         """Image indices (positions,) int64 of an epoch; read-only."""
         return _drawn(self, epoch)
 
     def draw(self, epoch: int) -> np.ndarray:
-        pool = self._oversampled(epoch) if self.oversample else np.arange(len(self.labels))
+        pool = np.arange(len(self.labels)) if self.drawn is None else self._balanced(epoch, self.drawn)
         order = pool[_shuffled(len(pool), self.seed, epoch, 0)]
         if self.repeats > 1:
             order = _repeat_in_batches(order, self.batch_size, self.repeats)
         order.flags.writeable = False
         return order
 
-    def _oversampled(self, epoch: int) -> np.ndarray:
-        """Each class as often as the largest: whole copies, and a different random part of it every epoch."""
-        largest = int(np.bincount(self.labels).max())
+    def _balanced(self, epoch: int, counts: np.ndarray) -> np.ndarray:
+        """Each class as often as asked: whole copies, and a different random part of it every epoch."""
         drawn = []
         for label in np.unique(self.labels):
             members = np.flatnonzero(self.labels == label)
-            copies, rest = divmod(largest, len(members))
+            copies, rest = divmod(int(counts[label]), len(members))
             extra = members[_shuffled(len(members), self.seed, epoch, 1 + int(label))[:rest]]
             drawn += [np.tile(members, copies), extra]
         return np.concatenate(drawn)
+
+
+def balanced_counts(balance: str, sizes: np.ndarray, shares: Mapping[int, float] | None = None) -> np.ndarray | None:
+    """How often an epoch draws from each class, int64 (classes,); None: each image once.
+
+    balance: as `data.balance`. sizes: images of each class (classes,). shares: with balance=shares, of an epoch that is
+    as long as there are images, by class; the other classes split the rest by their sizes.
+    With sqrt a class is drawn in proportion to the square root of its size (as in Kang et al. 2020,
+    arXiv:1910.09217, section 3), the largest as often as it has images, so that none is left out.
+    """
+    if balance == "none":
+        return None
+    if balance == "oversample":
+        return np.where(sizes > 0, sizes.max(), 0)
+    if balance == "sqrt":
+        return np.maximum(np.round(np.sqrt(sizes * float(sizes.max()))).astype(np.int64), sizes)
+    wanted = np.array([(shares or {}).get(label, 0.0) for label in range(len(sizes))])
+    others = np.where(wanted == 0, sizes, 0)
+    return _whole((wanted + (1 - wanted.sum()) * others / max(1, others.sum())) * sizes.sum())
+
+
+def _whole(amounts: np.ndarray) -> np.ndarray:
+    """Whole numbers of the same sum, each less than 1 away: the largest fractions are rounded up."""
+    counts = np.floor(amounts).astype(np.int64)
+    missing = round(float(amounts.sum())) - int(counts.sum())
+    counts[np.argsort(counts - amounts, kind="stable")[:missing]] += 1
+    return counts
 
 
 @lru_cache(maxsize=2)

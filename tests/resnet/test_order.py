@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resnet.data import order as order_module
-from resnet.data.order import Order, mix
+from resnet.data.order import Order, balanced_counts, mix
 
 SEEDS = st.integers(0, 2**63 - 1)
 EPOCHS = st.integers(0, 2000)
@@ -49,7 +49,7 @@ def test_images_come_to_any_place_equally_often():
         (make_order(12, seed=7, batch_size=4), [9, 5, 6, 3, 0, 11, 8, 7, 10, 4, 1, 2]),
         (make_order(12, seed=7, batch_size=5, repeats=3), [9, 5, 9, 5, 9, 6, 3, 6, 3, 6, 0, 11]),
         (
-            Order(np.array([0, 0, 0, 0, 0, 1, 1, 2]), seed=7, batch_size=4, oversample=True),
+            Order(np.array([0, 0, 0, 0, 0, 1, 1, 2]), seed=7, batch_size=4, drawn=np.array([5, 5, 5])),
             [6, 7, 5, 6, 3, 0, 7, 6, 5, 7, 4, 1, 7, 7, 2],
         ),
     ],
@@ -90,7 +90,7 @@ CLASSES = st.lists(st.integers(0, 12), min_size=1, max_size=5).filter(any)
 @given(CLASSES, SEEDS, EPOCHS)
 def test_oversampling_makes_the_classes_equal(counts, seed, epoch):
     labels = labels_of(counts)
-    order = Order(labels, seed, 4, oversample=True)
+    order = Order(labels, seed, 4, drawn=balanced_counts("oversample", np.bincount(labels)))
     drawn = order.epoch(epoch)
     largest = max(counts)
     assert Counter(labels[drawn].tolist()) == {label: largest for label, count in enumerate(counts) if count}
@@ -102,7 +102,7 @@ def test_oversampling_makes_the_classes_equal(counts, seed, epoch):
 
 def test_oversampling_draws_another_part_again_in_each_epoch():
     labels = labels_of([10, 6])
-    order = Order(labels, 0, 4, oversample=True)
+    order = Order(labels, 0, 4, drawn=balanced_counts("oversample", np.bincount(labels)))
     again = set()
     for epoch in range(20):
         index, times = np.unique(order.epoch(epoch), return_counts=True)
@@ -145,7 +145,8 @@ def test_repeats_take_the_images_of_the_plain_order():
 @settings(max_examples=20)
 @given(CLASSES, st.integers(1, 4), st.booleans())
 def test_a_pickled_order_is_the_same(counts, repeats, oversample):
-    order = Order(labels_of(counts), 5, 4, repeats, oversample)
+    drawn = balanced_counts("oversample", np.array(counts)) if oversample else None
+    order = Order(labels_of(counts), 5, 4, repeats, drawn)
     before = order.epoch(1)
     again = pickle.loads(pickle.dumps(order))
     assert np.array_equal(again.epoch(1), before)
@@ -164,3 +165,30 @@ def test_an_epoch_is_drawn_once_and_cannot_be_changed():
     assert order.epoch(1) is order.epoch(1)
     with pytest.raises(ValueError):
         order.epoch(1)[0] = 3
+
+
+@given(CLASSES, SEEDS, EPOCHS)
+def test_square_roots_of_sizes(counts, seed, epoch):
+    labels = labels_of(counts)
+    order = Order(labels, seed, 4, drawn=balanced_counts("sqrt", np.bincount(labels)))
+    drawn = order.epoch(epoch)
+    assert set(drawn.tolist()) == set(range(len(labels))), "none is left out"
+    assert len(order) == len(drawn)
+    got = np.bincount(labels[drawn], minlength=len(counts))
+    for one, size in zip(got, counts, strict=True):
+        assert abs(one - (size * max(counts)) ** 0.5) <= 0.5
+
+
+@given(CLASSES, st.floats(0.01, 0.99), SEEDS)
+def test_shares_of_an_epoch_that_is_as_long_as_there_are_images(counts, share, seed):
+    labels = labels_of(counts)
+    sizes = np.bincount(labels, minlength=len(counts))
+    named = int(np.argmax(sizes > 0))
+    share = share if np.count_nonzero(sizes) > 1 else 1.0
+    order = Order(labels, seed, 4, drawn=balanced_counts("shares", sizes, {named: share}))
+    got = np.bincount(labels[order.epoch(3)], minlength=len(counts))
+    assert got.sum() == len(labels) == len(order)
+    rest = max(1, len(labels) - sizes[named])
+    for label, size in enumerate(sizes):
+        wanted = share if label == named else (1 - share) * size / rest
+        assert abs(got[label] - wanted * len(labels)) < 1

@@ -142,7 +142,7 @@ def test_each_epoch_draws_each_position_once_over_any_number_of_restarts(tmp_pat
     run = tmp_path / "r"
     firsts = [entry["first_step"] for entry in read_provenance(run)["attempts"]]
     assert firsts == [0, 2, 4, 6, 6] or firsts == [0, 2, 4, 6, 8], "a kill may come before the save of the step before"
-    order = Order(Synthetic(IMAGES, IMAGES, 24).labels, 0, 16, 1, False)
+    order = Order(Synthetic(IMAGES, IMAGES, 24).labels, 0, 16)
     drawn: dict[int, list[int]] = defaultdict(list)
     for step, batches in images_of_steps(run).items():
         assert [start for _, start, _ in batches] == [step % 5 * 16 + 4 * slot for slot in range(4)]
