@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from recipes.errors import COMMAND_LINE
+from recipes.evidence import told
 from recipes.load import Loaded
 from recipes.net_size import net_size
 from recipes.plan import Plan, effective_decay, make_plan, samples_known
@@ -121,6 +122,8 @@ def _expected(loaded: Loaded) -> dict[str, Any]:
         "top1": evidence.top1 if evidence else None,
         "band": evidence.band if evidence else None,
         "evaluation": evidence.evaluation if evidence else None,
-        "measured": evidence.measured if evidence else None,
+        "spread": evidence.spread if evidence else None,
+        "seeds": evidence.seeds if evidence else None,
+        "measured": told(evidence.measured) if evidence else None,
         "changed": any(key.split(".")[0] not in NOT_TRAINING for key in changed),
     }

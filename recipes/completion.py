@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Literal, get_args, get_origin
 
 from recipes.keys import fields_of, groups_of, kinds, variants
-from recipes.load import names
+from recipes.library import all_names
 from recipes.schema.recipe import Recipe
 
 
@@ -26,7 +26,7 @@ def complete_word(prefix: str) -> Iterator[str]:
 
 def _values(key: str) -> list[str]:
     if key == "recipe":
-        return names()
+        return all_names()
     if key.count(".") == 1 and key.partition(".")[0] in variants():
         tag, by_name = variants()[key.partition(".")[0]]
         if key.endswith(f".{tag}"):

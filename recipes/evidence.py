@@ -6,8 +6,10 @@ from typing import Any, NamedTuple
 
 from recipes.changes import differences
 from recipes.keys import variants
-from recipes.load import load, names
+from recipes.library import names
+from recipes.load import load
 from recipes.schema.recipe import Recipe
+from recipes.schema.training import Measured
 from recipes.text import show
 
 _NO_MATTER = (
@@ -40,6 +42,24 @@ def judge(recipe: Recipe, top1: float | None, samples: int | None = None) -> Jud
     low, high = evidence.band
     where = "below" if top1 < low else "above" if top1 > high else "within"
     return Judgement(f"{where} the expected {low:g} to {high:g}%", top1 >= low)
+
+
+def with_spread(top1: float, spread: float | None, runs: int | None) -> str:
+    """As in 91.25 +-0.14 (5 runs)."""
+    return (
+        f"{top1:g}" + (f" +-{spread:g}" if spread is not None else "") + (f" ({runs} runs)" if (runs or 1) > 1 else "")
+    )
+
+
+def told(measured: Measured | None) -> str:
+    """What was measured with this program, in words."""
+    if measured is None:
+        return "never measured here"
+    if measured.top1 is None:
+        return measured.command
+    figure = with_spread(measured.top1, measured.spread, measured.seeds)
+    where = ", ".join(filter(None, (measured.card, measured.commit and f"commit {measured.commit}")))
+    return f"{figure} by {measured.command}" + (f", {where}" if where else "")
 
 
 def changed(recipe: Recipe, samples: int | None = None) -> str:

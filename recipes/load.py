@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,13 +15,12 @@ from pydantic import BaseModel, ValidationError
 
 from recipes.errors import COMMAND_LINE, RecipeError, explain, location_of
 from recipes.keys import fields_of, keep_spelling, parents, variant_named, variants
+from recipes.library import FOLDER, all_names, file_of, shipped
 from recipes.nested import NOTHING, merge, nest, value_at, without
 from recipes.schema.recipe import NOT_TRAINING, Recipe
 from recipes.text import did_you_mean, show, suggestion
 from recipes.versions import FORMAT, keep_unknown, lifted, may_be_newer
 from recipes.yaml12 import UNREADABLE, Dumper, Loader
-
-FOLDER = Path(__file__).parent
 
 
 class Loaded(NamedTuple):
@@ -30,22 +29,6 @@ class Loaded(NamedTuple):
     """Dotted key -> where its value was set (a file and line, or the command line); defaults are not listed."""
     notes: tuple[str, ...] = ()
     """What the user should know of how it was read."""
-
-
-@cache
-def _files() -> dict[str, Path]:
-    """The recipes that come with the program, by name; their folders only sort them."""
-    return {path.stem: path for path in FOLDER.rglob("*.yaml")}
-
-
-def folder_of(name: str) -> str:
-    """The folder that a recipe's file lies in, as imagenet."""
-    return _files()[name].parent.name
-
-
-def names() -> list[str]:
-    """Names of the recipes that come with the program."""
-    return sorted(_files())
 
 
 def load(argv: Iterable[str], given_in: Mapping[str, str] | None = None) -> Loaded:
@@ -58,7 +41,7 @@ def load(argv: Iterable[str], given_in: Mapping[str, str] | None = None) -> Load
     overrides = [split_argument(argument) for argument in argv]
     chosen = [value for key, value in overrides if key == "recipe"]
     if len(chosen) != 1:
-        raise RecipeError(f"give one recipe=NAME; there are: {', '.join(names())}")
+        raise RecipeError(f"give one recipe=NAME; there are: {', '.join(all_names())}")
     given = given_in or {}
     layers = [_override(key, text, given.get(key, COMMAND_LINE)) for key, text in overrides if key != "recipe"]
     return _load_under(chosen[0], layers)
@@ -69,7 +52,7 @@ def load_over(name: str, values: Mapping[str, Any], origin: str, argv: Iterable[
 
     values: groups of keys. origin: where they are from, for messages. Raises RecipeError with all mistakes at once.
     """
-    layers = [*_file_layers(_files()[name], ())] if name in _files() else []
+    layers = [*_file_layers(shipped()[name], ())] if name in shipped() else []
     layers += [_layer(key, value, origin) for key, value in values.items()]
     layers += [_override(*split_argument(argument), COMMAND_LINE) for argument in argv]
     return _build(layers, default_name=name)
@@ -145,7 +128,7 @@ def split_argument(argument: str) -> tuple[str, str]:
     key, equals, value = argument.partition("=")
     if not equals or not re.fullmatch(r"[A-Za-z_][\w.]*", key):
         hint = f": did you mean {key.lstrip('-')}={value or '...'}?" if argument.startswith("-") else ""
-        if argument in names() or Path(argument).exists():
+        if file_of(argument) or Path(argument).exists():
             hint = f": did you mean recipe={argument}?"
         raise RecipeError(f"cannot read {argument!r}, arguments have the form key=value{hint}")
     return key, value
@@ -160,13 +143,15 @@ def _find(name: str, relative_to: Path, origin: str = "") -> Path:
         if not path.is_file():
             raise RecipeError(f"no recipe file {path}{origin}")
         return path
-    if name not in _files():
+    # Of a shipped recipe's base another file would make another recipe.
+    found = shipped().get(name) if relative_to.is_relative_to(FOLDER) else file_of(name)
+    if found is None:
         form = "" if origin else "recipe="
         beside = [f"{form}{file}" for file in (f"{name}.yaml", f"./{name}") if _is_recipe(relative_to / file)]
         raise RecipeError(
-            f"no recipe {name!r}{origin}: {did_you_mean(beside) if beside else suggestion(name, names())}"
+            f"no recipe {name!r}{origin}: {did_you_mean(beside) if beside else suggestion(name, all_names())}"
         )
-    return _files()[name]
+    return found
 
 
 def _is_recipe(path: Path) -> bool:
@@ -211,7 +196,7 @@ def read_file(path: Path, what: str = "recipe") -> tuple[dict[str, Any], dict[st
     return dict(values), dict(origins)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)
 def _parse_file(text: str, shown: str, is_recipe: bool) -> tuple[Any, dict[str, str]]:
     origins: dict[str, str] = {}
     loader = Loader(text)

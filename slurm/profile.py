@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,6 +11,7 @@ from pydantic import AfterValidator, Field, StringConstraints, ValidationError, 
 
 from recipes.errors import wording
 from recipes.keys import keep_spelling, kinds
+from recipes.library import config_folder
 from recipes.load import parse_value
 from recipes.schema.fields import Count, Group
 from recipes.text import show, suggestion
@@ -139,8 +139,7 @@ class ProfileError(ValueError):
 
 def user_folder() -> Path:
     """Where a user keeps profiles of their own."""
-    config = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
-    return Path(config) / "resnet-launch" / "clusters"
+    return config_folder() / "clusters"
 
 
 def profile_names() -> list[str]:

@@ -52,7 +52,8 @@ def modules(package: str) -> list[str]:
 
 def file_of(module: str) -> Path:
     path = PROGRAM / module.replace(".", "/")
-    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    # A folder without one may lie beside a module, as that of the logs beside recipes.evidence.
+    return path / "__init__.py" if (path / "__init__.py").is_file() else path.with_suffix(".py")
 
 
 def room_of(module: str) -> str | None:

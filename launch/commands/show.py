@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from launch.derived import follows
+from recipes.evidence import with_spread
 from recipes.load import dump, load
 from recipes.text import plural
 from recipes.yaml12 import Loader
@@ -117,11 +118,12 @@ def _network(network: dict[str, Any]) -> str:
 
 def _expected(expected: dict[str, Any]) -> str:
     if expected["top1"] is None:
-        return "unknown"
-    band = " ({:g} to {:g})".format(*expected["band"]) if expected["band"] else ""
+        return f"unknown, {expected['measured']}" if expected["measured"] else "unknown"
+    figure = with_spread(expected["top1"], expected["spread"], expected["seeds"])
+    band = " ({:g} to {:g})".format(*expected["band"]) if expected["band"] else ", an estimate"
     changed = "; your changes may move it" if expected["changed"] else ""
     by = f"; {expected['evaluation']}" if expected["evaluation"] else ""
-    return f"{expected['top1']:g}{band}, {expected['measured']}{changed}{by}"
+    return f"{figure}{band}, {expected['measured']}{changed}{by}"
 
 
 def _milestones(milestones: list[dict[str, Any]], momentum: str) -> Iterator[str]:

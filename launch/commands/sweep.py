@@ -23,6 +23,7 @@ from launch.sweep.sweep_json import sweep_json
 from launch.sweep.sweep_types import Sweep, Values
 from launch.sweep.trials import Trial, trials
 from launch.sweep.words import from_words
+from recipes.library import own
 from recipes.plan import make_plan, samples_known
 from recipes.schema.recipe import Recipe
 from recipes.schema.training import Wandb
@@ -189,10 +190,11 @@ def _check_options(arguments: argparse.Namespace) -> None:
 
 
 def _with_absolute_recipes(sweep: Sweep) -> Sweep:
-    """Recipes that are files by their whole paths: trials may be made of them from another folder."""
+    """Recipes that are the user's files by their whole paths: trials may be made of them from another folder."""
 
     def absolute(text: str) -> str:
-        return str(Path(text).expanduser().absolute()) if "/" in text or text.endswith((".yaml", ".yml")) else text
+        found = own().get(text, text if "/" in text or text.endswith((".yaml", ".yml")) else None)
+        return str(Path(found).expanduser().absolute()) if found else text
 
     if "recipe" in sweep.fixed:
         return replace(sweep, fixed={**sweep.fixed, "recipe": absolute(sweep.fixed["recipe"])})

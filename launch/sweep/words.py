@@ -8,7 +8,8 @@ from launch.sweep.grammar import expand
 from launch.sweep.sweep_types import Distribution, Sweep, Values
 from recipes.errors import COMMAND_LINE, RecipeError
 from recipes.keys import takes_text
-from recipes.load import names, split_argument
+from recipes.library import all_names
+from recipes.load import split_argument
 from recipes.schema.recipe import NOT_TRAINING
 
 
@@ -23,7 +24,7 @@ def parted(
 ) -> tuple[dict[str, str], dict[str, Values | Distribution], tuple[str, ...]]:
     """What is fixed, what is swept, and the order of the keys. Raises RecipeError where no recipe is among them."""
     if "recipe" not in given:
-        raise RecipeError(f"give recipe=NAME, or several as in recipe=A,B; there are: {', '.join(names())}")
+        raise RecipeError(f"give recipe=NAME, or several as in recipe=A,B; there are: {', '.join(all_names())}")
     alone = {key: v.texts[0] for key, v in given.items() if isinstance(v, Values) and len(v.texts) == 1}
     return alone, {key: values for key, values in given.items() if key not in alone}, tuple(given)
 

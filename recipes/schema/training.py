@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
@@ -124,20 +124,47 @@ class Profile(Group):
     """Steps recorded."""
 
 
+class Measured(Group):
+    """What this program has reached with the recipe; null: never measured."""
+
+    top1: Annotated[float | None, Field(ge=0, le=100)] = None
+    """Top-1 in percent, of the best or the last evaluation as `evidence.weights` says; the mean of `seeds` runs."""
+    spread: NonNegative | None = None
+    """Standard deviation over the runs, in percent points."""
+    seeds: Count = 1
+    """Runs that `top1` is the mean of."""
+    command: str
+    """The command that was run; of earlier versions' recipes all that they say."""
+    commit: str | None = None
+    """Commit of the program."""
+    card: str | None = None
+    """What it ran on, and how long it took."""
+
+
+def _of_words(value: Any) -> Any:
+    """What earlier versions' recipes say in words."""
+    if isinstance(value, str):
+        return None if value == "never measured here" else {"command": value}
+    return value
+
+
 class Evidence(Group):
     """What the recipe is known to reach, and where that is known from."""
 
     source: str
     """Paper, repository or model card the hyperparameters are from."""
     top1: float | None = None
-    """Expected top-1 in percent; null: none is known."""
+    """Expected top-1 in percent; null: none is known. Without a band: an estimate."""
+    spread: NonNegative | None = None
+    """What `top1` is published with as +-, in percent points: the standard deviation over runs."""
+    seeds: Count | None = None
+    """Runs that `top1` is the mean of, where the source says so."""
     band: tuple[float, float] | None = None
     """Range in percent within which a run counts as reproduced."""
     weights: Literal["best", "last"] = "best"
     """Whether `top1` is of the best evaluation or of the last one."""
     evaluation: str = ""
     """The evaluation `top1` was read under: resolution, weights, test-time augmentation."""
-    measured: str = "never measured here"
-    """What was measured with this program, by which command."""
+    measured: Annotated[Measured | None, BeforeValidator(_of_words)] = None
     notes: str = ""
     """Where the recipe differs from its source, and choices the source leaves open."""

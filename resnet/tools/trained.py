@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from recipes.load import Loaded, load, load_over, names
+from recipes.library import names
+from recipes.load import Loaded, load, load_over
 from recipes.schema.recipe import Recipe
 from resnet.checkpoint.commit import newest_first
 from resnet.checkpoint.snapshot import EMA, MODEL

@@ -30,7 +30,7 @@ def complete(line: str, cwd: Path = PROGRAM, program: str = "launch.cli") -> lis
         ("launch st", ["status "]),
         ("launch local recipe=cifar100", ["cifar100_onecycle "]),
         ("launch show optimizer.mom", ["optimizer.momentum="]),
-        ("launch submit model.name=resnet15", ["resnet152 "]),
+        ("launch submit model.name=resnet15", ["resnet152 ", "resnet152d "]),
         ("launch submit schedule.name=cos", ["cosine "]),
         ("launch submit cluster=h1", ["h100 "]),
         ("launch submit slurm.signal", ["slurm.signal_lead="]),

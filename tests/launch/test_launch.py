@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from launch import cli
-from recipes.load import dump, load, load_file, names
+from recipes.library import names
+from recipes.load import dump, load, load_file
 from recipes.schedules import hyper_at
 
 ROOT = Path(__file__).parents[2]
@@ -137,7 +138,7 @@ def test_debug_shows_the_traceback(launch):
 
 
 def test_what_the_system_refuses_is_no_mistake_of_the_user(launch, monkeypatch):
-    monkeypatch.setattr("launch.commands.recipes.names", lambda: (_ for _ in ()).throw(PermissionError(13, "denied")))
+    monkeypatch.setattr("recipes.listing.names", lambda: (_ for _ in ()).throw(PermissionError(13, "denied")))
     code, _, err = launch("recipes")
     assert (code, err) == (1, "launch recipes: [Errno 13] denied\n")
 
@@ -162,13 +163,17 @@ def test_recipes_lists_each_on_a_page(launch):
     code, out, _ = launch("recipes")
     assert code == 0
     assert max(map(len, out.splitlines())) <= 100
-    listed = [line.split()[0] for line in out.splitlines()[1:] if re.match(r"\w+ +(resnet|bottleneck|basic)", line)]
+    listed = [words[0] for line in out.splitlines() if len(words := line.split()) > 3 and words[0] in names()]
     assert sorted(listed) == names()
     assert listed[0] == "quickstart"
     assert listed.index("resnet50_imagenet_tv2") < listed.index("resnet101_imagenet")
-    assert re.search(r"^resnet50_imagenet +resnet50 +90 +256  76.13 \(75.3-76.2\)$", out, re.MULTILINE)
-    assert re.search(r"^sport6_silu +basic 2-2-2-2 +30 +32  unknown$", out, re.MULTILINE)
-    assert "\n    ResNet-50 on ImageNet as torchvision's IMAGENET1K_V1 weights were trained\n" in out
+    assert re.search(r"^  resnet50_imagenet +90 +256  76.13 \(75.3-76.2\)$", out, re.MULTILINE)
+    assert re.search(r"^  sport6_silu +30 +32  unknown$", out, re.MULTILINE)
+    assert re.search(r"^  quickstart .*  96.80$", out, re.MULTILINE)
+    assert (
+        "\n    ResNet-50 on ImageNet as torchvision's IMAGENET1K_V1 weights were trained\n"
+        in launch("recipes", "--long")[1]
+    )
 
 
 def test_recipes_as_json(launch):
@@ -181,6 +186,42 @@ def test_recipes_as_json(launch):
     assert (tv2["group"], rows["sport6_silu"]["top1"]) == ("imagenet", None)
     # torchvision's table, with and without a classifier of a thousand.
     assert (tv2["parameters"], tv2["classes"]) == (25_557_032 - 1000 * 2049, None)
+    assert (tv2["measured"], rows["quickstart"]["measured"]["top1"]) == (None, 96.8)
+
+
+def test_recipes_of_some_data_and_some_network(launch):
+    found = [
+        row["name"] for row in json.loads(launch("recipes", "--json", "--data=CIFAR-10", "--model", "ResNet50")[1])
+    ]
+    assert "cifar10_resnet50_steplr" in found
+    assert not [name for name in found if "cifar100" in name or "imagenet" in name or "resnet18" in name]
+    code, out, err = launch("recipes", "--model", "resnet51")
+    assert (code, out) == (2, "")
+    assert "no recipe of --model resnet51: did you mean resnet50" in err
+
+
+def test_recipes_of_the_users_own(launch, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    for folder in ("recipes", "config/resnet-launch/recipes/birds"):
+        (tmp_path / folder).mkdir(parents=True)
+    here, birds = tmp_path / "recipes", tmp_path / "config/resnet-launch/recipes/birds"
+    (here / "mine.yaml").write_text("base: quickstart\nepochs: 7\n")
+    (here / "wrong.yaml").write_text("base: quickstart\nepoch: 7\n")
+    (here / "quickstart.yaml").write_text("base: sport6_silu\n")
+    (birds / "sparrows.yaml").write_text("base: mine\n")
+    (birds / "mine.yaml").write_text("base: sport6_silu\n")
+    code, out, _ = launch("recipes")
+    assert code == 0
+    assert re.search(r"^your own, recipes\n ResNet\n  mine +7 +48 ", out, re.MULTILINE)
+    assert re.search(r"^  sparrows +7 ", out, re.MULTILINE)
+    told = " ".join(out.partition("not found by a name")[2].split())
+    assert re.search(r"recipes/wrong.yaml: unknown key epoch \(.*wrong.yaml:2\): did you mean epochs\?", told)
+    assert "quickstart is a recipe of the program, too: take this one by recipe=recipes/quickstart.yaml" in told
+    assert "mine is a recipe of recipes/mine.yaml, too" in told
+    for name, epochs in (("mine", 7), ("sparrows", 7), ("quickstart", 3)):
+        assert json.loads(launch("show", "--json", f"recipe={name}")[1])["recipe"]["epochs"] == epochs
+    assert "did you mean mine?" in launch("show", "recipe=min")[2]
 
 
 # launch show: the recipe

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from recipes.errors import RecipeError
 from recipes.keys import SIMILAR, fields_of, variants
-from recipes.load import FOLDER, digest, dump, load, load_file, names, parse_value, run_recipe_text
+from recipes.library import FOLDER, names
+from recipes.load import digest, dump, load, load_file, parse_value, run_recipe_text
 from recipes.plan import make_plan
 from recipes.schema import json_schema
 from recipes.schema.recipe import Recipe

@@ -251,7 +251,8 @@ PLACE = "/home/me/here"
 NO_PLACES = {
     *("name", "description", "model.activation", "data.config", "data.train_split", "data.val_split"),
     *("data.image_column", "data.label_column", "data.file_column"),
-    *("evidence.source", "evidence.evaluation", "evidence.measured", "evidence.notes"),
+    *("evidence.source", "evidence.evaluation", "evidence.notes"),
+    *("evidence.measured.command", "evidence.measured.commit", "evidence.measured.card"),
 }
 """Texts of a recipe that say nothing of the machine."""
 

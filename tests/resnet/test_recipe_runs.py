@@ -14,7 +14,8 @@ import torch
 import torchvision
 from PIL import Image
 
-from recipes.load import load, names
+from recipes.library import names
+from recipes.load import load
 from tests.helpers import OFF, column, evaluation, finish, metrics, newest, same, start, train, weights
 
 SMALL = [

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from recipes.evidence import Judgement, judge
+from recipes.evidence import Judgement, judge, told
 from recipes.load import load_file
 from recipes.metric import METRICS, cost
 from recipes.schema.recipe import NOT_TRAINING, Recipe
@@ -230,6 +230,7 @@ def _evidence(evidence: Evidence | None) -> dict[str, Any]:
         return {}
     values = evidence.model_dump()
     values["top1"] = None if evidence.top1 is None else f"{evidence.top1:g}%"
+    values["measured"] = told(evidence.measured)
     values["band"] = None if evidence.band is None else f"{evidence.band[0]:g} to {evidence.band[1]:g}%"
     return {key.replace("top1", "expected top-1"): value for key, value in values.items()}
 
