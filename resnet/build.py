@@ -190,7 +190,7 @@ def build_data(recipe: Recipe, copies: Mapping[str, str] | None = None) -> tuple
 
     copies: by key of `data`, where it has been copied to.
     """
-    train, val = open_sources(recipe.data, copies)
+    train, val = open_sources(recipe.data, copies, recipe.model.in_channels)
     given, found = recipe.model.num_classes, len(train.classes)
     if given is not None and given != found:
         few = ", ".join(train.classes[:5]) + (" ..." if found > 5 else "")
@@ -288,7 +288,7 @@ def _settle_buckets(recipe: Recipe, plan: Plan, network, model: nn.Module, accel
     before = {name: tensor.clone() for name, tensor in model.named_buffers()}
     memory_format = torch.channels_last if recipe.channels_last else torch.contiguous_format
     dtype = input_dtype(recipe, accelerator.mixed_precision)
-    noise = torch.randn(images, 3, size, size, device=accelerator.device, dtype=dtype)
+    noise = torch.randn(images, recipe.model.in_channels, size, size, device=accelerator.device, dtype=dtype)
     noise = noise.contiguous(memory_format=memory_format)
     for _ in range(2):
         network(noise).float().square().mean().backward()

@@ -15,7 +15,7 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def network_input(images: torch.Tensor, recipe: Recipe, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    """uint8 (N, 3, H, W) as it comes from the loader -> the network's normalised input on the device.
+    """uint8 (N, C, H, W) as it comes from the loader -> the network's normalised input on the device.
 
     dtype: what the network computes in, since a wider one would be read and converted once more.
     """

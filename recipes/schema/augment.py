@@ -59,12 +59,17 @@ class Augment(Group):
     """Alpha of mixup's Beta distribution; 0: none. With cutmix too, each micro-batch draws one of the two."""
     cutmix: NonNegative = 0.0
     """Alpha of CutMix's Beta distribution; 0: none."""
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """Mean of red, green and blue on a scale of 0 to 1 (ImageNet's)."""
-    std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
+    mean: Annotated[tuple[float, ...], Field(min_length=1)] = (0.485, 0.456, 0.406)
+    """Mean of each channel on a scale of 0 to 1 (ImageNet's red, green and blue; their luma with in_channels=1)."""
+    std: Annotated[tuple[Positive, ...], Field(min_length=1)] = (0.229, 0.224, 0.225)
     """Standard deviation of the same."""
     progressive: list[SizeAt] = []
     """Corners of the training size over epochs, linear in between and rounded to multiples of 32; empty: train_size."""
+
+    @property
+    def channels(self) -> int:
+        """Of an image: `model.in_channels`."""
+        return len(self.mean)
 
     def beyond_cache(self) -> list[str]:
         """What is not done to images that are kept on the device."""

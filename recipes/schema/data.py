@@ -13,6 +13,8 @@ from recipes.schema.fields import Count, Fraction, Group
 class _Data(Group):
     made_here: ClassVar[bool] = False
     """Whether the images are made by the program, so that nothing has to be there before."""
+    gives_rgb: ClassVar[bool] = False
+    """Whether the images are red, green and blue whatever is asked for."""
     places: ClassVar[tuple[str, ...]] = (
         "train",
         "val",
@@ -53,6 +55,9 @@ class _Data(Group):
     decode: Literal["cpu", "region", "gpu"] = "cpu"
     """region: decode of a JPEG what is cropped (needs `resnet-launch[fast]`), to the same pixels; gpu: decode, crop and
     flip JPEGs on the GPU (nvJPEG), to pixels that differ a little."""
+    pixel_max: Annotated[int, Field(ge=1, le=65535)] | None = None
+    """Value of 16-bit images that becomes 255, larger ones too (10000 for Sentinel-2's reflectances); null: 65535 of
+    grey files, and bands of 16 bits are refused."""
     last_batch: Literal["drop", "keep"] = "drop"
     """What becomes of the samples that do not fill an epoch's last batch."""
     balance: Literal["none", "oversample", "sqrt", "shares"] = "none"
@@ -193,6 +198,8 @@ class ShardsData(_Data):
 class CifarData(_Data):
     """CIFAR-10 or CIFAR-100 through torchvision; `train` is the folder they are in or are downloaded to."""
 
+    gives_rgb: ClassVar[bool] = True
+
     source: Literal["cifar10", "cifar100"]
     places: ClassVar[tuple[str, ...]] = (*_Data.places, "download")
     train: str = "data"
@@ -208,6 +215,7 @@ class ShapesData(_Data):
     """Drawn shapes as real JPEG files, made once into the folder `train` and then read as an image folder."""
 
     made_here: ClassVar[bool] = True
+    gives_rgb: ClassVar[bool] = True
 
     source: Literal["shapes"]
     train: str = "data/shapes"
@@ -232,6 +240,7 @@ class SyntheticData(_Data):
     """Random noise with a trace of its class, made in memory: for benchmarks and for trying out a cluster."""
 
     made_here: ClassVar[bool] = True
+    gives_rgb: ClassVar[bool] = True
 
     source: Literal["synthetic"]
     train: str = "synthetic"

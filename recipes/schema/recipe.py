@@ -7,12 +7,13 @@ each group are in the file of its name, those of `schedule` beside their formula
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from recipes.schedules import ConstantSchedule, Schedule
 from recipes.schema.augment import Augment
+from recipes.schema.channels import check_channels, with_grey_means
 from recipes.schema.data import Data
 from recipes.schema.fields import Count, Fraction, Group, NonNegative, Positive, off_is_none, weights_of_classes
 from recipes.schema.model import Model, is_tag
@@ -88,6 +89,16 @@ class Recipe(Group):
     progress: Literal["auto", "bar", "lines", "off"] = "auto"
     """auto: a live bar on a terminal, plain lines elsewhere."""
     evidence: Evidence | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _means_of_grey(cls, values: Any) -> Any:
+        return with_grey_means(values)
+
+    @model_validator(mode="after")
+    def _of_channels(self) -> Recipe:
+        check_channels(self)
+        return self
 
     @model_validator(mode="after")
     def _together(self) -> Recipe:

@@ -51,7 +51,7 @@ class Encoded(NamedTuple):
 class Batch(NamedTuple):
     key: Key
     images: torch.Tensor
-    """uint8 (N, 3, H, W), in NHWC order in memory; of a `cache`, before it has looked them up, int64 (N, DRAWN)."""
+    """uint8 (N, C, H, W), in NHWC order in memory; of a `cache`, before it has looked them up, int64 (N, DRAWN)."""
     labels: torch.Tensor
     """int64 (N,)."""
     erased: torch.Tensor | None
@@ -106,7 +106,9 @@ class MicroBatches(Prepared):
 
     def _memory(self, images: int, size: int) -> torch.Tensor:
         """A pixel's channels side by side: as decoders give them and GPUs like them."""
-        return torch.empty((images, 3, size, size), dtype=torch.uint8, memory_format=torch.channels_last)
+        return torch.empty(
+            (images, self.augment.channels, size, size), dtype=torch.uint8, memory_format=torch.channels_last
+        )
 
     def _training(self, key: Key, epoch: int) -> Batch:
         order, broken, drawn, erased = self.order.epoch(epoch), [], [], []
@@ -193,7 +195,7 @@ class MicroBatches(Prepared):
 
 
 def read_image(source: Source, index: int) -> torch.Tensor:
-    """An image uint8 (3, H, W). Raises BrokenImage or OSError where it cannot be read."""
+    """An image uint8 (C, H, W). Raises BrokenImage or OSError where it cannot be read."""
     data = source.read(index)
     return decode(data) if isinstance(data, bytes) else data
 

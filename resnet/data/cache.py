@@ -159,13 +159,13 @@ class _Shaped(Prepared):
     """Makes consecutive images as they lie in the cache; those that cannot be read are black and have the label -1."""
 
     def __init__(self, train: Source, val: Source, augment: Augment) -> None:
-        size = augment.train_size
+        size, self._channels = augment.train_size, augment.channels
         self.sources = {_TRAINING: (train, squeeze(size, augment)), None: (val, eval_transform(augment))}
 
     def __getitem__(self, key: Key) -> Batch:
         source, transform = self.sources[key.epoch]
         broken: list[str] = []
-        images = torch.zeros((key.stop - key.start, 3, key.size, key.size), dtype=torch.uint8)
+        images = torch.zeros((key.stop - key.start, self._channels, key.size, key.size), dtype=torch.uint8)
         labels = torch.from_numpy(source.labels[key.start : key.stop].astype("int64"))
         for row, index in enumerate(range(key.start, key.stop)):
             try:
@@ -232,4 +232,5 @@ def check_room(train: int, val: int, augment: Augment, device: torch.device) -> 
 
 def shapes_of(train: int, val: int, augment: Augment) -> dict[int | None, tuple[int, int, int, int]]:
     side = augment.train_size + 2 * frame_of(augment)
-    return {_TRAINING: (train, side, side, 3), None: (val, augment.val_size, augment.val_size, 3)}
+    channels = augment.channels
+    return {_TRAINING: (train, side, side, channels), None: (val, augment.val_size, augment.val_size, channels)}

@@ -6,6 +6,7 @@ import io
 import re
 import struct
 import warnings
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -49,16 +50,17 @@ def decode(data: bytes) -> torch.Tensor:
             return image
         except RuntimeError:
             pass  # Pillow reads some files that torchcodec refuses, and gives better reasons for the others
-    return _decode_by_pillow(data)
+    return decode_by_pillow(data, _rgb)
 
 
-def _decode_by_pillow(data: bytes) -> torch.Tensor:
+def decode_by_pillow(data: bytes, pixels_of: Callable[[Image.Image], np.ndarray]) -> torch.Tensor:
+    """uint8 (C, H, W) of a file's bytes. pixels_of: takes (H, W, C) from the opened image. Raises BrokenImage."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
                 check_size(image.height, image.width)
-                pixels = _rgb(image)
+                pixels = pixels_of(image)
     except BrokenImage:
         raise
     except Image.UnidentifiedImageError:
@@ -71,9 +73,13 @@ def _decode_by_pillow(data: bytes) -> torch.Tensor:
 def _rgb(image: Image.Image) -> np.ndarray:
     """Pixels uint8 (H, W, 3)."""
     if image.mode == "I" or image.mode.startswith("I;16"):
-        grey = np.asarray(image).astype(np.int64).clip(0, 65535)
-        return np.repeat(((grey * 255 + 32767) // 65535).astype(np.uint8)[..., None], 3, axis=2)
+        return np.repeat(scaled_to_8_bits(np.asarray(image), 65535)[..., None], 3, axis=2)
     return np.array(image.convert("RGB"))
+
+
+def scaled_to_8_bits(values: np.ndarray, largest: int) -> np.ndarray:
+    """Values from 0 to the largest as uint8, rounded; what is above counts as the largest."""
+    return ((values.astype(np.int64).clip(0, largest) * 255 + largest // 2) // largest).astype(np.uint8)
 
 
 def check_size(height: int, width: int) -> None:

@@ -21,6 +21,7 @@ from resnet.data.draws import Drawn
 from resnet.data.encoded import micro_batches
 from resnet.data.node_memory import NodeMemory, is_possible, room_of
 from resnet.data.order import Order
+from resnet.data.sources.banded import Banded
 from resnet.data.sources.registry import Source, sampled
 from resnet.data.transforms import Transform, eval_transform, squeeze
 from resnet.process.environment import machine_memory
@@ -29,7 +30,6 @@ SMALL = 1e9
 """Bytes of pixels up to which `data.cache=auto` keeps them."""
 _USED = 64
 """At the beginning of memory for files: room for the number of bytes that are used."""
-_PIXEL = np.dtype("V3")
 _SPARE = 1.25
 
 
@@ -85,7 +85,7 @@ def bytes_of_files(sources: Sequence[Source]) -> int:
     total = _USED
     for source in sources:
         sizes = [0]
-        for data in sampled(source):
+        for data in sampled(source.files if isinstance(source, Banded) else source):
             if not isinstance(data, bytes):
                 raise ValueError("data.cache=memory has no effect on images that come decoded: set data.cache=none")
             sizes.append(len(data))
@@ -169,7 +169,7 @@ class PixelBatches(CachedBatches):
         mirrored, flipped = (np.flatnonzero(table[:, column]) for column in (2, 3))
         images[mirrored] = images[mirrored][:, :, ::-1]
         images[flipped] = images[flipped][:, ::-1]
-        return _batch(images.view(np.uint8).reshape(*images.shape, 3))
+        return _batch(images.view(np.uint8).reshape(*images.shape, self.augment.channels))
 
     def _whole(self, index: np.ndarray) -> torch.Tensor:
         return _batch(self._validation_pixels[index])
@@ -177,7 +177,7 @@ class PixelBatches(CachedBatches):
 
 def _windows(pixels: np.ndarray, size: int) -> np.ndarray:
     """A view (n, offsets, offsets, size, size) of pixels: of each image, its crops from each top and left."""
-    whole = pixels.view(_PIXEL)[..., 0]
+    whole = pixels.view(np.dtype(f"V{pixels.shape[-1]}"))[..., 0]
     offsets = whole.shape[1] - size + 1
     image, row, column = whole.strides
     shape, strides = (len(whole), offsets, offsets, size, size), (image, row, column, row, column)
@@ -230,8 +230,14 @@ class FileSource:
         return self._source.describe(index)
 
 
-def _kept_files(train: Source, val: Source, memory: NodeMemory) -> tuple[FileSource, FileSource]:
+def _kept_files(train: Source, val: Source, memory: NodeMemory) -> tuple[Source, Source]:
     first = _USED
     second = first + room_of((2, len(train)), np.int64)
     room = second + room_of((2, len(val)), np.int64)
-    return FileSource(train, memory, first, room), FileSource(val, memory, second, room)
+    return _kept_at(train, memory, first, room), _kept_at(val, memory, second, room)
+
+
+def _kept_at(source: Source, memory: NodeMemory, start: int, room: int) -> Source:
+    if isinstance(source, Banded):
+        return source.over(FileSource(source.files, memory, start, room))
+    return FileSource(source, memory, start, room)

@@ -38,7 +38,7 @@ def check_shared_memory(plan: Plan, workers: int, prefetch: int, train: Source) 
         return
     size = max(corner.size for corner in plan.recipe.augment.progressive or [SizeAt(epoch=0, size=plan.image_size(0))])
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    image = 3 * size**2
+    image = plan.recipe.model.in_channels * size**2
     if plan.recipe.data.decode == "gpu":
         files = [len(data) for data in sampled(train) if isinstance(data, bytes)]
         image = max(image, sum(files) / max(1, len(files)))

@@ -31,20 +31,20 @@ class Mix(NamedTuple):
 
 
 def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype) -> Tensor:
-    """uint8 (N, 3, H, W) to `dtype`, each channel less its mean and divided by its std (both on a scale of 0 to 1)."""
+    """uint8 (N, C, H, W) to `dtype`, each channel less its mean and divided by its std (both on a scale of 0 to 1)."""
     shift, scale = _shift_and_scale(tuple(mean), tuple(std), images.device)
     if images.device.type == "cpu" and images.is_contiguous(memory_format=torch.channels_last):
         # Whole rows: broadcast over three values, or of mixed types, arithmetic on a CPU takes seven times as long.
         width = images.shape[3]
         rows = images.permute(0, 2, 3, 1).flatten(2).float()
         rows.mul_(scale.flatten().repeat(width)).add_(shift.flatten().repeat(width))
-        return rows.to(dtype).unflatten(2, (width, 3)).permute(0, 3, 1, 2)
+        return rows.to(dtype).unflatten(2, (width, images.shape[1])).permute(0, 3, 1, 2)
     # One pass over the memory, in which float32 is only what is computed in.
     return torch.addcmul(shift, images, scale, out=torch.empty_like(images, dtype=dtype))
 
 
 def checksum(images: Tensor) -> Tensor:
-    """A number that tells images uint8 (N, 3, H, W) from others: int64 (), of one pass over the memory.
+    """A number that tells images uint8 (N, C, H, W) from others: int64 (), of one pass over the memory.
 
     Of each image the words of four bytes, in NHWC order, times 1, 3, 5, ...; added up modulo 2**64. So any byte that
     changes, a flip and a shift change it, and neither the images' order nor how they are batched does.

@@ -1,5 +1,7 @@
 """The operations of `resnet.data.operations` on one image, for a data worker: uint8 arrays (H, W, 3).
 
+`Rotation` takes any number of channels.
+
 Bytes are NumPy's, which converts, compares and copies them several times as fast as torch does; float32 is torch's,
 whose arithmetic on slices is faster. None writes to the image that it is given.
 """
@@ -166,8 +168,8 @@ def _planes(image: np.ndarray) -> Tensor:
 
 
 def _interleaved(planes: Tensor) -> np.ndarray:
-    """float32 (1, 3, H, W) to an image."""
-    image = np.empty((*planes.shape[2:], 3), np.uint8)
+    """float32 (1, C, H, W) to an image."""
+    image = np.empty((*planes.shape[2:], planes.shape[1]), np.uint8)
     for channel, plane in enumerate(_rounded(planes[0])):
         image[..., channel] = plane
     return image

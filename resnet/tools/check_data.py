@@ -132,7 +132,7 @@ class Opened(NamedTuple):
 def open_recipe(recipe: Recipe) -> Opened:
     """The images of a recipe as training gets them: `val_fraction`, `max_train` and their like hold."""
     sizes = [recipe.augment.train_size, *(corner.size for corner in recipe.augment.progressive or ())]
-    return Opened(*open_sources(recipe.data), max(sizes), recipe.data.num_workers)
+    return Opened(*open_sources(recipe.data, channels=recipe.model.in_channels), max(sizes), recipe.data.num_workers)
 
 
 def open_paths(

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from recipes.text import listed, plural, table
+from resnet.data.bands import visible
 from resnet.data.batches import read_image
 from resnet.data.decode import BrokenImage
 from resnet.tools.check_data import LONG, Checked, Group, Part, Place
@@ -296,4 +297,4 @@ def _tile(checked: Checked, place: Place, kind: str) -> Iterator[Tile]:
     size = f"{image.shape[2]}x{image.shape[1]}"
     label = checked.label(place) or "no label"
     lines = [f"{kind}: {part.name}", label, short_name(checked.file(place)), size]
-    yield Tile(image.permute(1, 2, 0).contiguous().numpy(), lines)
+    yield Tile(visible(image.permute(1, 2, 0).contiguous().numpy()), lines)

@@ -110,7 +110,7 @@ def open_images(
     """
     paths = as_paths(paths)
     if paths in (["train"], ["val"]):
-        return OwnImages(open_sources(trained.recipe.data)[paths == ["val"]])
+        return OwnImages(open_sources(trained.recipe.data, channels=trained.recipe.model.in_channels)[paths == ["val"]])
     return open_given(paths, trained.classes, columns, images, trained.recipe.data)
 
 

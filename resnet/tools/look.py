@@ -18,6 +18,7 @@ from resnet.build import build_data, build_order
 from resnet.checkpoint.commit import newest_first
 from resnet.checkpoint.resume import data_digest
 from resnet.checkpoint.snapshot import read_rest
+from resnet.data import bands
 from resnet.data.batches import Key, MicroBatches, read_image, training_keys
 from resnet.data.draws import Drawn
 from resnet.data.sources.registry import Source
@@ -84,7 +85,7 @@ class Seen(NamedTuple):
     micro_batch: int
     samples: list[Sample]
     inputs: list[torch.Tensor]
-    """What the network was given, (N, 3, H, W) for each of the first micro-batches that hold the samples."""
+    """What the network was given, (N, C, H, W) for each of the first micro-batches that hold the samples."""
     targets: list[torch.Tensor | None]
     """Likewise (N, classes), as `resnet.training_input.TrainingInput` has them."""
     images: np.ndarray
@@ -133,7 +134,7 @@ def look(
     epoch, size = plan.epoch(step), plan.samples_of_step(step - 1)
     whole = batches.originals[:count]
     notes = [DECODED_HERE] if recipe.data.decode == "gpu" else []
-    return Seen(step, epoch, size, plan.micro_batch, seen, inputs, targets, shown.numpy(), whole, notes)
+    return Seen(step, epoch, size, plan.micro_batch, seen, inputs, targets, bands.visible(shown.numpy()), whole, notes)
 
 
 def look_at_run(
@@ -189,7 +190,7 @@ class _NotedBatches(MicroBatches):
         sample.operations = [f"{name} {magnitude:.3g}" if magnitude else name for name, magnitude in drawn.operations]
         self.samples.append(sample)
         if self.keeps_originals:
-            self.originals.append(whole.permute(1, 2, 0).contiguous().numpy())
+            self.originals.append(bands.visible(whole.permute(1, 2, 0).contiguous().numpy()))
         return image, drawn, label
 
     def _first_whole(self, order: np.ndarray, position: int, broken: list[str], make: Any) -> Any:
@@ -227,8 +228,8 @@ def _prepare(batches: _NotedBatches, key: Key, plan: Plan, step: int, slot: int,
 
 
 def viewable(images: torch.Tensor, augment: Augment) -> torch.Tensor:
-    """Normalised (N, 3, H, W) -> uint8 (N, H, W, 3), to be looked at."""
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (augment.mean, augment.std))
+    """Normalised (N, C, H, W) -> uint8 (N, H, W, C), as it was before."""
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (augment.mean, augment.std))
     scaled = images.float().mul(std).add(mean).mul(255).round().clamp(0, 255)
     return scaled.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 

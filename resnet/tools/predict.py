@@ -10,7 +10,9 @@ import numpy as np
 import torch
 
 from resnet.data import imagenet
-from resnet.data.decode import decode
+from resnet.data.bands import visible
+from resnet.data.batches import read_image
+from resnet.data.sources.banded import of_channels
 from resnet.data.sources.given import Given
 from resnet.data.sources.registry import evenly
 from resnet.data.transforms import eval_transform
@@ -110,14 +112,14 @@ def tiles_of(found: Mapping[int, Prediction], source: Given, trained: Trained) -
     """A picture each, as the network was given it, of the predictions by index: a bar for each of the top classes, and
     whether it is right where the image's label is known."""
     transform, known, tiles = eval_transform(trained.recipe.augment), set(trained.classes), []
+    images = of_channels(source, trained.recipe.model.in_channels, trained.recipe.data.pixel_max)
     for index, prediction in sorted(found.items()):
         if prediction.label is None:
             problem = prediction.problem or ""
             tiles.append(Tile(np.full((8, 8, 3), 229, dtype=np.uint8), (prediction.id, f"cannot be read: {problem}")))
             continue
-        data = source.read(index)
-        image = transform(decode(data) if isinstance(data, bytes) else data)
+        image = transform(read_image(images, index))
         right = prediction.true == prediction.label if prediction.true in known else None
         caption = (prediction.id, *(() if prediction.true is None else (f"is {prediction.true}",)))
-        tiles.append(Tile(image.permute(1, 2, 0).numpy(), caption, prediction.top, right))
+        tiles.append(Tile(visible(image.permute(1, 2, 0).numpy()), caption, prediction.top, right))
     return tiles

@@ -14,6 +14,7 @@ from resnet.data.batches import Batch, validation_keys
 from resnet.data.encoded import micro_batches
 from resnet.data.loader import Loader, workers_per_rank
 from resnet.data.order import Order
+from resnet.data.sources.banded import of_channels
 from resnet.data.sources.registry import Source
 from resnet.trained_network import network_of
 from resnet.weights_file import read_info
@@ -58,6 +59,7 @@ def batches_of(
 
     Those that cannot be read are left out of a batch, which names them. Of several ranks each takes its own batches.
     """
+    source = of_channels(source, recipe.model.in_channels, recipe.data.pixel_max)
     keys = list(validation_keys(len(source), batch_size, ranks, rank, recipe.augment.val_size))
     workers = max(min(workers_per_rank(recipe.data.num_workers), len(keys) - 1), 0)
     order = Order(source.labels, recipe.seed, batch_size)

@@ -16,7 +16,7 @@ from recipes.schema.data import CsvData, Data, HuggingFaceData
 from recipes.text import listed, plural
 from resnet.data.sources.files import Files, Names, expanded
 from resnet.data.sources.huggingface import open_given_rows
-from resnet.data.sources.image_folder import EXTENSIONS, is_image, leads_up
+from resnet.data.sources.image_folder import ARRAYS, EXTENSIONS, is_image, leads_up
 from resnet.data.sources.lists import Columns, Labels, read_list
 
 LISTS = (".csv", ".tsv", ".txt", ".lst", ".list")
@@ -230,18 +230,20 @@ def _labelled_folder(folder: str) -> Files:
     """The images below a folder, each labelled by the first folder of its name."""
     labels = Labels()
 
-    def noted() -> Iterator[str]:
-        for name in images_of(folder):
+    def noted(endings: tuple[str, ...]) -> Iterator[str]:
+        for name in images_of(folder, endings=endings):
             labels.add(name.partition("/")[0] if "/" in name else "")
             yield name
 
-    names = Names(noted())
+    names = Names(noted(EXTENSIONS))
+    if not len(names):
+        names = Names(noted(ARRAYS))
     if not len(names):
         raise ValueError(f"no images in {folder} (files that end in {', '.join(EXTENSIONS)})")
     return Files(folder, names, *labels.read(key=str))
 
 
-def images_of(folder: str | Path, prefix: str = "") -> Iterator[str]:
+def images_of(folder: str | Path, prefix: str = "", endings: tuple[str, ...] = EXTENSIONS) -> Iterator[str]:
     """Names, from a folder on and in sorted order, of the images in it and below; what is hidden is passed over."""
     here = os.path.join(folder, prefix)
     with os.scandir(here) as entries:
@@ -252,8 +254,8 @@ def images_of(folder: str | Path, prefix: str = "") -> Iterator[str]:
         )
     for name in found:
         if name.endswith("/"):
-            yield from images_of(folder, prefix + name)
-        elif is_image(name):
+            yield from images_of(folder, prefix + name, endings)
+        elif is_image(name, endings):
             yield prefix + name
 
 

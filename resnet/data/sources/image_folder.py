@@ -20,6 +20,9 @@ data.source=huggingface data.train=ILSVRC/imagenet-1k (an account that accepted 
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
 
+ARRAYS = (".npy",)
+"""Endings of arrays of bands, which are the images of a folder that holds none with the endings above."""
+
 TRAIN, VAL = ("train", "training"), ("val", "valid", "validation", "test", "testing")
 """What folders of training and of validation images are called, the usual name first."""
 _SPLITS = {*TRAIN, *VAL}
@@ -51,6 +54,8 @@ def read_folder(root: Path, key: str, classes: list[str] | None = None) -> Files
     folders, loose = _class_folders(root, key)
     with ThreadPoolExecutor(_THREADS) as pool:
         names = list(pool.map(lambda folder: sorted(images_below(root, folder)), folders))
+        if not any(names):
+            names = list(pool.map(lambda folder: sorted(images_below(root, folder, ARRAYS)), folders))
     if not folders:
         what = f"{plural(loose, 'image')}, but no folder for each class" if loose else "no folders of images"
         flat = " (for a flat validation folder give data.val_labels)" if loose and key == "data.val" else ""
@@ -71,7 +76,8 @@ def read_folder(root: Path, key: str, classes: list[str] | None = None) -> Files
 def images_in(folder: Path) -> list[str]:
     """Sorted names of the images that lie directly in a folder."""
     with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if is_image(entry.name) and not entry.is_dir())
+        files = sorted(entry.name for entry in entries if not entry.is_dir())
+    return [name for name in files if is_image(name)] or [name for name in files if is_image(name, ARRAYS)]
 
 
 def _class_folders(root: Path, key: str) -> tuple[list[str], int]:
@@ -108,19 +114,19 @@ def leads_up(entry: os.DirEntry[str], folder: str | Path) -> bool:
     return here == there or here.startswith(os.path.join(there, ""))
 
 
-def images_below(root: Path, folder: str) -> Iterator[str]:
+def images_below(root: Path, folder: str, endings: tuple[str, ...] = EXTENSIONS) -> Iterator[str]:
     """Names, from `root` on, of the images below one of its folders."""
     with os.scandir(root / folder) as entries:
         for entry in entries:
-            if is_image(entry.name):
+            if is_image(entry.name, endings):
                 yield f"{folder}/{entry.name}"
             elif not entry.name.startswith(".") and entry.is_dir() and not leads_up(entry, root / folder):
-                yield from images_below(root, f"{folder}/{entry.name}")
+                yield from images_below(root, f"{folder}/{entry.name}", endings)
 
 
-def is_image(name: str) -> bool:
+def is_image(name: str, endings: tuple[str, ...] = EXTENSIONS) -> bool:
     """Whether a file's name is that of an image, and not hidden."""
-    return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
+    return name.lower().endswith(endings) and not name.startswith(".")
 
 
 def _flat_folder(folder: Path, list_file: Path, classes: list[str]) -> Files:

@@ -11,6 +11,7 @@ import torch
 
 from recipes.schema.data import Data
 from resnet.data.decode import BrokenImage
+from resnet.data.sources.banded import Banded, of_channels
 from resnet.data.sources.cifar import open_cifar
 from resnet.data.sources.csv_manifest import open_csv, wanted_of_csv
 from resnet.data.sources.files import Wanted, existing, expanded
@@ -34,7 +35,10 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, index: int) -> bytes | torch.Tensor:
-        """An image: the bytes of its file, or a uint8 tensor (3, H, W). Raises OSError or decode.BrokenImage."""
+        """An image: the bytes of its file, or a uint8 tensor (3, H, W), of `Banded` (C, H, W).
+
+        Raises OSError or decode.BrokenImage.
+        """
         ...
 
     def describe(self, index: int) -> str:
@@ -121,10 +125,11 @@ def _open_copies(data: Data, copies: Mapping[str, str]) -> tuple[Source, Source 
     return Copied(train, own), val and Copied(val, own)
 
 
-def open_sources(data: Data, copies: Mapping[str, str] | None = None) -> tuple[Source, Source]:
+def open_sources(data: Data, copies: Mapping[str, str] | None = None, channels: int = 3) -> tuple[Source, Source]:
     """Training and validation images of a recipe, with the same classes. Raises ValueError naming the key to change.
 
-    copies: where the files of keys have been copied to (`resnet.data.stage`).
+    copies: where the files of keys have been copied to (`resnet.data.stage`). channels: `model.in_channels`, which a
+    few images are checked to have where it is not 3.
     """
     train, val = _open_copies(data, copies) if copies else SOURCES[data.source](data)
     if data.val_fraction is not None:
@@ -134,7 +139,15 @@ def open_sources(data: Data, copies: Mapping[str, str] | None = None) -> tuple[S
     if not len(val):
         why = "there is one a class" if data.val_fraction is not None else f"{data.val or data.train} holds none"
         raise ValueError(f"no images to validate on: {why}")
-    return _at_most(train, data.max_train), _at_most(val, data.max_val)
+    train, val = _at_most(train, data.max_train), _at_most(val, data.max_val)
+    return _of_channels(train, channels, data.pixel_max), _of_channels(val, channels, data.pixel_max)
+
+
+def _of_channels(source: Source, channels: int, pixel_max: int | None) -> Source:
+    source = of_channels(source, channels, pixel_max)
+    if isinstance(source, Banded):
+        source.check()
+    return source
 
 
 def carve(labels: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:

@@ -98,7 +98,8 @@ def _open(recipe: Recipe) -> tuple[Source, Source]:
     from resnet.data.sources.registry import open_sources
 
     print(f"opening the images of {data.train} for the pictures of the report", file=sys.stderr)
-    return open_sources(data.model_copy(update={"download": False}) if hasattr(data, "download") else data)
+    data = data.model_copy(update={"download": False}) if hasattr(data, "download") else data
+    return open_sources(data, channels=recipe.model.in_channels)
 
 
 def _training(recipe: Recipe, derived: Mapping[str, Any], sources: tuple[Source, Source]) -> list[Picture]:
@@ -114,7 +115,8 @@ def _training(recipe: Recipe, derived: Mapping[str, Any], sources: tuple[Source,
 
 def _mistakes(evaluation: Mapping[str, Any], val: Source) -> list[Picture]:
     """Those of evaluation.json whose images are still where they were."""
-    from resnet.data.decode import BrokenImage, decode
+    from resnet.data.batches import read_image
+    from resnet.data.decode import BrokenImage
 
     pictures, classes = [], evaluation.get("classes") or []
     for mistake in evaluation.get("mistakes") or []:
@@ -122,8 +124,7 @@ def _mistakes(evaluation: Mapping[str, Any], val: Source) -> list[Picture]:
         if index >= len(val) or val.describe(index) != mistake["image"]:
             continue
         try:
-            image = val.read(index)
-            pixels = decode(image) if isinstance(image, bytes) else image
+            pixels = read_image(val, index)
         except (BrokenImage, OSError):
             continue
         true, predicted, probability = classes[mistake["true"]], classes[mistake["predicted"]], mistake["probability"]
@@ -133,10 +134,12 @@ def _mistakes(evaluation: Mapping[str, Any], val: Source) -> list[Picture]:
 
 
 def _jpeg(pixels: np.ndarray) -> bytes:
-    """pixels: uint8 (H, W, 3)."""
+    """pixels: uint8 (H, W, C)."""
     from PIL import Image
 
-    image, file = Image.fromarray(pixels), io.BytesIO()
+    from resnet.data.bands import visible
+
+    image, file = Image.fromarray(visible(pixels)), io.BytesIO()
     image.thumbnail((SIDE, SIDE))
     image.save(file, "JPEG", quality=82)
     return file.getvalue()
