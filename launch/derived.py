@@ -41,6 +41,7 @@ def follows(loaded: Loaded, gpus: int, samples: int | None = None) -> dict[str, 
         "accumulation": plan.accumulation,
         "lr": plan.lr,
         "backbone_lr": plan.lr * backbone if backbone != 1 else None,
+        "stem_lr": _stem_lr(plan),
         "momentum_is": "momentum" if hasattr(recipe.optimizer, "momentum") else "beta1",
         "milestones": list(_milestones(plan)) if samples else [],
         "image_sizes": list(_image_sizes(plan)),
@@ -106,6 +107,16 @@ def _image_sizes(plan: Plan) -> Iterator[dict[str, int]]:
         if (size := plan.image_size(epoch * plan.steps_per_epoch)) != before:
             yield {"epoch": epoch, "size": size}
         before = size
+
+
+def _stem_lr(plan: Plan) -> float | None:
+    """The least learning rate that layer_decay leaves, the stem's; None without it."""
+    optimizer = plan.recipe.optimizer
+    return (
+        plan.lr * optimizer.scale_of_layer(0, sum(net_of(plan.recipe.model).layers))
+        if optimizer.layer_decay < 1
+        else None
+    )
 
 
 def _ema(recipe: Recipe) -> dict[str, Any] | None:

@@ -42,7 +42,15 @@ SIMILAR = ALIASES | {
     "output_dir": "run.root",
 }
 """Names usual elsewhere, and the key that whoever uses them may look for."""
-SIMILAR_VALUES = {"gpu": "cuda", "fp32": "no", "float32": "no", "hf": "huggingface", "accuracy": "top1", "acc": "top1"}
+SIMILAR_VALUES = {
+    "gpu": "cuda",
+    "fp32": "no",
+    "float32": "no",
+    "hf": "huggingface",
+    "accuracy": "top1",
+    "acc": "top1",
+    "polynomial": "poly",
+}
 """Words usual elsewhere, and what they are called here."""
 
 _TEXT, _NUMBERS = "tag:yaml.org,2002:str", ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")

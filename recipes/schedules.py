@@ -6,16 +6,20 @@ is a class here and its name in `Schedule`.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from fractions import Fraction as Exact
 from typing import Annotated, Literal, NamedTuple
 
-from pydantic import Discriminator, Field
+from pydantic import Discriminator, Field, field_validator
 
-from recipes.schema.fields import Fraction, Group, NonNegative, Positive
+from recipes.schema.fields import Count, Fraction, Group, NonNegative, Positive
 
-_MOST_DROPS = 8
+_MOST_TURNS = 8
+"""Drops or restarts that are shown."""
+
+Gamma = Annotated[float, Field(gt=0, le=1)]
 
 
 class Hyper(NamedTuple):
@@ -52,6 +56,11 @@ def hyper_at(schedule: Schedule, step: int, steps_per_epoch: int, total_steps: i
 
 def _between(start: float, end: float, progress: float) -> float:
     return start + (end - start) * progress
+
+
+def _exact(epochs: float) -> Exact:
+    """The number that was written, which binary floating point may miss."""
+    return Exact(str(epochs))
 
 
 def _cosine(start: float, end: float, progress: float) -> float:
@@ -114,24 +123,60 @@ class StepSchedule(_Schedule):
     name: Literal["step"]
     every: Positive = 30
     """Epochs from one drop to the next."""
-    gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
+    gamma: Gamma = 0.1
     """Factor of each drop."""
 
     @property
     def _every(self) -> Exact:
         # In binary floating point 0.3 // 0.1 is 2: the drop would come a step late.
-        return Exact(str(self.every))
+        return _exact(self.every)
 
     def share(self, epoch: Exact, progress: float) -> float:
         return self.gamma ** (epoch // self._every)
 
     def later_turns(self, warm: int, span: Span) -> Iterator[tuple[int, str]]:
         count, step = self._epoch(span.last, span) // self._every, warm
-        for _ in range(_MOST_DROPS):
+        for _ in range(_MOST_TURNS):
             step = self._step((self._epoch(step, span) // self._every + 1) * self._every, span)
             if step > span.last:
                 break
             yield step, f"drop {self._epoch(step, span) // self._every} of {count}"
+
+
+class MultiStepSchedule(_Schedule):
+    """Multiply by gamma at each of the milestones, counted from the start of the run (MultiStepLR)."""
+
+    name: Literal["multistep"]
+    milestones: Annotated[list[Positive], Field(min_length=1, max_length=100)]
+    """Epochs at which it drops, ascending: as in [30, 60, 80]."""
+    gamma: Gamma = 0.1
+    """Factor of each drop."""
+
+    @field_validator("milestones")
+    @classmethod
+    def _ascend(cls, value: list[float]) -> list[float]:
+        if any(before >= after for before, after in itertools.pairwise(value)):
+            raise ValueError(f"must ascend: give {sorted(set(value))}")
+        return value
+
+    def share(self, epoch: Exact, progress: float) -> float:
+        return self.gamma ** sum(_exact(milestone) <= epoch for milestone in self.milestones)
+
+    def later_turns(self, warm: int, span: Span) -> Iterator[tuple[int, str]]:
+        for number, milestone in enumerate(self.milestones[:_MOST_TURNS], 1):
+            if warm < (step := self._step(_exact(milestone), span)) <= span.last:
+                yield step, f"drop {number} of {len(self.milestones)}"
+
+
+class ExponentialSchedule(_Schedule):
+    """Multiply by gamma every epoch after the warm-up (ExponentialLR), with update=step by equal factors a step."""
+
+    name: Literal["exponential"]
+    gamma: Gamma = 0.97
+    """Factor of an epoch."""
+
+    def share(self, epoch: Exact, progress: float) -> float:
+        return self.gamma ** (float(epoch) - self.warmup_epochs)
 
 
 class CosineSchedule(_Schedule):
@@ -143,6 +188,45 @@ class CosineSchedule(_Schedule):
 
     def share(self, epoch: Exact, progress: float) -> float:
         return _cosine(1.0, self.final, progress)
+
+
+class CosineRestartsSchedule(_Schedule):
+    """Half a cosine from lr to `final`, again and again after the warm-up (Loshchilov & Hutter 2016, arXiv:1608.03983).
+
+    A run ends within a period unless its epochs are the sum of some: with period=10 and multiplier=2 10, 30, 70 ...
+    """
+
+    name: Literal["cosine_restarts"]
+    period: Positive = 10.0
+    """Epochs until the first restart."""
+    multiplier: Count = 1
+    """Each period is so many times as long as the one before."""
+    final: Fraction = 0.0
+    """Share of lr at the end of a period."""
+
+    def share(self, epoch: Exact, progress: float) -> float:
+        _, since, length = self._place(epoch)
+        return _cosine(1.0, self.final, float(since / length))
+
+    def later_turns(self, warm: int, span: Span) -> Iterator[tuple[int, str]]:
+        count, start, length = self._place(self._epoch(span.last, span))[0], self._warm, _exact(self.period)
+        for number in range(1, min(count, _MOST_TURNS) + 1):
+            start, length = start + length, length * self.multiplier
+            yield self._step(start, span), f"restart {number} of {count}"
+
+    @property
+    def _warm(self) -> Exact:
+        return _exact(self.warmup_epochs)
+
+    def _place(self, epoch: Exact) -> tuple[int, Exact, Exact]:
+        """Restarts until an epoch, the epochs since the last of them, and the length of that period."""
+        since, length = max(epoch - self._warm, Exact(0)), _exact(self.period)
+        if self.multiplier == 1:
+            return int(since // length), since % length, length
+        restarts = 0
+        while since >= length:
+            restarts, since, length = restarts + 1, since - length, length * self.multiplier
+        return restarts, since, length
 
 
 class PolySchedule(_Schedule):
@@ -223,6 +307,14 @@ class OneCycleSchedule(Group):
 
 
 Schedule = Annotated[
-    ConstantSchedule | StepSchedule | CosineSchedule | PolySchedule | TriangularSchedule | OneCycleSchedule,
+    ConstantSchedule
+    | StepSchedule
+    | MultiStepSchedule
+    | ExponentialSchedule
+    | CosineSchedule
+    | CosineRestartsSchedule
+    | PolySchedule
+    | TriangularSchedule
+    | OneCycleSchedule,
     Discriminator("name"),
 ]

@@ -7,6 +7,7 @@ import contextlib
 import torch
 from torch import nn
 
+from resnet.adaptive_clipping import clip_adaptively
 from resnet.data.batches import Batch
 from resnet.data.order import mix as mix_numbers
 from resnet.distill import distillation_loss
@@ -93,7 +94,7 @@ def _forward(trainer: Trainer, batch: Batch, turn: int) -> tuple[torch.Tensor, f
 def _clip(trainer: Trainer, step: int) -> torch.Tensor | None:
     recipe, state = trainer.recipe, trainer.state
     measured = log_is_due(trainer.plan, step + 1)
-    if recipe.grad_clip_norm or recipe.grad_clip_value or measured:
+    if recipe.grad_clip_norm or recipe.grad_clip_value or recipe.grad_clip_adaptive or measured:
         state.scaler.unscale_(state.optimizer)
     norm = None
     if recipe.grad_clip_norm:
@@ -102,4 +103,6 @@ def _clip(trainer: Trainer, step: int) -> torch.Tensor | None:
         norm = nn.utils.get_total_norm([p.grad for p in trainer.parameters if p.grad is not None])
     if recipe.grad_clip_value:
         nn.utils.clip_grad_value_(trainer.parameters, recipe.grad_clip_value)
+    if recipe.grad_clip_adaptive:
+        clip_adaptively(trainer.backbone, recipe.grad_clip_adaptive)
     return norm

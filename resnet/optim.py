@@ -1,18 +1,20 @@
-"""Optimizers: parameter groups by the type of their layer, SGD and Adam(W) of torch, LAMB and LARS of our own."""
-
-# torch._foreach_* has no public name; torch's own optimizers are built of it.
+"""The optimizer of a recipe: which one it is, and its parameter groups by type and place of their layers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+import re
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from recipes.schedules import Hyper
 from recipes.schema import optimizer as schema
+from resnet.optimizers import Lamb, Lars, RmspropTf
 
+_STEM, _BLOCK = re.compile(r"conv1|bn1"), re.compile(r"layer\d+\.\d+")
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
@@ -33,8 +35,18 @@ def build_optimizer(model: nn.Module, config: schema.Optimizer, lr: float) -> to
             return optimizer
         case schema.AdamW():
             return torch.optim.AdamW(groups, lr, config.betas, config.eps, fused=fused)
+        case schema.NAdamW():
+            return torch.optim.NAdam(
+                groups, lr, config.betas, config.eps, momentum_decay=config.momentum_decay, decoupled_weight_decay=True
+            )
         case schema.Adam():
             return torch.optim.Adam(groups, lr, config.betas, config.eps, fused=fused)
+        case schema.Rmsprop():
+            return torch.optim.RMSprop(
+                groups, lr, config.alpha, config.eps, momentum=config.momentum, centered=config.centered
+            )
+        case schema.RmspropTf():
+            return RmspropTf(groups, lr, config.alpha, config.eps, config.momentum)
         case schema.Lamb():
             return Lamb(groups, lr, config.betas, config.eps)
         case schema.Lars():
@@ -70,21 +82,42 @@ def _groups(model: nn.Module, config: schema.Optimizer, lr: float) -> list[dict[
         "norm": config.weight_decay if config.weight_decay_norm is None else config.weight_decay_norm,
         "bias": config.weight_decay if config.weight_decay_bias is None else config.weight_decay_bias,
     }
-    members: dict[tuple[float, str], list[nn.Parameter]] = {}
-    for scale in dict.fromkeys((config.backbone_lr_scale, 1.0)):
-        members |= {(scale, kind): [] for kind in decays}
-    for name, kind, parameter in _by_kind(model):
-        scale = 1.0 if name == "fc" else config.backbone_lr_scale
-        members[scale, kind].append(parameter)
+    found, by_layer = [*_by_kind(model)], config.layer_decay != 1
+    scale_of = _layer_scales(model, config) if by_layer else _backbone_scale(config)
+    # A checkpoint knows the parameters by their place in this order, which layer_decay leaves as it is without.
+    if by_layer:
+        keys = itertools.product(decays, dict.fromkeys(scale_of(name) for name, _, _ in found))
+        keys = [(scale, kind) for kind, scale in keys]
+    else:
+        keys = itertools.product(dict.fromkeys((config.backbone_lr_scale, 1.0)), decays)
+    members: dict[tuple[float, str], list[nn.Parameter]] = {key: [] for key in keys}
+    for name, kind, parameter in found:
+        members[scale_of(name), kind].append(parameter)
     groups: list[dict[str, Any]] = []
     for (scale, kind), parameters in members.items():
         options = {"lr": lr * scale, "lr_scale": scale, "weight_decay": decays[kind]}
-        # Of neighbours only: a checkpoint knows the parameters by their place in this order.
-        if groups and groups[-1].items() >= options.items():
+        # Of neighbours only, for the sake of that order.
+        if parameters and groups and groups[-1].items() >= options.items():
             groups[-1]["params"] += parameters
         elif parameters:
             groups.append({"params": parameters, **options})
     return groups
+
+
+def _backbone_scale(config: schema.Optimizer) -> Callable[[str], float]:
+    return lambda module: 1.0 if module == "fc" else config.backbone_lr_scale
+
+
+def _layer_scales(model: nn.Module, config: schema.Optimizer) -> Callable[[str], float]:
+    """Of a module's name, as timm's group_matcher divides a ResNet: the stem, each block, and what comes after them."""
+    blocks = list(dict.fromkeys(found[0] for name, _ in model.named_modules() if (found := _BLOCK.match(name))))
+
+    def scale(module: str) -> float:
+        if found := _BLOCK.match(module):
+            return config.scale_of_layer(blocks.index(found[0]) + 1, len(blocks))
+        return config.scale_of_layer(0 if _STEM.match(module) else len(blocks) + 1, len(blocks))
+
+    return scale
 
 
 def _by_kind(model: nn.Module) -> Iterator[tuple[str, str, nn.Parameter]]:
@@ -100,101 +133,3 @@ def _by_kind(model: nn.Module) -> Iterator[tuple[str, str, nn.Parameter]]:
                 "norm" if isinstance(module, _NORMS) else "bias" if name == "bias" else "weight",
                 parameter,
             )
-
-
-class Lamb(torch.optim.Optimizer):
-    """LAMB: Adam's bias-corrected direction plus weight decay, rescaled layer by layer to the norm of the weights.
-
-    You et al. 2019 (arXiv:1904.00962), algorithm 2. As in NVIDIA's and timm's versions, groups without weight decay are
-    not rescaled. Gradients are used as they are: clipping their norm is the training loop's.
-    """
-
-    def __init__(self, params: Any, lr: float, betas: tuple[float, float], eps: float) -> None:
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0, "step": 0})
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        assert closure is None
-        for group in self.param_groups:
-            params, grads = _with_gradients(group)
-            if not params:
-                continue
-            group["step"] += 1
-            beta1, beta2 = group["betas"]
-            averages = _buffers(self.state, params, "exp_avg")
-            squares = _buffers(self.state, params, "exp_avg_sq")
-            torch._foreach_lerp_(averages, grads, 1 - beta1)
-            torch._foreach_mul_(squares, beta2)
-            torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
-
-            denominators = torch._foreach_sqrt(squares)
-            torch._foreach_div_(denominators, (1 - beta2 ** group["step"]) ** 0.5)
-            torch._foreach_add_(denominators, group["eps"])
-            updates = list(torch._foreach_div(averages, 1 - beta1 ** group["step"]))
-            torch._foreach_div_(updates, denominators)
-            if group["weight_decay"]:
-                torch._foreach_add_(updates, params, alpha=group["weight_decay"])
-                weight_norms, update_norms = _norms(params), _norms(updates)
-                ratios = _where_both(weight_norms, update_norms, weight_norms / update_norms)
-                torch._foreach_mul_(updates, list(ratios.unbind()))
-            torch._foreach_add_(params, updates, alpha=-group["lr"])
-
-
-class Lars(torch.optim.Optimizer):
-    """LARS: SGD with momentum whose learning rate is rescaled layer by layer to the norm of the weights.
-
-    You et al. 2017 (arXiv:1708.03888), algorithm 1, as in MLPerf's reference: weight decay is added to the gradient,
-    the momentum buffer sums steps that already carry their learning rate, and groups without weight decay are not
-    rescaled.
-    """
-
-    def __init__(self, params: Any, lr: float, momentum: float, trust_coefficient: float, eps: float) -> None:
-        defaults = {
-            "lr": lr,
-            "momentum": momentum,
-            "trust_coefficient": trust_coefficient,
-            "eps": eps,
-            "weight_decay": 0.0,
-        }
-        super().__init__(params, defaults)
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        assert closure is None
-        for group in self.param_groups:
-            params, grads = _with_gradients(group)
-            if not params:
-                continue
-            decay, momenta = group["weight_decay"], _buffers(self.state, params, "momentum_buffer")
-            torch._foreach_mul_(momenta, group["momentum"])
-            if decay:
-                weight_norms, grad_norms = _norms(params), _norms(grads)
-                ratios = group["trust_coefficient"] * weight_norms / (grad_norms + decay * weight_norms + group["eps"])
-                ratios = _where_both(weight_norms, grad_norms, ratios)
-                updates = torch._foreach_add(grads, params, alpha=decay)
-                torch._foreach_mul_(updates, list((ratios * group["lr"]).unbind()))
-                torch._foreach_add_(momenta, updates)
-            else:
-                torch._foreach_add_(momenta, grads, alpha=group["lr"])
-            torch._foreach_sub_(params, momenta)
-
-
-def _with_gradients(group: dict[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
-    params = [parameter for parameter in group["params"] if parameter.grad is not None]
-    return params, [parameter.grad for parameter in params]
-
-
-def _buffers(state: Any, params: list[Tensor], name: str) -> list[Tensor]:
-    for parameter in params:
-        if name not in state[parameter]:
-            state[parameter][name] = torch.zeros_like(parameter)
-    return [state[parameter][name] for parameter in params]
-
-
-def _norms(tensors: list[Tensor]) -> Tensor:
-    return torch.stack(torch._foreach_norm(tensors))
-
-
-def _where_both(first: Tensor, second: Tensor, ratios: Tensor) -> Tensor:
-    """The ratios where both norms are positive, else 1; chosen on the device, without waiting for it."""
-    return torch.where((first > 0) & (second > 0), ratios, 1.0)

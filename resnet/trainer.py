@@ -74,6 +74,8 @@ class Trainer:
         self.rank = self.accelerator.process_index
         self.recipe = self.plan.recipe
         self.parameters = [p for p in self.state.model.parameters() if p.requires_grad]
+        named = self.state.model.named_parameters()
+        self.backbone = [p for name, p in named if p.requires_grad and not name.startswith("fc.")]
         self.input_dtype = input_dtype(self.recipe, self.accelerator.mixed_precision)
         self.random_layers = has_randomness(self.state.model)
         self.state.model.train()

@@ -88,7 +88,8 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
     micro = f"in {slots} micro-batches of {facts['micro_batch']}" if slots > 1 else "in one pass"
     rows.append(("batch", f"{facts['batch_size']}, {facts['per_device_batch']} per device {micro}"))
     backbone = f", backbone {facts['backbone_lr']:.6g}" if facts["backbone_lr"] else ""
-    rows.append(("peak lr", f"{facts['lr']:.6g}{backbone}"))
+    stem = f", stem {facts['stem_lr']:.6g}" if facts["stem_lr"] else ""
+    rows.append(("peak lr", f"{facts['lr']:.6g}{backbone}{stem}"))
     if len(facts["image_sizes"]) > 1:
         sizes = ", ".join(f"{corner['size']} from epoch {corner['epoch']}" for corner in facts["image_sizes"])
         rows.append(("image size", sizes))

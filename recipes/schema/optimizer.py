@@ -16,13 +16,29 @@ class _Optimizer(Group):
     lr_for_batch_size: Count | None = None
     """Batch size that `lr` is stated for: another one scales it linearly. null: `lr` is used as it is."""
     weight_decay: NonNegative = 0.0
-    """L2 penalty on weights of convolutions and classifier (sgd, adam, lars: added to the gradient; else decoupled)."""
+    """L2 penalty on weights of convolutions and classifier; adamw, nadamw, lamb: decoupled, else added to the gradient.
+    """
     weight_decay_norm: NonNegative | None = None
     """The same for weights and biases of normalisation layers; null: as weight_decay."""
     weight_decay_bias: NonNegative | None = None
     """The same for biases of other layers; null: as weight_decay."""
     backbone_lr_scale: Positive = 1.0
     """Learning rate of everything but the classifier, as a multiple of lr (fine-tuning)."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Factor of the learning rate from each block to the one before it: the classifier has lr, the last block lr *
+    layer_decay, the stem the least (fine-tuning; as timm divides a ResNet). 1: none."""
+
+    @model_validator(mode="after")
+    def _one_way_of_scaling(self) -> _Optimizer:
+        if self.layer_decay != 1 and self.backbone_lr_scale != 1:
+            raise ValueError(
+                "layer_decay scales the backbone block by block: set backbone_lr_scale=1, or layer_decay=1"
+            )
+        return self
+
+    def scale_of_layer(self, layer: int, blocks: int) -> float:
+        """Multiple of lr by `layer_decay`. layer: 0 is the stem, then come the blocks, last the classifier."""
+        return self.layer_decay ** (blocks + 1 - layer)
 
 
 class Sgd(_Optimizer):
@@ -59,6 +75,43 @@ class AdamW(Adam):
     name: Literal["adamw"]  # pyright: ignore[reportIncompatibleVariableOverride]
 
 
+class NAdamW(Adam):
+    """NAdam, Adam with Nesterov's momentum (Dozat 2016), with decoupled weight decay."""
+
+    name: Literal["nadamw"]  # pyright: ignore[reportIncompatibleVariableOverride]
+    lr: PeakLr = 2e-3
+    momentum_decay: NonNegative = 4e-3
+    """How soon the momentum climbs to the first of `betas`."""
+
+
+class Rmsprop(_Optimizer):
+    """RMSprop as torch has it (Hinton 2012; centered: Graves 2013, arXiv:1308.0850)."""
+
+    name: Literal["rmsprop"]
+    lr: PeakLr = 1e-2
+    alpha: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    """Decay of the average of the squared gradient."""
+    eps: Positive = 1e-8
+    """Added to the root of that average."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Momentum."""
+    centered: bool = False
+    """Divide by an estimate of the gradient's variance, not of its square."""
+
+
+class RmspropTf(_Optimizer):
+    """RMSprop as TensorFlow has it (timm's RMSpropTF), for recipes that were made there."""
+
+    name: Literal["rmsprop_tf"]
+    lr: PeakLr = 1e-2
+    alpha: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Decay of the average of the squared gradient, which begins at 1."""
+    eps: Positive = 1e-10
+    """Added to that average, within the root."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Momentum, of steps that already carry their learning rate."""
+
+
 class Lamb(_Optimizer):
     """LAMB (You et al. 2019, arXiv:1904.00962)."""
 
@@ -83,4 +136,4 @@ class Lars(_Optimizer):
     """Added to the denominator of that ratio."""
 
 
-Optimizer = Annotated[Sgd | Adam | AdamW | Lamb | Lars, Discriminator("name")]
+Optimizer = Annotated[Sgd | Adam | AdamW | NAdamW | Rmsprop | RmspropTf | Lamb | Lars, Discriminator("name")]

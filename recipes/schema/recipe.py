@@ -17,7 +17,7 @@ from recipes.schema.channels import check_channels, with_grey_means
 from recipes.schema.data import Data
 from recipes.schema.fields import Count, Fraction, Group, NonNegative, Positive, off_is_none, weights_of_classes
 from recipes.schema.model import Model, is_tag
-from recipes.schema.optimizer import Optimizer, Sgd
+from recipes.schema.optimizer import Optimizer, Rmsprop, RmspropTf, Sgd
 from recipes.schema.training import Checkpoint, Distill, Ema, Eval, Evidence, Profile, Run, Wandb
 
 
@@ -61,6 +61,9 @@ class Recipe(Group):
     """Largest L2 norm of the gradient of a step; null: not clipped."""
     grad_clip_value: Annotated[Positive | None, BeforeValidator(off_is_none)] = None
     """Largest absolute value of a gradient's element; null: not clipped."""
+    grad_clip_adaptive: Annotated[Positive | None, BeforeValidator(off_is_none)] = None
+    """Largest L2 norm of the gradient of an output channel (norms and biases: of the layer) as a share of its weights'
+    norm, the classifier left out (AGC, Brock et al. 2021, arXiv:2102.06171); null: not clipped."""
     precision: Literal["auto", "bf16", "fp16", "no"] = "auto"
     """Autocast type; auto: bf16 on a GPU that has it, else fp16 on a GPU, else none."""
     channels_last: bool = True
@@ -109,10 +112,11 @@ class Recipe(Group):
             raise ValueError(
                 "distill compares softmaxes, and loss=bce trains none: use loss=cross_entropy or distill=off"
             )
-        if self.model.freeze_backbone and self.optimizer.backbone_lr_scale != 1.0:
+        if self.model.freeze_backbone:
+            self._refuse_of_backbone()
+        if self.grad_clip_adaptive and (self.grad_clip_norm or self.grad_clip_value):
             raise ValueError(
-                "optimizer.backbone_lr_scale has no effect with model.freeze_backbone=true: "
-                "set optimizer.backbone_lr_scale=1"
+                "grad_clip_adaptive clips what grad_clip_norm and grad_clip_value would: set them to off, or it"
             )
         if (warmup := getattr(self.schedule, "warmup_epochs", 0)) and warmup >= self.epochs:
             raise ValueError(f"schedule.warmup_epochs {warmup:g} leaves nothing of epochs {self.epochs:g}")
@@ -124,7 +128,7 @@ class Recipe(Group):
         if self.data.decode == "region" and self.augment.crop != "random_resized":
             raise ValueError(f"augment.crop={self.augment.crop} takes whole images: set data.decode=cpu")
         cycled = self.schedule.name == "onecycle" and self.schedule.cycle_momentum
-        if cycled and self.optimizer.name == "sgd" and self.optimizer.momentum == 0:
+        if cycled and isinstance(self.optimizer, (Sgd, Rmsprop, RmspropTf)) and self.optimizer.momentum == 0:
             raise ValueError("schedule.cycle_momentum needs optimizer.momentum above 0")
         stated, found = self.model.num_classes, self.data.classes_stated()
         if None not in (stated, found) and stated != found:
@@ -136,6 +140,19 @@ class Recipe(Group):
                 "model.sync_batchnorm needs GPUs (torch's SyncBatchNorm has no CPU version), and device=cpu"
             )
         return self
+
+    def _refuse_of_backbone(self) -> None:
+        """Raise ValueError for keys that reach all layers but the classifier, which alone trains."""
+        for key, none in (("backbone_lr_scale", 1.0), ("layer_decay", 1.0)):
+            if getattr(self.optimizer, key) != none:
+                raise ValueError(
+                    f"optimizer.{key} has no effect with model.freeze_backbone=true: set optimizer.{key}={none:g}"
+                )
+        if self.grad_clip_adaptive:
+            raise ValueError(
+                "grad_clip_adaptive leaves the classifier alone, and model.freeze_backbone=true trains nothing else: "
+                "set grad_clip_adaptive=off"
+            )
 
     def weights_read(self) -> dict[str, str]:
         """By dotted key: the files of weights and runs that training reads; torchvision's tags are none."""

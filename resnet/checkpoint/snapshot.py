@@ -184,7 +184,7 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any], 
     for index, moments in saved["state"].items():
         parameter = parameters[index]
         for name, value in moments.items():
-            wanted = torch.Size() if name == "step" else parameter.shape
+            wanted = torch.Size() if name in ("step", "mu_product") else parameter.shape
             if value is not None and value.shape != wanted:
                 raise CheckpointError(
                     f"{checkpoint} has a {name} of shape {tuple(value.shape)} instead of {tuple(wanted)}"

@@ -359,6 +359,16 @@ def test_the_peak_is_where_the_learning_rate_is_highest(follows, schedule, label
     assert at["step"] == rates.index(max(rates))
 
 
+def test_the_stems_learning_rate_is_shown_where_it_decays_by_blocks(launch):
+    words = (
+        "recipe=resnet50_imagenet",
+        "optimizer.layer_decay=0.5",
+        "optimizer.lr=1",
+        "optimizer.lr_for_batch_size=null",
+    )
+    assert f"peak lr          1, stem {0.5**17:.6g}\n" in launch("show", *words)[1]
+
+
 def test_momentum_is_shown_where_it_is_cycled(launch, follows):
     assert milestones(follows("schedule={name: cosine}"), "momentum")[0] == (None,)
     facts = follows("schedule={name: onecycle}", "optimizer={name: adam}")

@@ -244,7 +244,10 @@ def test_a_run_directory_is_a_recipe(small, tmp_path):
         ("optimizer.name=adagrad", "optimizer.name=adagrad (command line) is none of adam, adamw, lamb, lars, sgd"),
         ("optimizer.name=[sgd]", 'optimizer.name=["sgd"] (command line) is none of adam'),
         ("optimizer.name=null", "optimizer.name=null (command line) is none of adam"),
-        ("schedule.name=cos", "schedule.name=cos (command line) is none of constant, cosine, onecycle, poly, step"),
+        (
+            "schedule.name=cos",
+            "schedule.name=cos (command line) is none of constant, cosine, cosine_restarts, exponential",
+        ),
         ("data.source=imagenet", "data.source=imagenet (command line) is none of cifar10, cifar100, csv, huggingface"),
         ("data.source=csv", "data.train is missing: Where the training images are"),
         ("data={}", "data.source is missing: one of cifar10, cifar100, csv"),
@@ -295,7 +298,8 @@ def test_mistakes_are_reported_together_each_with_its_place(recipe_file):
     assert sorted(line.split(":", 1)[0] if "command" in line else line for line in text.splitlines()) == [
         "epochs=x (command line)",
         f"label_smoothing=a ({path}:9): must be a number",
-        "schedule.name=up (command line) is none of constant, cosine, onecycle, poly, step, triangular",
+        "schedule.name=up (command line) is none of constant, cosine, cosine_restarts, exponential, multistep, onecycle, "
+        "poly, step, triangular",
         f"unknown key augment.hflp ({path}:11): did you mean augment.hflip?",
         "unknown key optimizer.lrr (command line)",
     ]
@@ -460,10 +464,14 @@ def test_text_in_lists_keeps_its_spelling(tmp_path):
     [
         (
             ["optimizer.name=sdg"],
-            "optimizer.name=sdg (command line) is none of adam, adamw, lamb, lars, sgd: did you mean sgd?",
+            "optimizer.name=sdg (command line) is none of adam, adamw, lamb, lars, nadamw, rmsprop, rmsprop_tf, sgd: "
+            "did you mean sgd?",
         ),
         (["data.source=imagefolder"], "did you mean image_folder?"),
         (["schedule.name=cosin"], "did you mean cosine?"),
+        (["schedule.name=polynomial"], "did you mean poly?"),
+        (["grad_clip_adaptive=0.01", "grad_clip_norm=1"], "set them to off, or it"),
+        (["optimizer={layer_decay: 0.8, backbone_lr_scale: 0.1}"], "set backbone_lr_scale=1, or layer_decay=1"),
         (["optimizer=sdg"], "must be a group of keys: did you mean optimizer.name=sgd?"),
         (["model=resnet51"], "must be a group of keys: did you mean model.name=resnet50?"),
         (["ema=true"], "must be a group of keys: ema={} takes its defaults"),
@@ -502,6 +510,10 @@ def test_mistakes_say_what_would_be_right(words, message):
 def test_a_frozen_backbone_says_which_key_to_change():
     with pytest.raises(RecipeError, match=r"set optimizer\.backbone_lr_scale=1"):
         load(["recipe=finetune_resnet50", "model.freeze_backbone=true"])
+    frozen = ["recipe=finetune_resnet50", "model.freeze_backbone=true", "optimizer.backbone_lr_scale=1"]
+    for word, message in (("optimizer.layer_decay=0.8", "layer_decay=1"), ("grad_clip_adaptive=0.01", "adaptive=off")):
+        with pytest.raises(RecipeError, match=f"set .*{message}"):
+            load([*frozen, word])
 
 
 def test_a_recipe_beside_is_named(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from recipes.schedules import Hyper, Schedule, hyper_at
+from recipes.schedules import Hyper, Schedule, Span, hyper_at
 
 SCHEDULE = TypeAdapter(Schedule)
 
@@ -67,6 +67,75 @@ def test_warmup_and_cosine_equal_torchvisions_references():
 
     config = schedule("cosine", warmup_epochs=5, warmup_start=0.01, update="epoch")
     assert_same_rates(config, make, 4, 80, per_epoch=True)
+
+
+@pytest.mark.parametrize("update", ["step", "epoch"])
+def test_milestones_equal_torchs(update):
+    config = schedule("multistep", milestones=[2, 3, 7], gamma=0.2, update=update)
+    make = lambda o: torch.optim.lr_scheduler.MultiStepLR(o, [2, 3, 7], 0.2)  # noqa: E731
+    assert_same_rates(config, make, 7, 70, per_epoch=True)
+
+
+def test_milestones_of_a_fraction_of_an_epoch_come_on_the_step():
+    config = schedule("multistep", milestones=[0.3, 0.7, 2], gamma=0.5)
+    assert [hyper.lr for hyper in ours(config, 10, 12, 1.0)] == [1.0] * 3 + [0.5] * 4 + [0.25] * 5
+    turns = [*config.turns(Span(10, 12, 1.0))]
+    assert turns == [(3, "drop 1 of 3"), (7, "drop 2 of 3")]
+
+
+@pytest.mark.parametrize("per_epoch", [False, True])
+def test_exponential_equals_torchs(per_epoch):
+    config = schedule("exponential", gamma=0.6, update="epoch" if per_epoch else "step")
+    factor = 0.6 if per_epoch else 0.6 ** (1 / 7)
+    assert_same_rates(config, lambda o: torch.optim.lr_scheduler.ExponentialLR(o, factor), 7, 50, per_epoch)
+
+
+@pytest.mark.parametrize("power", [1.0, 2.5])
+@pytest.mark.parametrize("per_epoch", [False, True])
+def test_poly_equals_torchs(power, per_epoch):
+    config = schedule("poly", power=power, update="epoch" if per_epoch else "step")
+    length = 10 if per_epoch else 70
+    assert_same_rates(config, lambda o: torch.optim.lr_scheduler.PolynomialLR(o, length, power), 7, 70, per_epoch)
+
+
+@pytest.mark.parametrize("per_epoch", [False, True])
+@pytest.mark.parametrize(("multiplier", "restarts"), [(1, [4, 8, 12, 16]), (3, [4, 16])])
+def test_restarts_equal_torchs(per_epoch, multiplier, restarts):
+    config = schedule(
+        "cosine_restarts", period=4, multiplier=multiplier, final=0.1, update="epoch" if per_epoch else "step"
+    )
+    period = 4 if per_epoch else 20
+
+    def make(optimizer):
+        return torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, period, multiplier, eta_min=0.03)
+
+    assert_same_rates(config, make, 5, 85, per_epoch)
+    found = [(step, f"restart {n} of {len(restarts)}") for n, step in enumerate([5 * at for at in restarts], 1)]
+    assert [*config.turns(Span(5, 85, 0.3))] == found
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "make"),
+    [
+        ("multistep", {"milestones": [7, 11]}, lambda lrs, o: lrs.MultiStepLR(o, [4, 8], 0.1)),
+        ("exponential", {"gamma": 0.8}, lambda lrs, o: lrs.ExponentialLR(o, 0.8)),
+        ("poly", {"power": 2}, lambda lrs, o: lrs.PolynomialLR(o, 12, 2)),
+        ("cosine_restarts", {"period": 5}, lambda lrs, o: lrs.CosineAnnealingWarmRestarts(o, 5)),
+    ],
+)
+def test_what_follows_a_warmup_equals_torchs(name, keys, make):
+    def sequential(optimizer):
+        lrs = torch.optim.lr_scheduler
+        warmup = lrs.LinearLR(optimizer, start_factor=0.05, total_iters=3)
+        return lrs.SequentialLR(optimizer, [warmup, make(lrs, optimizer)], milestones=[3])
+
+    config = schedule(name, warmup_epochs=3, warmup_start=0.05, update="epoch", **keys)
+    assert_same_rates(config, sequential, 2, 30, per_epoch=True)
+
+
+def test_milestones_that_do_not_ascend_are_refused():
+    with pytest.raises(ValueError, match=r"must ascend: give \[30.0, 60.0\]"):
+        schedule("multistep", milestones=[60, 30, 30])
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
@@ -133,6 +202,22 @@ FINAL = st.floats(0, 1)
 SCHEDULES = st.one_of(
     st.fixed_dictionaries({"name": st.just("constant"), **WARMUP}),
     st.fixed_dictionaries({"name": st.just("step"), "every": st.floats(0.05, 9), "gamma": st.floats(0.1, 1), **WARMUP}),
+    st.fixed_dictionaries(
+        {
+            "name": st.just("multistep"),
+            "milestones": st.lists(st.integers(1, 9), min_size=1, unique=True).map(sorted),
+            **WARMUP,
+        }
+    ),
+    st.fixed_dictionaries({"name": st.just("exponential"), "gamma": st.floats(0.1, 1), **WARMUP}),
+    st.fixed_dictionaries(
+        {
+            "name": st.just("cosine_restarts"),
+            "period": st.integers(1, 40).map(lambda tenths: tenths / 10),
+            "multiplier": st.integers(1, 3),
+            **WARMUP,
+        }
+    ),
     st.fixed_dictionaries({"name": st.just("cosine"), "final": FINAL, **WARMUP}),
     st.fixed_dictionaries({"name": st.just("poly"), "final": FINAL, "power": st.floats(0.5, 3), **WARMUP}),
     st.fixed_dictionaries({"name": st.just("triangular"), "final": FINAL, "peak_epoch": st.floats(0, 9)}),

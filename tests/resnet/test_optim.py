@@ -10,11 +10,12 @@ from torch import nn
 from recipes.schedules import Hyper
 from recipes.schema.model import Model
 from recipes.schema.optimizer import Optimizer
+from resnet.adaptive_clipping import clip_adaptively
 from resnet.net import build_model, freeze_backbone
 from resnet.optim import build_optimizer, set_hyper
 
 CONFIG = TypeAdapter(Optimizer)
-ALL = ["sgd", "adam", "adamw", "lamb", "lars"]
+ALL = ["sgd", "adam", "adamw", "nadamw", "rmsprop", "rmsprop_tf", "lamb", "lars"]
 
 
 def config(name, **keys):
@@ -96,7 +97,7 @@ def test_momentum_is_set_only_where_the_schedule_cycles_it(name):
     set_hyper(optimizer, Hyper(0.2, None))
     assert momenta() == before
     set_hyper(optimizer, Hyper(0.2, 0.87))
-    assert momenta() == ({0.87} if name in ("sgd", "lars") else {(0.87, 0.999)})
+    assert momenta() == ({(0.87, 0.999)} if "adam" in name or name == "lamb" else {0.87})
     assert {group["lr"] for group in optimizer.param_groups} == {0.2}
 
 
@@ -114,6 +115,105 @@ def test_adam_equals_torchs(name, theirs):
     train(mine, build_optimizer(mine, config(name, weight_decay=0.1, betas=(0.8, 0.99), eps=1e-6), 0.01), 20)
     train(other, theirs(other.parameters(), 0.01, (0.8, 0.99), 1e-6, weight_decay=0.1), 20)
     assert all(torch.equal(a, b) for a, b in zip(mine.parameters(), other.parameters(), strict=True))
+
+
+def same(first, second):
+    return all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+def test_nadamw_equals_torchs():
+    ours, theirs = small(), small()
+    keys = {"weight_decay": 0.1, "betas": (0.8, 0.99), "eps": 1e-6, "momentum_decay": 0.01}
+    train(ours, build_optimizer(ours, config("nadamw", **keys), 0.01), 20)
+    train(theirs, torch.optim.NAdam(theirs.parameters(), 0.01, decoupled_weight_decay=True, **keys), 20)
+    assert same(ours, theirs)
+
+
+@pytest.mark.parametrize("centered", [False, True])
+def test_rmsprop_equals_torchs(centered):
+    ours, theirs = small(), small()
+    keys = {"weight_decay": 0.01, "alpha": 0.9, "eps": 1e-4, "momentum": 0.8, "centered": centered}
+    train(ours, build_optimizer(ours, config("rmsprop", **keys), 0.01), 20)
+    train(theirs, torch.optim.RMSprop(theirs.parameters(), 0.01, **keys), 20)
+    assert same(ours, theirs)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_tensorflows_rmsprop_equals_timms(momentum):
+    timm = pytest.importorskip("timm.optim")
+    ours, theirs = small(), small()
+    keys = {"weight_decay": 0.01, "alpha": 0.9, "eps": 1e-3, "momentum": momentum}
+    train(ours, build_optimizer(ours, config("rmsprop_tf", **keys), 0.01), 20)
+    train(theirs, timm.RMSpropTF(theirs.parameters(), 0.01, **keys), 20)
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-6, atol=1e-7)
+
+
+def test_tensorflows_rmsprop_by_hand():
+    layer = nn.Linear(1, 1, bias=False)
+    optimizer = build_optimizer(layer, config("rmsprop_tf", alpha=0.5, eps=0.25, momentum=0.5), 0.1)
+    weight, square, momentum = layer.weight.item(), 1.0, 0.0
+    for step, gradient in enumerate([1.0, -2.0, 0.5]):
+        set_hyper(optimizer, Hyper(lr := 0.1 / (step + 1), None))
+        layer.weight.grad = torch.tensor([[gradient]])
+        optimizer.step()
+        square = 0.5 * square + 0.5 * gradient**2
+        momentum = 0.5 * momentum + lr * gradient / (square + 0.25) ** 0.5
+        weight -= momentum
+        assert layer.weight.item() == pytest.approx(weight, rel=1e-5)
+
+
+def layers_of(model, optimizer):
+    """By module: its multiple of the learning rate."""
+    scales = {id(p): group["lr_scale"] for group in optimizer.param_groups for p in group["params"]}
+    return {name: scales[id(parameter)] for name, parameter in model.named_parameters()}
+
+
+def test_layer_decay_equals_timms():
+    timm = pytest.importorskip("timm")
+    model, theirs = build_model(Model(name="resnet18"), 5), timm.create_model("resnet18", num_classes=5)
+    keys = config("sgd", layer_decay=0.7, weight_decay=0.1, weight_decay_norm=0)
+    groups = timm.optim.param_groups_layer_decay(theirs, layer_decay=0.7)
+    scales = {id(parameter): group["lr_scale"] for group in groups for parameter in group["params"]}
+    expected = {name: scales[id(parameter)] for name, parameter in theirs.named_parameters()}
+    found = layers_of(model, build_optimizer(model, keys, 0.1))
+    assert found == pytest.approx(expected)
+    assert (found["fc.bias"], found["layer4.1.conv2.weight"], found["bn1.weight"]) == pytest.approx((1, 0.7, 0.7**9))
+
+
+def test_layer_decay_leaves_the_order_of_parameters(resnet):
+    # So that it may change while a run goes on.
+    keys = {"weight_decay": 1e-4, "weight_decay_norm": 0}
+    plain, decayed = (build_optimizer(resnet, config("sgd", layer_decay=by, **keys), 0.1) for by in (1, 0.5))
+    in_order = [itertools.chain.from_iterable(names_by_group(resnet, one)) for one in (plain, decayed)]
+    assert list(in_order[0]) == list(in_order[1])
+
+
+def test_adaptive_clipping_equals_timms(resnet):
+    timm = pytest.importorskip("timm.utils.agc")
+    model = copy.deepcopy(resnet).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        model.layer1[0].bn1.weight.zero_()
+    theirs, before = copy.deepcopy(model), []
+    for number, (mine, other) in enumerate(zip(model.parameters(), theirs.parameters(), strict=True)):
+        gradient = torch.randn(mine.shape, generator=torch.Generator().manual_seed(number)) * 10 ** (number % 5 - 4)
+        mine.grad, other.grad = gradient.clone(), gradient.clone()
+        before.append(gradient)
+    # As timm's training script gives it: all but the classifier's weight and bias.
+    timm.adaptive_clip_grad([*theirs.parameters()][:-2], clip_factor=0.01)
+    clip_adaptively([*model.parameters()][:-2], 0.01)
+    changed = 0
+    for mine, other, old in zip(model.parameters(), theirs.parameters(), before, strict=True):
+        torch.testing.assert_close(mine.grad, other.grad, rtol=1e-6, atol=0)
+        changed += not torch.equal(mine.grad, old)
+    assert 0 < changed < len(before)
+
+
+def test_adaptive_clipping_never_waits_for_the_device():
+    model = small(device="meta")
+    for parameter in [*model.parameters()][1:]:
+        parameter.grad = torch.ones_like(parameter)
+    clip_adaptively([*model.parameters()], 0.01)
 
 
 def lamb_reference(weights, grads, lr, decay, betas=(0.9, 0.999), eps=1e-6):
@@ -198,7 +298,7 @@ def test_state_survives_a_restart(name):
     assert all(torch.equal(a, b) for a, b in zip(through.parameters(), fresh.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("name", ["lamb", "lars"])
+@pytest.mark.parametrize("name", ["lamb", "lars", "rmsprop_tf"])
 def test_steps_never_wait_for_the_device(name):
     # A meta tensor has no value: any look at one from the host raises.
     model = small(device="meta")
