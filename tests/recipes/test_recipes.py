@@ -241,7 +241,7 @@ def test_a_run_directory_is_a_recipe(small, tmp_path):
         ("model.name=resnet51", "model.name=resnet51 (command line) is none of resnet18, "),
         ("model.layers=[3, x, 3]", "model.layers.1=x (command line): must be a whole number"),
         ("model.channels.layer1.0.conv1=32", "in braces, as 'model.channels={layer1.0.conv1: 32}'"),
-        ("optimizer.name=adagrad", "optimizer.name=adagrad (command line) is none of adam, adamw, lamb, lars, sgd"),
+        ("optimizer.name=adagrad", "optimizer.name=adagrad (command line) is none of adam, adamw, lamb, lars, nadamw"),
         ("optimizer.name=[sgd]", 'optimizer.name=["sgd"] (command line) is none of adam'),
         ("optimizer.name=null", "optimizer.name=null (command line) is none of adam"),
         (
@@ -298,8 +298,8 @@ def test_mistakes_are_reported_together_each_with_its_place(recipe_file):
     assert sorted(line.split(":", 1)[0] if "command" in line else line for line in text.splitlines()) == [
         "epochs=x (command line)",
         f"label_smoothing=a ({path}:9): must be a number",
-        "schedule.name=up (command line) is none of constant, cosine, cosine_restarts, exponential, multistep, onecycle, "
-        "poly, step, triangular",
+        "schedule.name=up (command line) is none of constant, cosine, cosine_restarts, exponential, multistep, "
+        "onecycle, poly, step, triangular",
         f"unknown key augment.hflp ({path}:11): did you mean augment.hflip?",
         "unknown key optimizer.lrr (command line)",
     ]
