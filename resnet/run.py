@@ -104,7 +104,7 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals, notes: Seque
         plan = together(lambda: make_plan(recipe, len(order), accelerator.num_processes, start.micro_batch))
         if start.is_finished(plan):
             return _nothing_to_do(start.run_dir, rank)
-        memory = _check_input(recipe, train, val, accelerator)
+        memory = check_input(recipe, train, val, accelerator)
         teacher = together(lambda: load_teacher(recipe, train.classes, start, accelerator))
         model, note = together(lambda: _first_model(recipe, train, start), local_rank, first_alone=True)
         state = build_state(recipe, plan, model, accelerator)
@@ -138,7 +138,7 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals, notes: Seque
         trainer.class_weights = None if weights is None else weights.to(accelerator.device)
         workers = workers_per_rank(recipe.data.num_workers)
         check_shared_memory(plan, workers, recipe.data.prefetch, train)
-        loaders = _open_batches(trainer, train, val, order, memory, workers, progress.message)
+        loaders = open_batches(trainer, train, val, order, memory, workers, progress.message)
         more = [shape, *note.splitlines(), teacher.note if teacher else "", *_continues(start, state.step)]
         for line in (*first_lines(recipe, plan, start, train, val, accelerator, workers), *filter(None, more)):
             progress.message(line)
@@ -161,7 +161,7 @@ def _nothing_to_do(run_dir: Path, rank: int) -> int:
     return FINISHED
 
 
-def _check_input(recipe: Recipe, train: Source, val: Source, accelerator: Accelerator) -> NodeMemory | None:
+def check_input(recipe: Recipe, train: Source, val: Source, accelerator: Accelerator) -> NodeMemory | None:
     """Memory to keep images in, None for none. Raises ValueError where they cannot be kept or decoded as asked."""
     if recipe.data.cache == "device":
         together(lambda: check_room(len(train), len(val), recipe.augment, accelerator.device))
@@ -188,7 +188,7 @@ def _continues(start: Start, step: int) -> list[str]:
     return [f"continues from {start.checkpoint} (step {step})"] if start.checkpoint else []
 
 
-def _open_batches(
+def open_batches(
     trainer: Trainer,
     train: Source,
     val: Source,

@@ -28,6 +28,7 @@ COMMANDS = {
         "report": "write a page that explains a run, compares several, or shows a sweep",
         "board": "write a page of all runs and sweeps in a folder",
         "doctor": "tell what limits the speed of a recipe on this machine, and what to change",
+        "find-lr": "train a few steps at growing learning rates, and suggest one",
         "verify-resume": "check that a recipe resumes exactly on this machine",
     }.items()
 }

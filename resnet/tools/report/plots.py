@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,42 @@ def _smooth(values: np.ndarray, width: int) -> np.ndarray:
     """Centred moving mean over 2 * width + 1 values, fewer at the ends."""
     window = np.ones(2 * width + 1)
     return np.convolve(values, window, "same") / np.convolve(np.ones_like(values), window, "same")
+
+
+def draw_range(
+    lrs: Sequence[float],
+    losses: Sequence[float],
+    smoothed: Sequence[float],
+    marks: Mapping[str, float],
+    title: str,
+    path: Path,
+) -> None:
+    """Draw the losses of a learning-rate range test against the rate, and rates that are suggested, by name.
+
+    path: file to write; its suffix is the format (.png, .svg).
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.2), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.plot(lrs, losses, color=TRAIN, linewidth=0.8, alpha=0.4, label="each step")
+    axes.plot(lrs, smoothed, color=TRAIN, linewidth=1.8, label="averaged over neighbours")
+    for (name, lr), style in zip(marks.items(), ("-", "--"), strict=False):
+        axes.axvline(lr, color=VALIDATION, linewidth=1.2, linestyle=style, label=f"{name}: {lr:.2g}")
+    if smoothed:
+        low, high = min(smoothed), max(smoothed[: len(smoothed) // 2 + 1])
+        # Losses of a divergence would press all others flat.
+        axes.set_ylim(low - 0.1 * (high - low or 1), high + 0.6 * (high - low or 1))
+    axes.set_xscale("log")
+    axes.set_xlabel("optimizer.lr")
+    axes.set_ylabel("training loss")
+    axes.set_title(_short(title, 60), loc="left", fontsize=11, fontweight="bold")
+    axes.grid(color="#e6e6e6", linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9)
+    _save(figure, path)
 
 
 def most_confused(matrix: np.ndarray, count: int) -> np.ndarray:
