@@ -31,7 +31,9 @@ def test_its_steps_are_those_of_a_run_at_these_rates(tiny, tmp_path: Path) -> No
     words = [*tiny, "ema.decay=0.9", "max_batch_per_device=8", "grad_clip_norm=1", "optimizer.lr_for_batch_size=8"]
     with unchanged_process(), cores(1):
         found = find_lr(load(words).recipe, 0.01, 0.01 * (1 + 1e-12), 20)
-    assert train(*words, "schedule.name=constant", "max_steps=20", "epochs=2", f"run.root={tmp_path}", "run.name=r") == 0
+    assert (
+        train(*words, "schedule.name=constant", "max_steps=20", "epochs=2", f"run.root={tmp_path}", "run.name=r") == 0
+    )
     run = metrics(tmp_path / "r", "train/loss")
     assert [row["train/loss"] for row in run] == pytest.approx(found.losses, abs=1e-5)
     assert run[0]["lr"] == pytest.approx(0.02)
