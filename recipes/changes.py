@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from recipes.schema.plugins import with_paths
 from recipes.schema.recipe import NOT_TRAINING, Recipe
 from recipes.text import show
 
@@ -41,7 +42,8 @@ def differences(before: Recipe, now: Recipe) -> dict[str, list[Any]]:
 
 def values(recipe: Recipe, exclude_defaults: bool = False) -> dict[str, Any]:
     """By dotted key; those that do not change the training are left out."""
-    content = recipe.model_dump(mode="json", exclude=set(NOT_TRAINING), exclude_defaults=exclude_defaults)
+    placed = with_paths(recipe, lambda plugin: plugin.place)
+    content = placed.model_dump(mode="json", exclude=set(NOT_TRAINING), exclude_defaults=exclude_defaults)
     return dict(_flat(content))
 
 

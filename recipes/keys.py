@@ -40,6 +40,8 @@ SIMILAR = ALIASES | {
     "fp16": "precision",
     "clip_grad": "grad_clip_norm",
     "output_dir": "run.root",
+    "plugins.model": "model.plugin",
+    "plugins.data": "data.plugin",
 }
 """Names usual elsewhere, and the key that whoever uses them may look for."""
 SIMILAR_VALUES = {

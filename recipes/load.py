@@ -17,6 +17,7 @@ from recipes.errors import COMMAND_LINE, RecipeError, explain, location_of
 from recipes.keys import fields_of, keep_spelling, parents, variant_named, variants
 from recipes.library import FOLDER, all_names, file_of, shipped
 from recipes.nested import NOTHING, merge, nest, value_at, without
+from recipes.schema.plugins import with_paths
 from recipes.schema.recipe import NOT_TRAINING, Recipe
 from recipes.text import did_you_mean, show, suggestion
 from recipes.versions import FORMAT, keep_unknown, lifted, may_be_newer
@@ -108,7 +109,8 @@ def digest(recipe: Recipe) -> str:
 
     Values equal to their defaults are left out, so that a key added later with a default changes no hash.
     """
-    content = recipe.model_dump(mode="json", exclude_defaults=True, exclude=set(NOT_TRAINING))
+    placed = with_paths(recipe, lambda plugin: plugin.place)
+    content = placed.model_dump(mode="json", exclude_defaults=True, exclude=set(NOT_TRAINING))
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 

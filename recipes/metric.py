@@ -19,11 +19,18 @@ class Metric(NamedTuple):
         return f"{self.title} {self.unit}".strip()
 
 
-METRICS = {
-    "top1": Metric("top-1", "%", "maximize"),
-    "top5": Metric("top-5", "%", "maximize"),
-    "loss": Metric("val loss", "", "minimize"),
-}
+class _Metrics(dict[str, Metric]):
+    """With one of the user's own (`plugins.metrics`) for any other name, which tells which value is better."""
+
+    def __missing__(self, name: str) -> Metric:
+        return Metric(name, "", "minimize" if name.endswith(("loss", "error")) else "maximize")
+
+
+METRICS = _Metrics(
+    top1=Metric("top-1", "%", "maximize"),
+    top5=Metric("top-5", "%", "maximize"),
+    loss=Metric("val loss", "", "minimize"),
+)
 """By their names in a recipe (`eval.metric`); metrics.jsonl has them as val/top1 and so on."""
 
 

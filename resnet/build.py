@@ -33,6 +33,7 @@ from resnet.losses import class_weights
 from resnet.metrics import Window
 from resnet.net import build_model, freeze_backbone
 from resnet.optim import build_optimizer
+from resnet.plugins import own_model
 from resnet.pretrained import load_pretrained
 from resnet.process.environment import cores_of_rank, threads_asked
 from resnet.process.mistakes import OfAllRanks
@@ -226,6 +227,8 @@ def initial_model(
     recipe: Recipe, classes: int, names: Sequence[str] = (), pretrained: bool = True
 ) -> tuple[nn.Module, str]:
     """As `build_model_for`, by the random numbers as they are, and before BatchNorm knows of other ranks."""
+    if recipe.model.plugin:
+        return own_model(recipe.model.plugin, classes, recipe.model.in_channels), ""
     model, note = build_model(recipe.model, classes), ""
     if recipe.model.pretrained and pretrained:
         note = load_pretrained(model, recipe.model.pretrained, recipe.run.root, names, recipe.augment)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import nn
 
+from recipes.schema.model import name_of_model
 from recipes.schema.recipe import Recipe
 from recipes.schema.training import Distill
 from recipes.text import listed, plural
@@ -21,7 +22,7 @@ from resnet.checkpoint.commit import sha256_of
 from resnet.checkpoint.resume import Start
 from resnet.pretrained import find_file, order_of, prepared_otherwise
 from resnet.trained_network import network_of
-from resnet.weights_file import WeightsInfo, read_info
+from resnet.weights_file import WeightsInfo, read_info, refuse_own_code
 
 
 class Teacher(NamedTuple):
@@ -71,7 +72,7 @@ def load_teacher(recipe: Recipe, classes: Sequence[str], start: Start, accelerat
         _check_same(digest, file, start)
     except (ValueError, OSError) as error:
         raise ValueError(f"distill.teacher={source}: {error}") from error
-    told = f"learns from {file} ({info.model.name or info.model.block}{said})"
+    told = f"learns from {file} ({name_of_model(info.model)}{said})"
     settings = f"weight {recipe.distill.weight:g}, temperature {recipe.distill.temperature:g}"
     return Teacher(_on_device(network, recipe, accelerator), digest, f"{told}: {settings}")
 
@@ -83,6 +84,7 @@ def _described(file: Path) -> WeightsInfo:
             f"{file} does not say which network it is of, nor its classes: give a run, or weights that one left "
             "(docs/distill.md says how a run is made of another program's)"
         )
+    refuse_own_code(info, file)
     if info.loss != "cross_entropy":
         raise ValueError(f"{file} was trained with loss={info.loss}: its outputs are not for a softmax")
     return info

@@ -97,8 +97,9 @@ def _train(trainer: Trainer, hooks: RunHooks, log: RankLog, loaders: Sequence[Lo
         failure = first_of_ranks(_saving_failed(hooks, ended=outcome == "finished"))
     except Exception as error:
         failure = explain(error, trainer.plan)
-        if failure.unexpected:
+        if failure.unexpected or failure.kind == "plugin":
             traceback.print_exc(file=log.file)
+        if failure.unexpected or (failure.kind == "plugin" and "--debug" in sys.argv):
             traceback.print_exc()
         # Its frames hold the loader, whose workers would otherwise be waited for.
         traceback.clear_frames(error.__traceback__)

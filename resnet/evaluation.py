@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from recipes.metric import is_better
+from resnet.answers import Answers
 from resnet.batchnorm import average_running_statistics
 from resnet.inference import count_batch
 from resnet.tally import Tally
@@ -29,9 +30,12 @@ def evaluate_and_report(trainer: Trainer) -> bool:
     best = is_better(metric, value, state.best)
     if best:
         state.best, state.best_step = value, state.step
+    figures = ("loss", "top1", "top5", "samples", *trainer.recipe.plugins.metrics)
     row = {"step": state.step, "epoch": trainer.plan.epoch(state.step)}
-    trainer.hooks.log(row | {f"val/{name}": result[name] for name in ("loss", "top1", "top5", "samples")})
+    trainer.hooks.log(row | {f"val/{name}": result[name] for name in figures})
     trainer.hooks.after_evaluation(result, best)
+    if state.callbacks:
+        state.callbacks.after_evaluation(state.step, {name: result[name] for name in figures})
     return True
 
 
@@ -53,6 +57,7 @@ def _check_unreadable(trainer: Trainer, evaluated: int) -> None:
 def evaluate(network: nn.Module, trainer: Trainer) -> dict[str, Any] | None:
     """What `Tally.read` gives, over all ranks; None where a hook asked to stop."""
     recipe, tally, keys = trainer.recipe, Tally(trainer.classes, trainer.device), trainer.validation_keys()
+    answers = Answers(recipe.plugins.metrics) if recipe.plugins.metrics else None
     network.eval()
     for turn in range(trainer.most_validation_batches()):
         if trainer.hooks.stop_now():
@@ -62,6 +67,6 @@ def evaluate(network: nn.Module, trainer: Trainer) -> dict[str, Any] | None:
             continue
         assert batch.key == keys[turn], (batch.key, keys[turn])
         with trainer.accelerator.autocast():
-            count_batch(tally, network, batch, recipe)
+            count_batch(tally, network, batch, recipe, answers)
     trainer.state.model.train()
-    return tally.read()
+    return tally.read() | (answers.read() if answers else {})

@@ -10,12 +10,13 @@ import torch.distributed as dist
 
 from recipes.plan import Plan
 from resnet.data.decode import BrokenImage
+from resnet.plugins import line_in
 from resnet.trainer import TrainingError
 
 
 class Failure(NamedTuple):
     kind: str
-    """nan, data, oom, disk, lease, nccl, peer or crash."""
+    """nan, data, oom, disk, lease, nccl, peer, plugin or crash."""
     reason: str
     unexpected: bool = False
     """Whether the traceback tells more than the reason."""
@@ -59,6 +60,13 @@ def _gist(error: Exception) -> str:
 
 def explain(error: Exception, plan: Plan) -> Failure:
     """Sort an exception of the loop into a failure."""
+    failure = _sorted(error, plan)
+    if not failure.unexpected or (where := line_in(error, [*plan.recipe.plugins_named().values()])) is None:
+        return failure
+    return Failure("plugin", f"{where}{failure.reason}")
+
+
+def _sorted(error: Exception, plan: Plan) -> Failure:
     text = str(error).strip()
     gist = _gist(error)
     match error:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from recipes.schema.recipe import Recipe
+from resnet.answers import Answers
 from resnet.data.batches import Batch
 from resnet.data.on_device import normalise
 from resnet.tally import Tally
@@ -30,20 +31,43 @@ def input_dtype(recipe: Recipe, precision: str) -> torch.dtype:
     return torch.float32 if recipe.augment.mixup else _DTYPES.get(precision, torch.float32)
 
 
-def count_batch(tally: Tally, network: nn.Module, batch: Batch, recipe: Recipe) -> None:
-    """Evaluate a batch on the tally's device and count it there."""
+def count_batch(tally: Tally, network: nn.Module, batch: Batch, recipe: Recipe, answers: Answers | None = None) -> None:
+    """Evaluate a batch on the tally's device and count it there. answers: keeps what the network says of it, too."""
     device = tally.loss.device
     labels = batch.labels.to(device)
     logits = predict_logits(network, batch.images, recipe, device)
-    count_logits(tally, logits, labels, batch.indices(device), recipe)
+    targets = None if batch.targets is None else batch.targets.to(device)
+    indices = batch.indices(device)
+    if answers is not None:
+        answers.add(logits, labels if targets is None else targets, indices)
+    count_logits(tally, logits, labels, indices, recipe, targets)
 
 
 def count_logits(
-    tally: Tally, logits: torch.Tensor, labels: torch.Tensor, indices: torch.Tensor, recipe: Recipe
+    tally: Tally,
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    indices: torch.Tensor,
+    recipe: Recipe,
+    targets: torch.Tensor | None = None,
 ) -> None:
-    """Count what a network says of images: logits float32 (N, classes), their labels and indices (N,)."""
-    loss = F.cross_entropy(logits, labels, reduction="sum")
+    """Count what a network says of images: logits float32 (N, classes), their labels and indices (N,).
+
+    targets: float32 (N, classes) of images with several labels: the one with the highest logit counts as theirs, and
+    the loss is the binary cross-entropy.
+    """
+    if targets is None:
+        loss = F.cross_entropy(logits, labels, reduction="sum")
+    else:
+        loss = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(1).sum()
+        labels = _nearest_label(logits, targets)
     tally.add(loss, logits, class_probabilities(logits, recipe), labels, indices)
+
+
+def _nearest_label(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """int64 (N,): of each image's labels the one with the highest logit; where it has none, a class that is wrong."""
+    among = logits.masked_fill(targets <= 0.5, -torch.inf).argmax(1)
+    return torch.where((targets > 0.5).any(1), among, logits.argmin(1))
 
 
 def class_probabilities(logits: torch.Tensor, recipe: Recipe) -> torch.Tensor:

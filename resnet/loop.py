@@ -35,6 +35,8 @@ def fit(trainer: Trainer) -> str:
     while state.step < plan.end_step:
         norm = train_step(trainer)
         state.step += 1
+        if state.callbacks:
+            state.callbacks.after_step(state.step, state.model)
         if log_is_due(plan, state.step):
             log_window(trainer, clock, norm)
         if hooks.after_step():
@@ -83,11 +85,15 @@ def _forward(trainer: Trainer, batch: Batch, turn: int) -> tuple[torch.Tensor, f
     if trainer.random_layers:
         torch.manual_seed(mix_numbers(recipe.seed, step, slot, _DROP))
     logits = trainer.network(given.images).float()
-    loss = training_loss(logits, given, recipe, trainer.class_weights)
+    if trainer.own_loss is None:
+        loss = training_loss(logits, given, recipe, trainer.class_weights)
+    else:
+        assert given.targets is not None
+        loss = trainer.own_loss(logits, given.targets)
     if taught is not None and recipe.distill:
         loss = distillation_loss(loss, logits, taught, recipe.distill)
-    right = logits.argmax(1) == given.expected
-    trainer.state.window.add(step, loss, right.sum(), given.checksum, len(batch.labels), len(batch.broken))
+    right = given.right(logits).sum()
+    trainer.state.window.add(step, loss, right, given.checksum, len(batch.labels), len(batch.broken))
     return loss, len(batch.labels) / plan.samples_of_step(step)
 
 

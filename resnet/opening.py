@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from accelerate import Accelerator
 from recipes.evidence import what_differs
 from recipes.load import run_recipe_text
 from recipes.plan import Plan
+from recipes.plugin_files import with_own_copies
+from recipes.schema.model import name_of_model
 from recipes.schema.recipe import Recipe
 from recipes.text import plural
 from resnet.checkpoint.commit import clean
@@ -28,11 +31,17 @@ _YEARS = 5e12
 
 
 def open_run_dir(
-    recipe: Recipe, start: Start, plan: Plan, images: int, step: int, accelerator: Accelerator
+    recipe: Recipe,
+    start: Start,
+    plan: Plan,
+    images: int,
+    step: int,
+    accelerator: Accelerator,
+    plugins: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Make the run directory this attempt's, on rank 0; returns what provenance.json says of the attempt.
 
-    images: for training. step: the one that the attempt starts from.
+    images: for training. step: the one that the attempt starts from. plugins: digests of the user's own code.
     Raises ValueError where the folder cannot be made, or is another's.
     """
     run_dir = start.run_dir
@@ -42,7 +51,7 @@ def open_run_dir(
         raise ValueError(f"cannot make {run_dir} ({error.strerror}): choose another run.root") from error
     start.acquire()
     clean(run_dir / "checkpoints")
-    saved = recipe.model_copy(
+    saved = with_own_copies(recipe, run_dir).model_copy(
         update={"run": recipe.run.model_copy(update={"name": run_dir.name}), "resume": start.origin or recipe.resume}
     )
     write_atomic(run_dir / "recipe.yaml", run_recipe_text(saved, run_dir / "recipe.yaml"))
@@ -50,6 +59,8 @@ def open_run_dir(
     derived = {"training_images": images, **_derived(plan, accelerator.mixed_precision)}
     # On CPUs their number changes the order of additions, and so the last bits.
     information = {**provenance(sys.argv, devices, plan.world_size, derived), "threads": torch.get_num_threads()}
+    if plugins:
+        information["plugins"] = dict(plugins)
     attempt = record_attempt(run_dir, {**information, "changed": start.changed}, step)
     write_status(
         run_dir,
@@ -91,7 +102,7 @@ def first_lines(
     what, ranks = device_name(accelerator.device), plan.world_size
     accumulated = f" in {plan.accumulation} micro-batches" if plan.accumulation > 1 else ""
     lines = [
-        f"{recipe.name}: {recipe.model.name or recipe.model.block} on {f'{ranks} x ' if ranks > 1 else ''}{what}, "
+        f"{recipe.name}: {name_of_model(recipe.model)} on {f'{ranks} x ' if ranks > 1 else ''}{what}, "
         f"precision {accelerator.mixed_precision}; run directory {start.run_dir}",
         describe_data(train, val, plan),
         f"{_steps(plan)}; batch {plan.batch_size}, {plan.batch_size // ranks} per device{accumulated}; "

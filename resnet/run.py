@@ -31,7 +31,7 @@ from resnet.build import (
     together,
     wrap,
 )
-from resnet.checkpoint.resume import Start, find_start, finished_before
+from resnet.checkpoint.resume import Start, find_start, finished_before, note_edits
 from resnet.checkpoint.saver import Saver, check_space
 from resnet.checkpoint.snapshot import MODEL, restore
 from resnet.data.batches import Key, Prepared
@@ -42,11 +42,13 @@ from resnet.data.loader import Loader, check_shared_memory, workers_per_rank
 from resnet.data.node_memory import NodeMemory
 from resnet.data.order import Order
 from resnet.data.region_decode import check_region_decoder
-from resnet.data.sources.registry import Source
+from resnet.data.sources.registry import Source, targets_of
+from resnet.data.targets import Targets, check_targets, in_rows
 from resnet.distill import Teacher, load_teacher
 from resnet.ending import stop_before_data, train_to_an_end
 from resnet.failure import out_of_memory
 from resnet.opening import first_lines, open_run_dir
+from resnet.plugins import Callbacks, digests, load_plugin
 from resnet.pretrained import shaped_as_weights
 from resnet.process.environment import ATTEMPT
 from resnet.process.exit_codes import FAILED, FINISHED
@@ -55,6 +57,7 @@ from resnet.process.streams import kept_in, leave
 from resnet.run_hooks import RunHooks
 from resnet.rundir.metrics_log import MetricsLog
 from resnet.rundir.status import write_status
+from resnet.state import TrainState
 from resnet.tracking.progress import Progress
 from resnet.tracking.rank_log import RankLog
 from resnet.tracking.wandb_client import NullTracker, open_wandb
@@ -96,6 +99,7 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals, notes: Seque
     train, val = together(lambda: build_data(recipe, copies), local_rank, first_alone=True)
     order = together(lambda: build_order(recipe, train))
     weights = together(lambda: build_class_weights(recipe, train, order))
+    together(lambda: check_targets(recipe, train, val))
     start = together(lambda: find_start(recipe, train))
     with contextlib.ExitStack() as lifetime:
         lifetime.callback(start.release)
@@ -108,6 +112,7 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals, notes: Seque
         teacher = together(lambda: load_teacher(recipe, train.classes, start, accelerator))
         model, note = together(lambda: _first_model(recipe, train, start), local_rank, first_alone=True)
         state = build_state(recipe, plan, model, accelerator)
+        own = together(lambda: _own_code(recipe, state, start))
         together(lambda: check_space(start.run_dir, state, recipe.checkpoint.keep))
         network = _wrapped(recipe, plan, state.model, accelerator, start.step)
         if start.checkpoint is not None:
@@ -115,11 +120,11 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals, notes: Seque
         state.model.train()
 
         information = together(
-            lambda: open_run_dir(recipe, start, plan, len(train), state.step, accelerator) if rank == 0 else {}
+            lambda: open_run_dir(recipe, start, plan, len(train), state.step, accelerator, own) if rank == 0 else {}
         )
         log = lifetime.enter_context(contextlib.closing(RankLog(start.run_dir, rank)))
         kept = lifetime.enter_context(_kept_output(start.run_dir, first_of_ranks(information.get("attempt")), rank))
-        facts = _facts(recipe, plan, start, accelerator.mixed_precision, teacher)
+        facts = _facts(recipe, plan, start, accelerator.mixed_precision, teacher, own)
         saver = Saver(start.run_dir, plan, train.classes, facts, start.lease, writes=rank == 0)
         progress = Progress(
             recipe.progress if rank == 0 else "off", plan.end_step, plan.steps_per_epoch, state.step, kept
@@ -199,6 +204,9 @@ def open_batches(
 ) -> list[Loader]:
     """Let the trainer's batches be made; returns the loaders whose workers are to be ended, more of them later."""
     recipe, loaders = trainer.recipe, []
+    if targets_of(train) is not None:
+        trainer.targets = Targets(train, val, trainer.device)
+        train, val = in_rows(train), in_rows(val)
 
     def loader(batches: Prepared, keys: Iterable[Key]) -> Loader:
         loaders.append(Loader(batches, keys, trainer.device, workers, recipe.data.prefetch))
@@ -266,7 +274,26 @@ def _restore(state, start: Start, plan: Plan, accelerator: Accelerator) -> None:
         raise ValueError(f"{start.checkpoint} is of step {state.step} and this recipe ends at step {plan.end_step}")
 
 
-def _facts(recipe: Recipe, plan: Plan, start: Start, precision: str, teacher: Teacher | None) -> dict[str, Any]:
+def _own_code(recipe: Recipe, state: TrainState, start: Start) -> dict[str, str]:
+    """Load what the user wrote, and take down what is in its files, by the keys that name them.
+
+    Raises ValueError where it cannot be loaded, or is not the network that the run has trained until now.
+    """
+    if not (named := recipe.plugins_named()):
+        return {}
+    own = digests(recipe)
+    for key, plugin in named.items():
+        load_plugin(plugin, key)
+    if recipe.plugins.callbacks:
+        state.callbacks = Callbacks(recipe.plugins.callbacks)
+    if not start.is_new:
+        note_edits(start, recipe, own)
+    return own
+
+
+def _facts(
+    recipe: Recipe, plan: Plan, start: Start, precision: str, teacher: Teacher | None, own: Mapping[str, str]
+) -> dict[str, Any]:
     """What a checkpoint says of the run beside its state."""
     return {
         "digest": digest(recipe),
@@ -277,4 +304,5 @@ def _facts(recipe: Recipe, plan: Plan, start: Start, precision: str, teacher: Te
         "steps_per_epoch": plan.steps_per_epoch,
         "data": start.data_digest,
         **({"teacher": teacher.digest} if teacher else {}),
+        **({"plugins": dict(own)} if own else {}),
     }

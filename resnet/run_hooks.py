@@ -181,10 +181,11 @@ class RunHooks:
         if rows:
             loss, top1 = (sum(row[key] for row in rows) / len(rows) for key in ("train/loss", "train/top1"))
             train = f"train loss {loss:.4f} top-1 {top1:.2f}%  "
+        own = "".join(f" {name} {result[name]:.4g}" for name in plan.recipe.plugins.metrics)
         # Of five classes or fewer it is 100% whatever the network does.
         top5 = f" top-5 {result['top5']:.2f}%" if len(self.val.classes) > 5 else ""
         return (
             f"epoch {plan.epoch(self.state.step):.4g}/{plan.end_epoch:.4g}  {train}val loss {result['loss']:.4f} "
-            f"top-1 {result['top1']:.2f}%{top5}  lr {plan.hyper(self.state.step - 1).lr:.3g}"
+            f"top-1 {result['top1']:.2f}%{top5}{own}  lr {plan.hyper(self.state.step - 1).lr:.3g}"
             f"{'  *best' if best else ''}"
         )

@@ -9,6 +9,7 @@ from torch import nn
 
 from resnet.ema import Ema
 from resnet.metrics import Window
+from resnet.plugins import Callbacks
 
 
 @dataclass
@@ -19,6 +20,8 @@ class TrainState:
     scaler: torch.amp.GradScaler
     ema: Ema | None
     window: Window
+    callbacks: Callbacks | None = None
+    """Of the user's own."""
     step: int = 0
     """Optimizer steps attempted."""
     evaluated: int = 0

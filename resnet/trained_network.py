@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import cast
 
 import torch
 
 from recipes.schema.model import Model
+from recipes.schema.plugins import PluginFields
 from recipes.text import plural
 from resnet.net import ResNet, build_model
+from resnet.plugins import own_model
 from resnet.state_dicts import HEAD, mismatches
-from resnet.weights_file import find_weights
+from resnet.weights_file import find_weights, read_info
 
 _MOST_CLASSES = 1_000_000
 
@@ -25,6 +28,8 @@ def network_of(
     should know of how another trainer's file was read.
     Raises ValueError where the weights are of another network, or cannot be read.
     """
+    if model.plugin:
+        return _own_network(model, model.plugin, classes, weights)
     tensors, notes, _ = find_weights(weights, model)
     for note in notes:
         tell(f"{weights}: {note}")
@@ -39,6 +44,19 @@ def network_of(
         network = build_model(model, there)
     network.load_state_dict(tensors, strict=False)
     return network
+
+
+def _own_network(model: Model, plugin: PluginFields, classes: int | None, weights: Path) -> ResNet:
+    """As `network_of`, of a network of the user's own."""
+    info, tensors = read_info(weights), find_weights(weights, model).tensors
+    if (outputs := classes or (info and len(info.classes))) is None:
+        raise ValueError(f"{weights} does not say how many classes its network tells apart")
+    with torch.random.fork_rng(devices=[]):
+        network = own_model(plugin, outputs, model.in_channels)
+    if wrong := mismatches(tensors, network.state_dict()):
+        raise ValueError(f"{weights} does not match {plugin.place}: {wrong}")
+    network.load_state_dict(tensors)
+    return cast(ResNet, network)
 
 
 def outputs_of(tensors: Mapping[str, torch.Tensor], file: Path) -> int:

@@ -15,8 +15,10 @@ from torch import nn
 from recipes.plan import Plan
 from resnet.batchnorm import StatisticsOfStep
 from resnet.data.batches import Batch, Key, training_keys, validation_keys
+from resnet.data.targets import Targets
 from resnet.inference import input_dtype
 from resnet.net import has_randomness
+from resnet.plugins import own_loss
 from resnet.state import TrainState
 
 _MOST_NAMED = 20
@@ -60,6 +62,8 @@ class Trainer:
     batches: Iterator[Batch] = field(default_factory=lambda: iter(()))
     prepare: Callable[[], bool] = lambda: True
     """What is to be done before the first batch; False where a hook asked to stop before it was done."""
+    targets: Targets | None = None
+    """Of images with several labels."""
     teacher: nn.Module | None = None
     """Answers the images too, for the network to learn from; see `resnet.distill`."""
     class_weights: torch.Tensor | None = None
@@ -77,7 +81,10 @@ class Trainer:
         named = self.state.model.named_parameters()
         self.backbone = [p for name, p in named if p.requires_grad and not name.startswith("fc.")]
         self.input_dtype = input_dtype(self.recipe, self.accelerator.mixed_precision)
-        self.random_layers = has_randomness(self.state.model)
+        # Of the user's own nobody knows.
+        self.random_layers = has_randomness(self.state.model) or self.recipe.model.plugin is not None
+        own = self.recipe.plugins.loss
+        self.own_loss = own_loss(own) if own else None
         self.state.model.train()
         self.statistics = StatisticsOfStep(self.state.model) if self.plan.accumulation > 1 else None
 
@@ -110,6 +117,8 @@ class Trainer:
     def next_batch(self) -> Batch:
         start = time.perf_counter()
         batch = next(self.batches)
+        if self.targets is not None:
+            batch = self.targets.look_up(batch)
         self.waited += time.perf_counter() - start
         for image in batch.broken:
             if image not in self.broken and len(self.broken) < _MOST_NAMED:

@@ -26,11 +26,22 @@ class TrainingInput(NamedTuple):
     """How the images were mixed, each with the one before it; None: not at all."""
     checksum: torch.Tensor
     """int64 (): of the images before they were normalised, see `resnet.data.on_device.checksum`."""
+    several: bool = False
+    """Whether an image may have several labels, as a source's own targets say."""
 
     @property
     def expected(self) -> torch.Tensor:
         """int64 (N,): the class with the largest share of each image."""
         return self.labels if self.mixing is None or self.targets is None else self.targets.argmax(1)
+
+    def right(self, logits: torch.Tensor) -> torch.Tensor:
+        """bool (N,): whether the highest of the logits (N, classes) is an image's class, or one with the largest share
+        of several."""
+        best = logits.argmax(1)
+        if not self.several or self.targets is None:
+            return best == self.expected
+        share = self.targets.gather(1, best[:, None])[:, 0]
+        return (share > 0) & (share == self.targets.amax(1))
 
 
 def training_input(
@@ -47,9 +58,11 @@ def training_input(
     if batch.erased is not None:
         images = erase(images, batch.erased.to(device))
     mixing = draw_mix(recipe.augment, recipe.seed, step, slot, images.shape[-2], images.shape[-1])
-    targets = None
-    if mixing is not None or recipe.loss != "cross_entropy" or recipe.class_weights is not None:
+    # What a loss wants that is not the classes' numbers.
+    shares = recipe.loss != "cross_entropy" or recipe.class_weights is not None or recipe.plugins.loss is not None
+    targets = None if batch.targets is None else batch.targets.to(device)
+    if targets is None and (mixing is not None or shares):
         targets = soft_targets(labels, classes, recipe.label_smoothing)
     if mixing is not None and targets is not None:
         images, targets = mix(images, targets, mixing)
-    return TrainingInput(images, labels, targets, mixing, checksum(pixels))
+    return TrainingInput(images, labels, targets, mixing, checksum(pixels), batch.targets is not None)

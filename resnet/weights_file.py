@@ -17,6 +17,7 @@ from torch import Tensor
 from recipes.errors import wording
 from recipes.load import digest
 from recipes.schema.model import Model
+from recipes.schema.plugins import PluginFields, with_paths
 from recipes.schema.recipe import Recipe
 from recipes.text import cut, show
 from recipes.versions import lifted
@@ -75,9 +76,9 @@ PREPARED = ("mean", "std", "crop", "train_size", "val_resize", "val_size", "inte
 
 def metadata_of(recipe: Recipe, classes: Sequence[str], step: int) -> dict[str, str]:
     """What the weights of a step of a recipe's training say of themselves, as safetensors takes it."""
-    augment = recipe.augment.model_dump(mode="json")
+    augment, placed = recipe.augment.model_dump(mode="json"), with_paths(recipe, lambda plugin: plugin.place)
     content = {
-        "model": recipe.model.model_dump(mode="json", exclude=_NOT_ARCHITECTURE),
+        "model": placed.model.model_dump(mode="json", exclude=_NOT_ARCHITECTURE),
         "classes": list(classes),
         **{key: augment[key] for key in PREPARED},
         "loss": recipe.loss,
@@ -169,12 +170,30 @@ def check_fits(info: WeightsInfo, model: Model, where: str) -> None:
 
     where: the file, for the message.
     """
+    if info.model.plugin or model.plugin:
+        _check_own(info.model.plugin, model.plugin, where)
+        return
     there, here = effective_model(info.model), effective_model(model)
     if wrong := [key for key in there if there[key] != here[key]]:
         settings = " ".join(f"model.{key}={shown(there[key])}" for key in _to_set(wrong, model, info.model))
         both = f"{_described(there, wrong)}; here: {_described(here, wrong)}"
         # A pruned ResNet-152 takes half of it.
         raise ValueError(f"{where} is of another network: {both}. It needs {cut(settings, _LONGEST_SETTINGS)}")
+
+
+def _check_own(there: PluginFields | None, here: PluginFields | None, where: str) -> None:
+    told = [plugin and f"{plugin.place} {show(plugin.args)}" for plugin in (there, here)]
+    if told[0] != told[1]:
+        raise ValueError(f"{where} is of {told[0] or 'a ResNet'}, and model.plugin is {told[1] or 'not given'}")
+
+
+def refuse_own_code(info: WeightsInfo, file: Path) -> None:
+    """Raise ValueError where a network is code that its file of weights only names: weights make no code run."""
+    if info.model.plugin:
+        raise ValueError(
+            f"{file} is of a network that its user wrote ({info.model.plugin.place}), and weights alone make no code "
+            "run: name the run, which keeps a copy of that code, or give recipe= with model.plugin"
+        )
 
 
 _NET = ("name", "block", "layers", "groups", "width_per_group")
@@ -227,7 +246,9 @@ def find_weights(path: Path, model: Model | None = None) -> Found:
     if info is not None and model is not None:
         check_fits(info, model, str(path))
     try:
-        if path.suffix == ".safetensors":
+        if info is not None and info.model.plugin:
+            found = Found(load_file(path), (), False)
+        elif path.suffix == ".safetensors":
             found = renamed(load_file(path))
         else:
             found = find_state_dict(read_inertly(path))

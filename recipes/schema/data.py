@@ -8,6 +8,7 @@ from pydantic import Discriminator, Field, model_validator
 from typing_extensions import Self
 
 from recipes.schema.fields import Count, Fraction, Group
+from recipes.schema.plugins import Plugin
 
 
 class _Data(Group):
@@ -263,6 +264,20 @@ class SyntheticData(_Data):
         return self.classes
 
 
+class PluginData(_Data):
+    """Images of a source of your own: see docs/plugins.md."""
+
+    source: Literal["plugin"]
+    plugin: Plugin
+    """Class or function (train: bool, **args) -> a source: labels (or targets), classes, len(), read and describe."""
+    train: str = "plugin"
+    """Not read: the source knows where its images are."""
+
+    @model_validator(mode="after")
+    def _validation(self) -> PluginData:
+        return _has_its_own_validation(self)
+
+
 def _needs_validation(data: Any) -> Any:
     if data.val is None and data.val_fraction is None:
         raise ValueError("needs val (where the validation images are) or val_fraction (the share to carve)")
@@ -276,6 +291,6 @@ def _has_its_own_validation(data: Any) -> Any:
 
 
 Data = Annotated[
-    ImageFolderData | HuggingFaceData | CsvData | ShardsData | CifarData | ShapesData | SyntheticData,
+    ImageFolderData | HuggingFaceData | CsvData | ShardsData | CifarData | ShapesData | SyntheticData | PluginData,
     Discriminator("source"),
 ]

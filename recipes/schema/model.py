@@ -9,6 +9,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from recipes.nets import NET_KEYS, NETS, TORCHVISIONS, Block, Net, Stem, has_stream, inner_width, resolve
 from recipes.schema.fields import Count, Group, Positive
+from recipes.schema.plugins import Plugin
 from recipes.text import cut, suggestion
 
 ACTIVATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -83,11 +84,18 @@ def tags_of(name: str) -> tuple[str, ...]:
     )
 
 
+_WITH_PLUGIN = {"plugin", "num_classes", "in_channels", "sync_batchnorm"}
+"""Keys that a network of the user's own heeds."""
+
+
 class Model(Group):
     """The network: a ResNet of the papers, by name or by hand, with the variations below."""
 
     name: NetName | None = None
     """A net of the papers; or leave it out and give `block` and `layers`. Other keys vary it."""
+    plugin: Plugin | None = None
+    """A network of your own in the place of a named one: a class or function (num_classes, in_channels, **args) ->
+    nn.Module, whose output is the logits (N, num_classes). See docs/plugins.md."""
     block: Block | None = None
     """Residual block of a net given by hand: two 3x3 convolutions, or 1x1, 3x3 and 1x1; preact: normalisation and
     activation before each convolution (He et al. 2016, arXiv:1603.05027)."""
@@ -173,6 +181,8 @@ class Model(Group):
 
     @model_validator(mode="after")
     def _one_way_of_naming(self) -> Model:
+        if self.plugin is not None:
+            return self._with_plugin_alone()
         by_hand = (self.block is not None, self.layers is not None)
         if self.name is None and not all(by_hand):
             raise ValueError("needs a name (as in model.name=resnet50), or block and layers")
@@ -187,8 +197,16 @@ class Model(Group):
             raise ValueError("freeze_backbone without pretrained weights would train a classifier on random features")
         return self
 
+    def _with_plugin_alone(self) -> Model:
+        given = self.model_dump(exclude_defaults=True).keys() - _WITH_PLUGIN
+        if given:
+            raise ValueError(f"has a plugin, which {', '.join(sorted(given))} would not reach: leave one of them out")
+        return self
+
     @model_validator(mode="after")
     def _channels_fit(self) -> Model:
+        if self.plugin is not None:
+            return self
         net = net_of(self)
         for place, channels in self.channels.items():
             if own_channels(self, place) is None:
@@ -236,6 +254,12 @@ class Model(Group):
 
 def _keys_of(name: Any) -> dict[str, Any]:
     return NETS.get(name, {}) if isinstance(name, str) else {}
+
+
+def name_of_model(model: Model) -> str:
+    """What a network is called in a line."""
+    by_hand = f"{model.block} {'-'.join(map(str, model.layers or []))}"
+    return model.plugin.place if model.plugin else model.name or by_hand
 
 
 def net_of(model: Model) -> Net:

@@ -18,6 +18,7 @@ from recipes.schema.data import Data
 from recipes.schema.fields import Count, Fraction, Group, NonNegative, Positive, off_is_none, weights_of_classes
 from recipes.schema.model import Model, is_tag
 from recipes.schema.optimizer import Optimizer, Rmsprop, RmspropTf, Sgd
+from recipes.schema.plugins import PluginFields, Plugins, check_plugins, named_plugins
 from recipes.schema.training import Checkpoint, Distill, Ema, Eval, Evidence, Profile, Run, Wandb
 
 
@@ -79,6 +80,7 @@ class Recipe(Group):
     ema: Annotated[Ema | None, BeforeValidator(off_is_none)] = None
     distill: Annotated[Distill | None, BeforeValidator(off_is_none)] = None
     eval: Eval = Eval()
+    plugins: Plugins = Plugins()
     checkpoint: Checkpoint = Checkpoint()
     log_every: Count = 50
     """Steps from one line of metrics.jsonl to the next; the end of each epoch has a line too."""
@@ -102,6 +104,15 @@ class Recipe(Group):
     def _of_channels(self) -> Recipe:
         check_channels(self)
         return self
+
+    @model_validator(mode="after")
+    def _with_plugins(self) -> Recipe:
+        check_plugins(self)
+        return self
+
+    def plugins_named(self) -> dict[str, PluginFields]:
+        """Code of the user's own, by the dotted keys that name it."""
+        return named_plugins(self)
 
     @model_validator(mode="after")
     def _together(self) -> Recipe:

@@ -63,8 +63,8 @@ class Eval(Group):
     """Images of one forward pass on one device; null: the micro-batch of training."""
     flip: bool = False
     """Test-time augmentation: average the logits of the image and its mirror image."""
-    metric: Literal["top1", "top5", "loss"] = "top1"
-    """What `best` means."""
+    metric: Annotated[str, Field(min_length=1)] = "top1"
+    """What `best` means: top1, top5, loss, or one of plugins.metrics."""
 
 
 class Checkpoint(Group):

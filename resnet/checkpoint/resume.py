@@ -13,11 +13,13 @@ import torch.distributed as dist
 from recipes.changes import differences, going_on, refuse_fixed
 from recipes.load import load_file
 from recipes.plan import Plan
+from recipes.schema.plugins import PLUGINS
 from recipes.schema.recipe import Recipe
 from recipes.text import show
 from resnet.checkpoint.commit import MANIFEST, CheckpointError, digest_of, newest_valid, read_manifest
 from resnet.checkpoint.snapshot import read_rest
 from resnet.data.sources.registry import Source
+from resnet.plugins import edits
 from resnet.rundir.find import new_run_dir
 from resnet.rundir.lease import Lease
 from resnet.rundir.status import read_status
@@ -225,6 +227,24 @@ def _check(start: Start, recipe: Recipe) -> None:
             f"{recipe.data.train} is not the data {start.run_dir} was trained on so far (other images or classes): "
             f"put it back, or start a new run from it: resume={start.run_dir} run.name=..."
         )
+
+
+def note_edits(start: Start, recipe: Recipe, own: dict[str, str]) -> None:
+    """Take down which files of the user's own code were edited since the checkpoint.
+
+    own: by the key that names it, what each file holds now. Raises ValueError where it is the network's.
+    """
+    for key, (before, now) in edits(start.rest.get("plugins", {}), own).items():
+        plugin = recipe.plugins_named()[key]
+        file = plugin.file.name if plugin.file else str(plugin.module)
+        if key == "model.plugin":
+            kept = f", as in {start.run_dir / PLUGINS / file}" if plugin.file else ""
+            raise ValueError(
+                f"{start.run_dir} is a run, and its network cannot change while it goes on: {key} ({file} was edited)\n"
+                f"put the file back{kept}, or choose another run.name"
+            )
+        start.changed[f"{key} ({file})"] = [before, now]
+        start.messages.append(f"changed: {key} ({file} was edited)")
 
 
 def _wait_for(checkpoint: Path, digest: str, seconds: float = 60) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ class Snapshot:
             "optimizer": self._copy_nested("optimizer", state.optimizer.state_dict()),
             "optimizer_name": type(state.optimizer).__name__,
             "ema_counter": state.ema.updates if state.ema else None,
+            **({"callbacks": copy.deepcopy(state.callbacks.state_dict())} if state.callbacks else {}),
         }
         self.model = self._copy_nested("model", state.model.state_dict())
         self.ema = self._copy_nested("ema", state.ema.module.state_dict()) if state.ema else None
@@ -154,6 +156,8 @@ def _restore(state: TrainState, checkpoint: Path, rest: dict[str, Any], rank: in
         state.scaler.load_state_dict(rest["scaler"])
     for name in COUNTERS:
         setattr(state, name, rest["counters"][name])
+    if state.callbacks:
+        state.callbacks.load_state_dict(rest.get("callbacks", {}))
     per_rank, statistics = rest["per_rank"], sum(buffer.numel() for buffer in running_statistics(state.model))
     if rest["ema_counter"] is not None and not state.ema:
         per_rank = torch.cat([per_rank[:, :statistics], per_rank[:, -WINDOW:]], dim=1)

@@ -64,6 +64,8 @@ class Batch(NamedTuple):
     """Rotation, colours and policy that are still to be applied to the images; None: there are none."""
     encoded: Encoded | None = None
     """Images that are not among `images` yet; None: there are none."""
+    targets: torch.Tensor | None = None
+    """float32 (N, classes), where images have several labels; see `resnet.data.targets`."""
 
     def to(self, device: torch.device) -> Batch:
         """With images, labels and boxes on a device; a copy to a GPU is not waited for."""

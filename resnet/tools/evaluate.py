@@ -167,7 +167,7 @@ def _subjects(trained: Sequence[Trained], options: DataOptions, given: EvalData 
         device = torch.device("cpu") if on_cpu else torch.device("cuda", torch.cuda.current_device())
         with own_settings(recipe, device):
             network = load_network(recipe, len(one.classes) or None, one.weights, device, notes.append)
-        outputs = network.get_parameter("fc.weight").shape[0]
+        outputs = len(one.classes) if recipe.model.plugin else network.get_parameter("fc.weight").shape[0]
         # Networks of the same classes and data share the images, and with these the passes over them.
         asked = (recipe.data, one.classes, outputs)
         data = given or next((data for key, data in opened if key == asked), None)

@@ -19,7 +19,7 @@ from resnet.run_weights import ENDINGS, FINAL, has_average, weights_of
 from resnet.rundir.evaluation import class_names, read_evaluation
 from resnet.rundir.find import ROOT, find_run, is_run
 from resnet.trained_network import outputs_of
-from resnet.weights_file import PREPARED, WeightsInfo, read_info, read_weights
+from resnet.weights_file import PREPARED, WeightsInfo, read_info, read_weights, refuse_own_code
 
 UNKNOWN = "(not known)"
 """`data.train` and `data.val` of a recipe that is known by its weights alone."""
@@ -106,6 +106,7 @@ def _of_file(name: str, file: Path, plain: bool, overrides: Sequence[str]) -> Tr
     if given:
         loaded = load(overrides)
     elif info is not None:
+        refuse_own_code(info, file)
         loaded = _described(info, file, overrides)
     else:
         raise ValueError(f"{file} does not say which network it is of: add recipe=NAME (`launch recipes` lists them)")

@@ -17,7 +17,7 @@ from resnet.data.order import Order
 from resnet.data.sources.banded import of_channels
 from resnet.data.sources.registry import Source
 from resnet.trained_network import network_of
-from resnet.weights_file import read_info
+from resnet.weights_file import read_info, refuse_own_code
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -48,6 +48,8 @@ def load_alone(weights: Path, recipe: Recipe | None = None) -> nn.Module:
     info = read_info(weights)
     if info is None and recipe is None:
         raise ValueError(f"{weights} does not say which network it is of: give recipe= (a recipe, or its name)")
+    if recipe is None and info is not None:
+        refuse_own_code(info, weights)
     model = recipe.model if recipe is not None else info.model  # pyright: ignore[reportOptionalMemberAccess]
     return network_of(model, None, weights).eval()
 

@@ -17,6 +17,7 @@ from resnet.data.sources.csv_manifest import open_csv, wanted_of_csv
 from resnet.data.sources.files import Wanted, existing, expanded
 from resnet.data.sources.huggingface import open_huggingface
 from resnet.data.sources.image_folder import open_image_folder
+from resnet.data.sources.own import open_own
 from resnet.data.sources.shapes import open_shapes
 from resnet.data.sources.shards import open_shards
 from resnet.data.sources.synthetic import open_synthetic
@@ -55,6 +56,7 @@ SOURCES: dict[str, Callable[[Any], tuple[Source, Source | None]]] = {
     "cifar100": open_cifar,
     "shapes": open_shapes,
     "synthetic": open_synthetic,
+    "plugin": open_own,
 }
 """By `data.source`: a function from the recipe's data to training and validation images (None: none of their own)."""
 
@@ -74,6 +76,11 @@ def wanted(data: Data) -> dict[str, Wanted]:
     }
 
 
+def targets_of(source: Source) -> np.ndarray | None:
+    """float32 (n, classes) where images have several labels, of which `labels` has one; None: they have one each."""
+    return getattr(source, "targets", None)
+
+
 class Subset:
     """The images of a source at `indices` (n,)."""
 
@@ -81,6 +88,7 @@ class Subset:
         self._source, self._indices = source, indices
         self.labels = source.labels[indices]
         self.classes = source.classes
+        self.targets = None if (targets := targets_of(source)) is None else targets[indices]
 
     def __len__(self) -> int:
         return len(self._indices)

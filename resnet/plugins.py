@@ -1,0 +1,231 @@
+"""Code of the user's own: what a model, a loss, a source, a metric and a callback have to be, and how they are loaded.
+
+A recipe names them (`model.plugin`, `data.plugin`, `plugins`); nothing else makes their files run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import re
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from torch import Tensor, nn
+
+from recipes.schema.plugins import PluginFields
+from recipes.schema.recipe import Recipe
+
+T = TypeVar("T")
+
+
+class OwnModel(Protocol):
+    """`model.plugin`: makes the network, whose initial weights are of torch's random numbers."""
+
+    def __call__(self, *, num_classes: int, in_channels: int, **args: Any) -> nn.Module:
+        """A network that takes float (N, in_channels, H, W) and gives logits (N, num_classes)."""
+        ...
+
+
+class OwnLoss(Protocol):
+    """`plugins.loss`."""
+
+    def __call__(self, logits: Tensor, targets: Tensor, **args: Any) -> Tensor:
+        """() or (N,), whose mean is taken. logits: float32 (N, classes); targets: float32 (N, classes), shares of the
+        classes as label smoothing and mixing leave them, or a source's own targets."""
+        ...
+
+
+class OwnMetric(Protocol):
+    """`plugins.metrics`: a figure of all validation images at once, in their order, whatever the number of ranks."""
+
+    def __call__(self, logits: Tensor, targets: Tensor, **args: Any) -> float:
+        """logits: float32 (n, classes), on the CPU; targets: int64 (n,), or a source's float32 (n, classes)."""
+        ...
+
+
+class OwnSource(Protocol):
+    """What `data.plugin` makes of `train: bool` and its arguments: as `registry.Source`, pickled for data workers.
+
+    Instead of `labels`, int64 (n,), it may have `targets`, float32 (n, classes), for several labels an image.
+    """
+
+    classes: list[str]
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> bytes | Tensor:
+        """The bytes of an image's file, or a uint8 tensor (channels, H, W). Raises OSError where it cannot be read."""
+        ...
+
+    def describe(self, index: int) -> str:
+        """The image's file or row, for messages."""
+        ...
+
+
+CALLBACK_METHODS = ("on_step", "on_evaluation", "state_dict", "load_state_dict")
+"""Of `plugins.callbacks`, of which a class has any. All ranks call them at the same steps, and have to do the same.
+
+on_step(step: int, model: nn.Module): after each optimizer step; `step` are done. on_evaluation(step: int, result:
+dict[str, float]): after each evaluation, with loss, top1, top5, samples and the metrics of the user's own. state_dict()
+-> dict of tensors and plain values, saved with each checkpoint; load_state_dict(state): given back on a resume.
+"""
+
+
+def load_plugin(plugin: PluginFields, key: str) -> Callable[..., Any]:
+    """The function or class that a plugin names; its file is run. Raises ValueError where that fails."""
+    try:
+        module = importlib.import_module(plugin.module) if plugin.module else _module_of(plugin)
+        return getattr(module, plugin.name)
+    except FileNotFoundError as error:
+        raise ValueError(f"{key}={plugin.path}: there is no file {plugin.file}") from error
+    except Exception as error:
+        raise ValueError(f"{key}={plugin.path}: {_told(error, plugin)}") from error
+
+
+def _module_of(plugin: PluginFields) -> Any:
+    assert plugin.file is not None
+    file = plugin.file.absolute()
+    # By its content: another run of this process may have another version of the file.
+    name = f"resnet_plugin_{file.stem}_{digest_of_file(file)}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, file)
+        assert spec
+        assert spec.loader
+        sys.modules[name] = module = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+    return sys.modules[name]
+
+
+def call(plugin: PluginFields, key: str, **given: Any) -> Any:
+    """What a plugin makes of what it is given and its arguments. Raises ValueError where that fails."""
+    made = load_plugin(plugin, key)
+    try:
+        return made(**given, **plugin.args)
+    except Exception as error:
+        raise ValueError(f"{key}={plugin.path}: {_told(error, plugin)}") from error
+
+
+def own_model(plugin: PluginFields, num_classes: int, in_channels: int) -> nn.Module:
+    """The network of `model.plugin`. Raises ValueError where it is none."""
+    network = call(plugin, "model.plugin", num_classes=num_classes, in_channels=in_channels)
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"model.plugin={plugin.path} makes a {type(network).__name__}, and no torch.nn.Module")
+    return network
+
+
+def own_loss(plugin: PluginFields) -> Callable[[Tensor, Tensor], Tensor]:
+    """The function of `plugins.loss` as it is called in each step: float32 ()."""
+    function = load_plugin(plugin, "plugins.loss")
+
+    def loss(logits: Tensor, targets: Tensor) -> Tensor:
+        value = function(logits, targets, **plugin.args)
+        if not isinstance(value, Tensor) or value.shape not in ((), (len(logits),)):
+            made = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise TypeError(f"plugins.loss={plugin.path} has to give a tensor () or (N,), not {made}")
+        return value.float().mean()
+
+    return loss
+
+
+def digest_of_file(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+
+
+def digests(recipe: Recipe) -> dict[str, str]:
+    """By dotted key, what its plugin's file holds. Raises ValueError where one is not there."""
+    found = {}
+    for key, plugin in recipe.plugins_named().items():
+        try:
+            spec = importlib.util.find_spec(plugin.module) if plugin.module else None
+            found[key] = digest_of_file(plugin.file or Path((spec and spec.origin) or ""))
+        except (OSError, ImportError) as error:
+            raise ValueError(f"{key}={plugin.path} is not there: {error}") from error
+    return found
+
+
+def edits(before: Mapping[str, str], now: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """Keys whose plugin's file holds something else than it did, with both digests."""
+    return {key: (before[key], now[key]) for key in now if before.get(key, now[key]) != now[key]}
+
+
+def _told(error: Exception, plugin: PluginFields) -> str:
+    return f"{line_in(error, [plugin]) or ''}{type(error).__name__}: {error}"
+
+
+def line_in(error: BaseException, plugins: list[PluginFields]) -> str | None:
+    """The innermost line of plugins' files that an exception came through, as "plugin my_loss.py, line 3: "; None: none.
+
+    A data worker's exception has its traceback in its text.
+    """
+    text = "".join(traceback.format_exception(error))
+    files = {_source_file(plugin) for plugin in plugins} - {None}
+    lines = [(file, line) for file, line in re.findall(r'File "([^"\n]+)", line (\d+)', text) if file in files]
+    if isinstance(error, SyntaxError) and error.filename in files:
+        lines.append((str(error.filename), str(error.lineno)))
+    return f"plugin {Path(lines[-1][0]).name}, line {lines[-1][1]}: " if lines else None
+
+
+def _source_file(plugin: PluginFields) -> str | None:
+    if plugin.file:
+        return str(plugin.file.absolute())
+    return getattr(sys.modules.get(plugin.module or ""), "__file__", None)
+
+
+class Callbacks:
+    """A run's own callbacks: what they are told, and what they keep."""
+
+    def __init__(self, plugins: list[PluginFields]) -> None:
+        self._made: dict[str, Any] = {}
+        for number, plugin in enumerate(plugins):
+            made = call(plugin, f"plugins.callbacks.{number}")
+            if not any(callable(getattr(made, name, None)) for name in CALLBACK_METHODS):
+                raise ValueError(f"plugins.callbacks: {plugin.path} has none of {', '.join(CALLBACK_METHODS)}")
+            twins = sum(name.partition("#")[0] == plugin.place for name in self._made)
+            self._made[f"{plugin.place}#{twins + 1}" if twins else plugin.place] = made
+        made = self._made.values()
+        self._on_step = [each.on_step for each in made if hasattr(each, "on_step")]
+        self._on_evaluation = [each.on_evaluation for each in made if hasattr(each, "on_evaluation")]
+
+    def after_step(self, step: int, model: nn.Module) -> None:
+        for on_step in self._on_step:
+            on_step(step, model)
+
+    def after_evaluation(self, step: int, result: dict[str, float]) -> None:
+        for on_evaluation in self._on_evaluation:
+            on_evaluation(step, dict(result))
+
+    def state_dict(self) -> dict[str, Any]:
+        """By name, what each keeps. Raises TypeError for what a checkpoint does not take."""
+        states = {name: made.state_dict() for name, made in self._made.items() if hasattr(made, "state_dict")}
+        for name, state in states.items():
+            if (strange := _strange(state)) is not None:
+                raise TypeError(
+                    f"state_dict of {name} holds a {strange}: a checkpoint takes tensors, numbers, text, None, and "
+                    "lists, tuples and dictionaries of them"
+                )
+        return states
+
+    def load_state_dict(self, states: Mapping[str, Any]) -> None:
+        """Give back what was kept; one that is new begins anew."""
+        for name, made in self._made.items():
+            if name in states and hasattr(made, "load_state_dict"):
+                made.load_state_dict(states[name])
+
+
+def _strange(value: Any) -> str | None:
+    """The type of what is neither a tensor nor a plain value, at any depth."""
+    if isinstance(value, dict):
+        return next(filter(None, (_strange(inner) for pair in value.items() for inner in pair)), None)
+    if type(value) in (list, tuple):
+        return next(filter(None, map(_strange, value)), None)
+    plain = value is None or type(value) in (bool, int, float, str, bytes, Tensor, nn.Parameter)
+    return None if plain else type(value).__name__
