@@ -53,8 +53,13 @@ def follows(loaded: Loaded, gpus: int, samples: int | None = None) -> dict[str, 
 def network(recipe: Recipe) -> dict[str, Any]:
     """What the network is made of, its size and what an image of the evaluation costs it.
 
-    Where only the data tells the classes they are None, and parameters and multiply-adds without the classifier.
+    Where only the data tells the classes they are None, and parameters and multiply-adds without the classifier. Of one
+    that the user wrote only its name and the classes are known.
     """
+    if recipe.model.plugin:
+        sizes = dict.fromkeys(("layers", "parameters", "multiply_adds", "parameters_per_class"))
+        classes = recipe.model.num_classes or recipe.data.classes_stated()
+        return {"blocks": recipe.model.plugin.place, "classes": classes, "pixels": recipe.augment.val_size, **sizes}
     model, net, pixels = recipe.model, net_of(recipe.model), recipe.augment.val_size
     classes = model.num_classes or recipe.data.classes_stated()
     per_class = net_size(model, 1, pixels).parameters - net_size(model, None, pixels).parameters

@@ -10,13 +10,22 @@ from typing import NamedTuple
 from recipes.errors import RecipeError
 from recipes.library import folder_of, names, own, own_files, shipped
 from recipes.load import load
-from recipes.schema.model import net_of
+from recipes.schema.model import name_of_model, net_of
 from recipes.schema.recipe import Recipe
 from recipes.text import suggestion
 
 GROUPS = ("starters", "cifar", "imagenet")
 """Folders of recipes, in the order of a first look; others follow."""
-FAMILIES = ("ResNet", "ResNet-D", "SE-ResNet", "ResNet-RS", "ResNeXt", "Wide ResNet", "pre-activation ResNet")
+FAMILIES = (
+    "ResNet",
+    "ResNet-D",
+    "SE-ResNet",
+    "ResNet-RS",
+    "ResNeXt",
+    "Wide ResNet",
+    "pre-activation ResNet",
+    "your own",
+)
 
 
 class Listed(NamedTuple):
@@ -31,8 +40,7 @@ class Listed(NamedTuple):
     @property
     def model(self) -> str:
         """The network in a word or two."""
-        model = self.recipe.model
-        return model.name or f"{model.block} {'-'.join(map(str, model.layers or []))}"
+        return name_of_model(self.recipe.model)
 
 
 class Unusable(NamedTuple):
@@ -69,6 +77,8 @@ def _listed(recipe: Recipe, group: str, path: Path) -> Listed:
 
 def family_of(recipe: Recipe) -> str:
     """The family of a recipe's network, as in the papers that made them."""
+    if recipe.model.plugin:
+        return "your own"
     net = net_of(recipe.model)
     if net.groups > 1:
         return "ResNeXt"

@@ -145,11 +145,20 @@ def digests(recipe: Recipe) -> dict[str, str]:
     found = {}
     for key, plugin in recipe.plugins_named().items():
         try:
-            spec = importlib.util.find_spec(plugin.module) if plugin.module else None
-            found[key] = digest_of_file(plugin.file or Path((spec and spec.origin) or ""))
+            found[key] = digest_of_file(_source(plugin))
         except (OSError, ImportError) as error:
             raise ValueError(f"{key}={plugin.path} is not there: {error}") from error
     return found
+
+
+def _source(plugin: PluginFields) -> Path:
+    if plugin.file:
+        return plugin.file
+    assert plugin.module
+    spec = importlib.util.find_spec(plugin.module)
+    if spec is None or spec.origin is None:
+        raise ImportError(f"no module {plugin.module}")
+    return Path(spec.origin)
 
 
 def edits(before: Mapping[str, str], now: Mapping[str, str]) -> dict[str, tuple[str, str]]:
@@ -162,9 +171,9 @@ def _told(error: Exception, plugin: PluginFields) -> str:
 
 
 def line_in(error: BaseException, plugins: list[PluginFields]) -> str | None:
-    """The innermost line of plugins' files that an exception came through, as "plugin my_loss.py, line 3: "; None: none.
+    """The innermost line of plugins' files that an exception came through, as "plugin my_loss.py, line 3: ".
 
-    A data worker's exception has its traceback in its text.
+    None where it came through none. A data worker's exception has its traceback in its text.
     """
     text = "".join(traceback.format_exception(error))
     files = {_source_file(plugin) for plugin in plugins} - {None}

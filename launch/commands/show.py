@@ -108,6 +108,8 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
 
 
 def _network(network: dict[str, Any]) -> str:
+    if network["layers"] is None:
+        return f"{network['blocks']}, of your own"
     kind = network["blocks"].replace("preact_", "pre-activation ")
     # Only the data tells the classes of many recipes.
     others = "" if network["classes"] else f" and {network['parameters_per_class']:,} for each class"
