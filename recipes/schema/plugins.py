@@ -114,8 +114,8 @@ def check_plugins(recipe: Any) -> None:
     }
     if own.loss and (given := [key for key, is_given in idle.items() if is_given]):
         raise ValueError(f"{', '.join(given)}: no effect with plugins.loss, which takes the place of loss")
-    if recipe.model.plugin and recipe.optimizer.backbone_lr_scale != 1.0:
-        raise ValueError("optimizer.backbone_lr_scale has no effect with model.plugin: set it to 1")
+    if recipe.model.plugin and (recipe.optimizer.backbone_lr_scale, recipe.optimizer.layer_decay) != (1, 1):
+        raise ValueError("optimizer.backbone_lr_scale and layer_decay have no effect with model.plugin: leave them out")
     files: dict[str, Path] = {}
     for plugin in named_plugins(recipe).values():
         if plugin.file and files.setdefault(plugin.file.name, plugin.file) != plugin.file:
