@@ -22,7 +22,7 @@ class Banded:
     def __init__(self, files: Source, channels: int, pixel_max: int | None) -> None:
         self.files, self._channels, self._pixel_max = files, channels, pixel_max
         """files: the source of what is decoded here."""
-        self.labels, self.classes = files.labels, files.classes
+        self.labels, self.classes, self.targets = files.labels, files.classes, getattr(files, "targets", None)
 
     def __len__(self) -> int:
         return len(self.files)

@@ -105,7 +105,7 @@ class Copied:
 
     def __init__(self, source: Source, own: Mapping[str, str]) -> None:
         self._source, self._own = source, own
-        self.labels, self.classes = source.labels, source.classes
+        self.labels, self.classes, self.targets = source.labels, source.classes, targets_of(source)
 
     def __len__(self) -> int:
         return len(self.labels)
