@@ -73,9 +73,11 @@ def test_shipped_recipe(name, tmp_path):
     assert evidence is not None
     assert evidence.source
     assert evidence.evaluation
-    if evidence.top1 is not None:
-        assert evidence.band is not None
+    if evidence.band is not None:
+        assert evidence.top1 is not None
         assert evidence.band[0] <= evidence.top1 <= evidence.band[1]
+    elif evidence.top1 is not None:
+        assert "No band: " in evidence.notes
     (tmp_path / "recipe.yaml").write_text(dump(recipe), encoding="utf-8")
     assert load_file(tmp_path / "recipe.yaml").recipe == recipe
 
@@ -86,7 +88,8 @@ def test_imagenet_recipes_divide_over_devices_and_keep_their_batchnorm_batch(nam
     recipe = load([f"recipe={name}"]).recipe
     plan = make_plan(recipe, 1_281_167, world_size)
     assert plan.micro_batch == make_plan(recipe, 1_281_167, 1).micro_batch > 1
-    assert plan.lr == pytest.approx({"resnet50_imagenet_nvidia": 2.048}.get(name, recipe.optimizer.lr))
+    # NVIDIA states it for another batch.
+    assert plan.lr == pytest.approx(2.048 if "nvidia" in name else recipe.optimizer.lr)
 
 
 def test_published_numbers_that_are_easy_to_get_wrong():
@@ -233,7 +236,7 @@ def test_a_run_directory_is_a_recipe(small, tmp_path):
         ("data.max_broken=2", "data.max_broken=2 (command line): must be 1 or less"),
         ("compile=maybe", "compile=maybe (command line): must be true or false"),
         ("wandb.tags=a", "wandb.tags=a (command line): must be a list, as [1, 2]"),
-        ("model={block: basic, layers: [1, 1]}", "model.layers=[1, 1] (command line): takes at least 3 items, not 2"),
+        ("model={block: basic, layers: []}", "model.layers=[] (command line): takes at least 1 items, not 0"),
         ("augment.scale=[1]", "augment.scale=[1] (command line): takes more items"),
         ("augment.scale=[0.1, 0.5, 1]", "augment.scale=[0.1, 0.5, 1] (command line): takes at most 2 items, not 3"),
         ("epochs=.nan", "epochs=NaN (command line): must be a number, and finite"),
