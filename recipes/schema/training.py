@@ -125,7 +125,7 @@ class Profile(Group):
 
 
 class Measured(Group):
-    """What this program has reached with the recipe; null: never measured."""
+    """A measurement with this program."""
 
     top1: Annotated[float | None, Field(ge=0, le=100)] = None
     """Top-1 in percent, of the best or the last evaluation as `evidence.weights` says; the mean of `seeds` runs."""
@@ -166,5 +166,6 @@ class Evidence(Group):
     evaluation: str = ""
     """The evaluation `top1` was read under: resolution, weights, test-time augmentation."""
     measured: Annotated[Measured | None, BeforeValidator(_of_words)] = None
+    """What this program has reached with the recipe; null: never measured."""
     notes: str = ""
     """Where the recipe differs from its source, and choices the source leaves open."""

@@ -4,7 +4,9 @@ import csv
 import io
 import math
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -16,6 +18,11 @@ from PIL import Image
 
 from recipes.library import names
 from recipes.load import load
+from recipes.net_size import net_size
+from recipes.nets import NET_KEYS
+from recipes.schema.model import net_of
+from recipes.schema.recipe import NOT_TRAINING, Recipe
+from resnet.net import build_model
 from tests.helpers import OFF, column, evaluation, finish, metrics, newest, same, start, train, weights
 
 SMALL = [
@@ -174,22 +181,51 @@ def test_finetune_resnet50_from_a_file(tmp_path, pretrained, frozen):
 # All
 
 
-@pytest.mark.parametrize("name", names())
-def test_two_steps_of_every_recipe(tmp_path, name):
+NET_WORDS = {"block", "stem", "maxpool", "downsample", "shortcut", "attention"}
+DATA_KEYS = {"last_batch", "balance", "repeats"}
+"""Those that drawn images can be given, too."""
+
+
+def kinds_of_keys(recipe: Recipe) -> set[str]:
+    """The keys that a recipe gives values of its own, with the words among the values: not how large a number is."""
+    values = recipe.model_dump(mode="json", exclude_defaults=True, exclude={*NOT_TRAINING})
+    values["data"] = {key: value for key, value in values["data"].items() if key in DATA_KEYS}
+    values["model"] = {key: value for key, value in values["model"].items() if key not in (*NET_KEYS, "name")}
+    net = net_of(recipe.model)
+    values["net"] = {key: str(getattr(net, key)) for key in NET_WORDS}
+    return {key if isinstance(at, (int, float, list)) else f"{key}={at}" for key, at in leaves("", values)}
+
+
+def leaves(prefix: str, values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from leaves(f"{prefix}{key}.", value)
+        else:
+            yield f"{prefix}{key}", value
+
+
+def covering(recipes: list[Recipe]) -> list[str]:
+    """Names of few recipes that together have every kind of key that any has."""
+    left, chosen = {recipe.name: kinds_of_keys(recipe) for recipe in recipes}, []
+    missing = set().union(*left.values())
+    while missing:
+        best = max(left, key=lambda name: len(left[name] & missing))
+        chosen.append(best)
+        missing -= left.pop(best)
+    return chosen
+
+
+RECIPES = [load([f"recipe={name}"]).recipe for name in names()]
+
+
+@pytest.mark.parametrize("name", covering(RECIPES))
+def test_two_steps_of_every_kind_of_recipe(tmp_path, name):
     recipe = load([f"recipe={name}"]).recipe
-    words = [
-        *OFF,
-        "data.source=synthetic",
-        "data.val=null",
-        "data.val_fraction=null",
-        "data.size=40",
-        "data.samples=16",
-        "data.classes=8",
-    ]
-    words += ["data.num_workers=0", "log_every=1", "batch_size=8", "epochs=1", "model.pretrained=null"]
-    words += ["augment.train_size=32", "augment.val_resize=36", "augment.val_size=32"]
-    if recipe.model.name:
-        words += ["model.name=null", "model.block=bottleneck", "model.layers=[1,1,1,1]"]
+    words = [*OFF, "data.val=null", "data.val_fraction=null", "data.num_workers=0", "log_every=1", "batch_size=8"]
+    words += ["data.source=synthetic", "data.size=40", "data.samples=16", "data.classes=8", "epochs=1"]
+    words += ["augment.train_size=32", "augment.val_resize=36", "augment.val_size=32", "model.pretrained=null"]
+    net = net_of(recipe.model)
+    words += ["model.name=null", f"model.block={net.block}", f"model.layers={[1] * len(net.layers)}"]
     if recipe.max_batch_per_device:
         words.append("max_batch_per_device=4")
     if recipe.augment.progressive:
@@ -203,4 +239,13 @@ def test_two_steps_of_every_recipe(tmp_path, name):
     assert column(run, "step") == [1, 2, 2]
     assert all(math.isfinite(loss) for loss in column(run, "train/loss") + column(run, "val/loss"))
     assert Counter(map(len, (column(run, "val/samples"), column(run, "lr")))) == {1: 1, 2: 1}
-    assert weights(run)["fc.weight"].isfinite().all()
+    assert all(tensor.isfinite().all() for tensor in weights(run).values())
+
+
+def test_the_network_of_every_recipe_is_built():
+    models = {str(recipe.model): recipe.model for recipe in RECIPES}.values()
+    for model in models:
+        with torch.device("meta"):
+            network = build_model(model, 10)
+        size = net_size(model, 10, 224)
+        assert sum(parameter.numel() for parameter in network.parameters()) == size.parameters
