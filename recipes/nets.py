@@ -136,7 +136,7 @@ class BlockShape(NamedTuple):
     widths: tuple[int, ...]
     """Output channels of each of its convolutions; the last ones are the block's."""
     stride: int
-    """Of its first convolution larger than 1x1, and of its shortcut."""
+    """Of one of its convolutions, and of its shortcut."""
 
     @property
     def outputs(self) -> int:
@@ -146,6 +146,16 @@ class BlockShape(NamedTuple):
     def changes(self) -> bool:
         """Whether its shortcut cannot be the identity."""
         return self.stride != 1 or self.inputs != self.outputs
+
+
+class Convolution(NamedTuple):
+    """One of a block's."""
+
+    inputs: int
+    outputs: int
+    kernel: int
+    stride: int
+    groups: int
 
 
 def resolve(given: Mapping[str, Any]) -> Net:
@@ -190,6 +200,24 @@ def blocks(net: Net, channels: Mapping[str, int] | None = None) -> Iterator[Bloc
             widths = [other.get(f"{place}.conv{number}", inner) for number in range(1, len(net.kernels))]
             yield BlockShape(place, inputs, (*widths, outputs), 2 if stage > 1 and index == 0 else 1)
             inputs = outputs
+
+
+def convolutions(net: Net, shape: BlockShape) -> Iterator[Convolution]:
+    """A block's convolutions in turn.
+
+    The first one larger than 1x1 has its stride (the first one where none is), those larger than 1x1 between the first
+    and the last its groups.
+    """
+    inputs, strided = shape.inputs, next((i for i, kernel in enumerate(net.kernels) if kernel > 1), 0)
+    for index, (outputs, kernel) in enumerate(zip(shape.widths, net.kernels, strict=True)):
+        groups = net.groups if kernel > 1 and 0 < index < len(net.kernels) - 1 else 1
+        yield Convolution(inputs, outputs, kernel, shape.stride if index == strided else 1, groups)
+        inputs = outputs
+
+
+def se_width(net: Net, outputs: int) -> int:
+    """Hidden channels of squeeze-and-excitation, rounded as timm does."""
+    return max(8, int(outputs * net.se_ratio + 4) // 8 * 8)
 
 
 def has_stream(net: Net, stage: int) -> bool:

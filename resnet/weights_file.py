@@ -16,12 +16,13 @@ from torch import Tensor
 
 from recipes.errors import wording
 from recipes.load import digest
-from recipes.schema.model import Model
+from recipes.nets import NET_KEYS
+from recipes.schema.model import Model, net_of
 from recipes.schema.plugins import PluginFields, with_paths
 from recipes.schema.recipe import Recipe
 from recipes.text import cut, show
 from recipes.versions import lifted
-from resnet.net import effective_model
+from resnet.net import SHAPE_KEYS, effective_model, plain_net
 from resnet.process.version import VERSION
 from resnet.state_dicts import Found, find_state_dict, renamed
 from resnet.torch_file import read_inertly
@@ -196,7 +197,7 @@ def refuse_own_code(info: WeightsInfo, file: Path) -> None:
         )
 
 
-_NET = ("name", "block", "layers", "groups", "width_per_group")
+_NET = ("name", *SHAPE_KEYS)
 
 
 def _described(effective: Mapping[str, Any], keys: Sequence[str]) -> str:
@@ -210,16 +211,16 @@ def _described(effective: Mapping[str, Any], keys: Sequence[str]) -> str:
 
 def _to_set(wrong: Sequence[str], here: Model, there: Model) -> Iterator[str]:
     """The keys that the command line has to name: also, where nets differ, those that the other one leaves unset."""
+    effective = effective_model(there)
     if {*wrong} & {*_NET}:
-        effective = effective_model(there)
         yield from (key for key in _NET if effective[key] != getattr(here, key))
-    for key in wrong:
+    own = plain_net(effective["name"], net_of(there).block, net_of(there).layers, stem=effective["stem"])
+    for key in (key for key in effective if key not in _NET):
         unsaid = key == "activation_args" and not there.activation_args and not here.activation_args
-        if key not in _NET and not unsaid:
+        # Left out, it would come with the other net or stem, or go with it.
+        left = key in NET_KEYS and getattr(here, key) is None and effective[key] not in (None, getattr(own, key))
+        if (key in wrong and not unsaid) or left:
             yield key
-    if "stem" in wrong and "maxpool" not in wrong:
-        # Left out, it would come with the other stem or go with it.
-        yield "maxpool"
 
 
 def shown(value: Any) -> str:

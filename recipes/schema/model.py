@@ -63,6 +63,8 @@ else:
 
 _PLACE = re.compile(r"layer([1-6])(?:\.(0|[1-9][0-9]{0,2})\.conv([1-9]))?")
 _MOST_CHANNELS = 1 << 16
+GROUPS_OF_NORM = 32
+"""Of norm=group where none are given, as in its paper."""
 _LONGEST_PLACE = 24
 """Characters of what is no place, in a message."""
 

@@ -13,7 +13,8 @@ from torchvision.ops import StochasticDepth
 
 from recipes.nets import TORCHVISIONS
 from recipes.schema.model import ACTIVATIONS, Model, tags_of
-from resnet.net import _snake_case, build_model, freeze_backbone, has_randomness, make_activation
+from resnet.blocks import _snake_case, make_activation
+from resnet.net import build_model, freeze_backbone, has_randomness
 from resnet.pretrained import load_pretrained
 
 NAMES = ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "wide_resnet50_2"]
@@ -65,7 +66,7 @@ def test_new_weights_are_torchvisions():
 
 def test_three_stages_of_bottlenecks():
     model = build_model(Model(block="bottleneck", layers=[1, 2, 1], stem="cifar", maxpool=True), 100)
-    assert isinstance(model.layer4, nn.Identity)
+    assert not hasattr(model, "layer4")
     assert [stage[-1].conv3.out_channels for stage in (model.layer1, model.layer2, model.layer3)] == [256, 512, 1024]
     assert (len(model.layer2), model.fc.in_features) == (2, 1024)
     assert isinstance(model.maxpool, nn.MaxPool2d)

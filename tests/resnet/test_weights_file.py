@@ -134,9 +134,12 @@ MODELS = st.fixed_dictionaries(
                 {"block": "basic", "layers": [1, 1, 1]},
                 {"block": "bottleneck", "layers": [1, 1, 1]},
                 {"block": "bottleneck", "layers": [1, 1, 1], "groups": 2, "width_per_group": 32},
+                {"block": "basic", "layers": [1, 1, 1], "widths": [8, 12, 16], "width_multiplier": 2},
+                {"block": "basic", "layers": [1, 1, 1], "widths": [16, 24, 32], "stem_width": 8},
+                {"name": "seresnet18", "norm": "group", "norm_groups": 2},
             ]
         ),
-        "stem": st.sampled_from(["imagenet", "cifar"]),
+        "stem": st.sampled_from([None, "imagenet", "cifar", "deep"]),
         "maxpool": st.sampled_from([None, True, False]),
         "activation": st.sampled_from(
             [
@@ -223,10 +226,10 @@ def file(finished, tmp_path) -> Path:
 def test_a_newer_versions_file_is_read_where_its_new_keys_are_off(file):
     before = read_info(file)
     assert before is not None
-    model = before.model.model_dump() | {"attention": False, "dropout": 0.0}
+    model = before.model.model_dump() | {"mixer": False, "token_drop": 0.0}
     assert read_info(rewrite(file, model=model, format=2, licence="MIT")) == before._replace(format=2)
-    with pytest.raises(ValueError, match=r"what this version cannot read.*attention"):
-        read_info(rewrite(file, model=model | {"attention": "se"}))
+    with pytest.raises(ValueError, match=r"what this version cannot read.*mixer"):
+        read_info(rewrite(file, model=model | {"mixer": "some"}))
 
 
 @pytest.mark.parametrize(

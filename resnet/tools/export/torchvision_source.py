@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from recipes.schema.model import Model, net_of
-from resnet.net import build_model, effective_model, make_activation
+from resnet.blocks import make_activation
+from resnet.net import build_model, effective_model
 
 _BLOCKS = {"basic": "BasicBlock", "bottleneck": "Bottleneck"}
 _EXPANSION = {"basic": 1, "bottleneck": 4}
