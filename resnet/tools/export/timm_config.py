@@ -9,6 +9,7 @@ from recipes.schema.augment import Augment
 from recipes.schema.model import Model
 from recipes.schema.recipe import Recipe
 from resnet.net import effective_model
+from resnet.tools.export.torchvision_source import is_torchvisions
 
 
 def timm_name(model: Model) -> str:
@@ -21,6 +22,7 @@ def timm_name(model: Model) -> str:
         "no maxpool": not net["maxpool"],
         f"activation {net['activation']}": net["activation"] != "relu",
         "blurpool": net["blurpool"],
+        "a net that varies a named one, or none of torchvision's": not is_torchvisions(model),
     }
     if wrong := [what for what, so in differs.items() if so]:
         raise ValueError(f"timm has no such network ({', '.join(wrong)}): export it in another format")

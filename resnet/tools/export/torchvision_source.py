@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from recipes.nets import TORCHVISIONS, resolve
 from recipes.schema.model import Model, net_of
 from resnet.blocks import make_activation
 from resnet.net import build_model, effective_model
@@ -43,11 +44,26 @@ for name, (inputs, outputs) in CHANNELS.items():
 """
 
 
+_VARIED = ("block", "layers", "groups", "width_per_group", "stem", "maxpool")
+"""Fields of a net that its modules can have otherwise."""
+
+
+def is_torchvisions(model: Model) -> bool:
+    """Whether a network can be made of torchvision's modules."""
+    net = net_of(model)
+    shaped = net.stem != "deep" and net.maxpool != "conv" and len(net.layers) in (3, 4) and not net.preact
+    alike = net == resolve({key: getattr(net, key) for key in _VARIED})
+    return shaped and alike and (model.in_channels, model.norm, model.bn_eps) == (3, "batch", 1e-5)
+
+
 def model_source(model: Model, classes: int, weights: str) -> str:
     """A Python file with `build()`, which gives the network with new weights. It needs torch and torchvision alone.
 
     weights: name of the file beside it with those of the network, as safetensors or by torch.save.
+    Raises ValueError where the network is none of torchvision's modules.
     """
+    if not is_torchvisions(model):
+        raise ValueError("model.py needs a net of torchvision's modules: export another format (onnx, pt2)")
     made, changes = _torchvisions(model, classes), _changes(model, classes)
     if weights.endswith(".safetensors"):
         loaded = f'safetensors.torch.load_file("{weights}")'
@@ -71,17 +87,17 @@ def _table(channels: dict[str, tuple[int, int]]) -> list[str]:
 def _torchvisions(model: Model, classes: int) -> str:
     """torchvision's call that makes the network, or what is nearest to it."""
     net = effective_model(model)
-    if net["name"]:
+    if net["name"] in TORCHVISIONS:
         return f"resnet.{net['name']}(num_classes={classes})"
-    layers = [*net["layers"], 1][:4]
+    made, layers = net_of(model), [*net_of(model).layers, 1][:4]
     others = "".join(f", {key}={net[key]}" for key in ("groups", "width_per_group") if net[key])
-    return f"resnet.ResNet(resnet.{_BLOCKS[net['block']]}, {layers}, num_classes={classes}{others})"
+    return f"resnet.ResNet(resnet.{_BLOCKS[made.block]}, {layers}, num_classes={classes}{others})"
 
 
 def _changes(model: Model, classes: int) -> list[str]:
     """Lines that make of torchvision's network the other one."""
     net, lines = effective_model(model), []
-    if net["layers"] is not None and len(net["layers"]) == 3:
+    if len(net_of(model).layers) == 3:
         lines += ["network.layer4 = nn.Identity()"]
     if net["stem"] == "cifar":
         lines += ["network.conv1 = nn.Conv2d(3, 64, kernel_size=3, padding=1, bias=False)"]
