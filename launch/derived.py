@@ -46,6 +46,7 @@ def follows(loaded: Loaded, gpus: int, samples: int | None = None) -> dict[str, 
         "milestones": list(_milestones(plan)) if samples else [],
         "image_sizes": list(_image_sizes(plan)),
         "ema": _ema(recipe),
+        "swa": _swa(plan),
         "expected": _expected(loaded),
     }
 
@@ -129,6 +130,14 @@ def _ema(recipe: Recipe) -> dict[str, Any] | None:
         return None
     decay = effective_decay(recipe.ema, recipe.batch_size, recipe.epochs)
     return {"decay": decay, "stated": recipe.ema.decay, "every": recipe.ema.every}
+
+
+def _swa(plan: Plan) -> list[int]:
+    """The epochs after which weights are taken into the equal average."""
+    if plan.recipe.swa is None:
+        return []
+    ends = range(plan.steps_per_epoch, plan.end_step + 1, plan.steps_per_epoch)
+    return [step // plan.steps_per_epoch for step in ends if plan.swa_after(step) == "average"]
 
 
 def _expected(loaded: Loaded) -> dict[str, Any]:

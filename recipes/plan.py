@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 from recipes.schedules import Hyper, Span, hyper_at
 from recipes.schema.data import Data
@@ -90,6 +91,16 @@ class Plan:
             return low.size
         size = low.size + (high.size - low.size) * (epoch - low.epoch) / (high.epoch - low.epoch)
         return round(size / 32) * 32
+
+    def swa_after(self, step: int) -> Literal["copy", "average"] | None:
+        """What the average of `swa` does once `step` steps are done: become a copy of the weights, take them in, or
+        nothing. Until it begins a copy is enough where an evaluation may follow."""
+        assert self.recipe.swa is not None
+        start, every = self.recipe.swa.start_epoch, self.recipe.swa.every
+        epochs, within = divmod(step, self.steps_per_epoch)
+        if epochs < start:
+            return "copy" if within == 0 or step == self.end_step else None
+        return "average" if within == 0 and (epochs - start) % every == 0 else None
 
     def evaluates_after(self, step: int) -> bool:
         """Whether an evaluation follows once `step` steps are done."""

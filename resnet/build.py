@@ -261,6 +261,8 @@ def build_state(recipe: Recipe, plan: Plan, model: nn.Module, accelerator: Accel
     ema = None
     if recipe.ema:
         ema = Ema(model, effective_decay(recipe.ema, recipe.batch_size, recipe.epochs), recipe.ema.every)
+    elif recipe.swa:
+        ema = Ema(model, decay=None)
     fp16 = accelerator.mixed_precision == "fp16"
     return TrainState(
         model=model,

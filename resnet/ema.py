@@ -1,4 +1,4 @@
-"""Exponential moving average of a network's weights and BatchNorm statistics."""
+"""Averages of a network's weights and BatchNorm statistics: an exponential moving one, or an equal one."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from torch import Tensor, nn
 class Ema:
     """`module`, a copy of the model in evaluation mode, is the average of its weights and floating-point buffers.
 
-    The first update copies the model, as torch.optim.swa_utils.AveragedModel does; integer buffers are always copied.
-    No update makes the host wait for the device.
+    decay: share of the average that one update keeps; None: all that was taken in counts alike, as in stochastic
+    weight averaging. The first update copies the model, as torch.optim.swa_utils.AveragedModel does; integer buffers
+    are always copied. No update makes the host wait for the device.
     """
 
-    def __init__(self, model: nn.Module, decay: float, every: int = 1) -> None:
+    def __init__(self, model: nn.Module, decay: float | None, every: int = 1) -> None:
         self.module = copying.deepcopy(model).eval().requires_grad_(False)
         self.decay = decay
         self.every = every
@@ -40,7 +41,8 @@ class Ema:
         if copy or self.updates == 0:
             torch._foreach_copy_(averages, current)
         else:
-            torch._foreach_lerp_(averages, current, 1 - self.decay)
+            share = 1 / (self.updates + 1) if self.decay is None else 1 - self.decay
+            torch._foreach_lerp_(averages, current, share)
         if self._integers[0]:
             torch._foreach_copy_(*self._integers)
         self.updates = 0 if copy else self.updates + 1

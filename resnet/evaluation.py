@@ -68,5 +68,5 @@ def evaluate(network: nn.Module, trainer: Trainer) -> dict[str, Any] | None:
         assert batch.key == keys[turn], (batch.key, keys[turn])
         with trainer.accelerator.autocast():
             count_batch(tally, network, batch, recipe, answers)
-    trainer.state.model.train()
+    trainer.set_training_mode()
     return tally.read() | (answers.read() if answers else {})

@@ -52,6 +52,8 @@ def train_step(trainer: Trainer) -> torch.Tensor | None:
     """Make one optimizer step; returns the gradient's L2 norm before clipping where it is known."""
     plan, state, step = trainer.plan, trainer.state, trainer.state.step
     set_hyper(state.optimizer, plan.hyper(step))
+    if trainer.recipe.model.unfreeze and step % plan.steps_per_epoch == 0:
+        trainer.set_training_mode()
     if trainer.statistics:
         trainer.statistics.begin()
     for turn in range(plan.accumulation):
@@ -63,14 +65,15 @@ def train_step(trainer: Trainer) -> torch.Tensor | None:
             state.scaler.scale(loss if weight == 1 else loss * weight).backward()
         if trainer.statistics:
             trainer.statistics.after_micro_batch(last)
+    for parameter in trainer.frozen_parameters:
+        parameter.grad = None
     norm = _clip(trainer, step)
     state.scaler.step(state.optimizer)
     if state.scaler.is_enabled():
         state.window.add_skipped(state.scaler, state.optimizer)
         state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
-    if state.ema and trainer.recipe.ema:
-        state.ema.update(state.model, step, copy=plan.epoch(step) < trainer.recipe.ema.start_epoch)
+    _average(trainer)
     return norm
 
 
@@ -95,6 +98,15 @@ def _forward(trainer: Trainer, batch: Batch, turn: int) -> tuple[torch.Tensor, f
     right = given.right(logits).sum()
     trainer.state.window.add(step, loss, right, given.checksum, len(batch.labels), len(batch.broken))
     return loss, len(batch.labels) / plan.samples_of_step(step)
+
+
+def _average(trainer: Trainer) -> None:
+    """Take the step's weights into the average, where it is due."""
+    plan, state, recipe, step = trainer.plan, trainer.state, trainer.recipe, trainer.state.step
+    if state.ema and recipe.ema:
+        state.ema.update(state.model, step, copy=plan.epoch(step) < recipe.ema.start_epoch)
+    elif state.ema and (due := plan.swa_after(step + 1)):
+        state.ema.update(state.model, step, copy=due == "copy")
 
 
 def _clip(trainer: Trainer, step: int) -> torch.Tensor | None:

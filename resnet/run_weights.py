@@ -70,4 +70,4 @@ def _no_weights(run_dir: Path, which: str, averaged_only: bool) -> str:
 
 
 def has_average(run_dir: Path) -> bool:
-    return load_file(run_dir / "recipe.yaml").recipe.ema is not None
+    return load_file(run_dir / "recipe.yaml").recipe.averages

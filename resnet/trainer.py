@@ -16,6 +16,7 @@ from recipes.plan import Plan
 from resnet.batchnorm import StatisticsOfStep
 from resnet.data.batches import Batch, Key, training_keys, validation_keys
 from resnet.data.targets import Targets
+from resnet.freezing import frozen_parts
 from resnet.inference import input_dtype
 from resnet.net import has_randomness
 from resnet.plugins import own_loss
@@ -85,8 +86,20 @@ class Trainer:
         self.random_layers = has_randomness(self.state.model) or self.recipe.model.plugin is not None
         own = self.recipe.plugins.loss
         self.own_loss = own_loss(own) if own else None
-        self.state.model.train()
-        self.statistics = StatisticsOfStep(self.state.model) if self.plan.accumulation > 1 else None
+        self.set_training_mode()
+
+    def set_training_mode(self) -> None:
+        """Put the network into training mode, but for what `model.unfreeze` keeps frozen in the epoch of the step.
+
+        The gradients of `frozen_parameters` are for nobody: a step without them makes no moments and no decay.
+        """
+        state = self.state
+        state.model.train()
+        frozen = frozen_parts(state.model, self.recipe.model.unfreeze, state.step // self.plan.steps_per_epoch)
+        for part in frozen:
+            part.eval()
+        self.frozen_parameters = [parameter for part in frozen for parameter in part.parameters()]
+        self.statistics = StatisticsOfStep(state.model) if self.plan.accumulation > 1 else None
 
     def keys(self) -> Iterator[Key]:
         """All the micro-batches this rank will ask for from the state's step on, evaluations included."""

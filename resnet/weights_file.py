@@ -43,7 +43,7 @@ _MOST_BESIDE = 1 << 16
 """Characters of what a file says of itself beside the names of its classes; ours have some 1,000."""
 _LONGEST_KEY, _LONGEST_REASON, _LONGEST_SETTINGS = 60, 400, 5000
 """Characters of what a file says, in a message."""
-_NOT_ARCHITECTURE = {"num_classes", "pretrained", "freeze_backbone", "sync_batchnorm"}
+_NOT_ARCHITECTURE = {"num_classes", "pretrained", "freeze_backbone", "unfreeze", "sync_batchnorm"}
 
 
 class WeightsInfo(NamedTuple):

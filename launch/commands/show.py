@@ -96,6 +96,9 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
     if average := facts["ema"]:
         rescaled = f" ({average['stated']:g} rescaled)" if average["decay"] != average["stated"] else ""
         rows.append(("EMA", f"keeps {average['decay']:.6g}{rescaled} every {plural(average['every'], 'step')}"))
+    if epochs := facts["swa"]:
+        after = ", ".join(map(str, epochs[:3])) + (f" ... {epochs[-1]}" if len(epochs) > 3 else "")
+        rows.append(("SWA", f"the mean of the weights after {plural(len(epochs), 'epoch')}: {after}"))
     rows.append(("expected top-1", _expected(facts["expected"])))
     rows.append(("not checked yet", "the images, files of weights and the devices: training begins with that"))
     for title, text in rows:

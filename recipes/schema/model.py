@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -172,6 +173,9 @@ class Model(Group):
     """Weights to start from: a file of any trainer, RUN, RUN@best, RUN@step-N, or a torchvision tag (IMAGENET1K_V2)."""
     freeze_backbone: bool = False
     """Train the classifier only; the rest keeps its weights and its BatchNorm statistics."""
+    unfreeze: dict[Annotated[int, Field(ge=0)], str] = {}
+    """Begin as with freeze_backbone and let more train by and by: from an epoch on a stage and all behind it, as in
+    {2: layer4, 5: layer3, 8: all}. all (or stem): the whole network."""
 
     @model_validator(mode="before")
     @classmethod
@@ -203,6 +207,26 @@ class Model(Group):
         given = self.model_dump(exclude_defaults=True).keys() - _WITH_PLUGIN
         if given:
             raise ValueError(f"has a plugin, which {', '.join(sorted(given))} would not reach: leave one of them out")
+        return self
+
+    @model_validator(mode="after")
+    def _unfreezes_more_and_more(self) -> Model:
+        if not self.unfreeze:
+            return self
+        if self.freeze_backbone:
+            raise ValueError("unfreeze begins with a frozen backbone by itself: set freeze_backbone=false")
+        if self.pretrained is None:
+            raise ValueError("unfreeze without pretrained weights would train a classifier on random features first")
+        known = [*(f"layer{stage}" for stage in range(len(net_of(self).layers), 0, -1)), "stem", "all"]
+        stages = [self.unfreeze[epoch] for epoch in sorted(self.unfreeze)]
+        if unknown := [stage for stage in stages if stage not in known]:
+            raise ValueError(f"unfreeze names {cut(unknown[0], _LONGEST_PLACE)}: this net has {', '.join(known)}")
+        places = [min(known.index(stage), known.index("stem")) for stage in stages]
+        if any(before >= after for before, after in itertools.pairwise(places)):
+            raise ValueError(
+                "unfreeze lets more train from epoch to epoch, from the last stage to the first: as in "
+                "{2: layer4, 5: layer3, 8: all}"
+            )
         return self
 
     @model_validator(mode="after")

@@ -19,7 +19,7 @@ from recipes.schema.fields import Count, Fraction, Group, NonNegative, Positive,
 from recipes.schema.model import Model, is_tag
 from recipes.schema.optimizer import Optimizer, Rmsprop, RmspropTf, Sgd
 from recipes.schema.plugins import PluginFields, Plugins, check_plugins, named_plugins
-from recipes.schema.training import Checkpoint, Distill, Ema, Eval, Evidence, Profile, Run, Wandb
+from recipes.schema.training import Checkpoint, Distill, Ema, Eval, Evidence, Profile, Run, Swa, Wandb
 
 
 class Recipe(Group):
@@ -78,6 +78,7 @@ class Recipe(Group):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Of the initial weights, the order of the data and the augmentation."""
     ema: Annotated[Ema | None, BeforeValidator(off_is_none)] = None
+    swa: Annotated[Swa | None, BeforeValidator(off_is_none)] = None
     distill: Annotated[Distill | None, BeforeValidator(off_is_none)] = None
     eval: Eval = Eval()
     plugins: Plugins = Plugins()
@@ -125,12 +126,22 @@ class Recipe(Group):
             )
         if self.model.freeze_backbone:
             self._refuse_of_backbone()
+        if self.model.plugin and self.optimizer.layer_decay != 1:
+            raise ValueError(
+                "optimizer.layer_decay goes by a ResNet's blocks, and model.plugin may have none: set it to 1"
+            )
+        if self.model.unfreeze and self.optimizer.name == "lamb":
+            raise ValueError(
+                "model.unfreeze and optimizer.name=lamb do not go together (it counts steps for all layers alike): use "
+                "optimizer.name=adamw, sgd or another"
+            )
         if self.grad_clip_adaptive and (self.grad_clip_norm or self.grad_clip_value):
             raise ValueError(
                 "grad_clip_adaptive clips what grad_clip_norm and grad_clip_value would: set them to off, or it"
             )
         if (warmup := getattr(self.schedule, "warmup_epochs", 0)) and warmup >= self.epochs:
             raise ValueError(f"schedule.warmup_epochs {warmup:g} leaves nothing of epochs {self.epochs:g}")
+        self._check_averages()
         if self.data.cache == "device" and (beyond := self.augment.beyond_cache()):
             wanted = " or ".join(beyond)
             raise ValueError(f"data.cache=device cannot do {wanted}: it keeps images of one size; set data.cache=auto")
@@ -164,6 +175,17 @@ class Recipe(Group):
                 "grad_clip_adaptive leaves the classifier alone, and model.freeze_backbone=true trains nothing else: "
                 "set grad_clip_adaptive=off"
             )
+
+    def _check_averages(self) -> None:
+        if self.swa and self.ema:
+            raise ValueError("ema and swa are both averages of the weights: set one of them to off")
+        if self.swa and self.swa.start_epoch >= self.epochs:
+            raise ValueError(f"swa.start_epoch {self.swa.start_epoch} leaves nothing of epochs {self.epochs:g}")
+
+    @property
+    def averages(self) -> bool:
+        """Whether an average of the weights is evaluated and saved in their place."""
+        return self.ema is not None or self.swa is not None
 
     def weights_read(self) -> dict[str, str]:
         """By dotted key: the files of weights and runs that training reads; torchvision's tags are none."""

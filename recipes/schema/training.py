@@ -31,6 +31,16 @@ class Ema(Group):
     """Until then the average is a copy of the weights."""
 
 
+class Swa(Group):
+    """Equal average of the weights and BatchNorm statistics that epochs end with (stochastic weight averaging,
+    Izmailov et al. 2018, arXiv:1803.05407), evaluated and saved in their place."""
+
+    start_epoch: Count
+    """The average begins with the weights after so many epochs, and is a copy of the weights until then."""
+    every: Count = 1
+    """Epochs from one set of weights that it takes in to the next."""
+
+
 class Distill(Group):
     """Learning from a trained network, which answers the same images (Hinton et al. 2015, arXiv:1503.02531).
 

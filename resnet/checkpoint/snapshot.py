@@ -140,7 +140,15 @@ def _restore(state: TrainState, checkpoint: Path, rest: dict[str, Any], rank: in
     load_weights(state.model, checkpoint / MODEL)
     if state.ema:
         if rest["ema_counter"] is None:
-            raise CheckpointError(f"{checkpoint} has no average of the weights (ema), which the recipe asks for")
+            raise CheckpointError(f"{checkpoint} has no average of the weights (ema or swa), which the recipe asks for")
+        if (rest.get("recipe") or {}).get("swa") and state.ema.decay is not None:
+            raise CheckpointError(
+                f"{checkpoint} has an equal average of the weights (swa), and the recipe asks for ema"
+            )
+        if (rest.get("recipe") or {}).get("ema") and state.ema.decay is None:
+            raise CheckpointError(
+                f"{checkpoint} has a moving average of the weights (ema), and the recipe asks for swa"
+            )
         load_weights(state.ema.module, checkpoint / EMA)
         state.ema.updates = rest["ema_counter"]
     if rest["optimizer_name"] != (name := type(state.optimizer).__name__):

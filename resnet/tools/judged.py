@@ -31,7 +31,7 @@ def judged(trained: Trained, top1: float, training_images: int | None) -> str | 
     if run_dir is None or evidence is None or evidence.band is None or recipe.eval.metric != "top1":
         return None
     changed = differences(load_run_recipe(run_dir).recipe, recipe)
-    if any(not _is_among(key) for key in changed) or trained.averaged != (recipe.ema is not None):
+    if any(not _is_among(key) for key in changed) or trained.averaged != recipe.averages:
         return None
     return judge(recipe, top1, training_images).text if _are(trained.weights, run_dir, evidence.weights) else None
 

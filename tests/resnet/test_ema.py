@@ -60,6 +60,21 @@ def test_equals_torchs_average():
     assert_same(floats(ours.module), floats(theirs.module), exact=True)
 
 
+def test_without_a_decay_equals_torchs_equal_average():
+    model = network()
+    ours, theirs = Ema(model, decay=None), AveragedModel(model, use_buffers=True)
+    # SWA's first weights are copied; torch counts its own copy as the first of them.
+    train(model, 3, lambda step: ours.update(model, step, copy=True))
+
+    def update(step):
+        ours.update(model, step)
+        theirs.update_parameters(model)
+
+    train(model, 5, update, first=3)
+    assert ours.updates == 5
+    assert_same(floats(ours.module), floats(theirs.module))
+
+
 def test_copies_until_told_to_average():
     model, start = network(), 4
     ema = Ema(model, 0.5)

@@ -16,10 +16,12 @@ import resnet.ending
 import resnet.loop
 import resnet.tools.report.report
 from recipes.load import load_file
+from recipes.schema.model import Model
 from resnet.checkpoint.commit import commit, name_of, newest_first, read_manifest
 from resnet.checkpoint.snapshot import REST, load_weights, read_rest
 from resnet.data.order import Order
 from resnet.data.sources.synthetic import Synthetic
+from resnet.net import build_model
 from resnet.rundir.metrics_log import read_metrics
 from resnet.rundir.provenance import read_provenance
 from resnet.rundir.status import read_status, write_status
@@ -155,6 +157,11 @@ def test_each_epoch_draws_each_position_once_over_any_number_of_restarts(tmp_pat
 # Keys whose effect reaches from one step to the next
 
 COMBINATIONS = {
+    "TensorFlow's RMSprop, milestones, clipped by units, unfrozen by and by, SWA": [
+        *("optimizer={name: rmsprop_tf, lr: 1e-3, layer_decay: 0.8}", "grad_clip_adaptive=0.01", "ema=off"),
+        *("schedule={name: multistep, milestones: [1.2], warmup_epochs: 0.5}", "swa.start_epoch=1"),
+        *("model.pretrained=FOLDER/first.safetensors", "model.unfreeze={1: layer3}"),
+    ],
     "adam onecycle, average every other step": [
         *("optimizer={name: adam, lr: 1e-3}", "schedule={name: onecycle}", "ema.every=2", "grad_clip_value=0.1"),
     ],
@@ -164,6 +171,10 @@ COMBINATIONS = {
 
 @pytest.mark.parametrize("words", COMBINATIONS.values(), ids=COMBINATIONS)
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, interrupt, words):
+    words = [word.replace("FOLDER", str(tmp_path)) for word in words]
+    torch.manual_seed(1)
+    network = build_model(Model(block="basic", layers=[1, 1, 1]), IMAGES)
+    safetensors.torch.save_file(network.state_dict(), tmp_path / "first.safetensors")
     assert attempt(tmp_path, "straight", *words, "epochs=2") == [0]
     for step, code in ((3, -9), (7, 85), (None, 0)):
         interrupt |= {"step": step, "signal": signal.SIGKILL if code == -9 else signal.SIGTERM}

@@ -128,7 +128,7 @@ def _step_of(trained: Trained) -> int:
 
 def _recipe_of(recipe: Recipe, network: ResNet, place: Path) -> Recipe:
     """The recipe of the new run: what its source reached is no evidence of it, and it starts from no other weights."""
-    model = network.config.model_copy(update={"pretrained": None, "freeze_backbone": False})
+    model = network.config.model_copy(update={"pretrained": None, "freeze_backbone": False, "unfreeze": {}})
     run = recipe.run.model_copy(update={"name": place.name, "root": str(place.absolute().parent)})
     # It is no trial of the sweep that its source was one of, and nor is what is made of it.
     wandb = recipe.wandb.model_copy(update={"sweep": None})
