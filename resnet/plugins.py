@@ -17,7 +17,8 @@ from typing import Any, Protocol, TypeVar
 
 from torch import Tensor, nn
 
-from recipes.schema.plugins import PluginFields
+from recipes.plugin_check import source_of
+from recipes.schema.plugins import CALLBACK_METHODS, PluginFields
 from recipes.schema.recipe import Recipe
 
 T = TypeVar("T")
@@ -67,13 +68,21 @@ class OwnSource(Protocol):
         ...
 
 
-CALLBACK_METHODS = ("on_step", "on_evaluation", "state_dict", "load_state_dict")
-"""Of `plugins.callbacks`, of which a class has any. All ranks call them at the same steps, and have to do the same.
+class OwnCallback(Protocol):
+    """`plugins.callbacks`: any of these. All ranks call them at the same steps, and have to do the same."""
 
-on_step(step: int, model: nn.Module): after each optimizer step; `step` are done. on_evaluation(step: int, result:
-dict[str, float]): after each evaluation, with loss, top1, top5, samples and the metrics of the user's own. state_dict()
--> dict of tensors and plain values, saved with each checkpoint; load_state_dict(state): given back on a resume.
-"""
+    def on_step(self, step: int, model: nn.Module) -> None:
+        """After each optimizer step; `step` are done, and `model` is the network that is trained."""
+
+    def on_evaluation(self, step: int, result: dict[str, float]) -> None:
+        """After each evaluation, with loss, top1, top5, samples and the metrics of the user's own."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values, saved with each checkpoint."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """What `state_dict` gave, where the run goes on."""
 
 
 def load_plugin(plugin: PluginFields, key: str) -> Callable[..., Any]:
@@ -145,20 +154,10 @@ def digests(recipe: Recipe) -> dict[str, str]:
     found = {}
     for key, plugin in recipe.plugins_named().items():
         try:
-            found[key] = digest_of_file(_source(plugin))
+            found[key] = digest_of_file(source_of(plugin))
         except (OSError, ImportError) as error:
             raise ValueError(f"{key}={plugin.path} is not there: {error}") from error
     return found
-
-
-def _source(plugin: PluginFields) -> Path:
-    if plugin.file:
-        return plugin.file
-    assert plugin.module
-    spec = importlib.util.find_spec(plugin.module)
-    if spec is None or spec.origin is None:
-        raise ImportError(f"no module {plugin.module}")
-    return Path(spec.origin)
 
 
 def edits(before: Mapping[str, str], now: Mapping[str, str]) -> dict[str, tuple[str, str]]:
@@ -176,17 +175,17 @@ def line_in(error: BaseException, plugins: list[PluginFields]) -> str | None:
     None where it came through none. A data worker's exception has its traceback in its text.
     """
     text = "".join(traceback.format_exception(error))
-    files = {_source_file(plugin) for plugin in plugins} - {None}
+    files = {file for plugin in plugins if (file := _source_file(plugin))}
     lines = [(file, line) for file, line in re.findall(r'File "([^"\n]+)", line (\d+)', text) if file in files]
     if isinstance(error, SyntaxError) and error.filename in files:
         lines.append((str(error.filename), str(error.lineno)))
-    return f"plugin {Path(lines[-1][0]).name}, line {lines[-1][1]}: " if lines else None
+    return f"plugin {Path(str(lines[-1][0])).name}, line {lines[-1][1]}: " if lines else None
 
 
 def _source_file(plugin: PluginFields) -> str | None:
     if plugin.file:
         return str(plugin.file.absolute())
-    return getattr(sys.modules.get(plugin.module or ""), "__file__", None)
+    return getattr(sys.modules.get(str(plugin.module)), "__file__", None)
 
 
 class Callbacks:

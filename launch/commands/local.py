@@ -8,6 +8,7 @@ from launch.derived import follows
 from launch.runs.attend import train_here
 from launch.runs.here import ranks_here, visible_gpus
 from recipes.load import load
+from recipes.plugin_check import check_plugin_code
 from recipes.schema.recipe import Recipe
 
 
@@ -29,6 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
     loaded = load(arguments.words)
     ranks = _count_ranks(arguments, loaded.recipe)
     follows(loaded, ranks)
+    check_plugin_code(loaded.recipe)
     words = [*arguments.words, *(["device=cpu"] if arguments.cpu_ranks else [])]
     return train_here([*words, *(["--debug"] if arguments.debug else [])], ranks)
 

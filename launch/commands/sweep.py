@@ -103,7 +103,10 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.wandb_sweep:
             settings = [trial.recipe.wandb for trial in listed]
             content["wandb_sweep"] = _wandb_sweep(directory, replace(sweep, name=sweep_dir.name), settings)
+        recipes = [trial.recipe for trial in listed]
+        directory.refuse_edited(recipes)
         directory.update(content, None if count else listed, count)
+        directory.keep_plugins(recipes)
         return _train_here(directory, place) if profile is None else _send(directory, place)
 
 

@@ -9,6 +9,7 @@ from launch.runs.job_record import active_job
 from recipes.changes import differences, going_on, refuse_fixed
 from recipes.load import Loaded, load_file
 from recipes.plan import Plan, make_plan, samples_known
+from recipes.plugin_check import check_plugin_code
 from recipes.schema.recipe import Recipe
 from resnet.rundir.find import new_run_dir
 from resnet.rundir.lease import holder_elsewhere
@@ -30,10 +31,11 @@ def check_batch(recipe: Recipe, profile: Profile) -> Plan:
 
 
 def check_paths(recipe: Recipe, scratch: str | None) -> None:
-    """Raise ValueError, naming them, where files that the recipe reads are not there.
+    """Raise ValueError, naming them, where files that the recipe reads are not there, or its plugins are wrong.
 
     scratch: a folder on the nodes' own disks, below which nothing is looked for.
     """
+    check_plugin_code(recipe)
     data = recipe.data
     named = {f"data.{key}": path for key, path in data.paths().items()}
     weights = recipe.weights_read()

@@ -17,6 +17,7 @@ from launch.runs.job_record import Job, job_file, job_text
 from recipes.evidence import what_differs
 from recipes.load import Loaded, dump, load_file, run_recipe_text
 from recipes.plan import Plan
+from recipes.plugin_files import with_own_copies
 from recipes.schema.recipe import Recipe
 from resnet.process.signals import SIGNALS
 from resnet.rundir.attempts import end_file
@@ -125,6 +126,8 @@ def submit(prepared: Prepared, cluster: str, profile: Profile) -> str:
     snapshot = take_snapshot(run_dir.parent / SNAPSHOTS)
     run_dir.mkdir(parents=True, exist_ok=not is_new)
     try:
+        # A queued job runs what was sent, whatever becomes of the files.
+        recipe = with_own_copies(recipe, run_dir)
         if is_new:
             write_atomic(run_dir / "recipe.yaml", run_recipe_text(recipe, run_dir / "recipe.yaml"))
         job_id = send(run_dir, recipe, cluster, profile, snapshot, Path.cwd())

@@ -19,6 +19,8 @@ from launch.sweep.study import trial_name as numbered
 from launch.sweep.sweep_json import sweep_json, sweep_of
 from launch.sweep.trials import Trial
 from recipes.load import load
+from recipes.plugin_files import copy_of, with_own_copies
+from recipes.schema.plugins import PluginFields, with_paths
 from recipes.schema.recipe import NOT_TRAINING, Recipe
 from resnet.rundir.attempts import ENDS, end_file
 from resnet.rundir.find import is_sweep
@@ -140,7 +142,7 @@ class SweepDir:
 
     def recipe_of(self, trial: Mapping[str, Any]) -> Recipe:
         """The trial's recipe, of which the sweep is the folder and, in W&B, the group."""
-        recipe = load(trial["words"], self.content.get("origins") or {}).recipe
+        recipe = with_paths(load(trial["words"], self.content.get("origins") or {}).recipe, self._kept_path)
         group, tags = recipe.wandb.group or self.path.name, [*recipe.wandb.tags, self.path.name]
         page = self.content.get("wandb_sweep") or {"id": recipe.wandb.sweep}
         wandb = recipe.wandb.model_copy(update={"group": group, "tags": tags, "sweep": page["id"]})
@@ -148,6 +150,24 @@ class SweepDir:
         # That a trial is new is known; in a job, or continued, its directory is there.
         resume = "auto" if recipe.resume == "never" else recipe.resume
         return recipe.model_copy(update={"wandb": wandb, "run": run, "resume": resume})
+
+    def refuse_edited(self, recipes: Iterable[Recipe]) -> None:
+        """Raise ValueError where files of plugins are not those that the sweep began with."""
+        named = (plugin for recipe in recipes for plugin in recipe.plugins_named().values())
+        for plugin, file in ((plugin, plugin.file) for plugin in named if plugin.file):
+            copy = copy_of(plugin, self.path)
+            if copy.is_file() and file and copy.read_bytes() != file.read_bytes():
+                told = f"{file} is not the file that {self.path} began with"
+                raise ValueError(f"{told}: put that back ({copy}), or choose another --name")
+
+    def keep_plugins(self, recipes: Iterable[Recipe]) -> None:
+        """Copy the files of plugins, so that all trials run the same code, whenever they start."""
+        for recipe in recipes:
+            with_own_copies(recipe, self.path)
+
+    def _kept_path(self, plugin: PluginFields) -> str:
+        copy = copy_of(plugin, self.path) if plugin.file else None
+        return f"{copy}:{plugin.name}" if copy and copy.is_file() else plugin.path
 
     def prepare(self, trial: Mapping[str, Any]) -> Path:
         """Make the trial's directory ready to be run (again); returns it. Raises ValueError for a wrong recipe."""

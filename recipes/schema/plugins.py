@@ -15,6 +15,8 @@ from recipes.text import suggestion
 
 PLUGINS = "plugins"
 """Folder of a run that holds its own copies of their files."""
+CALLBACK_METHODS = ("on_step", "on_evaluation", "state_dict", "load_state_dict")
+"""Of which a callback has any."""
 _NAME = r"[A-Za-z_]\w*"
 _FORM = re.compile(rf"(?:(?P<file>.+\.py)|(?P<module>{_NAME}(?:\.{_NAME})*)):(?P<name>{_NAME})")
 
