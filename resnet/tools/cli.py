@@ -22,6 +22,7 @@ COMMANDS = {
         "replay": "train some steps of a run again and compare with what it left",
         "prepare": "write images of any source into a few large files that are fast to read",
         "prune": "make a smaller network of a run, as a run of its own",
+        "average": "write the mean of weights that a run has kept",
         "export": "write a network as safetensors, torch, ONNX or torch.export files, or for the Hugging Face Hub",
         "diff": "tell what matters of how two runs or recipes differ",
         "quantize": "make a trained network smaller and faster: int8, or weights in half precision",

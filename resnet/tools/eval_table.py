@@ -21,8 +21,8 @@ _FIGURES = (
 
 def row(found: Evaluation) -> dict[str, Any]:
     """The figures of an evaluation by the names that scripts rely on. top1, top5 and ece in percent."""
-    kinds = {True: "ema", False: "plain", None: None}
     assert found.recipe is not None
+    kinds = {True: "swa" if found.recipe.swa else "ema", False: "plain", None: None}
     content = {
         "kind": kinds[found.averaged],
         "size": found.recipe.augment.val_size,

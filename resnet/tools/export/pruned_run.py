@@ -72,7 +72,7 @@ def prune(
     if pruning.structured:
         network = without_channels(network, pruning)
         tell("BatchNorm's statistics are estimated anew on training images")
-        estimate_statistics(network, _training_batches(trained.recipe, opened[0], data))
+        estimate_statistics(network, training_batches(trained.recipe, opened[0], data))
     else:
         network = with_zeros(network, pruning.amount)
     recipe, step = _recipe_of(trained.recipe, network, place), _step_of(trained)
@@ -110,14 +110,16 @@ def _place(trained: Trained, name: str | None) -> Path:
     return place
 
 
-def _training_batches(recipe: Recipe, train: Source, data: EvalData) -> Iterator[np.ndarray]:
-    """Images for training, prepared as in the evaluation."""
+def training_batches(
+    recipe: Recipe, train: Source, data: EvalData, images: int = STATISTICS_IMAGES
+) -> Iterator[np.ndarray]:
+    """So many of the images for training, prepared as in the evaluation: float32 (N, 3, H, W), normalised."""
     # A batch of one class would vary less than any that training saw.
-    order = np.random.default_rng(0).permutation(spread(train.labels, min(STATISTICS_IMAGES, len(train))))
+    order = np.random.default_rng(0).permutation(spread(train.labels, min(images, len(train))))
     chosen = Subset(train, order)
-    for images, _, _ in prepared(recipe, data._replace(source=chosen)):
-        if len(images):
-            yield images
+    for batch, _, _ in prepared(recipe, data._replace(source=chosen)):
+        if len(batch):
+            yield batch
 
 
 def _step_of(trained: Trained) -> int:

@@ -1,0 +1,98 @@
+"""Gradual unfreezing, stochastic weight averaging and `resnet average`, in a run of four epochs of two steps."""
+
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from recipes.schema.model import Model
+from resnet.checkpoint.commit import name_of
+from resnet.checkpoint.snapshot import EMA, MODEL, read_rest
+from resnet.net import build_model
+from resnet.tools.cli import main
+from resnet.tools.evaluate import evaluate
+from resnet.tools.trained import find_trained
+from resnet.weights_file import read_info
+from tests.helpers import TINY, same, train, weights
+
+
+@pytest.fixture(scope="module")
+def run(shapes, tmp_path_factory) -> Path:
+    """Of the classifier alone, from its second epoch on of stages 2 and 3 too; with averages from the second on."""
+    root = tmp_path_factory.mktemp("runs")
+    torch.manual_seed(1)
+    network = build_model(Model(block="basic", layers=[1, 1, 1]), 10)
+    safetensors.torch.save_file(network.state_dict(), root / "first.safetensors")
+    words = [*TINY, f"data.train={shapes}", f"run.root={root}", "batch_size=80", "max_batch_per_device=40"]
+    words += [f"model.pretrained={root}/first.safetensors", "optimizer={name: nadamw, lr: 1e-3}", "schedule.name=poly"]
+    unfrozen = ["model.unfreeze={1: layer2}", "swa.start_epoch=2", "checkpoint.keep=4"]
+    assert train(*words, "epochs=4", *unfrozen, "run.name=r") == 0
+    assert train(*words, "epochs=4", "max_steps=2", "model.freeze_backbone=true", "run.name=frozen") == 0
+    return root / "r"
+
+
+def of_step(run: Path, step: int, file: str = MODEL) -> dict[str, torch.Tensor]:
+    return weights(run / "checkpoints" / name_of(step), file)
+
+
+def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
+    """The parts of a network."""
+    return {name.partition(".")[0] for name in before if not torch.equal(before[name], after[name])}
+
+
+def assert_mean(found: dict[str, torch.Tensor], states: list[dict[str, torch.Tensor]], parts: tuple[str, ...] = ("",)):
+    for name, tensor in found.items():
+        if tensor.is_floating_point() and name.endswith(parts):
+            torch.testing.assert_close(tensor, torch.stack([state[name] for state in states]).mean(0), msg=name)
+
+
+def test_what_is_frozen_does_not_move_and_then_it_does(run):
+    assert same(of_step(run, 2), of_step(run.with_name("frozen"), 2))
+    first = safetensors.torch.load_file(run.with_name("first.safetensors"))
+    assert changed(first, of_step(run, 2)) == {"fc"}
+    assert changed(of_step(run, 2), of_step(run, 4)) == {"layer2", "layer3", "fc"}
+    moments = [len(read_rest(run / "checkpoints" / name_of(step))["optimizer"]["state"]) for step in (2, 4)]
+    trained = [name for name, _ in build_model(Model(block="basic", layers=[1, 1, 1]), 10).named_parameters()]
+    assert moments == [2, sum(name.startswith(("layer2", "layer3", "fc")) for name in trained)]
+
+
+def test_the_average_is_of_what_epochs_end_with(run):
+    assert same(of_step(run, 2, EMA), of_step(run, 2))
+    assert same(of_step(run, 4, EMA), of_step(run, 4))
+    assert_mean(of_step(run, 8, EMA), [of_step(run, step) for step in (4, 6, 8)])
+    assert not same(of_step(run, 8, EMA), of_step(run, 8))
+
+
+def test_weights_of_a_run_are_averaged_and_usable(run, capsys):
+    files = [run / "checkpoints" / name_of(step) / MODEL for step in (8, 4, 6)]
+    main(["average", str(run), "--checkpoints", *map(str, files), "--output", str(run / "three.safetensors")])
+    assert "the mean of 3 sets of weights: step-00000004/model" in capsys.readouterr().out
+    assert_mean(weights(run, "three.safetensors"), [of_step(run, step) for step in (4, 6, 8)])
+
+    main(["average", str(run), "--last", "2", "--recompute-bn", "64"])
+    said = capsys.readouterr().out
+    found, both = weights(run, "average.safetensors"), [of_step(run, step, EMA) for step in (6, 8)]
+    assert_mean(found, both, ("conv1.weight", "fc.weight", "bn2.bias"))
+    with pytest.raises(AssertionError):
+        assert_mean(found, both, ("running_var",))
+    info = read_info(run / "average.safetensors")
+    assert info is not None
+    assert info.step == 8
+    again = evaluate([find_trained(str(run / "average.safetensors"))])[0]
+    assert f"average.safetensors: top-1 {again.top1:.2f}% of 40 images; the run's best: " in said
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--last", "9"], "--last 9: there are weights of 4 steps only; checkpoint.keep"),
+        (["--checkpoints", "epoch-3"], "epoch-0003.safetensors: checkpoint.weights_every keeps such files"),
+        (["--checkpoints", "best", "../first.safetensors"], "there is no file ../first.safetensors"),
+    ],
+)
+def test_what_cannot_be_averaged_is_refused(run, capsys, words, message):
+    with pytest.raises(SystemExit) as left:
+        main(["average", str(run), *words])
+    assert left.value.code == 2
+    assert message in capsys.readouterr().err
