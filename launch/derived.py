@@ -79,8 +79,10 @@ def _stated(recipe: Recipe) -> str:
         return "made by data.source" if recipe.data.made_here else "stated by the recipe (data.train_samples)"
     if recipe.data.balance in ("oversample", "sqrt"):
         return "unknown until the classes are counted (data.balance): give --samples N"
-    if recipe.data.val_fraction is not None:
-        return "unknown until validation images are put aside (data.val_fraction): give --samples N"
+    for key in ("val_fraction", "fold", "test_fraction"):
+        if getattr(recipe.data, key) is not None:
+            what = "test" if key == "test_fraction" else "validation"
+            return f"unknown until {what} images are put aside (data.{key}): give --samples N"
     return "unknown until the data is read: give --samples N"
 
 

@@ -15,7 +15,8 @@ FIXED = (
     "batch_size",
     "max_batch_per_device",
     "optimizer.name",
-    *(f"data.{key}" for key in ("balance", "class_shares", "repeats", "last_batch", "val_fraction", "max_train")),
+    *(f"data.{key}" for key in ("balance", "class_shares", "repeats", "last_batch")),
+    *(f"data.{key}" for key in ("val_fraction", "test_fraction", "fold", "max_train")),
 )
 """Keys (and groups) that cannot change while a run goes on: its tensors, its samples and their order follow."""
 TENSORS = ("model", "optimizer.name")

@@ -143,7 +143,8 @@ def make_plan(recipe: Recipe, samples: int, world_size: int, micro_batch: int | 
 def samples_known(data: Data) -> int | None:
     """Training samples of an epoch as far as the recipe tells; None: only the data itself does."""
     images = data.images_stated()
-    if images is None or data.balance not in ("none", "shares") or data.val_fraction is not None:
+    carved = (data.val_fraction, data.test_fraction, data.fold) != (None, None, None)
+    if images is None or data.balance not in ("none", "shares") or carved:
         return None
     return min(images, data.max_train or images)
 

@@ -25,7 +25,7 @@ from resnet.data.copying import Stopped
 from resnet.data.kept import memory_for
 from resnet.data.node_memory import NodeMemory
 from resnet.data.order import Order, balanced_counts
-from resnet.data.sources.registry import Source, open_sources
+from resnet.data.sources.registry import Source, Splits, open_sources, open_splits
 from resnet.data.stage import stage
 from resnet.ema import Ema
 from resnet.inference import input_dtype
@@ -187,16 +187,27 @@ def share_memory(recipe: Recipe, train: Source, val: Source, local_rank: int) ->
 
 
 def build_data(recipe: Recipe, copies: Mapping[str, str] | None = None) -> tuple[Source, Source]:
-    """Training and validation images. Raises ValueError also where the class count is not the recipe's.
+    """Training and validation images, as `build_splits`; those to test on are left out."""
+    train, val = open_sources(recipe.data, copies, recipe.model.in_channels)
+    _check_classes(recipe, train)
+    return train, val
+
+
+def build_splits(recipe: Recipe, copies: Mapping[str, str] | None = None) -> Splits:
+    """The images of a recipe. Raises ValueError also where the class count is not the recipe's.
 
     copies: by key of `data`, where it has been copied to.
     """
-    train, val = open_sources(recipe.data, copies, recipe.model.in_channels)
+    splits = open_splits(recipe.data, copies, recipe.model.in_channels)
+    _check_classes(recipe, splits.train)
+    return splits
+
+
+def _check_classes(recipe: Recipe, train: Source) -> None:
     given, found = recipe.model.num_classes, len(train.classes)
     if given is not None and given != found:
         few = ", ".join(train.classes[:5]) + (" ..." if found > 5 else "")
         raise ValueError(f"model.num_classes={given}, but {recipe.data.train} has {found} classes ({few})")
-    return train, val
 
 
 def build_order(recipe: Recipe, train: Source) -> Order:

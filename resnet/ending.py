@@ -17,6 +17,7 @@ from resnet.build import first_of_ranks
 from resnet.data.loader import Loader
 from resnet.data.sources.registry import Source
 from resnet.failure import Failure, explain
+from resnet.final_test import FinalTest, evaluate_at_the_end
 from resnet.last_files import summary, write_final_weights
 from resnet.loop import fit
 from resnet.process.command_lines import continue_command
@@ -44,15 +45,20 @@ class End(NamedTuple):
 
 
 def train_to_an_end(
-    trainer: Trainer, hooks: RunHooks, log: RankLog, loaders: Sequence[Loader], sources: tuple[Source, Source]
+    trainer: Trainer,
+    hooks: RunHooks,
+    log: RankLog,
+    loaders: Sequence[Loader],
+    sources: tuple[Source, Source],
+    test: FinalTest | None = None,
 ) -> int:
     """Train, and leave the run directory in a state that says how it ended; returns the exit code.
 
     loaders: of which the workers are ended once no more batches are needed; some may come while it trains.
-    sources: training and validation images, for the pictures of the report.
+    sources: training and validation images, for the pictures of the report. test: what it is tested on at its end.
     """
     begin, first_step = time.time(), trainer.state.step
-    end = _train(trainer, hooks, log, loaders)
+    end = _train(trainer, hooks, log, loaders, test)
     hooks.tracker.end(exit_code=int(end.outcome == "failed"))
     if end.failure is not None and (end.failure.kind == "lease" or hooks.lost):
         # The run is another process's: nothing is written to it.
@@ -86,7 +92,7 @@ def _then(run_dir: Path) -> str:
     return "" if ATTEMPT in os.environ else f"; to continue: {continue_command(run_dir)}"
 
 
-def _train(trainer: Trainer, hooks: RunHooks, log: RankLog, loaders: Sequence[Loader]) -> End:
+def _train(trainer: Trainer, hooks: RunHooks, log: RankLog, loaders: Sequence[Loader], test: FinalTest | None) -> End:
     outcome, failure, signal = "failed", None, None
     gc.collect()
     gc.freeze()
@@ -95,6 +101,8 @@ def _train(trainer: Trainer, hooks: RunHooks, log: RankLog, loaders: Sequence[Lo
             outcome = fit(trainer)
         hooks.saver.wait()
         failure = first_of_ranks(_saving_failed(hooks, ended=outcome == "finished"))
+        if outcome == "finished" and failure is None and test and not evaluate_at_the_end(trainer, hooks, test):
+            outcome = "stopped"
     except Exception as error:
         failure = explain(error, trainer.plan)
         if failure.unexpected or failure.kind == "plugin":
@@ -113,7 +121,7 @@ def _train(trainer: Trainer, hooks: RunHooks, log: RankLog, loaders: Sequence[Lo
             loader.end()
     if failure is not None:
         return End("failed", failure.reason, failure)
-    return End(outcome, "finished" if outcome == "finished" else f"signal {signal}")
+    return End(outcome, trainer.stopped_early or "finished" if outcome == "finished" else f"signal {signal}")
 
 
 def _saving_failed(hooks: RunHooks, ended: bool) -> Failure | None:
@@ -140,12 +148,13 @@ def _write_end(trainer: Trainer, hooks: RunHooks, end: End) -> None:
         end_attempt(run_dir, end.reason, trainer.state.step)
     if end.outcome == "finished":
         step = write_final_weights(run_dir, trainer.state.best_step)
-        write_status(run_dir, top1=hooks.result["top1"], final_step=step)
+        write_status(run_dir, top1=hooks.result["top1"], final_step=step, test_top1=hooks.test_result.get("top1"))
     if end.failure is None:
         # Where it was stopped is seldom where the log has its last line.
         step = trainer.state.step
         reached = {"step": step, "epoch": round(trainer.plan.epoch(step), 4)}
         fields = {"state": end.outcome, "reason": end.reason, "failure": None, "eta_s": None}
+        fields["stopped_early"] = trainer.stopped_early if end.outcome == "finished" else None
         write_status(run_dir, **fields, **reached, **hooks.last_checkpoint)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from recipes.evidence import judge
 from recipes.metric import METRICS
-from recipes.text import format_duration
+from recipes.text import format_duration, plural
 from resnet.checkpoint.commit import name_of, newest_valid, step_of
 from resnet.checkpoint.snapshot import EMA, MODEL
 from resnet.rundir.files import write_atomic
@@ -28,9 +28,10 @@ def summary(trainer: Trainer, hooks: RunHooks, begin: float, first_step: int) ->
     speeds = sorted(hooks.images_per_second)
     speed = f"{images / max(seconds, 1e-9):.0f} images/s overall"
     speed += f", {speeds[len(speeds) // 2]:.0f} in training" if speeds else ""
+    early = f"  {trainer.stopped_early}, at epoch {trainer.plan.epoch(state.step):g}\n" if trainer.stopped_early else ""
     epoch = trainer.plan.epoch(read_status(run_dir)["final_step"])
     return (
-        f"\nfinished: {_result(trainer, hooks)}\n"
+        f"\nfinished: {_result(trainer, hooks)}\n{early}"
         f"  time     {format_duration(seconds)} in this attempt; {speed}\n"
         f"  weights  {run_dir / 'final.safetensors'} (epoch {epoch:g})\n"
         f"  metrics  {run_dir / 'metrics.jsonl'}\n"
@@ -39,7 +40,14 @@ def summary(trainer: Trainer, hooks: RunHooks, begin: float, first_step: int) ->
 
 
 def write_final_weights(run_dir: Path, best_step: int | None) -> int:
-    """Copy the best checkpoint's weights (its average where there is one), and return their step.
+    """Write final.safetensors, as `final_weights` finds them, and return their step."""
+    file, step = final_weights(run_dir, best_step)
+    write_atomic(run_dir / "final.safetensors", file.read_bytes())
+    return step
+
+
+def final_weights(run_dir: Path, best_step: int | None) -> tuple[Path, int]:
+    """The weights of the best checkpoint (its average where there is one), and their step.
 
     Where that checkpoint is not there (it could not be saved) the newest stands in, and it is said.
     """
@@ -51,9 +59,8 @@ def write_final_weights(run_dir: Path, best_step: int | None) -> int:
             raise OSError(f"{folder} holds no checkpoint to take the final weights from")
         print(f"the best weights, of step {best_step}, were not saved: {newest.name}'s are taken", file=sys.stderr)
         checkpoint = newest
-    file = checkpoint / EMA if (checkpoint / EMA).is_file() else checkpoint / MODEL
-    write_atomic(run_dir / "final.safetensors", file.read_bytes())
-    return step_of(checkpoint)
+    file = checkpoint / EMA
+    return (file if file.is_file() else checkpoint / MODEL), step_of(checkpoint)
 
 
 def _result(trainer: Trainer, hooks: RunHooks) -> str:
@@ -67,6 +74,8 @@ def _result(trainer: Trainer, hooks: RunHooks) -> str:
     words = (
         f"best {metric} {state.best:.4g}{unit} at epoch {trainer.plan.epoch(state.best_step):g}, last {last:.4g}{unit}"
     )
+    if hooks.test_result:
+        words += f"; test top1 {hooks.test_result['top1']:.4g}% of {plural(hooks.test_result['samples'], 'image')}"
     evidence = recipe.evidence
     if evidence is None or evidence.band is None or metric != "top1":
         return words

@@ -22,8 +22,9 @@ _DROP = 2
 
 
 def fit(trainer: Trainer) -> str:
-    """Train from the state's step to the plan's end; "finished", or "stopped" where a hook asked for it.
+    """Train from the state's step to the plan's end, or until it stops early.
 
+    Returns "finished", or "stopped" where a hook asked for it.
     Raises TrainingError where the loss is not finite or too many images are broken.
     """
     plan, state, hooks = trainer.plan, trainer.state, trainer.hooks
@@ -32,7 +33,7 @@ def fit(trainer: Trainer) -> str:
     if trainer.evaluation_is_due and not evaluate_and_report(trainer):
         return "stopped"
     clock = Clock(trainer)
-    while state.step < plan.end_step:
+    while state.step < plan.end_step and trainer.stopped_early is None:
         norm = train_step(trainer)
         state.step += 1
         if state.callbacks:

@@ -20,7 +20,7 @@ from recipes.schema.recipe import Recipe
 from recipes.text import plural
 from resnet.checkpoint.commit import clean
 from resnet.checkpoint.resume import Start
-from resnet.data.sources.registry import Source
+from resnet.data.sources.registry import Splits
 from resnet.process.environment import threads_asked
 from resnet.rundir.files import write_atomic
 from resnet.rundir.provenance import provenance, record_attempt
@@ -75,6 +75,8 @@ def open_run_dir(
         attempts=attempt,
         failure=None,
         reason=None,
+        stopped_early=None,
+        test_top1=None,
         pid=os.getpid(),
         host=information["host"],
         job_id=information["job_id"],
@@ -96,7 +98,7 @@ def device_name(device: torch.device) -> str:
 
 
 def first_lines(
-    recipe: Recipe, plan: Plan, start: Start, train: Source, val: Source, accelerator: Accelerator, workers: int
+    recipe: Recipe, plan: Plan, start: Start, splits: Splits, accelerator: Accelerator, workers: int
 ) -> list[str]:
     """What is trained, on what, and how."""
     what, ranks = device_name(accelerator.device), plan.world_size
@@ -104,7 +106,7 @@ def first_lines(
     lines = [
         f"{recipe.name}: {name_of_model(recipe.model)} on {f'{ranks} x ' if ranks > 1 else ''}{what}, "
         f"precision {accelerator.mixed_precision}; run directory {start.run_dir}",
-        describe_data(train, val, plan),
+        describe_data(splits, plan),
         f"{_steps(plan)}; batch {plan.batch_size}, {plan.batch_size // ranks} per device{accumulated}; "
         f"lr {plan.lr:g}; {workers} workers per device",
     ]
@@ -131,14 +133,16 @@ _DRAWN = {
 }
 
 
-def describe_data(train: Source, val: Source, plan: Plan) -> str:
+def describe_data(splits: Splits, plan: Plan) -> str:
     """The images and their classes, and how many of them an epoch draws where that is another number."""
+    train, val, test = splits
     counts = np.bincount(train.labels, minlength=len(train.classes))
     each = f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
+    tested = "" if test is None else f"; {plural(len(test), 'test image')}"
     drawn = _DRAWN[plan.recipe.data.balance].format(plan.samples)
     return (
         f"{plural(len(train), 'training image')} of {plural(len(train.classes), 'class')} ({each} each){drawn}; "
-        f"{plural(len(val), 'validation image')}"
+        f"{plural(len(val), 'validation image')}{tested}"
     )
 
 

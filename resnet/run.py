@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -21,9 +21,9 @@ from recipes.schema.recipe import Recipe
 from resnet.build import (
     build_accelerator,
     build_class_weights,
-    build_data,
     build_model_for,
     build_order,
+    build_splits,
     build_state,
     first_of_ranks,
     share_memory,
@@ -34,19 +34,21 @@ from resnet.build import (
 from resnet.checkpoint.resume import Start, find_start, finished_before, note_edits
 from resnet.checkpoint.saver import Saver, check_space
 from resnet.checkpoint.snapshot import MODEL, restore
-from resnet.data.batches import Key, Prepared
+from resnet.data.batches import Batch, Key, Prepared
 from resnet.data.cache import DrawnBatches, check_room, fill
+from resnet.data.encoded import micro_batches
 from resnet.data.gpu_decode import check_gpu_decodes
 from resnet.data.kept import kept_batches
 from resnet.data.loader import Loader, check_shared_memory, workers_per_rank
 from resnet.data.node_memory import NodeMemory
 from resnet.data.order import Order
 from resnet.data.region_decode import check_region_decoder
-from resnet.data.sources.registry import Source, targets_of
+from resnet.data.sources.registry import Source, Splits, targets_of
 from resnet.data.targets import Targets, check_targets, in_rows
 from resnet.distill import Teacher, load_teacher
 from resnet.ending import stop_before_data, train_to_an_end
 from resnet.failure import out_of_memory
+from resnet.final_test import FinalTest
 from resnet.opening import first_lines, open_run_dir
 from resnet.plugins import Callbacks, digests, load_plugin
 from resnet.pretrained import shaped_as_weights
@@ -56,7 +58,7 @@ from resnet.process.signals import Signals
 from resnet.process.streams import kept_in, leave
 from resnet.run_hooks import RunHooks
 from resnet.rundir.metrics_log import MetricsLog
-from resnet.rundir.status import write_status
+from resnet.rundir.status import read_status, write_status
 from resnet.state import TrainState
 from resnet.tracking.progress import Progress
 from resnet.tracking.rank_log import RankLog
@@ -96,7 +98,7 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals, notes: Seque
     copies = {} if recipe.data.stage is None else _copied(recipe, rank, local_rank, signals)
     if isinstance(copies, int):
         return copies
-    train, val = together(lambda: build_data(recipe, copies), local_rank, first_alone=True)
+    train, val, test = together(lambda: build_splits(recipe, copies), local_rank, first_alone=True)
     order = together(lambda: build_order(recipe, train))
     weights = together(lambda: build_class_weights(recipe, train, order))
     together(lambda: check_targets(recipe, train, val))
@@ -145,9 +147,13 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals, notes: Seque
         check_shared_memory(plan, workers, recipe.data.prefetch, train)
         loaders = open_batches(trainer, train, val, order, memory, workers, progress.message)
         more = [shape, *note.splitlines(), teacher.note if teacher else "", *_continues(start, state.step)]
-        for line in (*first_lines(recipe, plan, start, train, val, accelerator, workers), *filter(None, more)):
+        for line in (
+            *first_lines(recipe, plan, start, Splits(train, val, test), accelerator, workers),
+            *filter(None, more),
+        ):
             progress.message(line)
-        return train_to_an_end(trainer, hooks, log, loaders, (train, val))
+        tested = None if test is None else _final_test(trainer, train, test, order, workers, loaders)
+        return train_to_an_end(trainer, hooks, log, loaders, (train, val), tested)
 
 
 def _copied(recipe: Recipe, rank: int, local_rank: int, signals: Signals) -> Mapping[str, str] | int:
@@ -162,7 +168,9 @@ def _copied(recipe: Recipe, rank: int, local_rank: int, signals: Signals) -> Map
 
 def _nothing_to_do(run_dir: Path, rank: int) -> int:
     if rank == 0:
-        print(f"{run_dir} is finished: nothing to do (raise epochs= to continue it)")
+        early = read_status(run_dir).get("stopped_early")
+        how = f"{early}; raise early_stopping.patience=" if early else "raise epochs="
+        print(f"{run_dir} is finished: nothing to do ({how} to continue it)")
     return FINISHED
 
 
@@ -234,6 +242,20 @@ def open_batches(
         batches = kept_batches(recipe, train, val, order, trainer.device, memory)
         trainer.batches = iter(loader(batches, trainer.keys()))
     return loaders
+
+
+def _final_test(
+    trainer: Trainer, train: Source, test: Source, order: Order, workers: int, loaders: list[Loader]
+) -> FinalTest:
+    """What the run is tested on at its end; its loader joins the others."""
+    recipe, device = trainer.recipe, trainer.device
+    prepared = micro_batches(recipe, in_rows(train), in_rows(test), order, device)
+
+    def batches(keys: Iterable[Key]) -> Iterator[Batch]:
+        loaders.append(Loader(prepared, keys, device, workers, recipe.data.prefetch))
+        return iter(loaders[-1])
+
+    return FinalTest(test, batches, None if targets_of(test) is None else Targets(train, test, device))
 
 
 def _open_logs(

@@ -46,6 +46,8 @@ class RunHooks:
         self.agreement = Agreement()
         self.result: dict[str, Any] = {}
         """Of the last evaluation."""
+        self.test_result: dict[str, Any] = {}
+        """Of the evaluation on the test images, at the end."""
         self.images_per_second: list[float] = []
         self._since_evaluation: list[dict[str, Any]] = []
         self._tracker_told = False

@@ -10,7 +10,7 @@ from pathlib import Path
 from recipes.load import Loaded, load, load_file
 from resnet.rundir.provenance import read_provenance
 
-_PLACES = ("train", "val", "images", "val_labels")
+_PLACES = ("train", "val", "test", "images", "val_labels")
 """Keys of `data` that may be paths."""
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -29,6 +30,8 @@ class TrainState:
     best: float | None = None
     """Best value of the recipe's metric."""
     best_step: int | None = None
+    stopping: dict[str, Any] = field(default_factory=dict)
+    """Of early stopping: its `metric`, the `best` value of it, evaluations `waited` since; empty before the first."""
 
     @property
     def weights(self) -> nn.Module:

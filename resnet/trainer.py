@@ -69,6 +69,8 @@ class Trainer:
     """Answers the images too, for the network to learn from; see `resnet.distill`."""
     class_weights: torch.Tensor | None = None
     """Of the classes in the loss, on the device (classes,); None: all weigh the same."""
+    stopped_early: str | None = None
+    """Why the run ends before its last step; None: it does not."""
     broken: dict[str, None] = field(default_factory=dict)
     """Images this rank could not read, each with the reason, in the order they were met."""
     waited: float = 0.0
@@ -111,9 +113,14 @@ class Trainer:
             if plan.evaluates_after(step + 1):
                 yield from self.validation_keys()
 
-    def validation_keys(self) -> list[Key]:
+    def validation_keys(self, samples: int | None = None) -> list[Key]:
+        """Of this rank. samples: images to evaluate over all ranks; None: those of validation."""
         ranks, size = self.accelerator.num_processes, self.recipe.augment.val_size
-        return list(validation_keys(self.val_samples, self.eval_batch_size, ranks, self.rank, size))
+        return list(
+            validation_keys(
+                self.val_samples if samples is None else samples, self.eval_batch_size, ranks, self.rank, size
+            )
+        )
 
     @property
     def evaluation_is_due(self) -> bool:
@@ -123,13 +130,14 @@ class Trainer:
     def eval_batch_size(self) -> int:
         return self.recipe.eval.batch_size or self.plan.micro_batch
 
-    def most_validation_batches(self) -> int:
+    def most_validation_batches(self, samples: int) -> int:
         """The number on the rank that has the most, so that all ranks can ask one another whether to go on."""
-        return -(-self.val_samples // (self.eval_batch_size * self.accelerator.num_processes))
+        return -(-samples // (self.eval_batch_size * self.accelerator.num_processes))
 
-    def next_batch(self) -> Batch:
+    def next_batch(self, batches: Iterator[Batch] | None = None) -> Batch:
+        """The next of the batches; None: of those of training and validation."""
         start = time.perf_counter()
-        batch = next(self.batches)
+        batch = next(self.batches if batches is None else batches)
         if self.targets is not None:
             batch = self.targets.look_up(batch)
         self.waited += time.perf_counter() - start

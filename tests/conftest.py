@@ -10,6 +10,7 @@ from tests.slurm_helpers import Cluster, need_slurm, running_cluster
 PROCESSES = (
     *("test_api", "test_artefacts", "test_averaging", "test_bad_input", "test_bench", "test_bench_gpu"),
     *("test_check_data", "test_completion", "test_diff", "test_distill", "test_doctor", "test_ends"),
+    *("test_early_stopping", "test_splits"),
     *("test_environment", "test_find_lr"),
     *("test_eval", "test_example_pages", "test_examples", "test_export", "test_features"),
     *("test_front_doors", "test_kept", "test_local", "test_logs", "test_look", "test_old_runs"),
@@ -22,7 +23,7 @@ PROCESSES = (
 LONGEST = (
     *("test_slurm_ends.py", "test_sweep.py", "test_tour.py", "test_slurm.py", "test_local.py", "test_ends.py"),
     *("test_resume.py", "test_look.py", "test_bad_input.py", "test_example_pages.py", "test_quantize.py"),
-    *("test_export.py", "test_prune.py"),
+    *("test_export.py", "test_prune.py", "test_early_stopping.py", "test_splits.py"),
 )
 """Files that take minutes, most of them in waiting, and those that fork ranks: a process in which autograd has started
 threads, as some tests make it do, can no longer be forked for that."""

@@ -213,6 +213,7 @@ def describe(row: dict[str, Any]) -> list[str]:
             _labelled("loss", _figure("loss", ".4g")(row)),
             _labelled("last top-1", _figure("top1", ".2f")(row), "%"),
             _labelled("best", _figure("best", ".4g")(row)),
+            _labelled("test top-1", _figure("test_top1", ".2f")(row), "%"),
             _labelled("", _speed(row), " img/s"),
         ),
         "checkpoint": _join(_checkpoint(run_dir), _labelled("", _time("last_checkpoint_age_s")(row), " ago")),

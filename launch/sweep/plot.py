@@ -12,7 +12,7 @@ from typing import Any
 from recipes.metric import METRICS
 from resnet.rundir.files import write_atomic
 from resnet.rundir.sweep.axes import Axis, axis_of, spans
-from resnet.rundir.sweep.result_types import Trial, figure
+from resnet.rundir.sweep.result_types import Trial, figure, repeated
 from resnet.rundir.sweep.results import Board
 
 PANELS, COLUMNS = 8, 4
@@ -72,7 +72,7 @@ def _title(board: Board) -> str:
     metric, unit, _ = METRICS[board.metric]
     # A label of many parameters would be wider than the picture.
     with_what = f" with {_plain(best.label)}" if len(best.label) <= 40 else ""
-    mean = f" (mean of {best.done} seeds)" if best.done > 1 else ""
+    mean = f" (mean of {best.done} {repeated(board.keys)}s)" if best.done > 1 else ""
     return f"{name}: {metric} {figure(best.value, board.metric)}{unit and ' ' + unit}{mean}{with_what}"
 
 

@@ -16,7 +16,7 @@ from recipes.metric import METRICS
 from recipes.text import format_duration, labels, plural, table
 from resnet.rundir.files import write_atomic
 from resnet.rundir.find import ROOT
-from resnet.rundir.sweep.result_types import Setting, figure, goes_on, shortened
+from resnet.rundir.sweep.result_types import REPEATED, Setting, figure, goes_on, repeated, shortened
 from resnet.rundir.sweep.results import Board, sweep_so_far
 
 LAST = "done"
@@ -54,26 +54,26 @@ def _counted(counts: Mapping[str, int]) -> str:
 
 
 def _columns(board: Board, settings: Sequence[Setting]) -> dict[str, list[str]]:
-    metric, seeds = board.metric, "seed" in board.keys
+    metric, several = board.metric, repeated(board.keys) is not None
     cells: dict[str, Callable[[Setting], str]] = {
         METRICS[metric].label: lambda one: figure(one.value, metric),
         "± sd": lambda one: figure(one.spread, metric),
-        "range": lambda one: f"{figure(one.low, metric)}-{figure(one.high, metric)}" if seeds else "",
+        "range": lambda one: f"{figure(one.low, metric)}-{figure(one.high, metric)}" if several else "",
         "epoch": lambda one: "" if one.best_epoch is None else f"{one.best_epoch:.3g}",
         "time": lambda one: format_duration(one.seconds) if one.seconds else "",
         "GPU-h": lambda one: f"{one.gpu_hours:.3g}" if one.gpu_hours else "",
-        LAST: lambda one: _done(one, seeds),
+        LAST: lambda one: _done(one, several),
     }
     columns = {"#": [str(number) for number in range(1, len(settings) + 1)]}
-    for key, label in labels(key for key in board.keys if key != "seed").items():
+    for key, label in labels(key for key in board.keys if key not in REPEATED).items():
         columns[label] = [shortened(setting.point.get(key, "")) for setting in settings]
     columns |= {header: [cell(setting) for setting in settings] for header, cell in cells.items()}
     return {header: shown for header, shown in columns.items() if any(shown)}
 
 
-def _done(setting: Setting, seeds: bool) -> str:
+def _done(setting: Setting, several: bool) -> str:
     others = {state: number for state, number in setting.states.items() if state != "finished"}
-    if not seeds:
+    if not several:
         return "".join(others)
     return ", ".join(filter(None, [f"{setting.done} of {len(setting.trials)}", _counted(others)]))
 
@@ -86,7 +86,11 @@ def _importance_lines(board: Board) -> list[str]:
     width = max(len(names[share.key]) for share in board.importance)
     told = [f"what mattered: share of the variance explained alone, over {finished} finished trials"]
     for one in board.importance:
-        note = "differences between seeds of a setting" if one.by_chance is None else f"by chance {one.by_chance:.0%}"
+        note = (
+            f"differences between {repeated(board.keys)}s of a setting"
+            if one.by_chance is None
+            else f"by chance {one.by_chance:.0%}"
+        )
         told.append(f"  {names[one.key]:{width}}  {one.share:4.0%}  ({note})")
     return told
 
@@ -120,7 +124,9 @@ def _value_told(board: Board) -> str:
     value = f"{metric} {figure(best.value, board.metric)}{unit and ' ' + unit}"
     if best.done == 1:
         return f"{value} (one trial)"
-    return f"{value} (mean of {best.done} seeds, standard deviation {figure(best.spread, board.metric)})"
+    return (
+        f"{value} (mean of {best.done} {repeated(board.keys)}s, standard deviation {figure(best.spread, board.metric)})"
+    )
 
 
 def to_object(board: Board) -> dict[str, Any]:

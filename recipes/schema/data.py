@@ -19,6 +19,7 @@ class _Data(Group):
     places: ClassVar[tuple[str, ...]] = (
         "train",
         "val",
+        "test",
         "train_samples",
         "num_workers",
         "prefetch",
@@ -37,6 +38,12 @@ class _Data(Group):
     """Where the validation images are; null: carved from the training images by `val_fraction`."""
     val_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Share of each class's training images put aside for validation, the same for every seed of the run."""
+    fold: Annotated[str, Field(pattern=r"^[1-9]\d{0,3}/[1-9]\d{0,3}$")] | None = None
+    """As 2/5: the training images are cut into 5 parts, each class evenly and the same for every seed, and the second
+    is what is validated on instead of `val`."""
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share of each class's training images put aside before all else, the same for every seed: evaluated once, at the
+    end, with the final weights."""
     train_samples: Count | None = None
     """Training images the recipe was made for, to show steps before the data is seen; the data itself decides."""
     max_train: Count | None = None
@@ -83,10 +90,35 @@ class _Data(Group):
         """Files and folders that have to be there, by the name of the key."""
         return {}
 
+    @property
+    def fold_of(self) -> tuple[int, int] | None:
+        """The fold that is validated on, from 1 on, and how many there are."""
+        if self.fold is None:
+            return None
+        number, of = map(int, self.fold.split("/"))
+        return number, of
+
+    @property
+    def is_tested(self) -> bool:
+        """Whether there are images that the run is tested on at its end."""
+        return any(getattr(self, key, None) is not None for key in ("test", "test_split", "test_fraction"))
+
     @model_validator(mode="after")
     def _one_validation(self) -> Self:
-        if self.val is not None and self.val_fraction is not None:
-            raise ValueError("has both val and val_fraction: give one, and null for the other")
+        given = [key for key in ("val", "val_fraction", "fold") if getattr(self, key) is not None]
+        if len(given) > 1:
+            raise ValueError(f"has both {given[0]} and {given[1]}: give one, and null for the other")
+        if self.fold_of is not None and not self.fold_of[0] <= self.fold_of[1] > 1:
+            raise ValueError(f"fold={self.fold} is none of {self.fold_of[1]}: the folds of 5 are 1/5 to 5/5")
+        return self
+
+    @model_validator(mode="after")
+    def _one_test(self) -> Self:
+        given = [key for key in ("test", "test_split") if getattr(self, key, None) is not None]
+        if self.test_fraction is not None and given:
+            raise ValueError(f"has both {given[0]} and test_fraction: give one, and null for the other")
+        if (self.val_fraction or 0) + (self.test_fraction or 0) >= 1:
+            raise ValueError("val_fraction and test_fraction leave nothing to train on")
         return self
 
     @model_validator(mode="after")
@@ -112,6 +144,8 @@ class ImageFolderData(_Data):
 
     source: Literal["image_folder"]
     places: ClassVar[tuple[str, ...]] = (*_Data.places, "val_labels")
+    test: str | None = None
+    """Where the test images are, as `val`: evaluated once, at the end, with the final weights."""
     val_labels: str | None = None
     """For a flat validation folder (ILSVRC's): a text or CSV file with a file name and its class a line."""
 
@@ -122,7 +156,7 @@ class ImageFolderData(_Data):
         return _needs_validation(self)
 
     def paths(self) -> dict[str, str | None]:
-        return {"train": self.train, "val": self.val, "val_labels": self.val_labels}
+        return {"train": self.train, "val": self.val, "test": self.test, "val_labels": self.val_labels}
 
 
 class HuggingFaceData(_Data):
@@ -130,7 +164,7 @@ class HuggingFaceData(_Data):
 
     source: Literal["huggingface"]
     places: ClassVar[tuple[str, ...]] = (
-        *(*_Data.places, "config", "train_split", "val_split"),
+        *(*_Data.places, "config", "train_split", "val_split", "test_split"),
         *("image_column", "label_column"),
     )
     config: str | None = None
@@ -139,6 +173,10 @@ class HuggingFaceData(_Data):
     """Split to train on."""
     val_split: str | None = "validation"
     """Split to validate on, of `val` or else of `train`; null: carved by `val_fraction`."""
+    test: str | None = None
+    """Where the test images are, as `val`: evaluated once, at the end, with the final weights."""
+    test_split: str | None = None
+    """Split to test on, of `test` or else of `train`."""
     image_column: str | None = None
     """Column of images; null: the only one of type Image, else the one called image or img."""
     label_column: str | None = None
@@ -146,15 +184,19 @@ class HuggingFaceData(_Data):
 
     @model_validator(mode="after")
     def _validation(self) -> HuggingFaceData:
-        if self.val_fraction is not None and (self.val is not None or self.val_split is not None):
-            raise ValueError("val_fraction carves from the training split: it needs val=null and val_split=null")
-        if self.val is None and self.val_split is None and self.val_fraction is None:
+        carved = next((key for key in ("val_fraction", "fold") if getattr(self, key) is not None), None)
+        if carved and (self.val is not None or self.val_split is not None):
+            raise ValueError(f"{carved} carves from the training split: it needs val=null and val_split=null")
+        if self.val is None and self.val_split is None and not carved:
             raise ValueError("val_split=null needs val_fraction (the share of training images to carve)")
+        used = [self.train_split, *([self.val_split] if self.val is None else [])]
+        if self.test_split is not None and self.test is None and self.test_split in used:
+            raise ValueError(f"test_split={self.test_split} is what is trained or validated on: give another one")
         return self
 
     def paths(self) -> dict[str, str | None]:
         # Anything else may be a name on the hub.
-        return {key: path for key in ("train", "val") if (path := getattr(self, key)) and path[0] in "/.~$"}
+        return {key: path for key in ("train", "val", "test") if (path := getattr(self, key)) and path[0] in "/.~$"}
 
 
 class CsvData(_Data):
@@ -164,6 +206,8 @@ class CsvData(_Data):
     places: ClassVar[tuple[str, ...]] = (*_Data.places, "images", "file_column", "label_column")
     images: str | None = None
     """Folder the file names start from; null: the folder of the CSV file."""
+    test: str | None = None
+    """The CSV file of the test images: evaluated once, at the end, with the final weights."""
     file_column: str | None = None
     """Column of file names; null: the first one that is not the labels'."""
     label_column: str | None = None
@@ -174,26 +218,30 @@ class CsvData(_Data):
         return _needs_validation(self)
 
     def paths(self) -> dict[str, str | None]:
-        return {"train": self.train, "val": self.val, "images": self.images}
+        return {"train": self.train, "val": self.val, "test": self.test, "images": self.images}
 
 
 class ShardsData(_Data):
     """What `resnet prepare` wrote: a few large files of images, and an index of where each lies."""
 
-    own: ClassVar[tuple[str, ...]] = ("val", "val_fraction")
+    own: ClassVar[tuple[str, ...]] = ("val", "val_fraction", "fold", "test", "test_fraction")
 
     source: Literal["shards"]
     val: str | None = None
     """Another folder of shards to validate on; null: the validation images that lie with those of training."""
 
+    test: str | None = None
+    """Another folder of shards, whose validation images are tested on once, at the end, with the final weights."""
+
     @model_validator(mode="after")
     def _validation(self) -> ShardsData:
-        if self.val_fraction is not None:
-            raise ValueError("val_fraction has no effect with source=shards, which hold validation images of their own")
+        for key in ("val_fraction", "fold", "test_fraction"):
+            if getattr(self, key) is not None:
+                raise ValueError(f"{key} has no effect with source=shards, which hold validation images of their own")
         return self
 
     def paths(self) -> dict[str, str | None]:
-        return {"train": self.train, "val": self.val}
+        return {"train": self.train, "val": self.val, "test": self.test}
 
 
 class CifarData(_Data):
@@ -279,7 +327,7 @@ class PluginData(_Data):
 
 
 def _needs_validation(data: Any) -> Any:
-    if data.val is None and data.val_fraction is None:
+    if data.val is None and data.val_fraction is None and data.fold is None:
         raise ValueError("needs val (where the validation images are) or val_fraction (the share to carve)")
     return data
 

@@ -106,9 +106,11 @@ def check_plugins(recipe: Any) -> None:
     """Raise ValueError for keys of a recipe that do not go with its plugins."""
     own = recipe.plugins
     known = (*METRICS, *own.metrics)
-    if recipe.eval.metric not in known:
-        hint = suggestion({"accuracy": "top1", "acc": "top1"}.get(recipe.eval.metric, recipe.eval.metric), known)
-        raise ValueError(f"eval.metric={recipe.eval.metric} is none of {', '.join(known)}: {hint}")
+    stopping = recipe.early_stopping and recipe.early_stopping.metric
+    for key, metric in {"eval.metric": recipe.eval.metric, "early_stopping.metric": stopping}.items():
+        if metric is not None and metric not in known:
+            hint = suggestion({"accuracy": "top1", "acc": "top1"}.get(metric, metric), known)
+            raise ValueError(f"{key}={metric} is none of {', '.join(known)}: {hint}")
     idle = {
         "bce_target_threshold": recipe.bce_target_threshold is not None,
         "class_weights": recipe.class_weights is not None,

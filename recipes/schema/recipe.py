@@ -19,7 +19,7 @@ from recipes.schema.fields import Count, Fraction, Group, NonNegative, Positive,
 from recipes.schema.model import Model, is_tag
 from recipes.schema.optimizer import Optimizer, Rmsprop, RmspropTf, Sgd
 from recipes.schema.plugins import PluginFields, Plugins, check_plugins, named_plugins
-from recipes.schema.training import Checkpoint, Distill, Ema, Eval, Evidence, Profile, Run, Swa, Wandb
+from recipes.schema.training import Checkpoint, Distill, EarlyStopping, Ema, Eval, Evidence, Profile, Run, Swa, Wandb
 
 
 class Recipe(Group):
@@ -81,6 +81,7 @@ class Recipe(Group):
     swa: Annotated[Swa | None, BeforeValidator(off_is_none)] = None
     distill: Annotated[Distill | None, BeforeValidator(off_is_none)] = None
     eval: Eval = Eval()
+    early_stopping: Annotated[EarlyStopping | None, BeforeValidator(off_is_none)] = None
     plugins: Plugins = Plugins()
     checkpoint: Checkpoint = Checkpoint()
     log_every: Count = 50

@@ -77,6 +77,17 @@ class Eval(Group):
     """What `best` means: top1, top5, loss, or one of plugins.metrics."""
 
 
+class EarlyStopping(Group):
+    """The end of a run whose evaluations become no better; its weights are those of the best evaluation, as always."""
+
+    patience: Count
+    """Evaluations (`eval.every`) without a better one, after which the run ends."""
+    metric: Annotated[str, Field(min_length=1)] | None = None
+    """What has to become better, as `eval.metric` may be; null: that of `eval.metric`."""
+    min_delta: NonNegative = 0.0
+    """Better by no more than this counts as no better; of top1 and top5 in percentage points."""
+
+
 class Checkpoint(Group):
     """What is kept of the run's state."""
 

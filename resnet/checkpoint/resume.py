@@ -38,6 +38,8 @@ class Start:
     """Whether no checkpoint of this run is there yet (also when it starts from another run's)."""
     was_finished: bool = False
     """Whether the last attempt wrote its final files: the status comes after them."""
+    stopped_early: bool = False
+    """Whether it had stopped early, by the rule that it is to stop by now."""
     origin: str | None = None
     """Where the run started from by `resume=PATH`, whatever later attempts are asked."""
     changed: dict[str, list[Any]] = field(default_factory=dict)
@@ -74,14 +76,14 @@ class Start:
         return self.rest["micro_batch"] if self.rest and not self.is_new else None
 
     def is_finished(self, plan: Plan) -> bool:
-        done = self.checkpoint is not None and not self.is_new and self.step == plan.end_step
-        return done and self.was_finished
+        at_end = self.step == plan.end_step or self.stopped_early
+        return self.checkpoint is not None and not self.is_new and at_end and self.was_finished
 
     def place_in(self, state: TrainState, plan: Plan) -> None:
         """Let a new run go on at the epoch that another run's checkpoint was taken at."""
         epochs = state.step / self.rest["steps_per_epoch"]
         state.step = round(epochs * plan.steps_per_epoch)
-        state.evaluated, state.best, state.best_step = 0, None, None
+        state.evaluated, state.best, state.best_step, state.stopping = 0, None, None, {}
         state.window.sums.zero_()
 
 
@@ -177,7 +179,10 @@ def _start_from_origin(start: Start) -> None:
 
 def _continue_from_newest(start: Start, before: Recipe, recipe: Recipe) -> None:
     start.changed = differences(before, going_on(recipe, before))
-    start.was_finished = read_status(start.run_dir).get("state") == "finished"
+    status = read_status(start.run_dir)
+    start.was_finished = status.get("state") == "finished"
+    same_rule = not any(key.partition(".")[0] == "early_stopping" for key in start.changed)
+    start.stopped_early = bool(status.get("stopped_early")) and same_rule
     start.checkpoint = newest_valid(start.run_dir / "checkpoints", start.messages.append)
     if start.checkpoint is None and start.messages:
         raise ValueError(

@@ -20,7 +20,9 @@ from resnet.state_dicts import mismatches
 from resnet.weights_file import find_weights
 
 MODEL, EMA, REST = "model.safetensors", "ema.safetensors", "training_state.pt"
-COUNTERS = ("step", "evaluated", "best", "best_step")
+COUNTERS = ("step", "evaluated", "best", "best_step", "stopping")
+_LATER: dict[str, Any] = {"stopping": {}}
+"""Those of them that older checkpoints lack, as they begin."""
 
 
 class Snapshot:
@@ -163,7 +165,7 @@ def _restore(state: TrainState, checkpoint: Path, rest: dict[str, Any], rank: in
             raise CheckpointError(f"{checkpoint} has no loss scale, which precision=fp16 needs")
         state.scaler.load_state_dict(rest["scaler"])
     for name in COUNTERS:
-        setattr(state, name, rest["counters"][name])
+        setattr(state, name, (_LATER | rest["counters"])[name])
     if state.callbacks:
         state.callbacks.load_state_dict(rest.get("callbacks", {}))
     per_rank, statistics = rest["per_rank"], sum(buffer.numel() for buffer in running_statistics(state.model))

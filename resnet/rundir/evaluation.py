@@ -9,11 +9,15 @@ from typing import Any
 from resnet.rundir.files import read_json, to_json, write_atomic
 
 NAME = "evaluation.json"
+TEST = "test_evaluation.json"
+"""The same of the final weights on the test images."""
 FORMAT = 1
 MOST_CLASSES_OF_A_MATRIX = 200
 
 
-def write_evaluation(run_dir: Path, result: Mapping[str, Any], classes: list[str], step: int | None) -> None:
+def write_evaluation(
+    run_dir: Path, result: Mapping[str, Any], classes: list[str], step: int | None, name: str = NAME
+) -> None:
     """evaluation.json: totals, each class's share, calibration, what is confused, and the most confident mistakes.
 
     result: of an evaluation (`resnet.tally.Tally.read`), its confusion a (C, C) tensor of counts, [true, predicted],
@@ -31,12 +35,12 @@ def write_evaluation(run_dir: Path, result: Mapping[str, Any], classes: list[str
     content["mistakes"] = result["mistakes"]
     if len(classes) <= MOST_CLASSES_OF_A_MATRIX:
         content["confusion"] = confusion
-    write_atomic(run_dir / NAME, to_json(content))
+    write_atomic(run_dir / name, to_json(content))
 
 
-def read_evaluation(run_dir: Path) -> dict[str, Any]:
-    """The content of evaluation.json; empty where there is none. Raises ValueError where it is damaged."""
-    return read_json(run_dir / NAME)
+def read_evaluation(run_dir: Path, name: str = NAME) -> dict[str, Any]:
+    """The content of evaluation.json (or TEST); empty where there is none. Raises ValueError where it is damaged."""
+    return read_json(run_dir / name)
 
 
 def class_names(run_dir: Path) -> list[str]:

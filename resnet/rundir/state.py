@@ -19,7 +19,10 @@ STATES = ("running", "queued", "damaged", "unknown", "failed", "stopped", "finis
 """In the order of a table; damaged and unknown are of runs whose status.json cannot be read, or is not there yet."""
 SILENT_SECONDS = 600
 """A trainer renews its lease every ten seconds."""
-_FIGURES = ("step", "total_steps", "percent", "epoch", "epochs", "loss", "top1", "best", "images_per_second")
+_FIGURES = (
+    *("step", "total_steps", "percent", "epoch", "epochs"),
+    *("loss", "top1", "best", "test_top1", "images_per_second"),
+)
 
 
 class Verdict(NamedTuple):
@@ -115,7 +118,7 @@ def _recipe(status: Mapping[str, Any]) -> str | None:
         return None
     differs = differs if isinstance(differs, dict) else {}
     # As `every` alone says nothing.
-    short = labels(differs, with_group=("checkpoint", "distill", "ema", "eval"))
+    short = labels(differs, with_group=("checkpoint", "distill", "early_stopping", "ema", "eval"))
     return " ".join([name, *(f"{short[key]}={show(value)}" for key, value in differs.items())])
 
 
@@ -143,7 +146,7 @@ def own_verdict(status: Mapping[str, Any], alive: bool | None = None, silent: fl
     if state not in ("running", "queued", "failed", "stopped", "finished"):
         return Verdict("unknown", None, "no status.json yet", False)
     if state == "finished":
-        return Verdict(state, None, None, True)
+        return Verdict(state, None, status.get("stopped_early"), True)
     if state == "running" and alive is False:
         return Verdict("failed", "killed", f"process {status['pid']} is gone; the same command continues the run", True)
     if state == "running" and silent > SILENT_SECONDS:

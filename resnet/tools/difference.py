@@ -115,8 +115,8 @@ def _begins_of(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[int, str], int |
 
 
 def line_of(row: Mapping[str, Any]) -> tuple[int, str]:
-    """What a line of the log is about: steps done, and train or val."""
-    return row["step"], "val" if "val/loss" in row else "train"
+    """What a line of the log is about: steps done, and train, val or test."""
+    return row["step"], next((what for what in ("val", "test") if f"{what}/loss" in row), "train")
 
 
 def row_differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> Pairs:

@@ -10,12 +10,12 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from recipes.text import listed, plural
-from resnet.build import build_data
+from resnet.build import build_data, build_splits
 from resnet.data import imagenet
 from resnet.data.sources.given import Given, open_given, unmatched_text
 from resnet.data.sources.registry import Source, Subset
@@ -37,6 +37,8 @@ class DataOptions(NamedTuple):
     """ReaL's real.json."""
     only_present: bool = False
     """Let the networks answer the classes only that the data holds."""
+    split: Literal["val", "test"] = "val"
+    """Of the recipe's images, where no others are given."""
     known_only: bool | None = None
     """Leave out images of classes that the networks do not have. None: the user cannot ask for it."""
 
@@ -76,7 +78,7 @@ def open_eval_data(
     if trained.classes and len(trained.classes) != outputs:
         named = f"{len(trained.classes)} are named"
         raise ValueError(f"{trained.weights} is for {plural(outputs, 'class')}, and {named}")
-    found = _given(trained, outputs, options) if options.data else _recipes(trained, outputs, opened)
+    found = _given(trained, outputs, options) if options.data else _recipes(trained, outputs, options, opened)
     notes, labels = [*found.notes], found.source.labels
     if options.real is not None:
         found = _by_real(found, options.real, notes)
@@ -87,16 +89,22 @@ def open_eval_data(
     return found._replace(among=present if options.only_present else None, notes=tuple(notes))
 
 
-def _recipes(trained: Trained, outputs: int, opened: tuple[Source, Source] | None) -> EvalData:
-    """The validation images of the recipe."""
+def _recipes(trained: Trained, outputs: int, options: DataOptions, opened: tuple[Source, Source] | None) -> EvalData:
+    """The validation or test images of the recipe."""
     if UNKNOWN in (trained.recipe.data.train, trained.recipe.data.val):
         raise ValueError(f"{trained.weights} does not say which data it is of: give --data PATH, or add recipe=NAME")
-    train, val = opened or build_data(trained.recipe)
+    if options.split == "test" and not trained.recipe.data.is_tested:
+        raise ValueError(f"{trained.name} has no test images: give data.test_fraction, data.test or --data PATH")
+    if options.split == "test":
+        train, _, images = build_splits(trained.recipe)
+        assert images is not None
+    else:
+        train, images = opened or build_data(trained.recipe)
     classes = trained.classes or train.classes
     if len(train.classes) != outputs and not trained.classes:
         raise ValueError(f"{trained.weights} is for {plural(outputs, 'class')}, and the data has {len(train.classes)}")
-    source, notes = _by_name(val, classes)
-    return EvalData(source, classes, True, len(train), notes=notes)
+    source, notes = _by_name(images, classes)
+    return EvalData(source, classes, options.split == "val", len(train), notes=notes)
 
 
 def _by_name(source: Source, classes: list[str]) -> tuple[Source, tuple[str, ...]]:

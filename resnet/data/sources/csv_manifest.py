@@ -62,7 +62,7 @@ def read_manifest(data: CsvData, path: str, key: str) -> Manifest:
 def wanted_of_csv(data: CsvData) -> dict[str, Wanted]:
     """By key the manifests, and the files that they name: others may lie beside them. Raises ValueError."""
     wanted, named = {}, []
-    for key, path in (("train", data.train), ("val", data.val)):
+    for key, path in (("train", data.train), ("val", data.val), ("test", data.test)):
         if path is not None:
             manifest = read_manifest(data, path, f"data.{key}")
             for name in manifest.names:

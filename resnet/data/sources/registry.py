@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -133,22 +134,81 @@ def _open_copies(data: Data, copies: Mapping[str, str]) -> tuple[Source, Source 
     return Copied(train, own), val and Copied(val, own)
 
 
+class Splits(NamedTuple):
+    """The images of a recipe, no image in two of them, with the same classes."""
+
+    train: Source
+    val: Source
+    test: Source | None = None
+    """Those that a run is tested on at its end; None: there are none."""
+
+
 def open_sources(data: Data, copies: Mapping[str, str] | None = None, channels: int = 3) -> tuple[Source, Source]:
-    """Training and validation images of a recipe, with the same classes. Raises ValueError naming the key to change.
+    """Training and validation images of a recipe, as `open_splits`; those to test on are left out."""
+    train, val, _ = _open(data, copies, channels)
+    return train, val
+
+
+def open_splits(data: Data, copies: Mapping[str, str] | None = None, channels: int = 3) -> Splits:
+    """All images of a recipe. Raises ValueError naming the key to change.
 
     copies: where the files of keys have been copied to (`resnet.data.stage`). channels: `model.in_channels`, which a
     few images are checked to have where it is not 3.
     """
+    splits = _open(data, copies, channels)
+    if splits.test is not None or not data.is_tested:
+        return splits
+    test = _of_channels(_open_test(data, copies), channels, data.pixel_max)
+    if not len(test):
+        raise ValueError(f"no images to test on: {getattr(data, 'test', None) or data.train} holds none")
+    return splits._replace(test=test)
+
+
+def _open(data: Data, copies: Mapping[str, str] | None, channels: int) -> Splits:
+    """All images but for those to test on that lie in a place of their own."""
     train, val = _open_copies(data, copies) if copies else SOURCES[data.source](data)
-    if data.val_fraction is not None:
-        kept, carved = carve(train.labels, data.val_fraction)
-        train, val = Subset(train, kept), Subset(train, carved)
+    test = None
+    if data.test_fraction is not None:
+        kept, aside = carve(train.labels, data.test_fraction)
+        train, test = Subset(train, kept), Subset(train, aside)
+    if data.fold_of is not None:
+        kept, held = fold(train.labels, *data.fold_of)
+        train, val = Subset(train, kept), Subset(train, held)
+    elif data.val_fraction is not None:
+        # Of all images, also of those to test on.
+        kept, held = carve(train.labels, data.val_fraction / (1 - (data.test_fraction or 0)))
+        train, val = Subset(train, kept), Subset(train, held)
     assert val is not None
-    if not len(val):
-        why = "there is one a class" if data.val_fraction is not None else f"{data.val or data.train} holds none"
-        raise ValueError(f"no images to validate on: {why}")
+    for source, what in ((val, "validate"), (test, "test")):
+        if source is not None and not len(source):
+            why = "there is one a class" if isinstance(source, Subset) else f"{data.val or data.train} holds none"
+            raise ValueError(f"no images to {what} on: {why}")
     train, val = _at_most(train, data.max_train), _at_most(val, data.max_val)
-    return _of_channels(train, channels, data.pixel_max), _of_channels(val, channels, data.pixel_max)
+    train, val = (_of_channels(source, channels, data.pixel_max) for source in (train, val))
+    return Splits(train, val, test and _of_channels(test, channels, data.pixel_max))
+
+
+_AS_VALIDATION = {"val": "test", "val_split": "test_split"}
+"""Keys of validation images, by which those of test images are opened, in the same way."""
+
+
+def _open_test(data: Data, copies: Mapping[str, str] | None) -> Source:
+    """The images of `data.test`."""
+    keys = type(data).model_fields
+    update = {key: getattr(data, other, None) for key, other in _AS_VALIDATION.items() if key in keys}
+    update |= {"val_labels": None} if "val_labels" in keys else {}
+    moved = {"val" if key == "test" else key: copy for key, copy in (copies or {}).items() if key != "val"}
+    data = data.model_copy(update=update)
+    try:
+        _, test = _open_copies(data, moved) if moved else SOURCES[data.source](data)
+    except ValueError as error:
+        raise ValueError(re.sub(r"data\.val\b|data\.val_split\b", _named_test, str(error))) from error
+    assert test is not None
+    return test
+
+
+def _named_test(found: re.Match[str]) -> str:
+    return found[0].replace("val", "test")
 
 
 def _of_channels(source: Source, channels: int, pixel_max: int | None) -> Source:
@@ -163,14 +223,30 @@ def carve(labels: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
 
     A class of two or more images has at least one on either side. Depends on nothing but the labels' order.
     """
-    shuffled = np.argsort(np.random.Philox(key=0).random_raw(len(labels)), kind="stable")
-    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
     carved = []
-    for members in np.split(by_class, np.cumsum(np.unique(labels, return_counts=True)[1])[:-1]):
+    for members in np.split(_by_class(labels), np.cumsum(np.unique(labels, return_counts=True)[1])[:-1]):
         count = min(max(round(fraction * len(members)), 1), len(members) - 1)
         carved.append(members[:count])
     aside = np.sort(np.concatenate(carved)) if carved else np.empty(0, dtype=np.int64)
     return np.setdiff1d(np.arange(len(labels)), aside), aside
+
+
+def fold(labels: np.ndarray, number: int, of: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sorted indices of the images to train on in a fold (1 to `of`), and of those held out to validate on.
+
+    Each image is held out in one of the folds; of a class, and of all, they hold the same number or one less. Depends
+    on nothing but the labels' order.
+    """
+    place = np.empty(len(labels), dtype=np.int64)
+    place[_by_class(labels)] = np.arange(len(labels))
+    held = place % of == number - 1
+    return np.flatnonzero(~held), np.flatnonzero(held)
+
+
+def _by_class(labels: np.ndarray) -> np.ndarray:
+    """Indices of the images in the order of their classes, those of a class mixed."""
+    shuffled = np.argsort(np.random.Philox(key=0).random_raw(len(labels)), kind="stable")
+    return shuffled[np.argsort(labels[shuffled], kind="stable")]
 
 
 def _at_most(source: Source, count: int | None) -> Source:

@@ -12,7 +12,17 @@ from typing import Any
 
 from recipes.metric import METRICS, cost
 from recipes.text import labels
-from resnet.rundir.sweep.result_types import WAITING, Comparison, Setting, Share, Trial, figure, shortened
+from resnet.rundir.sweep.result_types import (
+    REPEATED,
+    WAITING,
+    Comparison,
+    Setting,
+    Share,
+    Trial,
+    figure,
+    repeated,
+    shortened,
+)
 
 BINS, TRIALS_PER_BIN = 4, 3
 """Into how many groups a parameter's values are put where almost every trial has another, and of how many trials."""
@@ -29,15 +39,15 @@ def ranked(trials: Sequence[Trial], sweep: Mapping[str, Any]) -> list[Setting]:
         # A search that has not chosen a point yet has left it empty.
         if trial.point or not sweep["parameters"]:
             # A search may come to the same point twice, which is no second seed.
-            alike = tuple(_without_seed(trial.point).items()) if "seed" in trial.point else trial.name
+            alike = tuple(_setting_of(trial.point).items()) if repeated(trial.point) else trial.name
             members.setdefault(alike, []).append(trial)
     settings = [_setting(group, goal) for group in members.values()]
     # Stable: of those that are level, the one that was sent first.
     return sorted(settings, key=lambda one: (not one.done, one.value is None, cost(one.value, goal)))
 
 
-def _without_seed(point: Mapping[str, str]) -> dict[str, str]:
-    return {key: text for key, text in point.items() if key != "seed"}
+def _setting_of(point: Mapping[str, str]) -> dict[str, str]:
+    return {key: text for key, text in point.items() if key not in REPEATED}
 
 
 def _setting(group: Sequence[Trial], goal: str) -> Setting:
@@ -47,7 +57,7 @@ def _setting(group: Sequence[Trial], goal: str) -> Setting:
     epochs = [trial.best_epoch for trial in shown if trial.best_epoch is not None]
     best = min(finished, key=lambda trial: cost(trial.value, goal), default=None)
     return Setting(
-        point=_without_seed(group[0].point),
+        point=_setting_of(group[0].point),
         value=statistics.fmean(values) if values else None,
         spread=statistics.stdev(values) if len(finished) > 1 else None,
         low=min(values, default=None),
@@ -62,8 +72,11 @@ def _setting(group: Sequence[Trial], goal: str) -> Setting:
     )
 
 
-def compare(settings: Sequence[Setting], metric: str) -> Comparison | None:
-    """How sure it is that the first setting is better than the second, by Welch's t: spreads need not be the same."""
+def compare(settings: Sequence[Setting], metric: str, trial: str = "seed") -> Comparison | None:
+    """How sure it is that the first setting is better than the second, by Welch's t: spreads need not be the same.
+
+    trial: what one of a setting is called, see `repeated`.
+    """
     pair = [(one, one.value) for one in settings[:2] if one.done and one.value is not None]
     if len(pair) < 2:
         return None
@@ -75,18 +88,18 @@ def compare(settings: Sequence[Setting], metric: str) -> Comparison | None:
         ahead = f"{one} and {other} are level"
     alone = [name for name, setting in ((one, first), (other, second)) if setting.spread is None]
     if alone:
-        why = f"one seed of {alone[0]}" if len(alone) == 1 else "one seed each"
+        why = f"one {trial} of {alone[0]}" if len(alone) == 1 else f"one {trial} each"
         return Comparison(difference, None, f"{ahead}; {why}: no spread is known")
     errors = [((setting.spread or 0.0) ** 2 / setting.done, setting.done - 1) for setting in (first, second)]
     variance = sum(error for error, _ in errors)
     if variance == 0:
-        return Comparison(difference, 0.0, f"{ahead}; neither varies over its seeds")
+        return Comparison(difference, 0.0, f"{ahead}; neither varies over its {trial}s")
     freedom = variance**2 / sum(error**2 / number for error, number in errors)
     margin = t_quantile(freedom) * math.sqrt(variance)
     interval = f"{figure(difference, metric)} ± {figure(margin, metric)}{points} ({CONFIDENCE:.0%})"
     if difference > margin:
         return Comparison(difference, margin, f"{one} beats {other} by {interval}")
-    return Comparison(difference, margin, f"{one} and {other} cannot be told apart by these seeds: {interval}")
+    return Comparison(difference, margin, f"{one} and {other} cannot be told apart by these {trial}s: {interval}")
 
 
 def _told_apart(first: Setting, second: Setting) -> tuple[str, str]:
@@ -117,7 +130,7 @@ def t_quantile(freedom: float, confidence: float = CONFIDENCE) -> float:
 
 
 def importance(trials: Sequence[Trial], keys: Sequence[str]) -> list[Share]:
-    """What each parameter explains, the seed last; empty for fewer than three values, or where all are the same."""
+    """What each parameter explains, seed or fold last; empty for fewer than three values, or where all are the same."""
     finished = [trial for trial in trials if trial.counts]
     values = [trial.value for trial in finished if trial.value is not None]
     number, total = len(values), _squares(values)
@@ -126,17 +139,17 @@ def importance(trials: Sequence[Trial], keys: Sequence[str]) -> list[Share]:
         return []
     found = []
     for key in keys:
-        if key == "seed":
+        if key in REPEATED:
             continue
         groups = _grouped(_groups([trial.point.get(key, "") for trial in finished]), values)
         if 2 <= len(groups) < number:
             share = 1 - sum(map(_squares, groups)) / total
             found.append(Share(key, max(0.0, share), (len(groups) - 1) / (number - 1), len(groups)))
     found.sort(key=lambda share: -share.share)
-    if "seed" in keys:
-        groups = _grouped([tuple(_without_seed(trial.point).items()) for trial in finished], values)
+    if again := next((key for key in REPEATED if key in keys), None):
+        groups = _grouped([tuple(_setting_of(trial.point).items()) for trial in finished], values)
         if len(groups) < number:
-            found.append(Share("seed", min(1.0, sum(map(_squares, groups)) / total), None, len(groups)))
+            found.append(Share(again, min(1.0, sum(map(_squares, groups)) / total), None, len(groups)))
     return found
 
 

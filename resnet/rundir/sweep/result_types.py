@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from recipes.text import labels
 
+REPEATED = {"seed": "seed", "data.fold": "fold"}
+"""Keys by whose values a setting is tried again, rather than another one, and what one of them is called."""
 WAITING = ("queued", "not sent", "unknown")
 CELL_MOST = 24
 """Characters of a value in the table."""
@@ -49,10 +51,10 @@ class Trial:
 
 @dataclass(frozen=True)
 class Setting:
-    """Trials that differ in their seed alone; where no seed was swept, one trial."""
+    """Trials that differ in their seed or fold alone; where neither was swept, one trial."""
 
     point: dict[str, str]
-    """Without the seed."""
+    """Without seed and fold."""
     value: float | None
     """Mean over the finished trials; where none is, over the best so far of the others."""
     spread: float | None
@@ -85,7 +87,7 @@ class Share:
     key: str
     share: float
     by_chance: float | None
-    """What a parameter without effect is expected to explain with so many groups; None for the seed."""
+    """What a parameter without effect is expected to explain with so many groups; None for seed or fold."""
     groups: int
 
 
@@ -98,6 +100,12 @@ class Comparison:
     margin: float | None
     """Half of the 95% interval of the difference (Welch's t); None where a spread is not known."""
     text: str
+
+
+def repeated(keys: Iterable[str]) -> str | None:
+    """What one trial of a setting is called among those of the same: seed or fold, run for both; None: there is one."""
+    words = [word for key, word in REPEATED.items() if key in keys]
+    return "run" if len(words) > 1 else next(iter(words), None)
 
 
 def goes_on(trials: Iterable[Trial]) -> bool:

@@ -21,7 +21,7 @@ from resnet.rundir.metrics_log import Point, read_points
 from resnet.rundir.provenance import read_provenance
 from resnet.rundir.state import has_ended as run_has_ended
 from resnet.rundir.sweep.ranking import compare, eta, importance, ranked
-from resnet.rundir.sweep.result_types import Comparison, Setting, Share, Trial, goes_on
+from resnet.rundir.sweep.result_types import Comparison, Setting, Share, Trial, goes_on, repeated
 from resnet.rundir.sweep.sweep_file import read_sweep
 
 STATES = ("finished", "running", "queued", "not sent", "pruned", "stopped", "failed", "damaged", "unknown")
@@ -44,7 +44,7 @@ class Board:
     """Ranked: first those with a finished trial, then those with a value so far."""
     counts: dict[str, int]
     importance: tuple[Share, ...]
-    """The largest first, the seed last."""
+    """The largest first, seed or fold last."""
     comparison: Comparison | None
     gpu_hours: float
     elapsed_s: float
@@ -110,7 +110,7 @@ def results(sweep: Mapping[str, Any], run_rows: Iterable[Mapping[str, Any]], now
         settings=tuple(settings),
         counts={state: counted[state] for state in STATES if counted[state]},
         importance=tuple(importance(trials, tuple(sweep["parameters"]))),
-        comparison=compare(settings, sweep["metric"]),
+        comparison=compare(settings, sweep["metric"], repeated(sweep["parameters"]) or "seed"),
         gpu_hours=sum(trial.gpu_hours for trial in trials),
         elapsed_s=max(0.0, end - (sweep.get("created") or end)),
         eta_s=eta(trials),

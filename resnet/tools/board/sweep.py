@@ -15,7 +15,7 @@ from recipes.text import format_duration, labels, plural
 from resnet.rundir.metrics_log import Point, read_points
 from resnet.rundir.state import own_rows
 from resnet.rundir.sweep.axes import Axis, axis_of
-from resnet.rundir.sweep.result_types import Setting, Trial, figure, goes_on, shortened
+from resnet.rundir.sweep.result_types import REPEATED, Setting, Trial, figure, goes_on, repeated, shortened
 from resnet.rundir.sweep.results import Board, folders, results, sweep_so_far
 from resnet.tools.board.pages import digits, linked, report_link, state_mark, strided, write_page
 from resnet.tools.report.charts import ticks
@@ -100,7 +100,7 @@ def _leaderboard(board: Board) -> str:
     if not ranked:
         return "<p>No trial has been evaluated yet.</p>"
     lines = [_setting_row(board, number, setting) for number, setting in enumerate(ranked, 1)]
-    keys = labels(key for key in board.keys if key != "seed")
+    keys = labels(key for key in board.keys if key not in REPEATED)
     header = ["#", escape(METRICS[board.metric].label), "± sd", "range", *map(escape, keys.values()), "epoch", "trials"]
     numbers = (1, 2, 3, 4 + len(keys))
     # One seed each has no spread.
@@ -125,7 +125,7 @@ def _setting_row(board: Board, number: int, setting: Setting) -> list[str]:
         f"<b>{figure(setting.value, board.metric)}</b>" if setting.done else figure(setting.value, board.metric),
         figure(setting.spread, board.metric),
         f"{figure(setting.low, board.metric)} to {figure(setting.high, board.metric)}" if several else "",
-        *(escape(shortened(setting.point.get(key, ""))) for key in board.keys if key != "seed"),
+        *(escape(shortened(setting.point.get(key, ""))) for key in board.keys if key not in REPEATED),
         "" if setting.best_epoch is None else f"{setting.best_epoch:.3g}",
         escape(", ".join([*done, *others])),
     ]
@@ -135,7 +135,11 @@ def _importance(board: Board) -> str:
     names = labels(board.keys)
     rows = []
     for one in board.importance:
-        note = "between seeds of a setting" if one.by_chance is None else f"by chance {one.by_chance:.0%}"
+        note = (
+            f"between {repeated(board.keys)}s of a setting"
+            if one.by_chance is None
+            else f"by chance {one.by_chance:.0%}"
+        )
         rows.append([escape(names[one.key]), f"{one.share:.0%}", note, bar(100 * one.share)])
     told = "<p class='soft'>Share of the variance of the finished trials' values that each key explains alone.</p>"
     return table(["key", "share", "", ""], rows, (1,), "bars") + told if rows else ""

@@ -29,6 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data", action="append", metavar="PATH", help="other images: a folder of classes, a CSV file, parquet ..."
     )
+    parser.add_argument(
+        "--split", choices=("val", "test"), default="val", help="the recipe's images: validation (default) or test"
+    )
     parser.add_argument("--known-only", action="store_true", help="leave out images of classes the network lacks")
     parser.add_argument("--only-present", action="store_true", help="answer only classes the data holds (ImageNet-A/R)")
     parser.add_argument("--real", type=Path, metavar="FILE", help="score by ImageNet-ReaL's real.json")
@@ -72,6 +75,7 @@ def _run(arguments: argparse.Namespace, names: list[str], changes: list[str]) ->
         (arguments.file_column, arguments.label_column),
         arguments.real,
         arguments.only_present,
+        arguments.split,
         arguments.known_only,
     )
     if arguments.csv not in (None, "-"):
@@ -111,6 +115,8 @@ def _check(arguments: argparse.Namespace, names: list[str]) -> None:
     for option in ("known_only", "images", "file_column", "label_column"):
         if getattr(arguments, option) and not arguments.data:
             raise ValueError(f"--{option.replace('_', '-')} is for other data, which --data names")
+    if arguments.split != "val" and arguments.data:
+        raise ValueError("--split is for the recipe's own images, --data for others: give one of them")
     if arguments.real is not None and arguments.per_class:
         raise ValueError("--real counts several classes as right for an image: it has no --per-class")
 

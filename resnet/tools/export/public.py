@@ -15,7 +15,7 @@ from resnet.tools.trained import Trained
 from resnet.weights_file import KEY, metadata_of, read_info
 
 _OF_THE_RUN = {"run", "wandb", "resume", "progress", "profile", "log_every", "watchdog"}
-_PATHS = {"train", "val", "val_labels", "images"}
+_PATHS = {"train", "val", "test", "val_labels", "images"}
 """Keys of `data` that say where files are."""
 RECIPE = "recipe_yaml"
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")

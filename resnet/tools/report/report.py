@@ -129,6 +129,8 @@ def _headline(name: str, recipe: Recipe, status: Mapping[str, Any]) -> str:
     lines.append(f"<p class='soft'>{escape(' · '.join(part for part in parts if part))}</p>")
     if state in ("failed", "stopped") and (reason := status.get("reason")):
         lines.append(f"<p class='bad'>{escape(str(reason))}</p>")
+    if early := status.get("stopped_early"):
+        lines.append(f"<p>{escape(str(early))}</p>")
     url = str(status.get("wandb_url") or "")
     if url.startswith(("https://", "http://")):
         lines.append(f'<p><a href="{escape(url)}">{escape(url)}</a></p>')

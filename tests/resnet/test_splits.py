@@ -1,0 +1,142 @@
+"""Test images apart from validation, folds, and how what is put aside is chosen."""
+
+import json
+import shutil
+import signal
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import TypeAdapter
+
+import resnet.final_test
+from recipes.load import load
+from recipes.schema.data import Data
+from resnet.data.sources.registry import fold, open_sources, open_splits
+from resnet.rundir.evaluation import TEST, read_evaluation
+from resnet.rundir.metrics_log import read_metrics
+from resnet.rundir.status import read_status
+from resnet.tools.cli import main as tool
+from resnet.tools.compare import compare_runs
+from tests.processes import start_ranks, wait_ranks
+from tests.resnet.test_resume import NUMBERED
+
+
+def opened(**keys):
+    return open_splits(TypeAdapter(Data).validate_python(keys))
+
+
+def images(source):
+    return [source.describe(index) for index in range(len(source))]
+
+
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=5), st.integers(2, 6))
+def test_folds_hold_each_image_once_and_each_class_evenly(counts, of):
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(len(counts)), counts))
+    held = []
+    for number in range(1, of + 1):
+        kept, aside = fold(labels, number, of)
+        assert sorted([*kept, *aside]) == list(range(len(labels)))
+        held.append(aside)
+    assert sorted(np.concatenate(held)) == list(range(len(labels)))
+    sizes = np.array([np.bincount(labels[aside], minlength=len(counts)) for aside in held])
+    assert (np.ptp(sizes, axis=0) <= 1).all()
+    assert np.ptp(sizes.sum(1)) <= 1
+
+
+def test_what_is_tested_on_is_put_aside_before_all_else(shapes):
+    keys = {"source": "image_folder", "train": f"{shapes}/train"}
+    plain = opened(**keys, val_fraction=0.25)
+    assert plain.test is None
+    splits = opened(**keys, val_fraction=0.25, test_fraction=0.25)
+    assert [len(source) for source in splits if source is not None] == [80, 40, 40]
+    assert [np.bincount(source.labels).tolist() for source in splits if source] == [[8] * 10, [4] * 10, [4] * 10]
+    every = [name for source in splits for name in images(source)]
+    assert len({*every}) == len(every) == 160
+    folds = [opened(**keys, fold=f"{number}/3", test_fraction=0.25) for number in (1, 2, 3)]
+    assert [images(one.test) for one in folds] == [images(splits.test)] * 3, "whatever is validated on"
+    assert sorted(name for one in folds for name in images(one.val)) == sorted(
+        name for source in splits[:2] for name in images(source)
+    )
+    train, val = open_sources(TypeAdapter(Data).validate_python({**keys, "fold": "1/3", "test_fraction": 0.25}))
+    assert (images(train), images(val)) == (images(folds[0].train), images(folds[0].val))
+
+
+def test_test_images_in_a_place_of_their_own(shapes, tmp_path):
+    names = sorted(folder.name for folder in (shapes / "val").iterdir())
+    shutil.copytree(shapes / "val" / names[3], tmp_path / "test" / names[3])
+    keys = {"source": "image_folder", "train": f"{shapes}/train", "val": f"{shapes}/val"}
+    test = opened(**keys, test=f"{tmp_path}/test").test
+    assert test is not None
+    assert set(test.labels.tolist()) == {3}
+    assert test.classes == names
+    with pytest.raises(ValueError, match=r"^data\.test=.*nowhere: there is no"):
+        opened(**keys, test=f"{tmp_path}/nowhere")
+    files = [file for name in names for file in sorted((shapes / "train" / name).iterdir())]
+    rows = [f"{file},{file.parent.name}" for file in files]
+    for split, chosen in (("train", rows[::2]), ("val", rows[1::4]), ("test", rows[3::4])):
+        (tmp_path / f"{split}.csv").write_text("\n".join(["file,label", *chosen]))
+    csv = {split: f"{tmp_path}/{split}.csv" for split in ("train", "val", "test")}
+    splits = opened(source="csv", **csv)
+    assert sorted(name for source in splits for name in images(source)) == sorted(map(str, files))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["data.fold=3/2"], "fold=3/2 is none of 2: the folds of 5 are 1/5 to 5/5"),
+        (["data.fold=1/1"], "fold=1/1 is none of 1"),
+        (
+            ["data.fold=1/5", "data.val_fraction=0.1"],
+            "has both val_fraction and fold: give one",
+        ),
+        (["data.val_fraction=0.5", "data.test_fraction=0.5"], "leave nothing to train on"),
+        (["data={source: huggingface, train: x, fold: 1/5}"], "fold carves from the training split: it needs val=null"),
+        (["data={source: huggingface, train: x, test_split: train}"], "test_split=train is what is trained"),
+        (["data={source: shards, train: x, test_fraction: 0.1}"], "test_fraction has no effect with source=shards"),
+        (["data={source: csv, train: x, val: y, test: z, test_fraction: 0.1}"], "has both test and test_fraction"),
+    ],
+)
+def test_what_cannot_be_together_is_refused(words, message):
+    with pytest.raises(ValueError) as error:
+        load(["recipe=quickstart", *words])
+    assert message in str(error.value)
+
+
+def attempt(folder, name, *words, ranks=1):
+    argv = [*NUMBERED, "epochs=2", "max_batch_per_device=8", f"run.root={folder}", f"run.name={name}", *words]
+    return wait_ranks(start_ranks(argv, ranks, folder / f"{name}.txt"), 120)
+
+
+TESTED = ["data={source: synthetic, samples: 80, classes: 4, size: 24}", "data.test_fraction=0.25", "data.fold=1/3"]
+
+
+def test_a_run_is_tested_once_at_its_end_whenever_it_is_killed(tmp_path, monkeypatch, capsys):
+    evaluate, run = resnet.final_test.evaluate, tmp_path / "r"
+
+    def killed(*arguments):
+        evaluate(*arguments)
+        signal.raise_signal(signal.SIGKILL)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(resnet.final_test, "evaluate", killed)
+        assert attempt(tmp_path, "r", *TESTED, ranks=2) == [-9, -9]
+    assert read_status(run)["state"] == "running"
+    assert attempt(tmp_path, "r", *TESTED, ranks=2) == [0, 0]
+    assert attempt(tmp_path, "straight", *TESTED, ranks=2) == [0, 0]
+    assert compare_runs(tmp_path / "straight", run) == []
+    *_, val, test = read_metrics(run)
+    assert test["test/samples"] == 20
+    assert (test["step"], val["step"]) == (4, 4)
+    assert sum("test/top1" in row for row in read_metrics(run)) == 1
+    assert read_evaluation(run, TEST)["top1"] == test["test/top1"] == read_status(run)["test_top1"]
+    assert "; 20 test images" in (tmp_path / "r.txt").read_text()
+    assert f"; test top1 {test['test/top1']:.4g}% of 20 images" in (tmp_path / "r.txt").read_text()
+
+    # What the weights that the run leaves reach, by the tool that knows nothing of the run's end.
+    tool(["eval", str(run), "--split", "test", "--json"])
+    [again] = json.loads(capsys.readouterr().out)
+    assert again["samples"] == 20
+    assert again["top1"] == test["test/top1"]
+    assert again["loss"] == pytest.approx(test["test/loss"], rel=1e-5)
