@@ -109,7 +109,7 @@ def check_plugins(recipe: Any) -> None:
     stopping = recipe.early_stopping and recipe.early_stopping.metric
     for key, metric in {"eval.metric": recipe.eval.metric, "early_stopping.metric": stopping}.items():
         if metric is not None and metric not in known:
-            hint = suggestion({"accuracy": "top1", "acc": "top1"}.get(metric, metric), known)
+            hint = suggestion({"accuracy": "top1", "acc": "top1"}.get(metric) or metric, known)
             raise ValueError(f"{key}={metric} is none of {', '.join(known)}: {hint}")
     idle = {
         "bce_target_threshold": recipe.bce_target_threshold is not None,
