@@ -43,6 +43,8 @@ _MOST_BESIDE = 1 << 16
 """Characters of what a file says of itself beside the names of its classes; ours have some 1,000."""
 _LONGEST_KEY, _LONGEST_REASON, _LONGEST_SETTINGS = 60, 400, 5000
 """Characters of what a file says, in a message."""
+_ADDED = ("pixel_max",)
+"""What older files do not say."""
 _NOT_ARCHITECTURE = {"num_classes", "pretrained", "freeze_backbone", "unfreeze", "sync_batchnorm"}
 
 
@@ -53,9 +55,9 @@ class WeightsInfo(NamedTuple):
     """The architecture alone: nothing of how it was initialised or frozen, and no number of classes."""
     classes: list[str]
     """Names in the order of the network's outputs."""
-    mean: tuple[float, float, float]
-    """Of red, green and blue on a scale of 0 to 1; with `std` what images are normalised by."""
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    """Of each channel on a scale of 0 to 1; with `std` what images are normalised by."""
+    std: tuple[float, ...]
     crop: str
     """As the recipe's augment.crop; the sizes, in pixels, and the filter likewise."""
     train_size: int
@@ -69,6 +71,8 @@ class WeightsInfo(NamedTuple):
     step: int
     version: str
     format: int
+    pixel_max: int | None = None
+    """As the recipe's data.pixel_max."""
 
 
 PREPARED = ("mean", "std", "crop", "train_size", "val_resize", "val_size", "interpolation")
@@ -89,6 +93,8 @@ def metadata_of(recipe: Recipe, classes: Sequence[str], step: int) -> dict[str, 
         "version": VERSION,
         "format": FORMAT,
     }
+    if recipe.data.pixel_max is not None:
+        content["pixel_max"] = recipe.data.pixel_max
     return {KEY: json.dumps(content, sort_keys=True)}
 
 
@@ -136,7 +142,7 @@ def _check_header(path: Path) -> None:
 
 def _info(content: Mapping[str, Any]) -> WeightsInfo:
     """Checked for the types of all values; keys that a newer version has added are left out."""
-    known = {key: content[key] for key in WeightsInfo._fields}
+    known = {key: content[key] for key in WeightsInfo._fields if key in content or key not in _ADDED}
     # Each value that is wrong becomes a line of the error.
     if not all(isinstance(name, str) for name in known["classes"]):
         raise ValueError("classes: must be a list of text")

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from recipes.schema.recipe import Recipe
 
 RGB, GREY = 3, 1
+COLOURS = {RGB: "RGB", GREY: "grey"}
 _OF_GREY = {"mean": [0.459], "std": [0.2256]}
 """The luma (ITU-R 601) of ImageNet's means and deviations, on a scale of 0 to 1."""
 

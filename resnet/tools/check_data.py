@@ -12,6 +12,7 @@ import numpy as np
 from recipes.schema.data import ShardsData
 from recipes.schema.recipe import Recipe
 from recipes.text import listed
+from resnet.data.sources.banded import of_channels
 from resnet.data.sources.files import expanded
 from resnet.data.sources.given import images_of, open_given, unmatched_text
 from resnet.data.sources.guess import splits_in
@@ -20,7 +21,7 @@ from resnet.data.sources.image_folder import split_folders
 from resnet.data.sources.registry import Source, open_sources
 from resnet.data.sources.shards import holds_shards, open_shards
 from resnet.process.environment import usable
-from resnet.tools.image_facts import Facts, Watch, read_facts
+from resnet.tools.image_facts import Facts, Levels, Watch, levels_of, read_facts
 
 MOST_APART = 16
 """Levels of 255 by which the mean colours of two images that look alike may differ."""
@@ -100,6 +101,8 @@ class Checked:
     """Whether it was ended early: images that were not come to are in `parts` without facts."""
     notes: list[str]
     """How things were matched, a line each."""
+    levels: Levels | None = None
+    """Of a sample of the training images; None: none of them could be read, or it was ended early."""
 
     @property
     def broken(self) -> list[tuple[Place, str]]:
@@ -140,8 +143,24 @@ def open_paths(
     val: list[str] | None = None,
     columns: tuple[str | None, str | None] | None = None,
     images: Path | None = None,
+    channels: int = 3,
+    pixel_max: int | None = None,
 ) -> Opened:
-    """Images at paths (see `given.open_given`); a folder of train and val, or of shards, is both. Raises ValueError."""
+    """Images at paths (see `given.open_given`); a folder of train and val, or of shards, is both.
+
+    channels, pixel_max: `model.in_channels` and `data.pixel_max`. Raises ValueError.
+    """
+    opened = _open_paths(train, val, columns, images)
+    first, second = (source and of_channels(source, channels, pixel_max) for source in (opened.train, opened.val))
+    return opened._replace(train=first, val=second)
+
+
+def _open_paths(
+    train: list[str],
+    val: list[str] | None,
+    columns: tuple[str | None, str | None] | None,
+    images: Path | None,
+) -> Opened:
     notes: list[str] = []
     if len(train) == 1 and holds_shards(expanded(train[0])):
         if len(val or ()) > 1:
@@ -186,7 +205,8 @@ def check_data(opened: Opened, watch: Watch = lambda chunks, images: chunks) -> 
     parts = [Part(*each) for each in zip(("train", "val"), sources, found, strict=False)]
     facts = np.concatenate([part.facts for part in parts])
     grouping = _Grouping(parts, facts)
-    return Checked(parts, grouping.same(), grouping.alike(), opened.crop, stopped, list(opened.notes))
+    levels = None if stopped else levels_of(opened.train)
+    return Checked(parts, grouping.same(), grouping.alike(), opened.crop, stopped, list(opened.notes), levels)
 
 
 class _Grouping:

@@ -116,6 +116,7 @@ def as_json(checked: Checked) -> dict[str, Any]:
         "stopped": checked.stopped,
         "crop": checked.crop,
         "notes": checked.notes,
+        "levels": checked.levels and checked.levels._asdict(),
         "parts": {part.name: figures(checked, at) for at, part in enumerate(checked.parts)},
         "broken": [{**told(place), "reason": why} for place, why in checked.broken],
         "same": groups(checked.same),
@@ -141,7 +142,15 @@ def _is_long(facts: np.ndarray) -> np.ndarray:
 def as_lines(checked: Checked) -> list[str]:
     """The table, what was found under headings, and at last whether it spoils a training."""
     found = [figures(checked, at) for at in range(len(checked.parts))]
-    return [*_table(checked, found), *_findings(checked, found), "", verdict(checked, found)]
+    return [*_table(checked, found), *_levels(checked), *_findings(checked, found), "", verdict(checked, found)]
+
+
+def _levels(checked: Checked) -> list[str]:
+    """As keys of a recipe."""
+    if checked.levels is None:
+        return []
+    mean, std = (",".join(f"{value:.3f}" for value in values) for values in checked.levels[1:])
+    return ["", f"of {plural(checked.levels.images, 'training image')}: augment.mean=[{mean}] augment.std=[{std}]"]
 
 
 def _table(checked: Checked, found: list[dict[str, Any]]) -> list[str]:

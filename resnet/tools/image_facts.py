@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -13,12 +14,17 @@ import xxhash
 from PIL import ExifTags, Image
 from torch.nn import functional
 
-from resnet.data.batches import Prepared
-from resnet.data.decode import BrokenImage, decode
+from resnet.data.bands import NPY, visible
+from resnet.data.batches import Prepared, read_image
+from resnet.data.decode import BrokenImage
 from resnet.data.loader import Loader
-from resnet.data.sources.registry import Source
+from resnet.data.sources.banded import read_both
+from resnet.data.sources.registry import Source, evenly
 
 _CHUNK = 64
+_SAMPLED = 64
+"""Images by which mean and standard deviation are told."""
+_LEVELS = np.arange(256) / 255
 _AHEAD = 4
 
 FACTS = np.dtype(
@@ -61,6 +67,29 @@ class Facts(NamedTuple):
     broken: dict[int, str]
 
 
+class Levels(NamedTuple):
+    """Of the channels of images, on a scale of 0 to 1, each image having the same share."""
+
+    images: int
+    mean: list[float]
+    std: list[float]
+
+
+def levels_of(source: Source) -> Levels | None:
+    """Mean and standard deviation of each channel over a sample, as augment.mean and augment.std; None: of no image."""
+    moments = []
+    for index in evenly(len(source), min(_SAMPLED, len(source))).tolist():
+        with contextlib.suppress(BrokenImage, OSError):
+            shares = [
+                np.bincount(plane.ravel(), minlength=256) / plane.size for plane in read_image(source, index).numpy()
+            ]
+            moments.append(np.stack([shares @ _LEVELS, shares @ _LEVELS**2]))
+    if not moments:
+        return None
+    mean, square = np.mean(moments, axis=0)
+    return Levels(len(moments), mean.tolist(), np.sqrt(square - mean**2).tolist())
+
+
 Watch = Callable[[Iterator[Chunk], int], Iterator[Chunk]]
 
 
@@ -94,7 +123,7 @@ class _Chunks(Prepared):
         facts = np.zeros(min(_CHUNK, len(source) - start), FACTS)
         for at in range(len(facts)):
             try:
-                facts[at] = _facts(source.read(start + at))
+                facts[at] = _facts(*read_both(source, start + at))
             except BrokenImage as error:
                 broken[start + at] = str(error)
             except OSError as error:
@@ -102,9 +131,8 @@ class _Chunks(Prepared):
         return Chunk(which, start, facts, broken)
 
 
-def _facts(data: bytes | torch.Tensor) -> tuple[object, ...]:
-    """The row of an image. Raises BrokenImage."""
-    image = decode(data) if isinstance(data, bytes) else data
+def _facts(data: bytes | torch.Tensor, image: torch.Tensor) -> tuple[object, ...]:
+    """The row of an image, of its file and its pixels uint8 (C, H, W)."""
     pixels = image.permute(1, 2, 0).contiguous().numpy()
     height, width, _ = pixels.shape
     digest = xxhash.xxh3_64_intdigest(pixels.data, seed=width)
@@ -115,11 +143,12 @@ def _facts(data: bytes | torch.Tensor) -> tuple[object, ...]:
 
 
 def _sketch(image: torch.Tensor) -> tuple[int, np.ndarray]:
-    """uint8 (3, H, W) -> 60 bits of its coarse shape and 12 mean colours: resizing and compressing hardly change them.
+    """uint8 (C, H, W) -> 60 bits of its coarse shape and 12 mean colours: resizing and compressing hardly change them.
 
     The bits say which of two neighbours is brighter, as in the dHash (Krawetz 2013), among 6 x 6 fields, along rows and
     columns; the colours are those of the four quarters.
     """
+    image = torch.from_numpy(visible(image.permute(1, 2, 0).numpy())).permute(2, 0, 1)
     fields = functional.interpolate(image[None], (6, 6), mode="bilinear", antialias=True)[0].numpy()
     grey = np.tensordot((299, 587, 114), fields.astype(np.int64), 1)
     brighter = np.concatenate([(grey[:, 1:] > grey[:, :-1]).ravel(), (grey[1:] > grey[:-1]).ravel()])
@@ -137,7 +166,8 @@ def _header(data: bytes) -> tuple[str, str, int, bool, bool]:
                 progressive = bool(image.info.get("progressive"))
                 return image.format or "", image.mode, _orientation(image), progressive, alpha
     except Exception:  # some files that can be decoded have headers that Pillow chokes on, in any way
-        return "JPEG" if data[:2] == b"\xff\xd8" else "", "", 1, False, False
+        kind = "JPEG" if data[:2] == b"\xff\xd8" else "NPY" if data.startswith(NPY) else ""
+        return kind, "", 1, False, False
 
 
 def _orientation(image: Image.Image) -> int:

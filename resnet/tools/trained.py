@@ -133,8 +133,10 @@ def _described(info: WeightsInfo, file: Path, overrides: Sequence[str]) -> Loade
     """The recipe of weights by what they say of themselves: their own where it comes with the program."""
     augment = {key: getattr(info, key) for key in PREPARED}
     values: dict[str, Any] = {"model": info.model.model_dump(mode="json"), "augment": augment, "loss": info.loss}
-    if info.recipe not in names():
+    if info.recipe not in names() or len(info.mean) != 3:  # whose data is RGB
         values |= {"data": {"source": "image_folder", "train": UNKNOWN, "val": UNKNOWN}, "epochs": 1, "batch_size": 64}
+    if info.pixel_max is not None:
+        values["data"] = values.get("data", {}) | {"pixel_max": info.pixel_max}
     return load_over(info.recipe, values, str(file), overrides)
 
 

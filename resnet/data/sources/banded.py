@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from resnet.data.bands import UnfitImage, decode_channels, to_channels
-from resnet.data.decode import BrokenImage
+from resnet.data.decode import BrokenImage, decode
 
 if TYPE_CHECKING:
     from resnet.data.sources.registry import Source
@@ -53,6 +53,15 @@ class Banded:
                 raise ValueError(f"{self.describe(index)} {error}") from None
             except (BrokenImage, OSError):
                 continue  # told when its turn comes
+
+
+def read_both(source: Source, index: int) -> tuple[bytes | torch.Tensor, torch.Tensor]:
+    """What an image is kept as (see `Source.read`), and its pixels. Raises OSError or BrokenImage."""
+    if isinstance(source, Banded):
+        data = source.files.read(index)
+        return data, source.decoded(data)
+    data = source.read(index)
+    return data, decode(data) if isinstance(data, bytes) else data
 
 
 def of_channels(source: Source, channels: int, pixel_max: int | None) -> Source:

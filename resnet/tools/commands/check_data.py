@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from recipes.load import load
 from resnet.process.exit_codes import FAILED, FINISHED, INTERRUPTED
 from resnet.rundir.files import to_json
-from resnet.tools.arguments import add_lists, split_changes
+from resnet.tools.arguments import add_lists, positive, split_changes
 from resnet.tools.output import check_output, counted, refuse_input
 
 if TYPE_CHECKING:
@@ -25,6 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object, with all files, in place of the text"
     )
+    parser.add_argument(
+        "--channels", type=positive, default=3, metavar="N", help="of images at PATH, as model.in_channels (3)"
+    )
+    parser.add_argument("--pixel-max", type=positive, metavar="M", help="of images at PATH, as data.pixel_max")
     add_lists(parser)
 
 
@@ -62,13 +66,15 @@ def _open(arguments: argparse.Namespace) -> tuple[Opened, list[str]]:
     paths, changes = split_changes(arguments.data)
     columns = arguments.file_column, arguments.label_column
     if not changes:
-        opened = open_paths(paths, arguments.val, columns, arguments.images)
+        opened = open_paths(paths, arguments.val, columns, arguments.images, arguments.channels, arguments.pixel_max)
         return opened, [*paths, *(arguments.val or ()), *files_read([*paths, *(arguments.val or ())])]
     if paths:
         raise ValueError(f"{paths[0]} beside {changes[0]}: give paths, or recipe=NAME and changes to it")
-    for option in ("val", "images", "file_column", "label_column"):
+    for option in ("val", "images", "file_column", "label_column", "pixel_max"):
         if getattr(arguments, option):
             raise ValueError(f"--{option.replace('_', '-')} is for images at a PATH: a recipe has data.{option}=")
+    if arguments.channels != 3:
+        raise ValueError("--channels is for images at a PATH: a recipe has model.in_channels=")
     loaded = load(changes)
     print(*(f"{note}\n" for note in loaded.notes), sep="", end="", file=sys.stderr)
     return open_recipe(loaded.recipe), list(files_of(loaded.recipe.data))

@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     for note in loaded.notes:
         print(note, file=sys.stderr)
-    index = prepare(loaded.recipe.data, Path(out), form, arguments.workers)
+    index = prepare(loaded.recipe.data, Path(out), form, arguments.workers, loaded.recipe.model.in_channels)
     print(f"{out}: {_summary(index)}")
     print(f"train from them: data.source=shards data.train={out}")
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from recipes.schema.channels import COLOURS
 from recipes.text import listed
 from resnet.process.processes import is_alive
 from resnet.process.version import VERSION
@@ -173,7 +174,8 @@ def write_record(folder: Path, trained: Trained, kind: str, classes: list[str], 
     """
     files = {str(file.relative_to(folder)): file.stat().st_size for file in sorted(folder.rglob("*")) if file.is_file()}
     augment = trained.recipe.augment
-    size = augment.val_size
+    size, channels = augment.val_size, augment.channels
+    colours = COLOURS.get(channels, f"of {channels} bands")
     content = {
         "format": FORMAT,
         "kind": kind,
@@ -181,8 +183,8 @@ def write_record(folder: Path, trained: Trained, kind: str, classes: list[str], 
         "weights": public_weights(trained),
         "files": files,
         "input": {
-            "shape": ["N", 3, size, size],
-            "what": "float32 RGB, scaled to 0..1, less mean, by std",
+            "shape": ["N", channels, size, size],
+            "what": f"float32 {colours}, scaled to 0..1, less mean, by std",
             **{key: getattr(augment, key) for key in PREPARED},
         },
         "output": {"shape": ["N", len(classes)], "what": f"logits, for a {_link(trained)}"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from recipes.schema.channels import COLOURS
 from recipes.schema.recipe import Recipe
 from recipes.text import plural
 from resnet.data import imagenet
@@ -175,8 +176,9 @@ def _images(recipe: Recipe) -> str:
     else:
         sized = f"resized to {size}x{size} ({filter})"
     mean, std = (", ".join(f"{value:g}" for value in values) for values in (augment.mean, augment.std))
+    colours = COLOURS.get(augment.channels, f"of {augment.channels} bands")
     link = "sigmoid of each" if recipe.loss == "bce" else "softmax"
     return (
-        f"Images are RGB, {sized}, scaled to 0..1, less the mean ({mean}), by the standard deviation ({std}). "
+        f"Images are {colours}, {sized}, scaled to 0..1, less the mean ({mean}), by the standard deviation ({std}). "
         f"The outputs are logits: their {link} is the probability."
     )

@@ -46,7 +46,7 @@ def write(network: nn.Module, size: int, images: Iterable[np.ndarray], file: Pat
     """
     with exporting("int8"), torch.no_grad():
         graph, convolutions = _quantized(network, size, images)
-        program = torch.export.export(graph, example(size), dynamic_shapes=ANY_BATCH)
+        program = torch.export.export(graph, example(network, size), dynamic_shapes=ANY_BATCH)
         remove_places(program.graph_module)
         content = compiled(program)
     write_atomic(file, content)
@@ -64,7 +64,7 @@ def _quantized(network: nn.Module, size: int, images: Iterable[np.ndarray]) -> t
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
     # Not strict, torch 2.11 makes a graph of which torchao quantises nothing.
-    exported = torch.export.export(network, example(size), strict=True, dynamic_shapes=ANY_BATCH)
+    exported = torch.export.export(network, example(network, size), strict=True, dynamic_shapes=ANY_BATCH)
     quantizer = x86.X86InductorQuantizer()
     # Without VNNI two products of 8 bits are added up in 16: seven bits of them do not overflow.
     narrow = not torch.cpu._is_vnni_supported()

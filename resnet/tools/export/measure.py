@@ -103,7 +103,7 @@ def size_of(model: Model, classes: int, image_size: int) -> tuple[int, int]:
     """Parameters of a network, and multiply-accumulate operations of one image (half of torch's count of FLOPs)."""
     with torch.device("meta"):
         network = build_model(model, classes).eval()
-        images = torch.empty(1, 3, image_size, image_size)
+        images = torch.empty(1, model.in_channels, image_size, image_size)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(images)
     return sum(parameter.numel() for parameter in network.parameters()), counter.get_total_flops() // 2
@@ -125,15 +125,15 @@ def measure(
     tell: is called with what is begun. Raises ValueError where one of them cannot be loaded or fails, no image can be
     read, or the network before gives no numbers.
     """
-    size = recipe.augment.val_size
+    shape = recipe.model.in_channels, recipe.augment.val_size, recipe.augment.val_size
     with served(before.name, before.spec) as first, served(after.name, after.spec) as second:
         tell(f"{before.name} and {after.name} on {plural(len(data.source), 'image')}")
         counts, broken = _compare(recipe, data, first, second, before.spec["path"])
         if not counts.images:
             raise ValueError(f"none of the {plural(len(data.source), 'image')} could be read")
         tell("both are timed in turn")
-        latencies, spread_of_one = _time_in_turn((first, second), (LATENCY_BATCH, 3, size, size))
-        passes, spread_of_many = _time_in_turn((first, second), (THROUGHPUT_BATCH, 3, size, size))
+        latencies, spread_of_one = _time_in_turn((first, second), (LATENCY_BATCH, *shape))
+        passes, spread_of_many = _time_in_turn((first, second), (THROUGHPUT_BATCH, *shape))
     return Measured(
         before=_figures(before, counts.right[0], counts.right5[0], counts.images, latencies[0], passes[0]),
         after=_figures(after, counts.right[1], counts.right5[1], counts.images, latencies[1], passes[1]),

@@ -23,7 +23,7 @@ def write_onnx(network: nn.Module, size: int, file: Path, properties: Mapping[st
     with exporting("onnx"):
         program = torch.onnx.export(
             network,
-            example(size),
+            example(network, size),
             dynamo=True,
             dynamic_shapes=ANY_BATCH,
             input_names=["images"],

@@ -112,7 +112,7 @@ def _remove_channels(network: ResNet, pruning: Pruning) -> None:
     skipped = [place for place in _places(network.config) if _is_skipped(place, network.config, pruning.skip)]
     pruner = torch_pruning.pruner.BasePruner(
         network.eval(),
-        torch.zeros(1, 3, _TRACED_SIZE, _TRACED_SIZE),
+        torch.zeros(1, network.config.in_channels, _TRACED_SIZE, _TRACED_SIZE),
         importance=kinds[pruning.importance](),
         pruning_ratio=pruning.amount,
         ignored_layers=[network.fc, *(network.get_submodule(_convolution_of(place, network)) for place in skipped)],

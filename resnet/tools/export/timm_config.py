@@ -18,6 +18,7 @@ def timm_name(model: Model) -> str:
     differs = {
         "a net given by block, layers, groups or width": net["name"] is None,
         "channels of its own": bool(net["channels"]),
+        f"{model.in_channels} channels": model.in_channels != 3,
         f"stem {net['stem']}": net["stem"] != "imagenet",
         "no maxpool": not net["maxpool"],
         f"activation {net['activation']}": net["activation"] != "relu",

@@ -8,14 +8,17 @@ import warnings
 from collections.abc import Iterator
 
 import torch
+from torch import nn
 
 ANY_BATCH = ({0: torch.export.Dim("N")},)
 """For torch.export: how many images a network is given is not fixed."""
 
 
-def example(size: int) -> tuple[torch.Tensor]:
+def example(network: nn.Module, size: int) -> tuple[torch.Tensor]:
     """Images that a network is traced with. Of one alone torch would think that there is never another number."""
-    return (torch.zeros(2, 3, size, size),)
+    # The first of its weights are those of the stem's convolution.
+    channels = next(network.parameters()).shape[1]
+    return (torch.zeros(2, channels, size, size),)
 
 
 class CannotExport(ValueError):

@@ -28,26 +28,29 @@ class Stored(NamedTuple):
     width: int = 0
 
     def image(self) -> bytes | torch.Tensor:
-        """What a run reads of it: the bytes of a file, or uint8 (3, H, W)."""
+        """What a run reads of it: the bytes of a file, or uint8 (C, H, W)."""
         if not self.height:
             return self.data
         pixels = torch.frombuffer(bytearray(self.data), dtype=torch.uint8)
-        return pixels.view(self.height, self.width, 3).permute(2, 0, 1)
+        return pixels.view(self.height, self.width, -1).permute(2, 0, 1)
 
 
-def store(form: Form, image: bytes | torch.Tensor) -> Stored:
+def store(form: Form, image: bytes | torch.Tensor, pixels: torch.Tensor | None = None) -> Stored:
     """What is stored of an image file's bytes, or of pixels uint8 (3, H, W).
 
-    Pixels are stored as PNG where they are not to be changed. Raises decode.BrokenImage, also where bytes are kept.
+    pixels: uint8 (C, H, W), what the image is decoded to; None: RGB. What comes as pixels is stored as PNG where it is
+    not to be changed. Raises decode.BrokenImage, also where bytes are kept.
     """
-    pixels = decode(image) if isinstance(image, bytes) else image
+    if pixels is None:
+        pixels = decode(image) if isinstance(image, bytes) else image
     smaller = None if form.side is None else _smaller(pixels, form.side, form.kind == "max_side")
     if form.kind == "raw":
         height, width = (pixels if smaller is None else smaller).shape[1:]
         return Stored(_rows(pixels if smaller is None else smaller).tobytes(), height, width)
     if smaller is not None:
+        sampled = {"subsampling": "4:2:0"} if len(smaller) == 3 else {}
         # 4:4:4 would make the files a fifth larger, and the mean error of a crop 5% smaller.
-        return Stored(_file(smaller, "JPEG", quality=form.quality, subsampling="4:2:0"))
+        return Stored(_file(smaller, "JPEG", quality=form.quality, **sampled))
     return Stored(image if isinstance(image, bytes) else _file(image, "PNG"))
 
 
@@ -65,11 +68,12 @@ def _smaller(pixels: torch.Tensor, side: int, longer: bool) -> torch.Tensor | No
 
 
 def _rows(pixels: torch.Tensor):
-    """uint8 (H, W, 3), in that order in memory."""
+    """uint8 (H, W, C), in that order in memory."""
     return pixels.permute(1, 2, 0).contiguous().numpy()
 
 
 def _file(pixels: torch.Tensor, kind: str, **options) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(_rows(pixels)).save(file, kind, **options)
+    rows = _rows(pixels)
+    Image.fromarray(rows[..., 0] if len(pixels) == 1 else rows).save(file, kind, **options)
     return file.getvalue()

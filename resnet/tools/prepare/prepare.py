@@ -24,6 +24,7 @@ from recipes.text import listed, plural
 from resnet.checkpoint.commit import sha256_of
 from resnet.data.decode import BrokenImage
 from resnet.data.sources import shards
+from resnet.data.sources.banded import Banded, read_both
 from resnet.data.sources.files import expanded
 from resnet.data.sources.registry import Source, evenly, open_sources
 from resnet.data.sources.shards import FORMAT, INDEX, SPLITS, UNFINISHED, File, Index, Split
@@ -49,21 +50,26 @@ class _Job(NamedTuple):
     roots: tuple[str, ...]
     """Folders that the names of images are told from."""
     out: Path
+    channels: int
 
 
-def prepare(data: Data, out: Path, form: Form, workers: int | None = None) -> Index:
+def prepare(data: Data, out: Path, form: Form, workers: int | None = None, channels: int = 3) -> Index:
     """Write the training and validation images of a recipe's data into shards in the folder `out`; return its index.
 
-    workers: processes; None: one a core. What an earlier call with the same data and form has finished is kept, and
-    the files come out the same. Raises ValueError where something else is in `out`, where the disk has no room, and
-    where more than `data.max_broken` of the images cannot be read; OSError.
+    workers: processes; None: one a core. channels: what the images are to have (`model.in_channels`). What an earlier
+    call with the same data and form has finished is kept, and the files come out the same. Raises ValueError where
+    something else is in `out`, where the disk has no room, and where more than `data.max_broken` of the images cannot
+    be read; OSError.
     """
     out = expanded(str(out))
     _check_folder(out)
     _check_apart(data, out)
-    train, val = open_sources(data)
+    if form.kind in ("max_side", "short_side") and channels not in (1, 3):
+        option = f"--{form.kind.replace('_', '-')}"
+        raise ValueError(f"{option} writes JPEGs, of RGB or grey, and model.in_channels is {channels}: give --raw N")
+    train, val = open_sources(data, channels=channels)
     _check_classes(train.classes)
-    job = _Job({"train": train, "validation": val}, form, _roots(data), out)
+    job = _Job({"train": train, "validation": val}, form, _roots(data), out, channels)
     if (out / INDEX).is_file():  # which may lie where nothing can be written
         return _finished(job, _made(data, job))
     out.mkdir(parents=True, exist_ok=True)
@@ -183,7 +189,9 @@ def _made(data: Data, job: _Job) -> dict[str, Any]:
         for index in range(len(source)):
             digest.update(told_from(job.roots, source.describe(index)).encode() + b"\n")
     counts = {split: len(source) for split, source in job.sources.items()}
-    return {"form": job.form._asdict(), "source": data.source, "images": counts, "names_sha256": digest.hexdigest()}
+    made = {"form": job.form._asdict(), "source": data.source, "images": counts, "names_sha256": digest.hexdigest()}
+    is_rgb = not isinstance(job.sources["train"], Banded)
+    return made if is_rgb else {**made, "channels": job.channels, "pixel_max": data.pixel_max}
 
 
 def _check_same(before: Any, now: dict[str, Any], out: Path) -> None:
@@ -234,7 +242,7 @@ def _start_worker(job: _Job, parent: int) -> None:
 def _stored_bytes(split: str, index: int) -> int:
     source = _job.sources[split]
     try:
-        return len(store(_job.form, source.read(index)).data)
+        return len(store(_job.form, *read_both(source, index)).data)
     except (BrokenImage, OSError):
         return 0
 

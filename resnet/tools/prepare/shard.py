@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from resnet.checkpoint.commit import sha256_of
 from resnet.data.decode import BrokenImage
+from resnet.data.sources.banded import read_both
 from resnet.data.sources.registry import Source
 from resnet.data.sources.shards import RECORD, Broken, File, shard_name
 from resnet.rundir.files import open_atomic, write_atomic
@@ -114,7 +115,7 @@ def _rows(source: Source, form: Form, task: Task, roots: Sequence[str], broken: 
     for index in range(task.start, task.stop):
         name = told_from(roots, source.describe(index))
         try:
-            yield _Row(store(form, source.read(index)), name, int(source.labels[index]))
+            yield _Row(store(form, *read_both(source, index)), name, int(source.labels[index]))
         except (BrokenImage, OSError) as error:
             reason = (isinstance(error, OSError) and error.strerror) or str(error)  # with no path in it
             broken.append(Broken(image=name, reason=as_text(reason)))
