@@ -149,7 +149,10 @@ def _info(content: Mapping[str, Any]) -> WeightsInfo:
     if len(json.dumps({**known, "classes": []})) > _MOST_BESIDE:
         raise ValueError("too long")
     model = {key: value for key, value in lifted({"model": known["model"]})["model"].items() if _matters(key, value)}
-    return TypeAdapter(WeightsInfo).validate_python({**known, "model": model})
+    info = TypeAdapter(WeightsInfo).validate_python({**known, "model": model})
+    if not len(info.mean) == len(info.std) == info.model.in_channels:
+        raise ValueError(f"mean and std: must be one for each of {info.model.in_channels} channels")
+    return info
 
 
 def _whole_number(digits: str) -> int:

@@ -50,7 +50,7 @@ class _Job(NamedTuple):
     roots: tuple[str, ...]
     """Folders that the names of images are told from."""
     out: Path
-    channels: int
+    channels: int = 3
 
 
 def prepare(data: Data, out: Path, form: Form, workers: int | None = None, channels: int = 3) -> Index:
