@@ -32,7 +32,8 @@ def row(found: Evaluation) -> dict[str, Any]:
         "weights": str(found.weights),
         "run": None if found.run is None else str(found.run),
     }
-    return {name: content[name] if name in content else getattr(found, name) for name in _FIGURES}
+    own = {"metrics": found.metrics} if found.metrics else {}
+    return {name: content[name] if name in content else getattr(found, name) for name in _FIGURES} | own
 
 
 def as_table(results: Sequence[Evaluation], width: int | None = None) -> list[str]:
@@ -46,6 +47,9 @@ def as_table(results: Sequence[Evaluation], width: int | None = None) -> list[st
         columns["top-5"] = [_percent(one["top5"]) if one["answered"] > 5 else "-" for one in rows]
     if any(one["loss"] is not None for one in rows):
         columns["loss"] = ["-" if one["loss"] is None else f"{one['loss']:.4f}" for one in rows]
+    for name in dict.fromkeys(name for one in rows for name in one.get("metrics", ())):
+        values = [one.get("metrics", {}).get(name) for one in rows]
+        columns[name] = ["-" if value is None else f"{value:.4g}" for value in values]
     columns["ECE"] = [_percent(one["ece"]) for one in rows]
     columns["images"] = [f"{one['samples']:,}" for one in rows]
     columns["images/s"] = ["-" if (s := one["images_per_second"]) is None else f"{s:,.0f}" for one in rows]
@@ -100,7 +104,7 @@ def as_csv(results: Sequence[Evaluation], per_class: bool = False) -> str:
                 writer.writerow((found.name, one["class"], one["samples"], one["correct"], top1))
         return text.getvalue()
     writer.writerow(_FIGURES)
-    writer.writerows(row(found).values() for found in results)
+    writer.writerows([row(found)[name] for name in _FIGURES] for found in results)
     return text.getvalue()
 
 

@@ -16,9 +16,12 @@ from torch import nn
 
 from recipes.schema.recipe import Recipe
 from recipes.text import plural
+from resnet.answers import Answers
 from resnet.build import takes_cpu, together
 from resnet.data.batches import Batch
+from resnet.data.sources.registry import targets_of
 from resnet.inference import count_logits, predict_logits
+from resnet.plugins import line_in
 from resnet.process.mistakes import OfAllRanks
 from resnet.rundir.provenance import read_provenance
 from resnet.tally import Tally, described
@@ -69,6 +72,8 @@ class Evaluation:
     """The most confident wrong images: image, index, true, predicted, probability, probability_of_true."""
     notes: tuple[str, ...] = ()
     """How classes were matched, and the like."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """The recipe's own (`plugins.metrics`), of its own validation images."""
     evidence: str | None = None
     """What to say of top1 beside what the recipe is known to reach; None: they cannot be compared."""
 
@@ -93,7 +98,11 @@ class _Subject:
 
     def __post_init__(self) -> None:
         self.tally = Tally(len(self.data.classes), self.device)
-        self.barred = self.accepted = None
+        self.barred = self.accepted = self.targets = None
+        metrics = self.trained.recipe.plugins.metrics if self.data.own else {}
+        self.answers = Answers(metrics) if metrics else None
+        if (targets := targets_of(self.data.source)) is not None:
+            self.targets = torch.from_numpy(targets).to(self.device)
         if self.data.among is not None:
             self.barred = torch.ones(len(self.data.classes), dtype=torch.bool, device=self.device)
             self.barred[torch.from_numpy(self.data.among).to(self.device)] = False
@@ -116,7 +125,22 @@ class _Subject:
             # Right where the answer is among an image's labels; where it is not, the first of them is missed.
             right, answer = self.accepted[indices], logits.topk(1).indices
             labels = torch.where((right == answer).any(1), answer[:, 0], right[:, 0])
-        count_logits(self.tally, logits, labels, indices, recipe)
+        targets = None if self.targets is None else self.targets[indices]
+        if self.answers is not None:
+            self.answers.add(logits, labels if targets is None else targets, indices)
+        count_logits(self.tally, logits, labels, indices, recipe, targets)
+
+    def read(self, over_ranks: bool) -> dict[str, Any]:
+        result = self.tally.read(over_ranks)
+        # Of no image there is nothing to say.
+        if self.answers is None or not result["samples"]:
+            return result | {"metrics": {}}
+        try:
+            return result | {"metrics": self.answers.read(over_ranks)}
+        except Exception as error:
+            named = [*self.trained.recipe.plugins.metrics.values()]
+            where = line_in(error, named) or "plugins.metrics: "
+            raise ValueError(f"{where}{type(error).__name__}: {error}") from error
 
 
 class _Pass(NamedTuple):
@@ -217,7 +241,7 @@ def _pass_over(group: list[_Subject], over_ranks: bool, watch: Watch) -> tuple[_
             start = time.perf_counter()
         else:
             images += len(batch.labels)
-    results = [subject.tally.read(over_ranks) for subject in group]
+    results = [subject.read(over_ranks) for subject in group]
     seconds = 0.0 if start is None else time.perf_counter() - start
     parts = [(images, seconds, broken)]
     if over_ranks:
@@ -247,6 +271,7 @@ def _evaluation(subject: _Subject, result: Mapping[str, Any], seen: _Pass) -> Ev
         name=trained.name,
         averaged=trained.averaged,
         ece=result["ece"],
+        metrics=result["metrics"],
         images_per_second=seen.images_per_second,
         recipe=trained.recipe,
         classes=data.classes,
