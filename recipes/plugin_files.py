@@ -16,21 +16,29 @@ def copy_of(plugin: PluginFields, folder: Path) -> Path:
     return folder.absolute() / PLUGINS / plugin.file.name
 
 
-def with_own_copies(recipe: Recipe, run_dir: Path) -> Recipe:
+def with_own_copies(recipe: Recipe, folder: Path) -> Recipe:
     """Copy the files of a recipe's plugins into a run (or sweep), and return the recipe that names the copies.
 
     Raises OSError where one cannot be copied.
     """
-
-    def copied(plugin: PluginFields) -> str:
-        if plugin.file is None:
-            return plugin.path
-        copy = copy_of(plugin, run_dir)
-        if plugin.file.absolute() != copy:
+    for plugin in recipe.plugins_named().values():
+        if plugin.file is not None and plugin.file.absolute() != (copy := copy_of(plugin, folder)):
             copy.parent.mkdir(parents=True, exist_ok=True)
             temporary = copy.with_name(f".{copy.name}.{os.getpid()}")
             shutil.copyfile(plugin.file, temporary)
             temporary.replace(copy)
-        return f"{copy}:{plugin.name}"
+    return naming_copies(recipe, folder)
 
-    return with_paths(recipe, copied)
+
+def naming_copies(recipe: Recipe, folder: Path, only_lost: bool = False) -> Recipe:
+    """The recipe with the paths of the copies that a run or sweep keeps.
+
+    only_lost: only where a file is not where the recipe names it, and its copy is there, as in a run that was moved.
+    """
+
+    def path_of(plugin: PluginFields) -> str:
+        if plugin.file is None or (only_lost and (plugin.file.exists() or not copy_of(plugin, folder).exists())):
+            return plugin.path
+        return f"{copy_of(plugin, folder)}:{plugin.name}"
+
+    return with_paths(recipe, path_of)

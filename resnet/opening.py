@@ -20,7 +20,7 @@ from recipes.schema.recipe import Recipe
 from recipes.text import plural
 from resnet.checkpoint.commit import clean
 from resnet.checkpoint.resume import Start
-from resnet.data.sources.registry import Splits
+from resnet.data.sources.registry import Splits, targets_of
 from resnet.process.environment import threads_asked
 from resnet.rundir.files import write_atomic
 from resnet.rundir.provenance import provenance, record_attempt
@@ -136,7 +136,8 @@ _DRAWN = {
 def describe_data(splits: Splits, plan: Plan) -> str:
     """The images and their classes, and how many of them an epoch draws where that is another number."""
     train, val, test = splits
-    counts = np.bincount(train.labels, minlength=len(train.classes))
+    targets = targets_of(train)
+    counts = np.bincount(train.labels, minlength=len(train.classes)) if targets is None else (targets > 0).sum(0)
     each = f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
     tested = "" if test is None else f"; {plural(len(test), 'test image')}"
     drawn = _DRAWN[plan.recipe.data.balance].format(plan.samples)

@@ -99,8 +99,9 @@ def load_plugin(plugin: PluginFields, key: str) -> Callable[..., Any]:
 def _module_of(plugin: PluginFields) -> Any:
     assert plugin.file is not None
     file = plugin.file.absolute()
-    # By its content: another run of this process may have another version of the file.
-    name = f"resnet_plugin_{file.stem}_{digest_of_file(file)}"
+    # By its content: another run of this process may have another version of the file. By its place: for messages.
+    content = hashlib.sha256(str(file).encode() + b"\0" + file.read_bytes()).hexdigest()[:16]
+    name = f"resnet_plugin_{file.stem}_{content}"
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, file)
         assert spec

@@ -17,6 +17,7 @@ from torch import nn
 
 from recipes.load import digest
 from recipes.plan import Plan, make_plan
+from recipes.plugin_files import naming_copies
 from recipes.schema.recipe import Recipe
 from resnet.build import (
     build_accelerator,
@@ -319,7 +320,7 @@ def _facts(
     """What a checkpoint says of the run beside its state."""
     return {
         "digest": digest(recipe),
-        "recipe": recipe.model_dump(mode="json"),
+        "recipe": naming_copies(recipe, start.run_dir).model_dump(mode="json"),
         "micro_batch": plan.micro_batch,
         "world_size": plan.world_size,
         "precision": precision,

@@ -3,11 +3,12 @@
 import csv
 import random
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-CLASSES = ("circle", "square", "triangle", "cross")
+CLASSES: tuple[str, ...] = ("circle", "square", "triangle", "cross")
 SIZE = 64
 
 
@@ -25,7 +26,7 @@ def draw(pen: ImageDraw.ImageDraw, shape: str, box: tuple[int, int, int, int], c
         pen.line([(middle[0], top), (middle[0], bottom)], fill=colour, width=5)
 
 
-def picture(rng: random.Random, shapes: list[str]) -> Image.Image:
+def picture(rng: random.Random, shapes: Sequence[str]) -> Image.Image:
     """An image with a shape in each of some of its quarters, light on dark."""
     image = Image.new("RGB", (SIZE, SIZE), (rng.randrange(80), rng.randrange(80), rng.randrange(80)))
     pen, half = ImageDraw.Draw(image), SIZE // 2

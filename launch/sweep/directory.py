@@ -19,8 +19,8 @@ from launch.sweep.study import trial_name as numbered
 from launch.sweep.sweep_json import sweep_json, sweep_of
 from launch.sweep.trials import Trial
 from recipes.load import load
-from recipes.plugin_files import copy_of, with_own_copies
-from recipes.schema.plugins import PluginFields, with_paths
+from recipes.plugin_files import copy_of, naming_copies, with_own_copies
+from recipes.schema.plugins import PLUGINS
 from recipes.schema.recipe import NOT_TRAINING, Recipe
 from resnet.rundir.attempts import ENDS, end_file
 from resnet.rundir.find import is_sweep
@@ -142,7 +142,9 @@ class SweepDir:
 
     def recipe_of(self, trial: Mapping[str, Any]) -> Recipe:
         """The trial's recipe, of which the sweep is the folder and, in W&B, the group."""
-        recipe = with_paths(load(trial["words"], self.content.get("origins") or {}).recipe, self._kept_path)
+        recipe = load(trial["words"], self.content.get("origins") or {}).recipe
+        if (self.path / PLUGINS).is_dir():
+            recipe = naming_copies(recipe, self.path)
         group, tags = recipe.wandb.group or self.path.name, [*recipe.wandb.tags, self.path.name]
         page = self.content.get("wandb_sweep") or {"id": recipe.wandb.sweep}
         wandb = recipe.wandb.model_copy(update={"group": group, "tags": tags, "sweep": page["id"]})
@@ -164,10 +166,6 @@ class SweepDir:
         """Copy the files of plugins, so that all trials run the same code, whenever they start."""
         for recipe in recipes:
             with_own_copies(recipe, self.path)
-
-    def _kept_path(self, plugin: PluginFields) -> str:
-        copy = copy_of(plugin, self.path) if plugin.file else None
-        return f"{copy}:{plugin.name}" if copy and copy.is_file() else plugin.path
 
     def prepare(self, trial: Mapping[str, Any]) -> Path:
         """Make the trial's directory ready to be run (again); returns it. Raises ValueError for a wrong recipe."""

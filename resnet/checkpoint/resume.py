@@ -18,7 +18,7 @@ from recipes.schema.recipe import Recipe
 from recipes.text import show
 from resnet.checkpoint.commit import MANIFEST, CheckpointError, digest_of, newest_valid, read_manifest
 from resnet.checkpoint.snapshot import read_rest
-from resnet.data.sources.registry import Source
+from resnet.data.sources.registry import Source, targets_of
 from resnet.plugins import edits
 from resnet.rundir.find import new_run_dir
 from resnet.rundir.lease import Lease
@@ -90,6 +90,8 @@ class Start:
 def data_digest(train: Source) -> str:
     """Hash of what the order of the data leans on: the images' classes, in their order, and the classes' names."""
     content = "\n".join(train.classes).encode() + train.labels.tobytes()
+    if (targets := targets_of(train)) is not None:
+        content += targets.tobytes()
     return hashlib.sha256(content).hexdigest()[:16]
 
 

@@ -1,5 +1,6 @@
 """A run that was interrupted, however often and on however many ranks, ends as one that was not."""
 
+import importlib
 import json
 import os
 import re
@@ -27,7 +28,10 @@ from resnet.rundir.provenance import read_provenance
 from resnet.rundir.status import read_status, write_status
 from resnet.tools.compare import compare_runs
 from resnet.tools.difference import CLOCK
+from resnet.tools.evaluate import evaluate
+from resnet.tools.trained import find_trained
 from tests.bench import kill
+from tests.helpers import OFF, PROGRAM
 from tests.processes import start_ranks, wait_ranks
 
 IMAGES = 80
@@ -180,6 +184,32 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, interrupt, wo
         interrupt |= {"step": step, "signal": signal.SIGKILL if code == -9 else signal.SIGTERM}
         assert attempt(tmp_path, "r", *words, "epochs=2") == [code], output(tmp_path, "r")
     assert compare_runs(tmp_path / "straight", tmp_path / "r") == []
+
+
+# Code of one's own
+
+
+def test_the_example_of_several_labels_goes_on_as_if_nothing_had_happened(tmp_path, interrupt, monkeypatch):
+    """With a source, a loss, metrics and a callback that keeps something, all of the user's own."""
+    monkeypatch.syspath_prepend(PROGRAM / "examples" / "multilabel")
+    importlib.import_module("make_data").make(tmp_path / "data", 64)
+    recipe = [
+        *("recipe=examples/multilabel/multilabel.yaml", f"data.plugin.args.folder={tmp_path}/data", "batch_size=16"),
+        *("model={name: null, block: basic, layers: [1, 1], widths: [8, 16]}", "augment.mixup=0.2", *OFF),
+        *("plugins.loss=torch.nn.functional:binary_cross_entropy_with_logits", "data.num_workers=1", "log_every=1"),
+        *("checkpoint.every=2 steps", "progress=off", "epochs=2"),
+    ]
+    assert attempt(tmp_path, "straight", recipe=recipe) == [0], output(tmp_path, "straight")
+    for step, code in ((3, -9), (5, 85), (None, 0)):
+        interrupt |= {"step": step, "signal": signal.SIGKILL if code == -9 else signal.SIGTERM}
+        assert attempt(tmp_path, "r", recipe=recipe) == [code], output(tmp_path, "r")
+    assert compare_runs(tmp_path / "straight", tmp_path / "r") == []
+    states = [read_rest(newest_first(tmp_path / run / "checkpoints")[0])["callbacks"] for run in ("straight", "r")]
+    assert states[0] == states[1]
+    assert states[0]["several_labels.py:LargestNorm"]["largest"] > 0
+    found = evaluate([find_trained(str(tmp_path / "r@last"))])[0]
+    logged = [row for row in read_metrics(tmp_path / "r") if "val/map" in row][-1]
+    assert found.metrics == {"map": logged["val/map"], "auroc": logged["val/auroc"]}
 
 
 # A teacher
