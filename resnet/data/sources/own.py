@@ -51,7 +51,7 @@ def open_own(data: PluginData) -> tuple[Own, Own | None]:
         return Own(call(data.plugin, "data.plugin", train=train), f"data.plugin={data.plugin.path} (train={train})")
 
     train = opened(True)
-    if data.val_fraction is not None:
+    if data.val_fraction is not None or data.fold_of is not None:
         return train, None
     val = opened(False)
     if val.classes != train.classes or (val.targets is None) != (train.targets is None):
