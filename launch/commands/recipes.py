@@ -63,7 +63,7 @@ def _lines(rows: Sequence[Listed], unusable: Sequence[Unusable], own: set[str], 
             yield f" {family}"
             for row in relatives:
                 recipe = row.recipe
-                start = f"  {recipe.name:{width - 2}}  {recipe.epochs:6g}  {recipe.batch_size:5}"
+                start = f"  {recipe.name:{width - 2}}  {recipe.epochs:6.4g}  {recipe.batch_size:5}"
                 yield f"{start}  {_expected(row):18}  {_measured(row)}".rstrip()
                 if long:
                     yield from _wrapped(recipe.description, "    ")

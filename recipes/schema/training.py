@@ -179,7 +179,7 @@ class Evidence(Group):
     spread: NonNegative | None = None
     """What `top1` is published with as +-, in percent points: the standard deviation over runs."""
     seeds: Count | None = None
-    """Runs that `top1` is the mean of, where the source says so."""
+    """Runs that `top1` is the mean (or median) of, where the source says so."""
     band: tuple[float, float] | None = None
     """Range in percent within which a run counts as reproduced."""
     weights: Literal["best", "last"] = "best"

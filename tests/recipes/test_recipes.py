@@ -8,6 +8,7 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from recipes import page
 from recipes.errors import RecipeError
 from recipes.keys import SIMILAR, fields_of, variants
 from recipes.library import FOLDER, names
@@ -111,6 +112,11 @@ def test_schema_for_editors_is_up_to_date():
     assert json_schema.PATH.read_text(encoding="utf-8") == json_schema.text(), (
         "run python -m recipes.schema.json_schema"
     )
+
+
+def test_the_page_of_recipes_is_up_to_date():
+    shown = page.PATH.read_text(encoding="utf-8")
+    assert shown == page.text(shown), "run python -m recipes.page"
 
 
 def test_schema_for_editors_describes_every_key():
@@ -226,7 +232,7 @@ def test_a_run_directory_is_a_recipe(small, tmp_path):
         ("ema.xyz=1", "unknown key ema.xyz (command line): ema has decay, every, rescale, start_epoch"),
         (
             "optimizer.betas=[0.9, 0.99]",
-            "unknown key optimizer.betas (command line): optimizer.name=sgd has no such key (adam, adamw, lamb would)",
+            "optimizer.betas (command line): optimizer.name=sgd has no such key (adam, adamw, nadamw, lamb would)",
         ),
         ("batch_size=many", "batch_size=many (command line): must be a whole number"),
         ("batch_size=2.5", "batch_size=2.5 (command line): must be a whole number"),
