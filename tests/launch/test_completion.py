@@ -29,9 +29,9 @@ def complete(line: str, cwd: Path = PROGRAM, program: str = "launch.cli") -> lis
     [
         ("launch st", ["status "]),
         ("launch local recipe=cifar100", ["cifar100_onecycle "]),
-        ("launch show optimizer.mom", ["optimizer.momentum="]),
+        ("launch show optimizer.trust", ["optimizer.trust_coefficient="]),
         ("launch submit model.name=resnet15", ["resnet152 ", "resnet152d "]),
-        ("launch submit schedule.name=cos", ["cosine "]),
+        ("launch submit schedule.name=tri", ["triangular "]),
         ("launch submit cluster=h1", ["h100 "]),
         ("launch submit slurm.signal", ["slurm.signal_lead="]),
         ("launch status --js", ["--json "]),
