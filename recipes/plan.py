@@ -110,7 +110,8 @@ class Plan:
 def make_plan(recipe: Recipe, samples: int, world_size: int, micro_batch: int | None = None) -> Plan:
     """Derive the plan.
 
-    samples: training samples drawn in an epoch. micro_batch: the one to keep (that of a checkpoint).
+    samples: training samples drawn in an epoch. micro_batch: the one to keep (that of a checkpoint); without one,
+    max_batch_per_device=auto stands for the whole share of a device.
     Raises ValueError where the batch cannot be divided as asked.
     """
     micro_batch = micro_batch or _micro_batch(recipe, world_size)
@@ -162,6 +163,7 @@ def effective_decay(config: Ema, batch_size: int, epochs: float) -> float:
 
 def _micro_batch(recipe: Recipe, world_size: int) -> int:
     batch_size, limit = recipe.batch_size, recipe.max_batch_per_device
+    limit = None if limit == "auto" else limit
     if size := _largest_micro_batch(limit, batch_size, world_size):
         return size
     below = batch_size // world_size * world_size
@@ -179,6 +181,14 @@ def _micro_batch(recipe: Recipe, world_size: int) -> int:
         f"batch_size {batch_size} does not divide over {_devices(world_size)}{within}: "
         f"try batch_size={_either(*sizes)}{more}"
     )
+
+
+def micro_batches(batch_size: int, world_size: int) -> list[int]:
+    """The micro-batches that each device's share divides into, the whole share first, down to 2 images (for BatchNorm).
+
+    Of a batch that divides over the devices.
+    """
+    return [size for size in reversed(_divisors(batch_size // world_size)) if size > 1]
 
 
 def _largest_micro_batch(limit: int | None, batch_size: int, world_size: int) -> int | None:

@@ -129,6 +129,15 @@ def first_of_ranks(value: T | None) -> T | None:
     return next((v for v in values if v is not None), None)
 
 
+def least_of_ranks(value: int) -> int:
+    """The smallest of all ranks' values."""
+    if not dist.is_initialized():
+        return value
+    values: list[int] = [value] * dist.get_world_size()
+    dist.all_gather_object(values, value, group=_patient_group())
+    return min(values)
+
+
 def of_node(value: T | None) -> T | None:
     """The value of the first rank of this machine that has one."""
     if not dist.is_initialized():

@@ -35,6 +35,13 @@ _SIGNS_OF_A_LOST_PEER = (
 )
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether it says that a GPU's memory is too small."""
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _SIGNS_OF_NO_MEMORY)
+
+
 def out_of_memory(error: Exception, micro_batch: int) -> str:
     """What to do about a GPU that is too small for the micro-batch."""
     what = _gist(error).partition(". ")[0]
@@ -77,9 +84,7 @@ def _sorted(error: Exception, plan: Plan) -> Failure:
         case BrokenImage():
             # Raised in a worker it comes with that one's traceback before it.
             return Failure("data", text.rpartition("BrokenImage: ")[2])
-        case torch.cuda.OutOfMemoryError():
-            return Failure("oom", out_of_memory(error, plan.micro_batch))
-        case RuntimeError() if any(sign in text.lower() for sign in _SIGNS_OF_NO_MEMORY):
+        case RuntimeError() if is_out_of_memory(error):
             return Failure("oom", out_of_memory(error, plan.micro_batch))
         case torch.AcceleratorError():
             return Failure("crash", f"{type(error).__name__}: {gist}", unexpected=True)

@@ -50,6 +50,7 @@ from resnet.distill import Teacher, load_teacher
 from resnet.ending import stop_before_data, train_to_an_end
 from resnet.failure import out_of_memory
 from resnet.final_test import FinalTest
+from resnet.micro_batch import fitted
 from resnet.opening import first_lines, open_run_dir
 from resnet.plugins import Callbacks, digests, load_plugin
 from resnet.pretrained import shaped_as_weights
@@ -113,6 +114,9 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals, notes: Seque
             return _nothing_to_do(start.run_dir, rank)
         memory = check_input(recipe, train, val, accelerator)
         teacher = together(lambda: load_teacher(recipe, train.classes, start, accelerator))
+        beside = beside_network(teacher, weights, accelerator)
+        kept = start.micro_batch
+        plan, memory_note = (plan, "") if kept else fitted(plan, order, train, val, accelerator, beside)
         model, note = together(lambda: _first_model(recipe, train, start), local_rank, first_alone=True)
         state = build_state(recipe, plan, model, accelerator)
         own = together(lambda: _own_code(recipe, state, start))
@@ -141,13 +145,11 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals, notes: Seque
         hooks = RunHooks(
             start.run_dir, plan, state, saver, signals, progress, metrics, tracker, val, len(train), watchdog
         )
-        trainer = Trainer(plan, accelerator, network, state, len(train.classes), len(val), hooks)
-        trainer.teacher = teacher.network if teacher else None
-        trainer.class_weights = None if weights is None else weights.to(accelerator.device)
+        trainer = Trainer(plan, accelerator, network, state, len(train.classes), len(val), hooks, **beside)
         workers = workers_per_rank(recipe.data.num_workers)
         check_shared_memory(plan, workers, recipe.data.prefetch, train)
         loaders = open_batches(trainer, train, val, order, memory, workers, progress.message)
-        more = [shape, *note.splitlines(), teacher.note if teacher else "", *_continues(start, state.step)]
+        more = [shape, memory_note, *note.splitlines(), teacher.note if teacher else "", *_continues(start, state.step)]
         for line in (
             *first_lines(recipe, plan, start, Splits(train, val, test), accelerator, workers),
             *filter(None, more),
@@ -184,6 +186,14 @@ def check_input(recipe: Recipe, train: Source, val: Source, accelerator: Acceler
     if recipe.data.decode == "region":
         together(check_region_decoder)
     return share_memory(recipe, train, val, accelerator.local_process_index)
+
+
+def beside_network(teacher: Teacher | None, weights: torch.Tensor | None, accelerator: Accelerator) -> dict[str, Any]:
+    """What a trainer has beside its network: who teaches it, and the weights of the classes."""
+    return {
+        "teacher": teacher.network if teacher else None,
+        "class_weights": None if weights is None else weights.to(accelerator.device),
+    }
 
 
 def _first_model(recipe: Recipe, train: Source, start: Start) -> tuple[nn.Module, str]:

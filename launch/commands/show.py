@@ -85,7 +85,10 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
         end, total = facts["end_step"], facts["total_steps"]
         cut = f"; ends after {end} (max_steps), with the schedule of all of them" if end < total else ""
         rows.append(("optimizer steps", f"{facts['steps_per_epoch']} an epoch, {total} in all{cut}"))
-    micro = f"in {slots} micro-batches of {facts['micro_batch']}" if slots > 1 else "in one pass"
+    if slots is None:
+        micro = "in micro-batches as large as fit, found at the start of the run (max_batch_per_device=auto)"
+    else:
+        micro = f"in {slots} micro-batches of {facts['micro_batch']}" if slots > 1 else "in one pass"
     rows.append(("batch", f"{facts['batch_size']}, {facts['per_device_batch']} per device {micro}"))
     backbone = f", backbone {facts['backbone_lr']:.6g}" if facts["backbone_lr"] else ""
     stem = f", stem {facts['stem_lr']:.6g}" if facts["stem_lr"] else ""

@@ -54,6 +54,8 @@ def _size(profile: Profile) -> str:
 
 def _batch(plan: Plan, recipe: Recipe) -> str:
     accumulated = f" in {plan.accumulation} micro-batches" if plan.accumulation > 1 else ""
+    if recipe.max_batch_per_device == "auto":
+        accumulated = ", in micro-batches found at the start"
     steps = f", {plan.end_step} steps" if samples_known(recipe.data) else ""
     return (
         f"batch {plan.batch_size}, {plan.batch_size // plan.world_size} per rank{accumulated}; lr {plan.lr:g}; "

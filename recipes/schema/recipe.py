@@ -38,8 +38,9 @@ class Recipe(Group):
     """End the run after so many steps, with the schedule of all its epochs (for a try); null: go on to the end."""
     batch_size: Annotated[int, Field(ge=2)]
     """Images of one optimizer step over all devices together."""
-    max_batch_per_device: Annotated[int, Field(ge=2)] | None = None
-    """Most images of one forward pass on one device: larger shares are accumulated. BatchNorm sees this micro-batch."""
+    max_batch_per_device: Annotated[int, Field(ge=2)] | Literal["auto"] | None = None
+    """Most images of one forward pass on one device: larger shares are accumulated. BatchNorm sees this micro-batch.
+    auto: as many as fit into a GPU's memory, found when a run begins and kept by it."""
     optimizer: Optimizer = Sgd(name="sgd")
     schedule: Schedule = ConstantSchedule(name="constant")
     loss: Literal["cross_entropy", "bce", "focal"] = "cross_entropy"

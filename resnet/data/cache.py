@@ -221,13 +221,18 @@ def fill(
 
 def check_room(train: int, val: int, augment: Augment, device: torch.device) -> None:
     """Raise ValueError where so many images would take more than half of the memory that is free on the device."""
-    needed = sum(math.prod(shape) for shape in shapes_of(train, val, augment).values())
+    needed = bytes_needed(train, val, augment)
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
     if free is not None and needed > free / 2:
         raise ValueError(
             f"data.cache=device needs {needed / 1e9:.1f} GB, more than half of the {free / 1e9:.1f} GB that are free "
             f"on the {'GPU' if device.type == 'cuda' else 'CPU for each rank'}: set data.cache=none"
         )
+
+
+def bytes_needed(train: int, val: int, augment: Augment) -> int:
+    """Of the device's memory, for so many images."""
+    return sum(math.prod(shape) for shape in shapes_of(train, val, augment).values())
 
 
 def shapes_of(train: int, val: int, augment: Augment) -> dict[int | None, tuple[int, int, int, int]]:

@@ -15,14 +15,22 @@ import torch
 from recipes.plan import Plan, make_plan
 from recipes.schedules import Hyper
 from recipes.schema.recipe import Recipe
-from resnet.build import build_accelerator, build_data, build_model_for, build_order, build_state, wrap
+from resnet.build import (
+    build_accelerator,
+    build_class_weights,
+    build_data,
+    build_model_for,
+    build_order,
+    build_state,
+    wrap,
+)
 from resnet.checkpoint.resume import Start, data_digest
 from resnet.data.loader import workers_per_rank
 from resnet.distill import load_teacher
 from resnet.failure import out_of_memory
 from resnet.loop import fit
 from resnet.pretrained import shaped_as_weights
-from resnet.run import check_input, open_batches
+from resnet.run import beside_network, check_input, open_batches
 from resnet.trainer import Trainer, TrainingError
 
 LEAST_STEPS = 20
@@ -73,12 +81,12 @@ def find_lr(
     memory = check_input(recipe, train, val, accelerator)
     with tempfile.TemporaryDirectory() as nowhere:
         teacher = load_teacher(recipe, train.classes, Start(Path(nowhere), data_digest(train)), accelerator)
+    beside = beside_network(teacher, build_class_weights(recipe, train, order), accelerator)
     model, _ = build_model_for(recipe, len(train.classes), train.classes)
     state = build_state(recipe, plan, model, accelerator)
     network = wrap(recipe, plan, state.model, accelerator, 0)
     watch = _Watch()
-    trainer = Trainer(plan, accelerator, network, state, len(train.classes), len(val), watch)
-    trainer.teacher = teacher.network if teacher else None
+    trainer = Trainer(plan, accelerator, network, state, len(train.classes), len(val), watch, **beside)
     loaders = open_batches(trainer, train, val, order, memory, workers_per_rank(recipe.data.num_workers), tell)
     try:
         fit(trainer)
