@@ -91,7 +91,7 @@ WORKER = (
     ],
 )
 def test_the_reason_is_the_line_that_tells_what_happened(error, kind, reason):
-    found = explain(error, SimpleNamespace(micro_batch=8))
+    found = explain(error, SimpleNamespace(micro_batch=8, recipe=SimpleNamespace(plugins_named=dict)))
     assert found.kind == kind
     assert found.reason.startswith(reason)
     assert "\n" not in found.reason
