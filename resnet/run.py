@@ -115,8 +115,9 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals, notes: Seque
         memory = check_input(recipe, train, val, accelerator)
         teacher = together(lambda: load_teacher(recipe, train.classes, start, accelerator))
         beside = beside_network(teacher, weights, accelerator)
-        kept = start.micro_batch
-        plan, memory_note = (plan, "") if kept else fitted(plan, order, train, val, accelerator, beside)
+        fits = ""
+        if start.micro_batch is None:
+            plan, fits = fitted(plan, order, train, val, accelerator, beside)
         model, note = together(lambda: _first_model(recipe, train, start), local_rank, first_alone=True)
         state = build_state(recipe, plan, model, accelerator)
         own = together(lambda: _own_code(recipe, state, start))
@@ -149,7 +150,7 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals, notes: Seque
         workers = workers_per_rank(recipe.data.num_workers)
         check_shared_memory(plan, workers, recipe.data.prefetch, train)
         loaders = open_batches(trainer, train, val, order, memory, workers, progress.message)
-        more = [shape, memory_note, *note.splitlines(), teacher.note if teacher else "", *_continues(start, state.step)]
+        more = [shape, fits, *note.splitlines(), teacher.note if teacher else "", *_continues(start, state.step)]
         for line in (
             *first_lines(recipe, plan, start, Splits(train, val, test), accelerator, workers),
             *filter(None, more),
