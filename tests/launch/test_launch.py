@@ -302,6 +302,18 @@ def test_steps_and_batches(launch):
     assert "your changes may move it" not in out
 
 
+def test_what_was_measured_is_told(launch):
+    measured = (
+        "evidence.measured={top1: 91.3, spread: 0.14, seeds: 5, command: python train.py x, card: a GPU, commit: abc}"
+    )
+    out = " ".join(launch("show", "recipe=cifar10_resnet20", measured)[1].replace("\n#", "").split())
+    assert "91.25 (90.9 to 92), 91.3 +-0.14 (5 runs) by python train.py x, a GPU, commit abc;" in out
+    assert "93.39 +-0.16 (5 runs) (92.9 to 94), never measured here" in launch("show", "recipe=cifar10_resnet110")[1]
+    assert "78.4, an estimate, never measured here" in launch("show", "recipe=resnet101_imagenet_onecycle")[1]
+    of_old = launch("show", "recipe=cifar10_resnet20", "evidence.measured=91 on a Tuesday")[1]
+    assert "91.25 (90.9 to 92), 91 on a Tuesday;" in of_old
+
+
 def milestones(facts, *keys):
     return [tuple(at[key] for key in keys) for at in facts["milestones"]]
 
