@@ -183,7 +183,7 @@ def resolve(given: Mapping[str, Any]) -> Net:
 def inner_width(net: Net, stage: int) -> int:
     """Output channels of all but the last convolution of a stage's blocks; stage: from 1."""
     planes = net.widths[stage - 1]
-    return planes if net.expansion == 1 else int(planes * net.width_per_group / 64) * net.groups
+    return planes if net.expansion == 1 else planes * net.width_per_group // 64 * net.groups
 
 
 def blocks(net: Net, channels: Mapping[str, int] | None = None) -> Iterator[BlockShape]:

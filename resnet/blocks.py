@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
 from recipes.nets import BlockShape, Net, convolutions, se_width
-from recipes.schema.model import GROUPS_OF_NORM, Model
+from recipes.schema.model import Model
+from recipes.schema.model_checks import GROUPS_OF_NORM
 
 
 class ResidualBlock(nn.Module):

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
 from recipes.nets import NETS, Block, Net, blocks, resolve
-from recipes.schema.model import ACTIVATIONS, GROUPS_OF_NORM, Model, net_of, own_channels
+from recipes.schema.model import ACTIVATIONS, Model, net_of, own_channels
+from recipes.schema.model_checks import GROUPS_OF_NORM
 from resnet.blocks import (
     ACTIVATION_CLASSES,
     PreactBlock,

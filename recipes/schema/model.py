@@ -10,6 +10,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from recipes.nets import NET_KEYS, NETS, TORCHVISIONS, Block, Net, Stem, has_stream, inner_width, resolve
 from recipes.schema.fields import Count, Group, Positive
+from recipes.schema.model_checks import problem_with
 from recipes.schema.plugins import Plugin
 from recipes.text import cut, suggestion
 
@@ -64,8 +65,6 @@ else:
 
 _PLACE = re.compile(r"layer([1-6])(?:\.(0|[1-9][0-9]{0,2})\.conv([1-9]))?")
 _MOST_CHANNELS = 1 << 16
-GROUPS_OF_NORM = 32
-"""Of norm=group where none are given, as in its paper."""
 _LONGEST_PLACE = 24
 """Characters of what is no place, in a message."""
 
@@ -162,7 +161,8 @@ class Model(Group):
     """Output channels where they are not the net's own, as in a pruned one: of the stem (conv1), of a stage's residual
     stream (layer2) or of a convolution inside a block (layer1.0.conv1, in bottlenecks conv2 too)."""
     zero_init_residual: bool = False
-    """Start the last BatchNorm weight of each block at 0 (Goyal et al. 2017, arXiv:1706.02677, section 5.1)."""
+    """Start the last BatchNorm weight of each block at 0 (Goyal et al. 2017, arXiv:1706.02677, section 5.1), in preact
+    blocks the last convolution's."""
     blurpool: bool = False
     """Low-pass filter before each stride-2 convolution (Zhang 2019, arXiv:1904.11486, as FFCV's recipes do)."""
     stochastic_depth: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -194,13 +194,8 @@ class Model(Group):
             raise ValueError("needs a name (as in model.name=resnet50), or block and layers")
         if self.name is not None and any(by_hand):
             raise ValueError(f"has the name {self.name} and also block or layers: model.name=null builds by hand")
-        net = net_of(self)
-        if net.expansion == 1 and (self.groups not in (None, 1) or self.width_per_group not in (None, 64)):
-            raise ValueError("groups and width_per_group need bottleneck blocks (torchvision's basic block has none)")
-        if len(net.widths) != len(net.layers):
-            raise ValueError(f"has {len(net.widths)} widths for {len(net.layers)} stages: give one for each of layers")
-        if self.freeze_backbone and self.pretrained is None:
-            raise ValueError("freeze_backbone without pretrained weights would train a classifier on random features")
+        if problem := problem_with(self, net_of(self)):
+            raise ValueError(problem)
         return self
 
     def _with_plugin_alone(self) -> Model:
