@@ -219,6 +219,27 @@ def test_mean_and_spread_over_seeds(tmp_path):
     assert board.comparison.text == "lr=1.0 is ahead of lr=0.5 by 0.50 points; one seed of lr=1.0: no spread is known"
 
 
+def test_folds_are_repeated_as_seeds_are(tmp_path):
+    values = {"0.1": [90.0, 91.0, 92.0], "0.5": [93.0, 94.0, 96.0]}
+    points = [
+        ({"optimizer.lr": lr, "data.fold": f"{number}/3"}, trial(value))
+        for lr, of_folds in values.items()
+        for number, value in enumerate(of_folds, 1)
+    ]
+    board = board_of(sweep(tmp_path, points))
+    assert [(one.point, one.done, one.spread) for one in board.settings] == [
+        ({"optimizer.lr": "0.5"}, 3, pytest.approx((14 / 3 / 2) ** 0.5)),
+        ({"optimizer.lr": "0.1"}, 3, 1.0),
+    ]
+    told = "\n".join(lines(board))
+    assert "(mean of 3 folds, standard deviation 1.53)" in told
+    assert "(differences between folds of a setting)" in told
+    both = [({"seed": seed, "data.fold": fold}, trial(90.0)) for seed in "01" for fold in ("1/2", "2/2")]
+    board = board_of(sweep(tmp_path / "both", both))
+    assert [(one.label, one.done) for one in board.settings] == [("the recipe", 4)]
+    assert "(mean of 4 runs, standard deviation 0.00)" in "\n".join(lines(board))
+
+
 def test_loss_is_minimized(tmp_path):
     trials = [({"optimizer.lr": lr}, trial(evaluations=seen)) for lr, seen in (("1", [2.0, 0.7, 0.9]), ("2", [0.8]))]
     board = board_of(sweep(tmp_path, trials, metric="loss", goal="minimize"))

@@ -67,6 +67,11 @@ def prepare(data: Data, out: Path, form: Form, workers: int | None = None, chann
     if form.kind in ("max_side", "short_side") and channels not in (1, 3):
         option = f"--{form.kind.replace('_', '-')}"
         raise ValueError(f"{option} writes JPEGs, of RGB or grey, and model.in_channels is {channels}: give --raw N")
+    if data.test_fraction is not None:
+        raise ValueError(
+            "data.test_fraction puts images aside that the shards would not hold: prepare the test images as another "
+            "folder's validation images, which data.test then names"
+        )
     train, val = open_sources(data, channels=channels)
     _check_classes(train.classes)
     job = _Job({"train": train, "validation": val}, form, _roots(data), out, channels)

@@ -161,6 +161,10 @@ def _facts(
         if best.get("val/samples"):
             what += f", of {best['val/samples']:,} images"
         found.append((f"{best['val/top1']:.2f}%", f"{what}; {judged.text}", mark[judged.good]))
+    if status.get("test_top1") is not None:
+        tested = next((row for row in reversed(rows) if "test/samples" in row), {})
+        of = f", of {tested['test/samples']:,} images" if tested else ""
+        found.append((f"{status['test_top1']:.2f}%", f"test top-1 of the final weights{of}", ""))
     if status.get("step") is not None:
         epoch, epochs = status.get("epoch"), status.get("epochs")
         where = f"; epoch {epoch:g} of {epochs:g}" if epoch is not None and epochs is not None else ""
