@@ -56,7 +56,7 @@ def _no_weights(run_dir: Path, which: str, averaged_only: bool) -> str:
     steps = ", ".join(str(step_of(path)) for path in reversed(newest_first(folder)))
     step = f"a checkpoint's step ({steps})"
     if averaged_only and which in ("best", "final"):
-        gone = f"{run_dir / FINAL} is the average (EMA), and the checkpoint it is of is not there any more"
+        gone = f"{run_dir / FINAL} is the average of the weights, and the checkpoint it is of is not there any more"
         return f"{gone}: give {step}" if steps else gone
     if not steps:
         return f"{run_dir} has no checkpoint " + (

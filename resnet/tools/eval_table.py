@@ -67,7 +67,7 @@ def _percent(value: float | None) -> str:
 
 
 def _what(one: dict[str, Any]) -> str:
-    kind = {"ema": ["EMA"], "plain": ["plain"], None: []}[one["kind"]]
+    kind = {"ema": ["EMA"], "swa": ["SWA"], "plain": ["plain"], None: []}[one["kind"]]
     return ", ".join([*kind, f"{one['size']} px", *(["flip"] if one["flip"] else [])])
 
 

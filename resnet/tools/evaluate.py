@@ -53,7 +53,7 @@ class Evaluation:
     name: str = ""
     """What the user calls the weights, as `first@last`."""
     averaged: bool | None = None
-    """Whether the weights are an average (EMA); None where nothing tells."""
+    """Whether the weights are an average (EMA, SWA); None where nothing tells."""
     ece: float = 0.0
     """Expected calibration error over 15 bins of equal width (Guo et al. 2017)."""
     images_per_second: float | None = None

@@ -37,7 +37,7 @@ class Trained(NamedTuple):
     run_dir: Path | None
     """None: the file is of no run."""
     averaged: bool | None = None
-    """Whether the weights are an average (EMA); None where nothing tells."""
+    """Whether the weights are an average (EMA, SWA); None where nothing tells."""
     notes: tuple[str, ...] = ()
     """What the user should know of how the recipe was read."""
 
@@ -48,7 +48,8 @@ def find_trained(text: str, root: str | Path = ROOT, plain: bool = False, overri
     text: RUN, RUN@best, RUN@last, RUN@step-500, RUN@final, or a file of weights. RUN is a name under `root` or a path;
     alone it means the weights a finished run leaves, or those of its best checkpoint until then. A file in a run
     directory is of that run; for another one its recipe comes from what the file says of itself, or from `recipe=`.
-    plain: the trained weights where their average (EMA) would be taken. overrides: `a.b=value`, changes to the recipe.
+    plain: the trained weights where their average (EMA, SWA) would be taken. overrides: `a.b=value`, changes to the
+    recipe.
     Raises ValueError where there are no such weights, or nothing tells their recipe.
     """
     path = Path(text).expanduser()
@@ -100,7 +101,7 @@ def _of_file(name: str, file: Path, plain: bool, overrides: Sequence[str]) -> Tr
     given = any(word.partition("=")[0] == "recipe" for word in overrides)
     if not given and (run_dir := _run_of_file(file)) is not None:
         if plain and file.name == EMA:
-            raise ValueError(f"{file} is an average (EMA): the plain weights are in {file.with_name(MODEL)}")
+            raise ValueError(f"{file} is an average: the plain weights are in {file.with_name(MODEL)}")
         return of_run(name, run_dir, file, overrides)
     info = read_info(file)
     if given:

@@ -1,5 +1,6 @@
 """Gradual unfreezing, stochastic weight averaging and `resnet average`, in a run of four epochs of two steps."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,6 @@ from resnet.checkpoint.commit import name_of
 from resnet.checkpoint.snapshot import EMA, MODEL, read_rest
 from resnet.net import build_model
 from resnet.tools.cli import main
-from resnet.tools.evaluate import evaluate
-from resnet.tools.trained import find_trained
 from resnet.weights_file import read_info
 from tests.helpers import TINY, same, train, weights
 
@@ -64,6 +63,12 @@ def test_the_average_is_of_what_epochs_end_with(run):
     assert not same(of_step(run, 8, EMA), of_step(run, 8))
 
 
+def test_one_average_does_not_go_on_as_the_other(run, capsys):
+    words = [f"recipe={run}/recipe.yaml", f"run.root={run.parent}", "run.name=r", "epochs=5"]
+    assert train(*words, "swa=off", "ema.decay=0.9") == 2
+    assert "has an equal average of the weights (swa), and the recipe asks for ema" in capsys.readouterr().err
+
+
 def test_weights_of_a_run_are_averaged_and_usable(run, capsys):
     files = [run / "checkpoints" / name_of(step) / MODEL for step in (8, 4, 6)]
     main(["average", str(run), "--checkpoints", *map(str, files), "--output", str(run / "three.safetensors")])
@@ -79,8 +84,11 @@ def test_weights_of_a_run_are_averaged_and_usable(run, capsys):
     info = read_info(run / "average.safetensors")
     assert info is not None
     assert info.step == 8
-    again = evaluate([find_trained(str(run / "average.safetensors"))])[0]
-    assert f"average.safetensors: top-1 {again.top1:.2f}% of 40 images; the run's best: " in said
+    main(["eval", str(run / "average.safetensors"), str(run), "--json"])
+    again, own = json.loads(capsys.readouterr().out)
+    assert f"average.safetensors: top-1 {again['top1']:.2f}% of 40 images; the run's best: {own['top1']:.2f}%" in said
+    main(["eval", str(run)])
+    assert "SWA" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--known-only", action="store_true", help="leave out images of classes the network lacks")
     parser.add_argument("--only-present", action="store_true", help="answer only classes the data holds (ImageNet-A/R)")
     parser.add_argument("--real", type=Path, metavar="FILE", help="score by ImageNet-ReaL's real.json")
-    parser.add_argument("--plain", action="store_true", help="the trained weights, not their average (EMA)")
+    parser.add_argument("--plain", action="store_true", help="the trained weights, not their average (EMA, SWA)")
     parser.add_argument("--per-class", action="store_true", help="the accuracy of each class, the worst first")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--csv", nargs="?", const="-", metavar="OUT.csv", help="write CSV, by default to standard output")
