@@ -61,6 +61,9 @@ def _own_network(model: Model, plugin: PluginFields, classes: int | None, weight
 
 def outputs_of(tensors: Mapping[str, torch.Tensor], file: Path) -> int:
     """How many classes the network of a file's tensors tells apart. Raises ValueError where it has no classifier."""
+    info = read_info(file)
+    if info is not None and info.model.plugin:
+        return len(info.classes)
     head = tensors.get("fc.weight")
     if head is None or head.dim() != 2 or not head.numel():
         raise ValueError(f"{file} has no classifier fc.weight, as torchvision calls it")

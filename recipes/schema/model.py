@@ -284,7 +284,9 @@ def name_of_model(model: Model) -> str:
 
 
 def net_of(model: Model) -> Net:
-    """What a network's keys come to, but for its channels."""
+    """What a network's keys come to, but for its channels. Raises ValueError for one that the user wrote."""
+    if model.plugin:
+        raise ValueError(f"{model.plugin.place} is no ResNet of this program, which alone can be taken here")
     given = {key: value for key in NET_KEYS if (value := getattr(model, key)) is not None}
     return resolve({**_keys_of(model.name), **given})
 

@@ -157,6 +157,8 @@ network.load_state_dict(load_file(f"{{folder}}/{SAFETENSORS}"))
 
 
 def _network(recipe: Recipe) -> str:
+    if recipe.model.plugin:
+        return recipe.model.plugin.place
     net = effective_model(recipe.model)
     blocks = "" if net["name"] else plural(sum(net["layers"]), f"{net['block']} block")
     others = {
