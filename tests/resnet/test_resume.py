@@ -172,8 +172,9 @@ COMBINATIONS = {
         *("data.class_shares={'2': 0.5}", "data.fold=2/9", "data.test_fraction=0.2"),
         "early_stopping={patience: 2, min_delta: 100, metric: loss}",
     ],
-    "adam onecycle, average every other step": [
+    "adam onecycle, average every other step, grey": [
         *("optimizer={name: adam, lr: 1e-3}", "schedule={name: onecycle}", "ema.every=2", "grad_clip_value=0.1"),
+        "model.in_channels=1",
     ],
 }
 """What a run is to go on with, by what is in it: each row a run of its own, of as many new things as go together."""

@@ -43,9 +43,9 @@ class Banded:
     def describe(self, index: int) -> str:
         return self.files.describe(index)
 
-    def check(self) -> None:
-        """Raise ValueError where one of a few images, spread over all, is not as the keys say."""
-        places = (2 * np.arange(_CHECKED) + 1) * len(self) // (2 * _CHECKED)
+    def check(self, count: int = _CHECKED) -> None:
+        """Raise ValueError where one of so many images, spread over all, is not as the keys say."""
+        places = (2 * np.arange(count) + 1) * len(self) // (2 * count)
         for index in sorted({*places.tolist()}) if len(self) else ():
             try:
                 self.read(index)

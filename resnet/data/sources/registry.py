@@ -158,7 +158,7 @@ def open_splits(data: Data, copies: Mapping[str, str] | None = None, channels: i
     splits = _open(data, copies, channels)
     if splits.test is not None or not data.is_tested:
         return splits
-    test = _of_channels(_open_test(data, copies), channels, data.pixel_max)
+    test = _of_channels(_open_test(data, copies), data, channels)
     if not len(test):
         raise ValueError(f"no images to test on: {getattr(data, 'test', None) or data.train} holds none")
     return splits._replace(test=test)
@@ -184,8 +184,8 @@ def _open(data: Data, copies: Mapping[str, str] | None, channels: int) -> Splits
             why = "there is one a class" if isinstance(source, Subset) else f"{data.val or data.train} holds none"
             raise ValueError(f"no images to {what} on: {why}")
     train, val = _at_most(train, data.max_train), _at_most(val, data.max_val)
-    train, val = (_of_channels(source, channels, data.pixel_max) for source in (train, val))
-    return Splits(train, val, test and _of_channels(test, channels, data.pixel_max))
+    train, val = (_of_channels(source, data, channels) for source in (train, val))
+    return Splits(train, val, test and _of_channels(test, data, channels))
 
 
 _AS_VALIDATION = {"val": "test", "val_split": "test_split"}
@@ -211,11 +211,15 @@ def _named_test(found: re.Match[str]) -> str:
     return found[0].replace("val", "test")
 
 
-def _of_channels(source: Source, channels: int, pixel_max: int | None) -> Source:
-    source = of_channels(source, channels, pixel_max)
-    if isinstance(source, Banded):
-        source.check()
-    return source
+def _of_channels(source: Source, data: Data, channels: int) -> Source:
+    """A source, decoded to its channels. Raises ValueError where its images have others."""
+    made = of_channels(source, channels, data.pixel_max)
+    if isinstance(made, Banded):
+        made.check()
+    elif data.source == "shards":
+        # Whose pixels need no decoding, and so would be taken as they are.
+        Banded(source, channels, None).check(1)
+    return made
 
 
 def carve(labels: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
