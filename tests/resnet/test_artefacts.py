@@ -250,7 +250,7 @@ def test_unread_images_are_counted_and_not_named():
 PLACE = "/home/me/here"
 NO_PLACES = {
     *("name", "description", "model.activation", "data.config", "data.train_split", "data.val_split"),
-    *("data.image_column", "data.label_column", "data.file_column"),
+    *("data.image_column", "data.label_column", "data.file_column", "data.test_split", "eval.metric"),
     *("evidence.source", "evidence.evaluation", "evidence.notes"),
     *("evidence.measured.command", "evidence.measured.commit", "evidence.measured.card"),
 }
