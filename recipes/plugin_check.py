@@ -84,7 +84,7 @@ def _problems(plugin: PluginFields, role: _Role) -> Iterator[str]:
     names = dict(_top_level(tree.body))
     if plugin.name not in names:
         if "*" not in names and "__getattr__" not in names:
-            yield f"{file.name} has no {plugin.name}: {suggestion(plugin.name, names)}"
+            yield f"{file.name} has no {plugin.name}" + (f": {suggestion(plugin.name, names)}" if names else "")
         return
     node = names[plugin.name]
     if isinstance(node, ast.ClassDef):

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from recipes.schema.plugins import PluginFields
-from resnet.plugins import load_plugin
+from resnet.plugins import PluginError, load_plugin
 
 
 class Answers:
@@ -48,4 +48,4 @@ def _value(name: str, plugin: PluginFields, logits: Tensor, targets: Tensor) -> 
     try:
         return float(value)
     except (TypeError, ValueError) as error:
-        raise TypeError(f"plugins.metrics.{name}={plugin.path} gives {type(value).__name__}, not a number") from error
+        raise PluginError(f"plugins.metrics.{name}={plugin.path} gives {type(value).__name__}, not a number") from error

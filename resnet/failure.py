@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from recipes.plan import Plan
 from resnet.data.decode import BrokenImage
-from resnet.plugins import line_in
+from resnet.plugins import PluginError, line_in
 from resnet.trainer import TrainingError
 
 
@@ -79,6 +79,8 @@ def _sorted(error: Exception, plan: Plan) -> Failure:
     match error:
         case TrainingError():
             return Failure("nan" if "finite" in text else "data", text)
+        case PluginError():
+            return Failure("plugin", text)
         case FloatingPointError():
             return Failure("nan", text)
         case BrokenImage():

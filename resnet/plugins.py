@@ -24,6 +24,10 @@ from recipes.schema.recipe import Recipe
 T = TypeVar("T")
 
 
+class PluginError(RuntimeError):
+    """What the user's own code gave is not what it has to be; the message names it."""
+
+
 class OwnModel(Protocol):
     """`model.plugin`: makes the network, whose initial weights are of torch's random numbers."""
 
@@ -93,7 +97,7 @@ def load_plugin(plugin: PluginFields, key: str) -> Callable[..., Any]:
     except FileNotFoundError as error:
         raise ValueError(f"{key}={plugin.path}: there is no file {plugin.file}") from error
     except Exception as error:
-        raise ValueError(f"{key}={plugin.path}: {_told(error, plugin)}") from error
+        raise ValueError(f"{key}={plugin.path}: {_told(error, [plugin])}") from error
 
 
 def _module_of(plugin: PluginFields) -> Any:
@@ -121,7 +125,7 @@ def call(plugin: PluginFields, key: str, **given: Any) -> Any:
     try:
         return made(**given, **plugin.args)
     except Exception as error:
-        raise ValueError(f"{key}={plugin.path}: {_told(error, plugin)}") from error
+        raise ValueError(f"{key}={plugin.path}: {_told(error, [plugin])}") from error
 
 
 def own_model(plugin: PluginFields, num_classes: int, in_channels: int) -> nn.Module:
@@ -140,7 +144,7 @@ def own_loss(plugin: PluginFields) -> Callable[[Tensor, Tensor], Tensor]:
         value = function(logits, targets, **plugin.args)
         if not isinstance(value, Tensor) or value.shape not in ((), (len(logits),)):
             made = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            raise TypeError(f"plugins.loss={plugin.path} has to give a tensor () or (N,), not {made}")
+            raise PluginError(f"plugins.loss={plugin.path} has to give a tensor () or (N,), not {made}")
         return value.float().mean()
 
     return loss
@@ -166,8 +170,8 @@ def edits(before: Mapping[str, str], now: Mapping[str, str]) -> dict[str, tuple[
     return {key: (before[key], now[key]) for key in now if before.get(key, now[key]) != now[key]}
 
 
-def _told(error: Exception, plugin: PluginFields) -> str:
-    return f"{line_in(error, [plugin]) or ''}{type(error).__name__}: {error}"
+def _told(error: Exception, plugins: list[PluginFields]) -> str:
+    return f"{line_in(error, plugins) or ''}{type(error).__name__}: {error}"
 
 
 def line_in(error: BaseException, plugins: list[PluginFields]) -> str | None:
@@ -193,6 +197,7 @@ class Callbacks:
     """A run's own callbacks: what they are told, and what they keep."""
 
     def __init__(self, plugins: list[PluginFields]) -> None:
+        self._plugins = plugins
         self._made: dict[str, Any] = {}
         for number, plugin in enumerate(plugins):
             made = call(plugin, f"plugins.callbacks.{number}")
@@ -213,21 +218,24 @@ class Callbacks:
             on_evaluation(step, dict(result))
 
     def state_dict(self) -> dict[str, Any]:
-        """By name, what each keeps. Raises TypeError for what a checkpoint does not take."""
+        """By name, what each keeps. Raises PluginError for what a checkpoint does not take."""
         states = {name: made.state_dict() for name, made in self._made.items() if hasattr(made, "state_dict")}
         for name, state in states.items():
             if (strange := _strange(state)) is not None:
-                raise TypeError(
+                raise PluginError(
                     f"state_dict of {name} holds a {strange}: a checkpoint takes tensors, numbers, text, None, and "
                     "lists, tuples and dictionaries of them"
                 )
         return states
 
     def load_state_dict(self, states: Mapping[str, Any]) -> None:
-        """Give back what was kept; one that is new begins anew."""
+        """Give back what was kept; one that is new begins anew. Raises ValueError where one does not take it."""
         for name, made in self._made.items():
             if name in states and hasattr(made, "load_state_dict"):
-                made.load_state_dict(states[name])
+                try:
+                    made.load_state_dict(states[name])
+                except Exception as error:
+                    raise ValueError(f"plugins.callbacks: {name}: {_told(error, self._plugins)}") from error
 
 
 def _strange(value: Any) -> str | None:
