@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch.distributed as dist
 from torch import nn
 
+from recipes.text import plural
 from resnet.build import together
 from resnet.checkpoint.snapshot import load_weights
 from resnet.data.batches import Batch, Key
@@ -36,6 +37,7 @@ class FinalTest(NamedTuple):
 def evaluate_at_the_end(trainer: Trainer, hooks: RunHooks, test: FinalTest) -> bool:
     """Evaluate the final weights; called on all ranks, once training is done and saved. False: a hook asked to stop."""
     state, samples = trainer.state, len(test.source)
+    hooks.progress.message(f"the final weights are tested on {plural(samples, 'image')}")
     network = together(lambda: _final_network(trainer, hooks))
     for tensor in network.state_dict().values() if dist.is_initialized() else ():
         dist.broadcast(tensor, 0)

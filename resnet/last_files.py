@@ -75,7 +75,8 @@ def _result(trainer: Trainer, hooks: RunHooks) -> str:
         f"best {metric} {state.best:.4g}{unit} at epoch {trainer.plan.epoch(state.best_step):g}, last {last:.4g}{unit}"
     )
     if hooks.test_result:
-        words += f"; test top1 {hooks.test_result['top1']:.4g}% of {plural(hooks.test_result['samples'], 'image')}"
+        tested = hooks.test_result
+        words += f"; test {metric} {tested[metric]:.4g}{unit} of {plural(tested['samples'], 'image')}"
     evidence = recipe.evidence
     if evidence is None or evidence.band is None or metric != "top1":
         return words
