@@ -166,11 +166,14 @@ COMBINATIONS = {
         *("schedule={name: multistep, milestones: [1.2], warmup_epochs: 0.5}", "swa.start_epoch=1"),
         *("model.pretrained=FOLDER/first.safetensors", "model.unfreeze={1: layer3}"),
     ],
-    "focal loss of weighted classes drawn by shares, early stopping, a test at the end": [
+    "focal loss of weighted classes drawn by shares, early stopping, a test at the end; a pre-activation net": [
         *("loss=focal", "focal_gamma=1.5", "class_weights=effective", "class_weights_beta=0.9", "label_smoothing=0.1"),
         *("data={source: synthetic, samples: 110, classes: 4, size: 24}", "data.balance=shares"),
         *("data.class_shares={'2': 0.5}", "data.fold=2/9", "data.test_fraction=0.2"),
         "early_stopping={patience: 2, min_delta: 100, metric: loss}",
+        *("model.block=preact_basic", "model.layers=[1,1]", "model.widths=[8,16]", "model.stem=deep"),
+        *("model.downsample=avgpool", "model.attention=se", "model.norm=group", "model.norm_groups=4"),
+        *("model.dropout=0.2", "model.block_dropout=0.3", "model.init=fan_in", "model.zero_init_residual=true"),
     ],
     "adam onecycle, average every other step, grey": [
         *("optimizer={name: adam, lr: 1e-3}", "schedule={name: onecycle}", "ema.every=2", "grad_clip_value=0.1"),
