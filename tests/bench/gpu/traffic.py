@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
-from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from resnet.blocks import ResidualBlock
 
 _BYTES = 2
 
@@ -47,7 +48,7 @@ def _count(sizes: dict[str, float], module: nn.Module, given: torch.Tensor, made
             sizes["norms"] += made.numel()
         case nn.ReLU():
             sizes["relus"] += made.numel()
-        case BasicBlock() | Bottleneck():
+        case ResidualBlock():
             sizes["sums"] += made.numel()
         case nn.MaxPool2d() | nn.AdaptiveAvgPool2d():
             sizes["pools"] += both
