@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from recipes.nets import BlockShape, Net, blocks
+from recipes.nets import BlockShape, Net, blocks, convolutions, se_width
 from recipes.schema.model import Model, net_of
 
 
@@ -18,9 +18,11 @@ class Size(NamedTuple):
     """Of convolutions and the classifier for one image: half of torch's count of FLOPs."""
 
 
-class _Layer(NamedTuple):
-    """A convolution, square, or a linear layer, whose kernel is 1."""
+class Layer(NamedTuple):
+    """A square convolution, or a linear layer, whose kernel is 1."""
 
+    name: str
+    """As in the network's state dict, without .weight."""
     inputs: int
     outputs: int
     kernel: int
@@ -34,9 +36,9 @@ class _Layer(NamedTuple):
     def output_pixels(self) -> int:
         return _halved(self.pixels, self.stride)
 
-    def size(self) -> Size:
-        weights = self.inputs // self.groups * self.outputs * self.kernel**2
-        return Size(weights + self.outputs * self.bias, weights * self.output_pixels**2)
+    @property
+    def weights(self) -> int:
+        return self.outputs * (self.inputs // self.groups) * self.kernel**2
 
 
 def _halved(pixels: int, stride: int) -> int:
@@ -48,18 +50,18 @@ def net_size(model: Model, classes: int | None, pixels: int) -> Size:
 
     classes: outputs; None: without the classifier. pixels: height and width of an image.
     """
-    net = net_of(model)
-    layers = list(_layers(model, net, classes, pixels))
-    blurs = sum(_blur(layer) for layer in layers) if model.blurpool else 0
-    sizes = [layer.size() for layer in layers]
-    normalised = sum(_normalised(model, net))
+    net, every = net_of(model), list(layers(model, classes, pixels))
+    blurs = sum(_blur(layer) for layer in every) if model.blurpool else 0
+    parameters = sum(layer.weights + layer.outputs * layer.bias for layer in every)
     return Size(
-        sum(size.parameters for size in sizes) + 2 * normalised + _activations(model, net),
-        sum(size.multiply_adds for size in sizes) + blurs,
+        parameters + 2 * sum(_normalised(model, net)) + _activations(model, net),
+        sum(layer.weights * layer.output_pixels**2 for layer in every) + blurs,
     )
 
 
-def _layers(model: Model, net: Net, classes: int | None, pixels: int) -> Iterator[_Layer]:
+def layers(model: Model, classes: int | None = None, pixels: int = 224) -> Iterator[Layer]:
+    """All that have weights but for normalisation and activations, in the order of the forward pass; see `net_size`."""
+    net = net_of(model)
     stem = list(_stem(model, net, pixels))
     yield from stem
     pixels, outputs = stem[-1].output_pixels, stem[-1].outputs
@@ -69,60 +71,42 @@ def _layers(model: Model, net: Net, classes: int | None, pixels: int) -> Iterato
         yield from _block(net, block, pixels)
         pixels, outputs = _halved(pixels, block.stride), block.outputs
     if classes is not None:
-        yield _Layer(outputs, classes, 1, 1, bias=True)
+        yield Layer("fc", outputs, classes, 1, 1, bias=True)
 
 
-def _stem(model: Model, net: Net, pixels: int) -> Iterator[_Layer]:
+def _stem(model: Model, net: Net, pixels: int) -> Iterator[Layer]:
     outputs = model.channels.get("conv1", net.stem_width)
     if net.stem == "deep":
         inner = net.stem_width // 2
-        first = _Layer(model.in_channels, inner, 3, pixels, stride=2)
+        first = Layer("conv1.0", model.in_channels, inner, 3, pixels, stride=2)
         yield first
-        yield _Layer(inner, inner, 3, first.output_pixels)
-        last = _Layer(inner, outputs, 3, first.output_pixels)
+        yield Layer("conv1.3", inner, inner, 3, first.output_pixels)
+        last = Layer("conv1.6", inner, outputs, 3, first.output_pixels)
     else:
         kernel, stride = (3, 1) if net.stem == "cifar" else (7, 2)
-        last = _Layer(model.in_channels, outputs, kernel, pixels, stride)
+        last = Layer("conv1", model.in_channels, outputs, kernel, pixels, stride)
     yield last
     if net.maxpool == "conv":
-        yield _Layer(outputs, outputs, 3, last.output_pixels, stride=2)
+        yield Layer("maxpool.0", outputs, outputs, 3, last.output_pixels, stride=2)
 
 
-def _block(net: Net, block: BlockShape, pixels: int) -> Iterator[_Layer]:
-    inputs, before = block.inputs, pixels
-    strided = _strided(net)
-    for number, (outputs, kernel) in enumerate(zip(block.widths, net.kernels, strict=True)):
-        groups = net.groups if kernel > 1 else 1
-        layer = _Layer(inputs, outputs, kernel, pixels, block.stride if number == strided else 1, groups)
-        yield layer
-        inputs, pixels = outputs, layer.output_pixels
+def _block(net: Net, block: BlockShape, pixels: int) -> Iterator[Layer]:
+    place, before = block.place, pixels
+    for number, (inputs, outputs, kernel, stride, groups) in enumerate(convolutions(net, block), 1):
+        yield Layer(f"{place}.conv{number}", inputs, outputs, kernel, pixels, stride, groups)
+        pixels = _halved(pixels, stride)
     if net.attention == "se":
-        hidden = squeezed(inputs, net.se_ratio)
-        yield _Layer(inputs, hidden, 1, 1, bias=True)
-        yield _Layer(hidden, inputs, 1, 1, bias=True)
-    if _projects(net, block):
-        pooled = net.downsample == "avgpool"
-        yield _Layer(
-            block.inputs,
-            block.outputs,
-            1,
-            pixels if pooled else before,
-            1 if pooled else block.stride,
-        )
-
-
-def _strided(net: Net) -> int:
-    """The convolution of a block that has its stride."""
-    return next((number for number, kernel in enumerate(net.kernels) if kernel > 1), 0)
+        hidden = se_width(net, block.outputs)
+        yield Layer(f"{place}.se.fc1", block.outputs, hidden, 1, 1, bias=True)
+        yield Layer(f"{place}.se.fc2", hidden, block.outputs, 1, 1, bias=True)
+    if _projects(net, block) and net.downsample == "avgpool":
+        yield Layer(f"{place}.downsample.1", block.inputs, block.outputs, 1, pixels)
+    elif _projects(net, block):
+        yield Layer(f"{place}.downsample.0", block.inputs, block.outputs, 1, before, block.stride)
 
 
 def _projects(net: Net, block: BlockShape) -> bool:
     return block.changes and net.shortcut == "projection"
-
-
-def squeezed(channels: int, ratio: float) -> int:
-    """Hidden channels of squeeze-and-excitation: a multiple of 8, as timm rounds it."""
-    return max(8, int(channels * ratio + 4) // 8 * 8)
 
 
 def _normalised(model: Model, net: Net) -> Iterator[int]:
@@ -140,10 +124,11 @@ def _normalised(model: Model, net: Net) -> Iterator[int]:
 
 
 def _activations(model: Model, net: Net) -> int:
-    """Parameters of PReLU: one for the stem and one for each block, as torchvision's block has one activation."""
-    return (1 + sum(net.layers)) if model.activation == "prelu" else 0
+    """Parameters of PReLU: one of each block, as in torchvision's, and of each activation before or behind them."""
+    beside = 1 + 2 * (net.stem == "deep") + (net.maxpool == "conv")
+    return beside + sum(net.layers) if model.activation == "prelu" else 0
 
 
-def _blur(layer: _Layer) -> int:
+def _blur(layer: Layer) -> int:
     """Multiply-adds of the filter before a strided convolution of 16 channels or more."""
     return 9 * layer.inputs * layer.pixels**2 if layer.stride > 1 and layer.inputs >= 16 else 0

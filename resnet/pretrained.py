@@ -9,16 +9,21 @@ from pathlib import Path
 import torchvision
 from torch import Tensor
 
+from recipes.nets import TORCHVISIONS
 from recipes.schema.augment import Augment
-from recipes.schema.model import Model, is_tag, net_of
+from recipes.schema.model import HUB, Model, is_tag, net_of
 from recipes.schema.recipe import Recipe
 from recipes.text import listed, plural
+from resnet.hub_weights import fetched
+from resnet.named_weights import STEMS
 from resnet.net import ResNet
 from resnet.run_weights import ENDINGS, FINAL, weights_of
 from resnet.rundir.find import ROOT, find_run, is_sweep
 from resnet.state_dicts import HEAD, mismatches
 from resnet.trained_network import unfit
 from resnet.weights_file import PREPARED, WeightsInfo, find_weights, read_info, read_weights, shown
+
+_RGB = 3
 
 
 def shaped_as_weights(recipe: Recipe, checkpoint: Path | None = None) -> tuple[Recipe, str]:
@@ -61,9 +66,10 @@ def load_pretrained(
 ) -> str:
     """Load weights into the network and say, a sentence a line, what was loaded.
 
-    source: a file of weights, a run as RUN, RUN@best, RUN@last or RUN@step-N (a directory, or a name under `root`), or
-    a tag of torchvision's weights for the named net. classes: names in the order of the network's outputs; a classifier
-    for others is left new, one for these in another order is put in order. augment: what the file's is compared with.
+    source: a file of weights, a run as RUN, RUN@best, RUN@last or RUN@step-N (a directory, or a name under `root`), a
+    tag of torchvision's weights for the named net, or hf_hub:OWNER/REPO. classes: names in the order of the network's
+    outputs; a classifier for others is left new, one for these in another order is put in order. augment: what the
+    file's is compared with.
     Raises ValueError, with the network unchanged, where anything else does not fit or cannot be read or fetched.
     """
     try:
@@ -71,6 +77,7 @@ def load_pretrained(
     except ValueError as error:
         raise ValueError(f"model.pretrained={source}: {error}") from error
     own = model.state_dict()
+    given, adapted = _for_channels(given, own, source)
     head, said = _head(given, own, info, classes)
     given = {name: tensor for name, tensor in given.items() if name not in HEAD} | head
     expected = {name: tensor for name, tensor in own.items() if name in head or name not in HEAD}
@@ -79,6 +86,7 @@ def load_pretrained(
     model.load_state_dict(given, strict=False)
     if info is not None and augment is not None:
         notes = [*notes, *prepared_otherwise(info, augment)]
+    notes = [*notes, adapted] if adapted else notes
     loaded = f"loaded {len(given)} tensors from {source}"
     return "\n".join([f"{loaded}; {said}" if said else loaded, *(f"{source}: {note}" for note in notes)])
 
@@ -88,12 +96,45 @@ def _read(model: ResNet, source: str, root: str | Path) -> tuple[WeightsInfo | N
     path = find_file(source, root)
     if path is None:
         return None, _fetch_weights(model.config.name, source), ()
-    found = find_weights(path, model.config)
-    return read_info(path), found.tensors, found.notes
+    info, config = read_info(path), model.config
+    if info is not None and info.model.in_channels == _RGB:
+        # What the stem lacks is made of it.
+        config = config.model_copy(update={"in_channels": _RGB})
+    found = find_weights(path, config)
+    return info, found.tensors, found.notes
+
+
+def _for_channels(given: dict[str, Tensor], own: dict[str, Tensor], source: str) -> tuple[dict[str, Tensor], str]:
+    """The weights with a stem for as many channels as the network's, and what to say of it.
+
+    Of weights for RGB it is made as timm makes it (adapt_input_conv): the sum over the three for one channel, else
+    theirs in turn, scaled so that the sum over all keeps its size. Raises ValueError where they are for other channels.
+    """
+    name = next(name for name in STEMS if name in own)
+    here = own[name].shape[1]
+    if name not in given or given[name].dim() != own[name].dim() or (there := given[name].shape[1]) == here:
+        return given, ""
+    if there != _RGB:
+        raise ValueError(
+            f"model.pretrained={source} is for images of {plural(there, 'channel')}, and these have {here}: only those "
+            f"for {_RGB} can be adapted (model.in_channels={there} takes them as they are)"
+        )
+    weights = given[name].float()
+    if here == 1:
+        adapted, how = weights.sum(1, keepdim=True), "summed over them"
+    else:
+        adapted, how = (
+            weights.repeat(1, -(-here // _RGB), 1, 1)[:, :here] * (_RGB / here),
+            f"repeated, by {_RGB}/{here}",
+        )
+    note = f"the stem's weights for {_RGB} channels are adapted to {here} ({how})"
+    return {**given, name: adapted.to(given[name].dtype)}, note
 
 
 def find_file(source: str, root: str | Path = ROOT) -> Path | None:
     """The file that `model.pretrained` or `distill.teacher` means; None for a tag of torchvision's."""
+    if source.startswith(HUB):
+        return fetched(source)
     path = Path(source).expanduser()
     if path.is_file():
         return path
@@ -170,6 +211,8 @@ def prepared_otherwise(info: WeightsInfo, augment: Augment, keys: Sequence[str] 
 def _fetch_weights(architecture: str | None, tag: str) -> dict[str, Tensor]:
     if architecture is None:
         raise ValueError("no such file, and torchvision has weights for named nets only")
+    if architecture not in TORCHVISIONS:
+        raise ValueError(f"no such file, and torchvision has no {architecture}")
     known = torchvision.models.get_model_weights(architecture)
     if tag not in known.__members__:
         raise ValueError(f"neither a file nor one of {architecture}'s weights: {', '.join(known.__members__)}")

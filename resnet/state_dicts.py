@@ -10,6 +10,7 @@ from torch import Tensor
 
 from recipes.text import listed, near
 from resnet.inert_pickle import Inert
+from resnet.named_weights import keys_of
 
 AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema")
 """Keys of checkpoints that hold an average of the weights: timm's, torchvision's, and what others call it."""
@@ -24,11 +25,21 @@ _IN_BETWEEN = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_check
 _LONGEST_NAME = 250
 _ANCHOR = "layer1.0.conv1.weight"
 """A tensor that every ResNet has: what stands before it is the name of the network within a larger one."""
+_TIMMS_ANCHOR = "stages.0.blocks.0.norm1.weight"
+"""The like in timm's pre-activation ResNets (resnetv2_*)."""
+_TIMMS_NAMES = (
+    (r"stages\.(\d)\.blocks\.(\d+)\.(conv|downsample|norm)", lambda f: f"layer{int(f[1]) + 1}.{f[2]}.{f[3]}"),
+    (r"(layer\d\.\d+\.)norm(\d)\.", r"\1bn\2."),
+    (r"stem\.conv\.", "conv1."),
+    (r"stem\.(conv|norm)([123])\.", lambda f: f"conv1.{3 * int(f[2]) - 3 + (f[1] == 'norm')}."),
+    (r"head\.fc\.", "fc."),
+)
+"""Patterns of their names, and what stands for each here; a projection's place is told by the stem."""
 _OTHER_KINDS = {
-    r"conv1\.\d+\.weight": "a ResNet with a stem of several convolutions (timm's resnet*d and *t)",
-    r"layer1\.0\.(se|attn)\.": "a ResNet with attention to channels (SE, ECA)",
+    r"layer1\.0\.(attn|se\.conv)\b": "a ResNet with attention of another kind (ECA ...)",
     r"(patch_embed|pos_embed|cls_token)": "a transformer",
-    r"(stem|stages|blocks|features)\.": "another network than torchvision's ResNet",
+    r"(resnet\.)?(embedder|encoder\.stages)\.": "a network of the transformers package, which names it in its own way",
+    r"(stem|stages|blocks|features)\.": "another network than a ResNet",
 }
 """What a tensor's name tells of a network that cannot be built here."""
 
@@ -101,7 +112,7 @@ def _has_tensors(mapping: Mapping[Any, Any]) -> bool:
 def _is_network(mapping: Mapping[Any, Any]) -> bool:
     """Whether it holds the weights of a ResNet, under whatever prefix."""
     return any(
-        isinstance(item, Tensor) and f".{_IN_BETWEEN.sub('', str(name))}".endswith(f".{_ANCHOR}")
+        isinstance(item, Tensor) and f".{_IN_BETWEEN.sub('', str(name))}".endswith((f".{_ANCHOR}", f".{_TIMMS_ANCHOR}"))
         for name, item in mapping.items()
     )
 
@@ -114,7 +125,7 @@ def renamed(tensors: Mapping[str, Tensor]) -> Found:
     """
     if odd := next((name for name in tensors if len(name) > _LONGEST_NAME or not name.isprintable()), None):
         raise ValueError(f"has a tensor of a strange name: {odd[:_LONGEST_NAME]!r}")
-    plain = {_IN_BETWEEN.sub("", name): tensor for name, tensor in tensors.items()}
+    plain = _from_timms_names({_IN_BETWEEN.sub("", name): tensor for name, tensor in tensors.items()})
     places = sorted(name.removesuffix(_ANCHOR) for name in plain if f".{name}".endswith(f".{_ANCHOR}"))
     if len(places) > 1 and "" not in places:
         raise ValueError(
@@ -129,6 +140,26 @@ def renamed(tensors: Mapping[str, Tensor]) -> Found:
     if blurred:
         unblurred = {re.sub(r"(\.conv\d|\.downsample\.0)\.conv\.", r"\1.", n): t for n, t in unblurred.items()}
     return Found(unblurred, tuple(notes), blurred)
+
+
+def _from_timms_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Those of pre-activation ResNets under our names, others as they are, both below any prefix."""
+    if not any(f".{name}".endswith(f".{_TIMMS_ANCHOR}") for name in tensors):
+        return tensors
+    # BiT's have the same names and shapes, and compute otherwise.
+    if not any(name.endswith("norm.running_mean") for name in tensors):
+        raise ValueError(
+            "is of a ResNet with standardised convolutions and GroupNorm (BiT), which cannot be built here"
+        )
+    pooled = any(re.search(r"(?<![^.])stem\.conv1\.", name) for name in tensors)
+    patterns = (*_TIMMS_NAMES, (r"downsample\.conv\.", f"downsample.{pooled:d}."))
+    found = {}
+    for name, tensor in tensors.items():
+        for pattern, ours in patterns:
+            name = re.sub(rf"(?<![^.]){pattern}", ours, name)
+        # The classifier is a convolution there.
+        found[name] = tensor.flatten(1) if re.search(r"(?<![^.])fc\.weight$", name) else tensor
+    return found
 
 
 def mismatches(given: Mapping[str, Tensor], own: Mapping[str, Tensor], counts: bool = True) -> str:
@@ -149,6 +180,8 @@ def mismatches(given: Mapping[str, Tensor], own: Mapping[str, Tensor], counts: b
         for name, tensor in own.items()
         if name in given and tensor.is_floating_point() and not given[name].is_floating_point()
     ]
+    if (keys := keys_of(given)) and keys != keys_of(own):
+        return f"it is of another network, which {keys} builds"
     if kind := next(_kinds(unknown), None):
         return f"it is of {kind}, which cannot be built here"
     lists = (

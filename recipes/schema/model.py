@@ -72,6 +72,16 @@ _LONGEST_PLACE = 24
 _ONE_SET_OF_WEIGHTS = ("resnet18", "resnet34", "resnext101_64x4d")
 
 
+HUB = "hf_hub:"
+"""What `model.pretrained` begins with where it names a repository of huggingface.co."""
+_REPOSITORY = re.compile(HUB + r"[\w.-]+/[\w.-]+(@[\w./-]+)?", re.ASCII)
+
+
+def is_download(weights: str) -> bool:
+    """Whether `model.pretrained` names weights that are fetched, and not a file or folder."""
+    return is_tag(weights) or weights.startswith(HUB)
+
+
 def is_tag(weights: str) -> bool:
     """Whether `model.pretrained` names some of torchvision's weights, and not a file or folder."""
     return re.fullmatch("[A-Z][A-Z0-9_]*", weights) is not None
@@ -170,7 +180,8 @@ class Model(Group):
     sync_batchnorm: bool = False
     """Normalise over all ranks' micro-batches (GPUs only)."""
     pretrained: str | None = None
-    """Weights to start from: a file of any trainer, RUN, RUN@best, RUN@step-N, or a torchvision tag (IMAGENET1K_V2)."""
+    """Weights to start from: a file of any trainer, RUN, RUN@best, RUN@step-N, a torchvision tag (IMAGENET1K_V2), or
+    hf_hub:OWNER/REPO[@REVISION] of huggingface.co."""
     freeze_backbone: bool = False
     """Train the classifier only; the rest keeps its weights and its BatchNorm statistics."""
     unfreeze: dict[Annotated[int, Field(ge=0)], str] = {}
@@ -241,12 +252,17 @@ class Model(Group):
     @classmethod
     def _pretrained_can_be(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value and is_tag(value) and "name" in info.data:
-            name, otherwise = info.data["name"], f"give a file or folder (one of this name as ./{value})"
+            name = info.data["name"]
+            otherwise = f"give a file or folder (one of this name as ./{value}), or {HUB}OWNER/REPO"
             if name is None:
                 raise ValueError(f"torchvision has weights for named nets only: {otherwise}")
             if value not in tags_of(name):
                 known = f"torchvision's weights for {name} are {', '.join(tags_of(name))}; or"
                 raise ValueError(f"{known if tags_of(name) else f'torchvision has no {name}:'} {otherwise}")
+        if value and value.startswith((HUB, "hf-hub:")) and not _REPOSITORY.fullmatch(value):
+            raise ValueError(
+                f"names no repository of huggingface.co: write {HUB}OWNER/REPO or {HUB}OWNER/REPO@REVISION"
+            )
         return value
 
     @field_validator("activation")

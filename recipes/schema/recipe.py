@@ -16,7 +16,7 @@ from recipes.schema.augment import Augment
 from recipes.schema.channels import check_channels, with_grey_means
 from recipes.schema.data import Data
 from recipes.schema.fields import Count, Fraction, Group, NonNegative, Positive, off_is_none, weights_of_classes
-from recipes.schema.model import Model, is_tag
+from recipes.schema.model import Model, is_download
 from recipes.schema.optimizer import Optimizer, Rmsprop, RmspropTf, Sgd
 from recipes.schema.plugins import PluginFields, Plugins, check_plugins, named_plugins
 from recipes.schema.training import Checkpoint, Distill, EarlyStopping, Ema, Eval, Evidence, Profile, Run, Swa, Wandb
@@ -190,9 +190,9 @@ class Recipe(Group):
         return self.ema is not None or self.swa is not None
 
     def weights_read(self) -> dict[str, str]:
-        """By dotted key: the files of weights and runs that training reads; torchvision's tags are none."""
+        """By dotted key: the files of weights and runs that training reads; what is fetched is none."""
         named = {"model.pretrained": self.model.pretrained, "distill.teacher": self.distill and self.distill.teacher}
-        return {key: source for key, source in named.items() if source and not is_tag(source)}
+        return {key: source for key, source in named.items() if source and not is_download(source)}
 
 
 def _check_losses(recipe: Recipe) -> None:

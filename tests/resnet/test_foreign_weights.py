@@ -6,6 +6,7 @@ import argparse
 import collections
 import contextlib
 import enum
+import hashlib
 import io
 import json
 import os
@@ -183,11 +184,9 @@ def test_ffcvs_blurred_convolutions_need_blurpool(state, tmp_path):
 
 
 REFUSED = {
-    "timm's resnet50d": (
-        lambda s: {**{n: t for n, t in s.items() if n != "conv1.weight"}, "conv1.0.weight": torch.ones(32, 3, 3, 3)},
-        "a stem of several convolutions",
+    "efficient channel attention": (
+        lambda s: {**s, "layer1.0.se.conv.weight": torch.ones(1, 1, 3)}, "attention of another kind",
     ),
-    "squeeze and excitation": (lambda s: {**s, "layer1.0.se.fc1.weight": torch.ones(1)}, "attention to channels"),
     "two networks": (
         lambda s: under("encoder_q.", s) | under("encoder_k.", s), r"several networks \(encoder_k\.\*, encoder_q\.\*\)",
     ),
@@ -210,6 +209,76 @@ def test_what_does_not_fit_is_told(kind, state, tmp_path):
     with pytest.raises(ValueError, match=message):
         load_pretrained(model, str(tmp_path / "other.pth"))
     assert torch.equal(model.conv1.weight, before)
+
+
+# huggingface.co
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """Lays files into the cache that huggingface_hub keeps, as its download does: (repository, revision, files)."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+    def lay(repo: str, revision: str, files: dict[str, dict]) -> None:
+        folder, commit = (
+            tmp_path / "hub" / f"models--{repo.replace('/', '--')}",
+            hashlib.sha1(repo.encode()).hexdigest(),
+        )
+        for part in ("blobs", f"snapshots/{commit}", "refs"):
+            (folder / part).mkdir(parents=True)
+        (folder / "refs" / revision).write_text(commit)
+        for name, content in files.items():
+            blob = folder / "blobs" / hashlib.sha256(name.encode()).hexdigest()
+            save_file(content, blob) if name.endswith("safetensors") else torch.save(content, blob)
+            (folder / "snapshots" / commit / name).symlink_to(f"../../blobs/{blob.name}")
+
+    return lay
+
+
+def test_weights_of_a_repository(hub, state):
+    zeros = other(state)
+    hub("timm/tiny.a1_in1k", "main", {"model.safetensors": state, "pytorch_model.bin": zeros, "config.json": {}})
+    hub("me/tagged", "v1.0", {"net.pth": {"model": state}})
+    hub("me/several", "main", {"a.pth": state, "b.pth": state})
+    for source in ("hf_hub:timm/tiny.a1_in1k", "hf_hub:timm/tiny.a1_in1k@main", "hf_hub:me/tagged@v1.0"):
+        model = tiny()
+        load_pretrained(model, Model(**NET, pretrained=source).pretrained)
+        assert torch.equal(model.conv1.weight, state["conv1.weight"])
+    for source, message in {
+        "hf_hub:me/several": r"several files of weights \(a\.pth, b\.pth\)",
+        "hf_hub:me/tagged": "could not be fetched .*run `hf download me/tagged` where",
+        "hf_hub:me/gone@v2": "could not be fetched .*offline mode.*run `hf download me/gone --revision v2` where",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            load_pretrained(tiny(), source)
+    for source in ("hf_hub:tiny", "hf_hub:me/tiny@", "hf-hub:me/tiny"):
+        with pytest.raises(ValueError, match="write hf_hub:OWNER/REPO"):
+            Model(**NET, pretrained=source)
+
+
+# Images of other channels
+
+
+@pytest.mark.parametrize(
+    ("channels", "how"), [(1, "summed over them"), (4, "repeated, by 3/4"), (7, "repeated, by 3/7")]
+)
+def test_a_stem_for_other_channels_is_made_of_that_for_rgb(channels, how, state, tmp_path):
+    recipe = load(["recipe=quickstart", "model.name=null", *(f"model.{k}={v}" for k, v in NET.items())]).recipe
+    save_file(state, tmp_path / "w.safetensors", metadata_of(recipe, CLASSES, 3))
+    model = tiny(in_channels=channels)
+    assert f"for 3 channels are adapted to {channels} ({how})" in load_pretrained(
+        model, str(tmp_path / "w.safetensors")
+    )
+    adapt = pytest.importorskip("timm.models").adapt_input_conv
+    assert torch.equal(model.conv1.weight, adapt(channels, state["conv1.weight"]))
+    assert torch.equal(model.fc.weight, state["fc.weight"])
+    torch.save(model.state_dict(), tmp_path / "banded.pth")
+    for own in (3, 12):
+        with pytest.raises(
+            ValueError, match=rf"images of {channels} channels?, and these have {own}.*in_channels={channels}"
+        ):
+            load_pretrained(tiny(in_channels=own), str(tmp_path / "banded.pth"))
 
 
 # The classifier, by the names of its classes
