@@ -24,7 +24,7 @@ from resnet.tools.eval_data import DataOptions, open_eval_data
 from resnet.tools.export import card, export, extras, measure
 from resnet.tools.export.formats import Given, Product, write_pt2, write_timm, write_torch
 from resnet.tools.export.served import served
-from resnet.tools.export.torchvision_source import model_source
+from resnet.tools.export.torchvision_source import builder_of, model_source
 from resnet.tools.trained import find_trained
 from resnet.tools.weights import load_alone
 from resnet.weights_file import metadata_of
@@ -189,18 +189,44 @@ def test_weights_that_give_no_numbers_are_named(weights, shapes):
         ["model.block=basic", "model.layers=[1,1,1]", "model.blurpool=true", "model.channels={conv1: 14, layer3: 40}"],
         ["model.block=bottleneck", "model.layers=[1,2,1]", "model.groups=2", "model.width_per_group=32"],
         ["model.block=basic", "model.layers=[1,1,2,1]", "model.activation=elu", "model.activation_args={alpha: 0.5}"],
+        [
+            "model.block=bottleneck",
+            "model.layers=[1,2]",
+            "model.widths=[8,24]",
+            "model.stem_width=9",
+            "model.bn_eps=1e-2",
+        ],
     ],
     ids=lambda words: words[-1],
 )
 def test_model_py_is_the_same_network(words):
     recipe = load(["recipe=quickstart", "model.name=null", *words]).recipe
     network = build_model(recipe.model, 3).eval()
+    if builder_of(recipe.model) == "timm":
+        pytest.importorskip("timm")
     found: dict = {}
     exec(model_source(recipe.model, 3, "model.pth"), found)
     other = found["build"]().eval()
     other.load_state_dict(network.state_dict())
     with torch.inference_mode():
-        torch.testing.assert_close(other(image(64)), network(image(64)), rtol=1e-4, atol=1e-4)
+        images = image(64)[:, : recipe.model.in_channels]
+        torch.testing.assert_close(other(images), network(images), rtol=1e-4, atol=1e-4)
+
+
+def test_a_network_that_neither_torchvision_nor_timm_builds(shapes, tmp_path, capsys):
+    net = ["model.block=preact_basic", "model.layers=[1,1]", "model.attention=se", "model.in_channels=1"]
+    words = ["recipe=quickstart", *OFF, "augment.val_size=32", "augment.val_resize=32", "model.name=null", *net]
+    recipe = load(words).recipe
+    tensors = build_model(recipe.model, len(SHAPES)).state_dict()
+    safetensors.torch.save_file(tensors, tmp_path / "w.safetensors", metadata_of(recipe, sorted(SHAPES), 7))
+    words = [tmp_path / "w.safetensors", f"--data={shapes}/val", "--samples=9", f"--out={tmp_path}/hub"]
+    record = exported(tmp_path / "hub", *words, "--format=hub")
+    assert record["input"]["shape"] == ["N", 1, 32, 32]
+    assert record["measured"]["largest_difference"] <= 1e-4
+    assert "there is no model.py here" in (tmp_path / "hub/README.md").read_text()
+    assert not (tmp_path / "hub/model.py").exists()
+    assert "neither torchvision nor timm builds" in fails(capsys, 2, *words, "--format=torch")
+    assert "timm has no such network" in fails(capsys, 2, *words, "--format=torch", "--timm")
 
 
 def fails(capsys, code: int, *words: object) -> str:

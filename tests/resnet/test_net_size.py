@@ -1,12 +1,15 @@
 """The sizes that `launch` tells without torch, against torch's own counts and the papers' tables."""
 
 import pytest
+import torch
 import torchvision
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from recipes.net_size import net_size
+from recipes.net_size import layers, net_size
 from recipes.nets import TORCHVISIONS
 from recipes.schema.model import Model
-from resnet.tools.export.measure import size_of
+from resnet.net import build_model
 
 PAPERS = {
     # He et al. 2015, table 6.
@@ -33,13 +36,22 @@ def test_sizes_are_those_of_the_papers(name):
     assert round(net_size(Model(name=name), 10, 32).parameters / 1e6, digits) == PAPERS[name]
 
 
+CIFAR = {"layers": [1, 2, 1], "stem": "cifar"}
+DEEP = {"layers": [1, 2, 1, 1], "stem": "deep", "downsample": "avgpool"}
 VARIED = {
-    "an odd image": ({"name": "resnet50"}, 97),
-    "the classifier of another size": ({"name": "resnet18"}, 64),
-    "on a 3x3 stem": ({"block": "bottleneck", "layers": [1, 2, 1], "stem": "cifar", "maxpool": True}, 32),
-    "groups": ({"name": "resnet50", "groups": 4, "width_per_group": 32}, 64),
-    "blurred": ({"name": "resnet50", "blurpool": True}, 65),
-    "an activation with parameters": ({"name": "resnet18", "activation": "prelu"}, 32),
+    "an odd image": ({"name": "resnet26"}, 97),
+    "the first paper's for CIFAR": ({"name": "resnet20_cifar"}, 32),
+    "before activation": ({"block": "preact_bottleneck", **DEEP, "blurpool": True}, 65),
+    "all of ResNet-RS": (
+        {"block": "bottleneck", **DEEP, "maxpool": "conv", "attention": "se", "activation": "prelu"}, 65
+    ),
+    "groups": ({"name": "resnext50_32x4d", "groups": 4, "in_channels": 12}, 64),
+    "two convolutions": ({"block": "bottleneck", **CIFAR, "kernels": [1, 3], "activation": "prelu"}, 33),
+    "four convolutions": ({"block": "basic", **CIFAR, "kernels": [5, 1, 3, 7], "maxpool": True}, 33),
+    "other widths": (
+        {"block": "preact_basic", **CIFAR, "widths": [5, 9, 8], "stem_width": 6, "width_multiplier": 2}, 32
+    ),
+    "padded": ({"block": "basic", **CIFAR, "shortcut": "padded", "blurpool": True, "attention": "se"}, 31),
     "pruned": (
         {"name": "resnet26", "channels": {"conv1": 40, "layer1": 100, "layer2.1.conv1": 30, "layer3": 7}}, 64
     ),
@@ -48,5 +60,14 @@ VARIED = {
 
 @pytest.mark.parametrize("case", VARIED)
 def test_sizes_are_those_of_the_network_that_is_built(case):
-    keys, pixels = VARIED[case]
-    assert tuple(net_size(Model(**keys), 7, pixels)) == size_of(Model(**keys), 7, pixels)
+    model, pixels = Model(**VARIED[case][0]), VARIED[case][1]
+    with torch.device("meta"):
+        network, images = build_model(model, 7).eval(), torch.empty(1, model.in_channels, pixels, pixels)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(images)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    assert net_size(model, 7, pixels) == (parameters, counter.get_total_flops() // 2)
+    weighted = {name: one for name, one in network.named_modules() if isinstance(one, (nn.Conv2d, nn.Linear))}
+    assert {layer.name: layer.weights for layer in layers(model, 7)} == {
+        name: one.weight.numel() for name, one in weighted.items()
+    }

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from recipes.schema.channels import COLOURS
+from recipes.schema.model import Model
 from recipes.schema.recipe import Recipe
 from recipes.text import plural
 from resnet.data import imagenet
@@ -20,6 +21,7 @@ from resnet.tools.export.formats import SAFETENSORS, Given
 from resnet.tools.export.measure import Measured
 from resnet.tools.export.public import dataset_of
 from resnet.tools.export.timm_config import is_timms
+from resnet.tools.export.torchvision_source import builder_of
 from resnet.tools.trained import Trained
 from resnet.weights_file import read_info
 
@@ -124,7 +126,7 @@ def _body(given: Given, measured: Measured, figures: Figures, curves: str | None
         f"| | |\n|---|---|\n| top-1 on {figures} | {figures.top1:.2f}% |\n| top-5 | {figures.top5:.2f}% |\n"
         f"| parameters | {after.parameters:,} |\n| GMACs of an image of {size} px | {after.macs / 1e9:.4g} |",
         "## Use",
-        f"```python\n{_TIMM if is_timms(recipe.model) else _TORCHVISION}```",
+        _use(recipe.model),
         _images(recipe),
         "The classes, in the order of the outputs, are `classes` in artefact.json.",
         "## Training",
@@ -156,14 +158,37 @@ network.load_state_dict(load_file(f"{{folder}}/{SAFETENSORS}"))
 """
 
 
+_OURS = f"""\
+import resnet  # pip install resnet-launch
+from huggingface_hub import hf_hub_download
+
+network = resnet.load(hf_hub_download("OWNER/NAME", "{SAFETENSORS}"))
+"""
+_NO_SOURCE = "Neither torchvision nor timm builds this network under its names: there is no model.py here."
+
+
+def _use(model: Model) -> str:
+    if is_timms(model):
+        return f"```python\n{_TIMM}```"
+    if builder_of(model):
+        return f"```python\n{_TORCHVISION}```"
+    return f"{_NO_SOURCE}\n\n```python\n{_OURS}```"
+
+
 def _network(recipe: Recipe) -> str:
     if recipe.model.plugin:
         return recipe.model.plugin.place
     net = effective_model(recipe.model)
-    blocks = "" if net["name"] else plural(sum(net["layers"]), f"{net['block']} block")
+    blocks = "" if net["name"] else plural(sum(net["layers"]), f"{net['block'].replace('_', ' ')} block")
+    own = effective_model(Model(name=net["name"] or "resnet18"))
     others = {
         "pruned": bool(net["channels"]),
-        f"the {net['stem']} stem": net["stem"] != "imagenet",
+        f"the {net['stem']} stem": net["stem"] != own["stem"],
+        f"downsample {net['downsample']}": net["downsample"] != own["downsample"],
+        f"{net['shortcut']} shortcuts": net["shortcut"] != own["shortcut"],
+        "squeeze-and-excitation": net["attention"] == "se" != own["attention"],
+        f"{net['in_channels']} channels": net["in_channels"] != 3,
+        f"{net['norm']} norm": net["norm"] != "batch",
         f"{net['activation']}": net["activation"] != "relu",
         "blurpool": net["blurpool"],
     }

@@ -25,6 +25,7 @@ from resnet.tools.export.hub import write_card, write_hub
 from resnet.tools.export.measure import Measured, Subject, as_trained, measure, spread_over
 from resnet.tools.export.served import NotServed
 from resnet.tools.export.timm_config import is_timms, timm_name
+from resnet.tools.export.torchvision_source import builder_of
 from resnet.tools.export.tracing import CannotExport
 from resnet.tools.trained import Trained
 from resnet.tools.weights import load_alone
@@ -98,9 +99,16 @@ def export(
     Raises ValueError for what the user has to change, and `Wrong` where the export is not what it should be.
     """
     model = trained.recipe.model
-    need("export", *EXTRAS.get("timm" if form == "hub" and is_timms(model) else form, ()))
+    builder = builder_of(model)
+    by_timm = (form == "hub" and is_timms(model)) or (form == "torch" and builder == "timm")
+    need("export", *EXTRAS.get("timm" if by_timm else form, ()))
     if form == "timm":
         timm_name(model)
+    if form == "torch" and builder is None:
+        raise ValueError(
+            "neither torchvision nor timm builds this network under its names, so there is no model.py: "
+            "export it in another format"
+        )
     place = place_of(trained, form, out)
     outputs = outputs_of(read_weights(trained.weights), trained.weights)
     data = open_eval_data(trained, outputs, options)

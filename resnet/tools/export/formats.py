@@ -116,5 +116,5 @@ def save_safetensors(folder: Path, given: Given) -> Path:
 
 
 def write_source(folder: Path, given: Given, weights: str) -> None:
-    """Write model.py. weights: name of the file beside it."""
+    """Write model.py, of what `builder_of` says. weights: name of the file beside it."""
     write_atomic(folder / "model.py", model_source(given.trained.recipe.model, len(given.classes), weights))

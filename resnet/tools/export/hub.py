@@ -12,16 +12,18 @@ from resnet.rundir.provenance import read_provenance
 from resnet.tools.eval_data import EvalData
 from resnet.tools.export.card import card
 from resnet.tools.export.formats import (
+    SAFETENSORS,
     Given,
     Product,
     layout,
-    save_safetensors,
+    write_safetensors,
     write_source,
     write_timm,
 )
 from resnet.tools.export.measure import Measured
 from resnet.tools.export.public import RECIPE, description, public_recipe
 from resnet.tools.export.timm_config import is_timms
+from resnet.tools.export.torchvision_source import builder_of
 
 _CURVES = "curves.png"
 
@@ -57,13 +59,15 @@ def push(folder: Path, repo: str) -> str:
 
 
 def write_hub(folder: Path, given: Given, size: int) -> list[Product]:
-    """Weights and config.json: timm's where timm has the network, else ours with model.py that builds it."""
+    """Weights and config.json: timm's where timm has the network, else ours, with model.py where that can build it."""
     if is_timms(given.trained.recipe.model):
         return write_timm(folder, given, size)
-    file = save_safetensors(folder, given)
-    write_source(folder, given, file.name)
+    (ours,), file = write_safetensors(folder, given, size), folder / SAFETENSORS
     said = description(given.trained, given.classes)
     write_atomic(folder / "config.json", to_json({key: said[key] for key in said if key != RECIPE}, indent=2))
+    if builder_of(given.trained.recipe.model) is None:
+        return [ours]
+    write_source(folder, given, file.name)
     return [Product(file, {"kind": "torchvision", "path": str(file), **layout(given)})]
 
 

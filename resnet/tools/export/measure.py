@@ -11,15 +11,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from recipes.load import dump
-from recipes.schema.model import Model
+from recipes.net_size import net_size
 from recipes.schema.recipe import Recipe
 from recipes.text import plural, table
 from resnet.data.sources.registry import Subset
 from resnet.inference import network_input
-from resnet.net import build_model
 from resnet.process.environment import PROGRAM
 from resnet.tools.eval_data import EvalData
 from resnet.tools.export.served import Served, served
@@ -95,18 +93,8 @@ def as_trained(name: str, weights: Path, recipe: Recipe, classes: int, folder: P
     file.write_text(dump(recipe), encoding="utf-8")
     spec = {"kind": "ours", "path": str(weights), "recipe": str(file), "program": str(PROGRAM)}
     spec |= {"channels_last": recipe.channels_last}
-    parameters, macs = size_of(recipe.model, classes, recipe.augment.val_size)
+    parameters, macs = net_size(recipe.model, classes, recipe.augment.val_size)
     return Subject(name, spec, parameters, macs, weights.stat().st_size)
-
-
-def size_of(model: Model, classes: int, image_size: int) -> tuple[int, int]:
-    """Parameters of a network, and multiply-accumulate operations of one image (half of torch's count of FLOPs)."""
-    with torch.device("meta"):
-        network = build_model(model, classes).eval()
-        images = torch.empty(1, model.in_channels, image_size, image_size)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(images)
-    return sum(parameter.numel() for parameter in network.parameters()), counter.get_total_flops() // 2
 
 
 def spread_over(data: EvalData, most: int) -> EvalData:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.load import to_yaml
-from recipes.schema.model import is_tag
+from recipes.schema.model import is_download
 from recipes.schema.recipe import Recipe
 from resnet.tools.trained import Trained
 from resnet.weights_file import KEY, metadata_of, read_info
@@ -26,7 +26,7 @@ def public_recipe(recipe: Recipe) -> dict[str, Any]:
     content = recipe.model_dump(mode="json", exclude={**dict.fromkeys(_OF_THE_RUN, True), "data": _PATHS})
     if name := dataset_of(recipe):
         content["data"]["train"] = name
-    if (weights := recipe.model.pretrained) is not None and not is_tag(weights):
+    if (weights := recipe.model.pretrained) is not None and not is_download(weights):
         del content["model"]["pretrained"]
     if content["distill"] is not None:
         del content["distill"]["teacher"]
