@@ -126,6 +126,30 @@ class Recipe(Group):
             raise ValueError(
                 "distill compares softmaxes, and loss=bce trains none: use loss=cross_entropy or distill=off"
             )
+        self._check_updates()
+        if (warmup := getattr(self.schedule, "warmup_epochs", 0)) and warmup >= self.epochs:
+            raise ValueError(f"schedule.warmup_epochs {warmup:g} leaves nothing of epochs {self.epochs:g}")
+        self._check_averages()
+        if self.data.cache == "device" and (beyond := self.augment.beyond_cache()):
+            wanted = " or ".join(beyond)
+            raise ValueError(f"data.cache=device cannot do {wanted}: it keeps images of one size; set data.cache=auto")
+        if self.data.decode != "cpu" and self.data.cache == "device":
+            raise ValueError("data.cache=device decodes once, on the CPU: set data.decode=cpu")
+        if self.data.decode == "region" and self.augment.crop != "random_resized":
+            raise ValueError(f"augment.crop={self.augment.crop} takes whole images: set data.decode=cpu")
+        stated, found = self.model.num_classes, self.data.classes_stated()
+        if None not in (stated, found) and stated != found:
+            raise ValueError(f"model.num_classes={stated}, but data.source={self.data.source} has {found} classes here")
+        if self.device == "cpu" and self.precision == "fp16":
+            raise ValueError("precision=fp16 needs a GPU, and device=cpu: use precision=no, or auto")
+        if self.device == "cpu" and self.model.sync_batchnorm:
+            raise ValueError(
+                "model.sync_batchnorm needs GPUs (torch's SyncBatchNorm has no CPU version), and device=cpu"
+            )
+        return self
+
+    def _check_updates(self) -> None:
+        """Raise ValueError for keys on how weights are updated that do not go together."""
         if self.model.freeze_backbone:
             self._refuse_of_backbone()
         if self.model.plugin and self.optimizer.layer_decay != 1:
@@ -141,29 +165,9 @@ class Recipe(Group):
             raise ValueError(
                 "grad_clip_adaptive clips what grad_clip_norm and grad_clip_value would: set them to off, or it"
             )
-        if (warmup := getattr(self.schedule, "warmup_epochs", 0)) and warmup >= self.epochs:
-            raise ValueError(f"schedule.warmup_epochs {warmup:g} leaves nothing of epochs {self.epochs:g}")
-        self._check_averages()
-        if self.data.cache == "device" and (beyond := self.augment.beyond_cache()):
-            wanted = " or ".join(beyond)
-            raise ValueError(f"data.cache=device cannot do {wanted}: it keeps images of one size; set data.cache=auto")
-        if self.data.decode != "cpu" and self.data.cache == "device":
-            raise ValueError("data.cache=device decodes once, on the CPU: set data.decode=cpu")
-        if self.data.decode == "region" and self.augment.crop != "random_resized":
-            raise ValueError(f"augment.crop={self.augment.crop} takes whole images: set data.decode=cpu")
         cycled = self.schedule.name == "onecycle" and self.schedule.cycle_momentum
         if cycled and isinstance(self.optimizer, (Sgd, Rmsprop, RmspropTf)) and self.optimizer.momentum == 0:
             raise ValueError("schedule.cycle_momentum needs optimizer.momentum above 0")
-        stated, found = self.model.num_classes, self.data.classes_stated()
-        if None not in (stated, found) and stated != found:
-            raise ValueError(f"model.num_classes={stated}, but data.source={self.data.source} has {found} classes here")
-        if self.device == "cpu" and self.precision == "fp16":
-            raise ValueError("precision=fp16 needs a GPU, and device=cpu: use precision=no, or auto")
-        if self.device == "cpu" and self.model.sync_batchnorm:
-            raise ValueError(
-                "model.sync_batchnorm needs GPUs (torch's SyncBatchNorm has no CPU version), and device=cpu"
-            )
-        return self
 
     def _refuse_of_backbone(self) -> None:
         """Raise ValueError for keys that reach all layers but the classifier, which alone trains."""

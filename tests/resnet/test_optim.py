@@ -1,20 +1,29 @@
 import copy
 import io
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
 from pydantic import TypeAdapter
 from torch import nn
 
+from recipes.load import load
+from recipes.plan import make_plan
 from recipes.schedules import Hyper
 from recipes.schema.model import Model
 from recipes.schema.optimizer import Optimizer
 from resnet.adaptive_clipping import clip_adaptively
+from resnet.loop import _clip
+from resnet.metrics import Window
 from resnet.net import build_model, freeze_backbone
 from resnet.optim import build_optimizer, set_hyper
+from resnet.state import TrainState
+from resnet.trainer import Trainer
 
 CONFIG = TypeAdapter(Optimizer)
+ALONE = {"device": torch.device("cpu"), "process_index": 0, "mixed_precision": "no"}
+"""Of an Accelerator, what a trainer asks it for."""
 ALL = ["sgd", "adam", "adamw", "nadamw", "rmsprop", "rmsprop_tf", "lamb", "lars"]
 
 
@@ -207,6 +216,23 @@ def test_adaptive_clipping_equals_timms(resnet):
         torch.testing.assert_close(mine.grad, other.grad, rtol=1e-6, atol=0)
         changed += not torch.equal(mine.grad, old)
     assert 0 < changed < len(before)
+
+
+def test_training_clips_all_layers_but_the_classifier(resnet):
+    model = copy.deepcopy(resnet)
+    recipe = load(["recipe=quickstart", "grad_clip_adaptive=0.01", "log_every=1"]).recipe
+    optimizer = build_optimizer(model, recipe.optimizer, 0.1)
+    state = TrainState(model, optimizer, torch.amp.GradScaler("cpu", enabled=False), None, Window(torch.device("cpu")))
+    trainer = Trainer(make_plan(recipe, 96, 1), SimpleNamespace(**ALONE), model, state, 5, 0, hooks=None)  # pyright: ignore
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    norm = _clip(trainer, 0)
+    assert norm is not None
+    assert norm.item() == pytest.approx(sum(parameter.numel() for parameter in model.parameters()) ** 0.5, rel=1e-4)
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None
+        clipped = parameter.grad.norm() <= 0.0101 * parameter.norm().clamp(min=1e-3)
+        assert clipped == (not name.startswith("fc.")), name
 
 
 def test_adaptive_clipping_never_waits_for_the_device():
