@@ -8,9 +8,11 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from recipes.load import load_values
 from resnet.data.sources.shapes import draw
+from resnet.net import build_model
+from tests.bench import cifar_resnet20, plain_resnet20, scaling
 from tests.bench import loop as bench
-from tests.bench import scaling
 from tests.bench.counting import READ_BY_HOST, ops_per_step
 from tests.bench.input import __main__ as input_bench
 from tests.bench.loops import LOOPS, Setting, TinyNet, installed, make_loop
@@ -103,3 +105,45 @@ def test_input_is_measured_beside_others(tmp_path, capsys) -> None:
     # The same crops of the same pixels: another box or a lost flip is tens of levels away.
     assert tables["plain, as they are"]["ours"]["error"] < 0.2
     assert "as fast as with 1 worker" in capsys.readouterr().out
+
+
+def in_our_order(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """A parameter of the plain ResNet-20 as ours has it, whose shortcuts have their zeros behind, not on both sides."""
+    order = {16: [*range(16)]}
+    for width in (32, 64):
+        own = [width // 4 + place for place in order[width // 2]]
+        order[width] = own + [place for place in range(width) if place not in own]
+    if "first_norm" in name or tensor.dim() == 0:
+        return tensor
+    if "second" in name:
+        return tensor[order[len(tensor)]]
+    return tensor[:, order[tensor.shape[1]]] if "first" in name or tensor.shape == (10, 64) else tensor
+
+
+def test_the_plain_resnet20_computes_what_ours_does() -> None:
+    """Written apart from each other: with the same weights they give the same logits, gradients and statistics."""
+    torch.manual_seed(0)
+    images, labels = torch.randn(8, 3, 32, 32), torch.arange(8)
+    plain, own = plain_resnet20.resnet20(), build_model(load_values("cifar10_resnet20", {}).recipe.model, 10)
+    given = [in_our_order(name, tensor) for name, tensor in plain.state_dict().items()]
+    own.load_state_dict(dict(zip(own.state_dict(), given, strict=True)))
+    logits = [net(images) for net in (plain, own)]
+    assert torch.allclose(*logits, atol=1e-4)
+    for answer in logits:
+        torch.nn.functional.cross_entropy(answer, labels).backward()
+    for ours, (name, theirs) in zip(own.parameters(), plain.named_parameters(), strict=True):
+        assert ours.grad is not None
+        assert theirs.grad is not None
+        assert torch.allclose(ours.grad, in_our_order(name, theirs.grad), atol=1e-4)
+    assert torch.allclose(plain.eval()(images), own.eval()(images), atol=1e-4)
+
+
+def test_curves_are_compared_over_seeds() -> None:
+    def curve(*last: float) -> dict[str, list[dict[str, float]]]:
+        return {str(seed): [{"epoch": 1, "loss": value, "top1": value}] for seed, value in enumerate(last)}
+
+    # Deviations 1 and 1 of 3 seeds: 2.776 * sqrt(2 / 3) is 2.267.
+    near = cifar_resnet20.compared({"ours": curve(1, 2, 3), "plain": curve(3, 4, 5)}, "loss")
+    assert near["bound"] == pytest.approx(2.267, abs=1e-3)
+    assert (near["difference"], near["within_noise"]) == (-2, True)
+    assert not cifar_resnet20.compared({"ours": curve(1, 2, 3), "plain": curve(4, 5, 6)}, "top1")["within_noise"]
