@@ -85,7 +85,7 @@ def _described(file: Path) -> WeightsInfo:
             "(docs/distill.md says how a run is made of another program's)"
         )
     refuse_own_code(info, file)
-    if info.loss != "cross_entropy":
+    if info.loss not in ("cross_entropy", "focal"):
         raise ValueError(f"{file} was trained with loss={info.loss}: its outputs are not for a softmax")
     return info
 
