@@ -71,7 +71,8 @@ def first_that_fits(
 ) -> tuple[int, int | None]:
     """The first of some sizes in descending order that fits, and the one before it, which does not."""
     # A network to be thrown away. BatchNorm of all ranks would wait for those whose memory is too small.
-    model = recipe.model.model_copy(update={"sync_batchnorm": False})
+    # What is unfrozen later is trained from the first step on, as it will take memory.
+    model = recipe.model.model_copy(update={"sync_batchnorm": False, "unfreeze": {}})
     recipe = recipe.model_copy(update={"model": model, "compile": False, "epochs": 1000.0, "max_steps": None})
     network, _ = build_model_for(recipe, classes, pretrained=False)
     state = build_state(recipe, make_plan(recipe, recipe.batch_size, 1, recipe.batch_size), network, accelerator)

@@ -66,14 +66,14 @@ def find_lr(
     """Train some steps of a recipe at rates that grow evenly in their logarithm, until the loss diverges.
 
     first, last: values of optimizer.lr. Input, precision, clipping, accumulation and the first weights are the
-    training's; the average of the weights is left out, and nothing is written. Raises ValueError as the start of a run
+    training's; averages of the weights are left out, and nothing is written. Raises ValueError as the start of a run
     does, and where the range or the number of steps is of no use.
     """
     _check_range(first, last, steps)
     accelerator = build_accelerator(recipe)
     if accelerator.num_processes > 1:
         raise ValueError("find-lr runs on one device: start it without a launcher")
-    recipe = recipe.model_copy(update={"ema": None, "log_every": 1, "profile": None, "compile": False})
+    recipe = recipe.model_copy(update={"ema": None, "swa": None, "log_every": 1, "profile": None, "compile": False})
     train, val = build_data(recipe)
     order = build_order(recipe, train)
     recipe, _ = shaped_as_weights(recipe)

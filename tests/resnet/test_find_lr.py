@@ -28,7 +28,7 @@ def test_drawn_shapes_suggest_what_they_are_trained_with(tiny, tmp_path: Path, m
 
 def test_its_steps_are_those_of_a_run_at_these_rates(tiny, tmp_path: Path) -> None:
     # Of so small a range that the rate is as good as constant, and stated for half the batch.
-    words = [*tiny, "class_weights={ring: 3}", "ema.decay=0.9", "max_batch_per_device=8", "grad_clip_norm=1"]
+    words = [*tiny, "class_weights={ring: 3}", "swa.start_epoch=1", "max_batch_per_device=8", "grad_clip_norm=1"]
     words += ["optimizer.lr_for_batch_size=8"]
     with unchanged_process(), cores(1):
         found = find_lr(load(words).recipe, 0.01, 0.01 * (1 + 1e-12), 20)

@@ -38,7 +38,7 @@ def no_memory_for(monkeypatch: pytest.MonkeyPatch, most: int) -> list[tuple[int,
 
 def test_sizes_are_tried_downwards_until_two_real_steps_go_through(tiny, monkeypatch) -> None:
     made = no_memory_for(monkeypatch, 5)
-    recipe = load([*tiny, "max_batch_per_device=auto", "augment.mixup=0.2", "optimizer.name=lamb"]).recipe
+    recipe = load([*tiny, "max_batch_per_device=auto", "augment.mixup=0.2", "swa.start_epoch=1"]).recipe
     with unchanged_process(), cores(1):
         accelerator = build_accelerator(recipe)
         assert first_that_fits(recipe, 10, accelerator, micro_batches(16, 1), 0, {}) == (4, 8)
