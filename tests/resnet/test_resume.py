@@ -210,8 +210,8 @@ def test_the_example_of_several_labels_goes_on_as_if_nothing_had_happened(tmp_pa
         *("checkpoint.every=2 steps", "progress=off", "epochs=2"),
     ]
     assert attempt(tmp_path, "straight", recipe=recipe) == [0], output(tmp_path, "straight")
-    for step, code in ((3, -9), (5, 85), (None, 0)):
-        interrupt |= {"step": step, "signal": signal.SIGKILL if code == -9 else signal.SIGTERM}
+    for step, code in ((5, -9), (None, 0)):
+        interrupt["step"] = step
         assert attempt(tmp_path, "r", recipe=recipe) == [code], output(tmp_path, "r")
     assert compare_runs(tmp_path / "straight", tmp_path / "r") == []
     states = [read_rest(newest_first(tmp_path / run / "checkpoints")[0])["callbacks"] for run in ("straight", "r")]

@@ -26,7 +26,7 @@ from resnet.data.decode import BrokenImage
 from resnet.data.sources import shards
 from resnet.data.sources.banded import Banded, read_both
 from resnet.data.sources.files import expanded
-from resnet.data.sources.registry import Source, evenly, open_sources
+from resnet.data.sources.registry import Source, evenly, open_sources, targets_of
 from resnet.data.sources.shards import FORMAT, INDEX, SPLITS, UNFINISHED, File, Index, Split
 from resnet.process.environment import usable
 from resnet.process.signals import die_with_parent
@@ -73,6 +73,8 @@ def prepare(data: Data, out: Path, form: Form, workers: int | None = None, chann
             "folder's validation images, which data.test then names"
         )
     train, val = open_sources(data, channels=channels)
+    if targets_of(train) is not None:
+        raise ValueError("the images have several labels each, and shards hold one: train from the source itself")
     _check_classes(train.classes)
     job = _Job({"train": train, "validation": val}, form, _roots(data), out, channels)
     if (out / INDEX).is_file():  # which may lie where nothing can be written
