@@ -14,7 +14,7 @@ from recipes.schedules import Hyper
 from recipes.schema import optimizer as schema
 from resnet.optimizers import Lamb, Lars, RmspropTf
 
-_STEM, _BLOCK = re.compile(r"conv1|bn1"), re.compile(r"layer\d+\.\d+")
+_STEM, _BLOCK = re.compile(r"conv1|bn1|maxpool"), re.compile(r"layer\d+\.\d+")
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 

@@ -179,15 +179,38 @@ def layers_of(model, optimizer):
 
 
 def test_layer_decay_equals_timms():
-    timm = pytest.importorskip("timm")
+    timm, theirs_of = pytest.importorskip("timm"), pytest.importorskip("timm.optim")
     model, theirs = build_model(Model(name="resnet18"), 5), timm.create_model("resnet18", num_classes=5)
     keys = config("sgd", layer_decay=0.7, weight_decay=0.1, weight_decay_norm=0)
-    groups = timm.optim.param_groups_layer_decay(theirs, layer_decay=0.7)
+    groups = theirs_of.param_groups_layer_decay(theirs, layer_decay=0.7)
     scales = {id(parameter): group["lr_scale"] for group in groups for parameter in group["params"]}
     expected = {name: scales[id(parameter)] for name, parameter in theirs.named_parameters()}
     found = layers_of(model, build_optimizer(model, keys, 0.1))
     assert found == pytest.approx(expected)
     assert (found["fc.bias"], found["layer4.1.conv2.weight"], found["bn1.weight"]) == pytest.approx((1, 0.7, 0.7**9))
+
+
+@pytest.mark.parametrize(
+    ("keys", "parts"),
+    [
+        ({"block": "basic", "maxpool": "conv"}, {"bn1": {0.5**4}, "maxpool": {0.5**4}}),
+        ({"block": "preact_basic"}, {"norm": {1.0}}),
+    ],
+)
+def test_layer_decay_knows_what_else_a_net_has(keys, parts):
+    model = build_model(Model(**keys, layers=[1, 2], stem="deep"), 5)
+    found = layers_of(model, build_optimizer(model, config("sgd", layer_decay=0.5), 0.1))
+    by_part = {}
+    for name, scale in found.items():
+        by_part.setdefault(".".join(name.split(".")[: 2 if name.startswith("layer") else 1]), set()).add(scale)
+    assert by_part == {
+        "conv1": {0.5**4},
+        "layer1.0": {0.5**3},
+        "layer2.0": {0.5**2},
+        "layer2.1": {0.5},
+        "fc": {1.0},
+        **parts,
+    }
 
 
 def test_layer_decay_leaves_the_order_of_parameters(resnet):
