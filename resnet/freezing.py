@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-_HEAD = ("drop", "fc")
+from resnet.net import HEAD
 
 
 def frozen_parts(model: nn.Module, unfreeze: Mapping[int, str], epoch: int) -> list[nn.Module]:
@@ -18,7 +18,7 @@ def frozen_parts(model: nn.Module, unfreeze: Mapping[int, str], epoch: int) -> l
         return []
     children = dict(model.named_children())
     if not (begun := [start for start in unfreeze if start <= epoch]):
-        return [child for name, child in children.items() if name not in _HEAD]
+        return [child for name, child in children.items() if name not in HEAD]
     stage = unfreeze[max(begun)]
     # They are in the order of the forward pass.
     return [] if stage in ("stem", "all") else list(children.values())[: list(children).index(stage)]

@@ -24,7 +24,7 @@ from resnet.blocks import (
     make_stem,
 )
 
-_HEAD = ("drop", "fc")
+HEAD = ("drop", "fc")
 """Children of a network that a frozen backbone leaves in training."""
 
 
@@ -75,7 +75,7 @@ class ResNet(nn.Module):
         super().train(mode)
         if self.backbone_frozen:
             for name, child in self.named_children():
-                child.train(mode and name in _HEAD)
+                child.train(mode and name in HEAD)
         return self
 
 
