@@ -93,15 +93,21 @@ def _normalised(net: Net) -> Iterator[int]:
         yield from block.widths
 
 
-def _of_parts_left_out(model: Model, net: Net) -> Iterator[str]:
-    """What is pruned, and what is frozen."""
+def not_pruned(model: Model, net: Net) -> str | None:
+    """The key, with its value, for which a network's channels are not taken away; None: they can be."""
     kinds = {
         "attention=se": net.attention == "se",
         "shortcut=padded": net.shortcut == "padded",
         "norm=group": model.norm == "group",
         "stem=deep": net.stem == "deep",
+        "maxpool=conv": net.maxpool == "conv",
     }
-    if model.channels and (kind := next((kind for kind, so in kinds.items() if so), None)):
+    return next((kind for kind, so in kinds.items() if so), None)
+
+
+def _of_parts_left_out(model: Model, net: Net) -> Iterator[str]:
+    """What is pruned, and what is frozen."""
+    if model.channels and (kind := not_pruned(model, net)):
         yield (
             f"channels are those of a pruned network, and none with {kind} is pruned: leave them out (widths, "
             "stem_width and width_multiplier make narrower nets)"

@@ -146,7 +146,7 @@ class Run:
         """What a layer makes of images: `features` float32 (n, size), `ids` and `labels` (-1 for none), in order.
 
         paths: as for `predict`, or "train" or "val" for the run's own images. layer: avgpool, or the mean over height
-        and width of layer1 ... layer4. Images that cannot be read are left out. `resnet features` writes files of any
+        and width of layer1, layer2 ... Images that cannot be read are left out. `resnet features` writes files of any
         size. Raises ValueError for another layer, and where no image can be read.
         """
         from resnet.tools.features import features_of, open_images

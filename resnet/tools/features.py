@@ -28,7 +28,7 @@ from resnet.tools.trained import Trained
 from resnet.tools.weights import load_network
 from resnet.weights_file import KEY, PREPARED
 
-LAYERS = ("avgpool", "layer4", "layer3", "layer2", "layer1")
+LAYERS = ("avgpool", *(f"layer{stage}" for stage in range(6, 0, -1)))
 """Of which features can be taken; the mean over height and width of those that have these."""
 PART = 1024
 """Images, about, of a row group, and of what a kill loses."""
@@ -116,11 +116,11 @@ def open_images(
 
 def feature_function(trained: Trained, layer: str, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
     """A function from images uint8 (N, 3, H, W) to the layer's features float32 (N, size). Raises ValueError."""
-    if layer not in LAYERS:
-        raise ValueError(f"layer {layer} is none of {', '.join(LAYERS)}")
     network = load_network(trained.recipe, None, trained.weights, device)
     names = [name for name, _ in network.named_children()]
-    # As torchvision's forward: its children in turn.
+    if layer not in (own := [name for name in LAYERS if name in names]):
+        raise ValueError(f"layer {layer} is none of {', '.join(own)}")
+    # Its forward takes its children in turn.
     until = nn.Sequential(*(getattr(network, name) for name in names[: names.index(layer) + 1]))
 
     def compute(images: torch.Tensor) -> torch.Tensor:

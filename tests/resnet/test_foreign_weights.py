@@ -31,9 +31,10 @@ from recipes.load import load
 from recipes.schema.augment import Augment
 from recipes.schema.model import Model
 from resnet.inert_pickle import MOST_STEPS, Inert
+from resnet.named_weights import keys_of
 from resnet.net import build_model
 from resnet.pretrained import load_pretrained, shaped_as_weights
-from resnet.state_dicts import AVERAGES, WRAPPERS, find_state_dict
+from resnet.state_dicts import AVERAGES, WRAPPERS, find_state_dict, mismatches
 from resnet.tools.cli import main
 from resnet.tools.weights import load_alone
 from resnet.torch_file import MOST_PICKLED, read_inertly
@@ -209,6 +210,49 @@ def test_what_does_not_fit_is_told(kind, state, tmp_path):
     with pytest.raises(ValueError, match=message):
         load_pretrained(model, str(tmp_path / "other.pth"))
     assert torch.equal(model.conv1.weight, before)
+
+
+# timm's nets
+
+
+TIMMS = {
+    "resnetv2_50": {"block": "preact_bottleneck"},
+    "resnetv2_18d": {"block": "preact_basic", "stem": "deep", "downsample": "avgpool"},
+    "resnetrs50": {"block": "bottleneck", "stem": "deep", "downsample": "avgpool", "maxpool": "conv", "attention": "se",
+                   "se_ratio": 0.25},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TIMMS)
+def test_weights_of_timms_nets_give_its_logits(name, tmp_path):
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    theirs = timm.create_model(name, layers=[1, 1, 1, 1], num_classes=5).eval()
+    for tensor in theirs.state_dict().values():
+        # As trained, not as begun: nothing is 1 or 0.
+        if tensor.is_floating_point() and tensor.dim() == 1:
+            tensor.uniform_(0.5, 1.5)
+    torch.save({"state_dict": under("module.", theirs.state_dict())}, tmp_path / "w.pth")
+    ours = build_model(Model(layers=[1, 1, 1, 1], **TIMMS[name]), 5).eval()
+    load_pretrained(ours, str(tmp_path / "w.pth"))
+    images = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(ours(images), theirs(images), rtol=1e-4, atol=1e-4)
+
+
+def test_the_net_of_a_file_is_told():
+    with torch.device("meta"):
+        nets = {
+            "model.name=resnet18d": build_model(Model(name="resnet18d"), 10),
+            "model.name=resnet20_cifar model.in_channels=1": build_model(
+                Model(name="resnet20_cifar", in_channels=1), 10
+            ),
+            "model.name=seresnet18 model.norm=group": build_model(Model(name="seresnet18", norm="group"), 10),
+        }
+        own = tiny().state_dict()
+    for keys, network in nets.items():
+        assert mismatches(network.state_dict(), own) == f"it is of another network, which {keys} builds"
+    assert keys_of(own) == ""
 
 
 # huggingface.co

@@ -225,6 +225,20 @@ def test_parts_keep_their_channels(keys, skip, untouched):
     assert small(torch.rand(1, 3, 32, 32)).shape == (1, 5)
 
 
+@pytest.mark.parametrize(
+    "keys", [{"block": "preact_basic"}, {"block": "bottleneck", "kernels": [1, 3], "in_channels": 1}]
+)
+def test_channels_of_other_blocks_go(keys):
+    pytest.importorskip("torch_pruning")
+    network = tiny(**keys, layers=[1, 1], widths=[8, 16])
+    small = without_channels(network, Pruning(0.5))
+    assert small.layer2[0].conv1.out_channels * 2 == network.layer2[0].conv1.out_channels
+    assert small(torch.rand(1, network.config.in_channels, 32, 32)).shape == (1, 5)
+    for others in ({"attention": "se"}, {"stem": "deep"}):
+        with pytest.raises(ValueError, match="lose no channels"):
+            check(Pruning(0.5), tiny(**{**keys, **others}).config)
+
+
 def test_the_smallest_weights_become_zeros():
     network = tiny()
     before = torch.cat([m.weight.flatten() for m in network.modules() if isinstance(m, nn.Conv2d)])

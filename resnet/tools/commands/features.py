@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", nargs="+", metavar="SOURCE", help=what)
     parser.add_argument("out", metavar="OUT.parquet", help="file to write")
     parser.add_argument(
-        "--layer", default="avgpool", help="avgpool, or the mean over height and width of layer1 ... layer4 (avgpool)"
+        "--layer", default="avgpool", help="avgpool, or the mean over height and width of layer1, layer2 ... (avgpool)"
     )
     parser.add_argument("--knn", action="store_true", help="tell how often the 20 nearest neighbours know the label")
     add_lists(parser)

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--importance", choices=("l2", "batchnorm"), help="what makes a channel matter (l2)")
     parser.add_argument(
-        "--skip", nargs="+", default=[], metavar="PART", help="stem, layer1 ... layer4: what keeps its channels"
+        "--skip", nargs="+", default=[], metavar="PART", help="stem, layer1, layer2 ...: what keeps its channels"
     )
     parser.add_argument(
         "--samples", type=positive, default=10_000, metavar="N", help="validation images to measure both with (10000)"

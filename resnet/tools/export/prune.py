@@ -11,10 +11,11 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from recipes.schema.model import Model, net_of, own_channels
+from recipes.schema.model_checks import not_pruned
 from resnet.net import ResNet, build_model
 from resnet.tools.export.extras import need
 
-PARTS = ("stem", "layer1", "layer2", "layer3", "layer4")
+PARTS = ("stem", *(f"layer{stage}" for stage in range(1, 7)))
 IMPORTANCES = ("l2", "batchnorm")
 """Of a channel: the L2 norm of its weights, or the scale of BatchNorm (Liu et al. 2017, arXiv:1708.06519)."""
 _TRACED_SIZE = 64
@@ -44,6 +45,8 @@ def check(pruning: Pruning, model: Model) -> None:
         if pruning.skip or pruning.importance != IMPORTANCES[0]:
             raise ValueError("--skip and --importance are for channels: leave out --unstructured")
         return
+    if kind := not_pruned(model, net_of(model)):
+        raise ValueError(f"networks with model.{kind} lose no channels: --unstructured sets weights to zero")
     for place, channels, groups in _prunable(model, pruning.skip):
         # The same number is taken from each group.
         if (each := channels // groups) - _removed(each, pruning.amount) < 1:
@@ -70,8 +73,9 @@ def _prunable(model: Model, skip: Sequence[str]) -> Iterator[tuple[str, int, int
 def _places(model: Model) -> Iterator[str]:
     """All places of a network that `model.channels` may name, in the order of its layers."""
     yield "conv1"
+    inner_numbers = range(1, len(net_of(model).kernels))
     for stage, blocks in enumerate(net_of(model).layers, 1):
-        inner = (f"layer{stage}.{block}.conv{number}" for block in range(blocks) for number in (1, 2))
+        inner = (f"layer{stage}.{block}.conv{number}" for block in range(blocks) for number in inner_numbers)
         yield from (place for place in (*inner, f"layer{stage}") if own_channels(model, place) is not None)
 
 
@@ -127,7 +131,7 @@ def _convolution_of(place: str, network: ResNet) -> str:
     """A convolution whose output channels a place names."""
     if place == "conv1" or "." in place:
         return place
-    return f"{place}.0.conv{2 if net_of(network.config).block == 'basic' else 3}"
+    return f"{place}.0.conv{len(net_of(network.config).kernels)}"
 
 
 def _model_of(pruned: ResNet, config: Model) -> Model:
