@@ -264,6 +264,9 @@ def test_no_key_of_a_recipe_tells_places(source):
     recipe = with_places(load(["recipe=quickstart", *data, "distill.teacher=x", "model.pretrained=x"]).recipe)
     assert (recipe.data.train, recipe.distill.teacher, recipe.model.pretrained) == (PLACE, PLACE, PLACE)
     assert PLACE not in str(public_recipe(recipe))
+    own = load(["recipe=quickstart", f"plugins.loss={PROGRAM}/x.py:f", f"plugins.callbacks=[{PROGRAM}/y.py:g]"]).recipe
+    assert str(PROGRAM) not in str(public_recipe(own)["plugins"])
+    assert "y.py:g" in str(public_recipe(own)["plugins"])
     assert public_recipe(recipe)["distill"]["weight"] == 0.5
 
 

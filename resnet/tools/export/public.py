@@ -10,6 +10,7 @@ from typing import Any
 
 from recipes.load import to_yaml
 from recipes.schema.model import is_download
+from recipes.schema.plugins import PluginFields
 from recipes.schema.recipe import Recipe
 from resnet.tools.trained import Trained
 from resnet.weights_file import KEY, metadata_of, read_info
@@ -30,7 +31,16 @@ def public_recipe(recipe: Recipe) -> dict[str, Any]:
         del content["model"]["pretrained"]
     if content["distill"] is not None:
         del content["distill"]["teacher"]
-    return content
+    return _without_folders(content)
+
+
+def _without_folders(content: Any) -> Any:
+    """With the last names of plugins' files alone."""
+    if isinstance(content, dict) and content.keys() == PluginFields.model_fields.keys():
+        return {**content, "path": Path(content["path"]).name}
+    if isinstance(content, dict):
+        return {key: _without_folders(value) for key, value in content.items()}
+    return [_without_folders(value) for value in content] if isinstance(content, list) else content
 
 
 def dataset_of(recipe: Recipe) -> str | None:
