@@ -130,5 +130,5 @@ def _activations(model: Model, net: Net) -> int:
 
 
 def _blur(layer: Layer) -> int:
-    """Multiply-adds of the filter before a strided convolution of 16 channels or more."""
-    return 9 * layer.inputs * layer.pixels**2 if layer.stride > 1 and layer.inputs >= 16 else 0
+    """Multiply-adds of the filter before a strided convolution that is not the stem's."""
+    return 9 * layer.inputs * layer.pixels**2 if layer.stride > 1 and not layer.name.startswith("conv1") else 0

@@ -52,6 +52,7 @@ VARIED = {
         {"block": "preact_basic", **CIFAR, "widths": [5, 9, 8], "stem_width": 6, "width_multiplier": 2}, 32
     ),
     "padded": ({"block": "basic", **CIFAR, "shortcut": "padded", "blurpool": True, "attention": "se"}, 31),
+    "blurred, of few channels": ({"name": "resnet18", "widths": [8] * 4, "in_channels": 20, "blurpool": True}, 64),
     "pruned": (
         {"name": "resnet26", "channels": {"conv1": 40, "layer1": 100, "layer2.1.conv1": 30, "layer3": 7}}, 64
     ),
