@@ -148,7 +148,7 @@ def test_mistakes(finished, tmp_path, capsys):
     out = tmp_path / "f.parquet"
     assert "ends in .parquet" in mistake(capsys, finished.run, finished.images, tmp_path / "f.csv")
     assert "give images" in mistake(capsys, finished.run, out, "eval.flip=true")
-    assert "layer fc is none of avgpool, layer4" in mistake(capsys, finished.run, finished.images, out, "--layer", "fc")
+    assert "layer fc is none of avgpool, layer3" in mistake(capsys, finished.run, finished.images, out, "--layer", "fc")
     assert "there is no folder" in mistake(capsys, finished.run, finished.images, tmp_path / "no" / "f.parquet")
     assert "there is no nowhere" in mistake(capsys, finished.run, "nowhere", out)
     flat = shutil.copytree(finished.images / "ring", tmp_path / "flat")
