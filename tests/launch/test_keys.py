@@ -35,7 +35,7 @@ def test_one_key_in_full(keys):
     told = keys("optimizer.momentum")
     assert "takes     a number >= 0 and < 1" in told
     assert "default   0.9" in told
-    assert "only with optimizer.name=sgd, optimizer.name=lars" in told
+    assert "only with optimizer.name=sgd, optimizer.name=rmsprop_tf, optimizer.name=lars" in told
     assert "one of auto, bf16, fp16, no" in keys("precision")
     assert "none: it has to be given" in keys("epochs")
     assert "Wall-clock limit" in keys("slurm.time")

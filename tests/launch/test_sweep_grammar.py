@@ -505,7 +505,7 @@ def test_mistakes_of_a_file_come_together_and_the_trials_name_the_file(sweep_fil
     sweep = from_file(path, ["recipe=quickstart", "optimizer.lr=-1"])
     assert mistakes(trials, sweep, grid(sweep)).splitlines() == [
         "optimizer.lr=-1 (command line): must be more than 0 (in 2 of 2 trials)",
-        f"unknown key dropout ({path}:3) (in 2 of 2 trials)",
+        f"unknown key dropout ({path}:3): did you mean model.dropout? (in 2 of 2 trials)",
         f"unknown key label_smothing ({path}:4): did you mean label_smoothing? (in 2 of 2 trials)",
     ]
 
