@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -27,7 +26,6 @@ from resnet.build import (
     build_splits,
     build_state,
     first_of_ranks,
-    share_memory,
     stage_data,
     together,
     wrap,
@@ -35,21 +33,14 @@ from resnet.build import (
 from resnet.checkpoint.resume import Start, find_start, finished_before, note_edits
 from resnet.checkpoint.saver import Saver, check_space
 from resnet.checkpoint.snapshot import MODEL, restore
-from resnet.data.batches import Batch, Key, Prepared
-from resnet.data.cache import DrawnBatches, check_room, fill
-from resnet.data.encoded import micro_batches
-from resnet.data.gpu_decode import check_gpu_decodes
-from resnet.data.kept import kept_batches
-from resnet.data.loader import Loader, check_shared_memory, workers_per_rank
-from resnet.data.node_memory import NodeMemory
+from resnet.data.loader import check_shared_memory, workers_per_rank
 from resnet.data.order import Order
-from resnet.data.region_decode import check_region_decoder
-from resnet.data.sources.registry import Source, Splits, targets_of
-from resnet.data.targets import Targets, check_targets, in_rows
+from resnet.data.sources.registry import Source, Splits
+from resnet.data.targets import check_targets
 from resnet.distill import Teacher, load_teacher
 from resnet.ending import stop_before_data, train_to_an_end
 from resnet.failure import out_of_memory
-from resnet.final_test import FinalTest
+from resnet.feeding import beside_network, check_input, open_batches, open_test
 from resnet.micro_batch import fitted
 from resnet.opening import first_lines, open_run_dir
 from resnet.plugins import Callbacks, digests, load_plugin
@@ -100,10 +91,9 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals, notes: Seque
     copies = {} if recipe.data.stage is None else _copied(recipe, rank, local_rank, signals)
     if isinstance(copies, int):
         return copies
-    train, val, test = together(lambda: build_splits(recipe, copies), local_rank, first_alone=True)
-    order = together(lambda: build_order(recipe, train))
-    weights = together(lambda: build_class_weights(recipe, train, order))
-    together(lambda: check_targets(recipe, train, val))
+    splits = together(lambda: build_splits(recipe, copies), local_rank, first_alone=True)
+    train, val, test = splits
+    order, weights = together(lambda: _drawn(recipe, splits))
     start = together(lambda: find_start(recipe, train))
     with contextlib.ExitStack() as lifetime:
         lifetime.callback(start.release)
@@ -115,9 +105,7 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals, notes: Seque
         memory = check_input(recipe, train, val, accelerator)
         teacher = together(lambda: load_teacher(recipe, train.classes, start, accelerator))
         beside = beside_network(teacher, weights, accelerator)
-        fits = ""
-        if start.micro_batch is None:
-            plan, fits = fitted(plan, order, train, val, accelerator, beside)
+        plan, fits = fitted(plan, order, train, val, accelerator, beside) if start.micro_batch is None else (plan, "")
         model, note = together(lambda: _first_model(recipe, train, start), local_rank, first_alone=True)
         state = build_state(recipe, plan, model, accelerator)
         own = together(lambda: _own_code(recipe, state, start))
@@ -150,13 +138,11 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals, notes: Seque
         workers = workers_per_rank(recipe.data.num_workers)
         check_shared_memory(plan, workers, recipe.data.prefetch, train)
         loaders = open_batches(trainer, train, val, order, memory, workers, progress.message)
-        more = [shape, fits, *note.splitlines(), teacher.note if teacher else "", *_continues(start, state.step)]
-        for line in (
-            *first_lines(recipe, plan, start, Splits(train, val, test), accelerator, workers),
-            *filter(None, more),
-        ):
+        lines = first_lines(recipe, plan, start, splits, accelerator, workers)
+        lines += [shape, fits, *note.splitlines(), teacher.note if teacher else "", *_continues(start, state.step)]
+        for line in filter(None, lines):
             progress.message(line)
-        tested = None if test is None else _final_test(trainer, train, test, order, workers, loaders)
+        tested = None if test is None else open_test(trainer, train, test, order, workers, loaders)
         return train_to_an_end(trainer, hooks, log, loaders, (train, val), tested)
 
 
@@ -170,31 +156,19 @@ def _copied(recipe: Recipe, rank: int, local_rank: int, signals: Signals) -> Map
     return stop_before_data(recipe, f"signal {first_of_ranks(signals.received)}", rank)
 
 
+def _drawn(recipe: Recipe, splits: Splits) -> tuple[Order, torch.Tensor | None]:
+    """The order in which training images are drawn, and the weights of their classes."""
+    check_targets(recipe, splits.train, splits.val)
+    order = build_order(recipe, splits.train)
+    return order, build_class_weights(recipe, splits.train, order)
+
+
 def _nothing_to_do(run_dir: Path, rank: int) -> int:
     if rank == 0:
         early = read_status(run_dir).get("stopped_early")
         how = f"{early}; raise early_stopping.patience=" if early else "raise epochs="
         print(f"{run_dir} is finished: nothing to do ({how} to continue it)")
     return FINISHED
-
-
-def check_input(recipe: Recipe, train: Source, val: Source, accelerator: Accelerator) -> NodeMemory | None:
-    """Memory to keep images in, None for none. Raises ValueError where they cannot be kept or decoded as asked."""
-    if recipe.data.cache == "device":
-        together(lambda: check_room(len(train), len(val), recipe.augment, accelerator.device))
-    if recipe.data.decode == "gpu":
-        together(lambda: check_gpu_decodes(accelerator.device))
-    if recipe.data.decode == "region":
-        together(check_region_decoder)
-    return share_memory(recipe, train, val, accelerator.local_process_index)
-
-
-def beside_network(teacher: Teacher | None, weights: torch.Tensor | None, accelerator: Accelerator) -> dict[str, Any]:
-    """What a trainer has beside its network: who teaches it, and the weights of the classes."""
-    return {
-        "teacher": teacher.network if teacher else None,
-        "class_weights": None if weights is None else weights.to(accelerator.device),
-    }
 
 
 def _first_model(recipe: Recipe, train: Source, start: Start) -> tuple[nn.Module, str]:
@@ -211,63 +185,6 @@ def _wrapped(recipe: Recipe, plan: Plan, model: nn.Module, accelerator: Accelera
 
 def _continues(start: Start, step: int) -> list[str]:
     return [f"continues from {start.checkpoint} (step {step})"] if start.checkpoint else []
-
-
-def open_batches(
-    trainer: Trainer,
-    train: Source,
-    val: Source,
-    order: Order,
-    memory: NodeMemory | None,
-    workers: int,
-    say: Callable[[str], None],
-) -> list[Loader]:
-    """Let the trainer's batches be made; returns the loaders whose workers are to be ended, more of them later."""
-    recipe, loaders = trainer.recipe, []
-    if targets_of(train) is not None:
-        trainer.targets = Targets(train, val, trainer.device)
-        train, val = in_rows(train), in_rows(val)
-
-    def loader(batches: Prepared, keys: Iterable[Key]) -> Loader:
-        loaders.append(Loader(batches, keys, trainer.device, workers, recipe.data.prefetch))
-        return loaders[-1]
-
-    def fill_cache() -> bool:
-        say("data.cache=device: all images are decoded onto the device first")
-        start = time.monotonic()
-        for filled in fill(train, val, recipe.augment, loader, trainer.plan.micro_batch):
-            if filled is not None:
-                say(f"{filled.cache.bytes / 1e6:.0f} MB of images in {time.monotonic() - start:.1f} s")
-                batches = DrawnBatches(filled.train, filled.val, order, recipe.augment, operations_on_device=True)
-                trainer.batches = filled.cache.look_up(iter(loader(batches, trainer.keys())))
-            elif trainer.hooks.stop_now():
-                return False
-        return True
-
-    if recipe.data.cache == "device":
-        trainer.prepare = fill_cache
-    else:
-        if memory is not None:
-            size = memory.size / 1e6
-            size = f"{size:.0f}" if size >= 10 else f"{size:.1f}"
-            say(f"images are kept in memory as they are read: up to {size} MB on each machine")
-        batches = kept_batches(recipe, train, val, order, trainer.device, memory)
-        trainer.batches = iter(loader(batches, trainer.keys()))
-    return loaders
-
-
-def _final_test(
-    trainer: Trainer, train: Source, test: Source, order: Order, workers: int, loaders: list[Loader]
-) -> FinalTest:
-    """What the run is tested on at its end; its loader joins the others."""
-    recipe, device = trainer.recipe, trainer.device
-    prepared = micro_batches(recipe, in_rows(train), in_rows(test), order, device)
-
-    def batches(keys: Iterable[Key]) -> Iterator[Batch]:
-        loaders.append(Loader(prepared, keys, device, workers, recipe.data.prefetch))
-        return iter(loaders[-1])
-
-    return FinalTest(test, batches, None if targets_of(test) is None else Targets(train, test, device))
 
 
 def _open_logs(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from recipes.schema.recipe import Recipe
+from recipes.schema.augment import Augment
+from recipes.schema.data import Data
 
 RGB, GREY = 3, 1
 COLOURS = {RGB: "RGB", GREY: "grey"}
@@ -21,9 +21,8 @@ def with_grey_means(values: Any) -> Any:
     return values
 
 
-def check_channels(recipe: Recipe) -> None:
-    """Raise ValueError where keys do not fit `model.in_channels`."""
-    channels, augment, data = recipe.model.in_channels, recipe.augment, recipe.data
+def check_channels(channels: int, augment: Augment, data: Data) -> None:
+    """Raise ValueError where keys do not fit `model.in_channels`, which is `channels`."""
     for key in ("mean", "std"):
         given = len(getattr(augment, key))
         if given != channels:
@@ -31,7 +30,7 @@ def check_channels(recipe: Recipe) -> None:
                 f"augment.{key} has {given} values, and model.in_channels is {channels}: give one a channel, on a "
                 f"scale of 0 to 1 (`resnet check-data IMAGES --channels {channels}` prints those of a sample)"
             )
-    if channels != RGB and (wrong := _of_colours(recipe)):
+    if channels != RGB and (wrong := _of_colours(augment)):
         raise ValueError(
             f"{wrong} is for red, green and blue, and model.in_channels is {channels}: crops, flips, rotation, "
             "random_erasing, mixup and cutmix take any"
@@ -43,8 +42,7 @@ def check_channels(recipe: Recipe) -> None:
         raise ValueError(f"data.source={data.source} gives RGB, of which model.in_channels takes 3 or 1")
 
 
-def _of_colours(recipe: Recipe) -> str:
-    augment = recipe.augment
+def _of_colours(augment: Augment) -> str:
     if augment.policy != "none":
         return f"augment.policy={augment.policy}"
     return f"augment.color_jitter={augment.color_jitter:g}" if augment.color_jitter else ""

@@ -105,7 +105,7 @@ class Recipe(Group):
 
     @model_validator(mode="after")
     def _of_channels(self) -> Recipe:
-        check_channels(self)
+        check_channels(self.model.in_channels, self.augment, self.data)
         return self
 
     @model_validator(mode="after")

@@ -28,9 +28,9 @@ from resnet.checkpoint.resume import Start, data_digest
 from resnet.data.loader import workers_per_rank
 from resnet.distill import load_teacher
 from resnet.failure import out_of_memory
+from resnet.feeding import beside_network, check_input, open_batches
 from resnet.loop import fit
 from resnet.pretrained import shaped_as_weights
-from resnet.run import beside_network, check_input, open_batches
 from resnet.trainer import Trainer, TrainingError
 
 LEAST_STEPS = 20
