@@ -38,6 +38,11 @@ class Listed(NamedTuple):
     path: Path
 
     @property
+    def name(self) -> str:
+        """By which `recipe=` finds it, whatever its own `name` says."""
+        return self.path.stem
+
+    @property
     def model(self) -> str:
         """The network in a word or two."""
         return name_of_model(self.recipe.model)
@@ -126,7 +131,7 @@ def _plain(text: str) -> str:
 def _data_names(row: Listed) -> list[str]:
     data = row.recipe.data
     sources = [row.group] if data.source in ("image_folder", "csv", "shards", "huggingface") else [data.source]
-    return [*sources, row.recipe.name, data.source, data.train]
+    return [*sources, row.name, data.source, data.train]
 
 
 def _model_names(row: Listed) -> list[str]:

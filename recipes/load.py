@@ -17,7 +17,8 @@ from recipes.errors import COMMAND_LINE, RecipeError, explain, location_of
 from recipes.keys import fields_of, keep_spelling, parents, variant_named, variants
 from recipes.library import FOLDER, all_names, file_of, shipped
 from recipes.nested import NOTHING, merge, nest, value_at, without
-from recipes.schema.plugins import with_paths
+from recipes.plugin_files import naming_copies
+from recipes.schema.plugins import PLUGINS, with_paths
 from recipes.schema.recipe import NOT_TRAINING, Recipe
 from recipes.text import did_you_mean, show, suggestion
 from recipes.versions import FORMAT, keep_unknown, lifted, may_be_newer
@@ -75,12 +76,20 @@ def _load_under(name: str, changes: Iterable[_Layer]) -> Loaded:
     for layer in changes:
         above = merge(above, layer.values)
         origins |= layer.origins
-    return _build([*_file_layers(_find(name, Path.cwd()), ()), _Layer(above, origins)], default_name=Path(name).stem)
+    path = _find(name, Path.cwd())
+    return _moved(_build([*_file_layers(path, ()), _Layer(above, origins)], default_name=Path(name).stem), path)
 
 
 def load_file(path: Path) -> Loaded:
     """Load a YAML file alone, as the resolved `recipe.yaml` of a run directory."""
-    return _build([*_file_layers(path, ())], default_name=path.stem)
+    return _moved(_build([*_file_layers(path, ())], default_name=path.stem), path)
+
+
+def _moved(loaded: Loaded, path: Path) -> Loaded:
+    """With plugins by the run's own copies of their files, where it is the recipe of a run that was moved."""
+    if path.name != "recipe.yaml" or not (path.parent / PLUGINS).is_dir():
+        return loaded
+    return loaded._replace(recipe=naming_copies(loaded.recipe, path.parent, only_lost=True))
 
 
 def dump(recipe: Recipe) -> str:

@@ -42,8 +42,9 @@ def cost(value: float | None, goal: str) -> float:
 
 
 def is_better(metric: str, value: float, than: float | None) -> bool:
-    """Whether a value of a metric is better than another; any is better than none."""
-    return than is None or cost(value, METRICS[metric].goal) < cost(than, METRICS[metric].goal)
+    """Whether a value of a metric is better than another; any is better than none, and than what is no number."""
+    goal = METRICS[metric].goal
+    return cost(than, goal) == math.inf or cost(value, goal) < cost(than, goal)
 
 
 def best_of(values: Iterable[float], goal: str) -> float | None:

@@ -5,30 +5,35 @@ from __future__ import annotations
 import ast
 import importlib.machinery
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from recipes.plugin_files import copy_of
 from recipes.schema.plugins import CALLBACK_METHODS, PluginFields
 from recipes.schema.recipe import Recipe
 from recipes.text import listed, show, suggestion
 
 
 class _Role(NamedTuple):
-    """What the program calls a plugin with, and what a class of that kind has to have."""
+    """What the program calls a plugin with, and what a class of that kind has to have.
+
+    Of methods, what they are called with.
+    """
 
     positional: tuple[str, ...] = ()
     keywords: tuple[str, ...] = ()
-    all_of: tuple[str, ...] = ()
-    any_of: tuple[str, ...] = ()
+    all_of: Mapping[str, tuple[str, ...]] = {}
+    any_of: Mapping[str, tuple[str, ...]] = {}
 
 
+_CALLBACK_CALLS = ("step", "model"), ("step", "result"), (), ("state",)
 _ROLES = {
-    "model.plugin": _Role(keywords=("num_classes", "in_channels"), all_of=("forward",)),
-    "data.plugin": _Role(keywords=("train",), all_of=("__len__", "read", "describe")),
+    "model.plugin": _Role(keywords=("num_classes", "in_channels"), all_of={"forward": ("images",)}),
+    "data.plugin": _Role(keywords=("train",), all_of={"__len__": (), "read": ("index",), "describe": ("index",)}),
     "plugins.loss": _Role(positional=("logits", "targets")),
     "plugins.metrics": _Role(positional=("logits", "targets")),
-    "plugins.callbacks": _Role(any_of=CALLBACK_METHODS),
+    "plugins.callbacks": _Role(any_of=dict(zip(CALLBACK_METHODS, _CALLBACK_CALLS, strict=True))),
 }
 _PLAIN: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
 """Annotations that a value of YAML is held against."""
@@ -38,17 +43,39 @@ _OURS = ("recipes", "resnet", "launch", "slurm")
 def check_plugin_code(recipe: Recipe) -> None:
     """Raise ValueError, with all that is wrong, where a recipe's plugins cannot be called as they will be."""
     problems = []
-    for key, plugin in recipe.plugins_named().items():
+    for key, (plugin, file) in sources(recipe).items():
+        role = _ROLES[".".join(key.split(".")[:2])]
         try:
-            role = _ROLES[".".join(key.split(".")[:2])]
-            problems += [f"{key}={plugin.path}: {problem}" for problem in _problems(plugin, role)]
-        except (OSError, ImportError) as error:
+            problems += [f"{key}={plugin.path}: {problem}" for problem in _problems(plugin, file, role)]
+        except OSError as error:
             problems.append(f"{key}={plugin.path}: {error}")
+        except (RecursionError, MemoryError):
+            problems.append(f"{key}={plugin.path}: {file.name} is nested too deeply to be read")
     if problems:
         raise ValueError("\n".join(problems))
 
 
-def source_of(plugin: PluginFields) -> Path:
+def sources(recipe: Recipe) -> dict[str, tuple[PluginFields, Path]]:
+    """By key, each plugin of a recipe with its file. Raises ValueError, with all of them, where files are not there."""
+    found, missing = {}, []
+    for key, plugin in recipe.plugins_named().items():
+        try:
+            found[key] = plugin, _source_of(plugin)
+        except (OSError, ImportError) as error:
+            missing.append(f"{key}={plugin.path}: {error}{_kept(plugin, recipe)}")
+    if missing:
+        raise ValueError("\n".join(missing))
+    return found
+
+
+def _kept(plugin: PluginFields, recipe: Recipe) -> str:
+    """What to do where the run has kept a copy of the file."""
+    run_dir = Path(recipe.run.root).expanduser() / (recipe.run.name or "")
+    there = recipe.run.name and plugin.file and copy_of(plugin, run_dir).is_file()
+    return f"; the run has kept a copy, which recipe={run_dir} takes" if there else ""
+
+
+def _source_of(plugin: PluginFields) -> Path:
     """The file of a plugin. Raises ImportError where there is none; no package of its module is imported."""
     if plugin.file:
         if not plugin.file.is_file():
@@ -68,10 +95,9 @@ def source_of(plugin: PluginFields) -> Path:
     return Path(spec.origin)
 
 
-def _problems(plugin: PluginFields, role: _Role) -> Iterator[str]:
-    file = source_of(plugin)
+def _problems(plugin: PluginFields, file: Path, role: _Role) -> Iterator[str]:
     try:
-        tree = ast.parse(file.read_text(encoding="utf-8"), str(file))
+        tree = ast.parse(file.read_bytes(), str(file))
     except (SyntaxError, ValueError) as error:
         line = f", line {error.lineno}: {error.msg}" if isinstance(error, SyntaxError) else f": {error}"
         yield f"{file.name}{line}"
@@ -81,16 +107,23 @@ def _problems(plugin: PluginFields, role: _Role) -> Iterator[str]:
             f"{file.name} imports {listed(beside)}, beside it: a run takes a copy of this file alone, so put all into "
             "one file, or install a package and name package.module:NAME"
         )
-    names = dict(_top_level(tree.body))
+    names = _defined(tree)
     if plugin.name not in names:
         if "*" not in names and "__getattr__" not in names:
             yield f"{file.name} has no {plugin.name}" + (f": {suggestion(plugin.name, names)}" if names else "")
         return
-    node = names[plugin.name]
+    # Where branches define it in several ways, that of this machine is not known.
+    if len(names[plugin.name]) > 1:
+        return
+    node = names[plugin.name][0]
     if isinstance(node, ast.ClassDef):
         yield from _of_class(node, plugin, role)
+    elif isinstance(node, ast.AsyncFunctionDef):
+        yield f"{plugin.name} is async, and is called without await"
     elif isinstance(node, ast.FunctionDef) and not node.decorator_list:
         yield from _of_call(node.args, plugin, role)
+    elif isinstance(node, (ast.Assign, ast.AnnAssign)) and isinstance(node.value, (ast.Constant, ast.List, ast.Dict)):
+        yield f"{plugin.name} is {show(ast.unparse(node.value))}, which cannot be called"
 
 
 def _imports_beside(tree: ast.Module, file: Path) -> list[str]:
@@ -114,42 +147,69 @@ def _imports_beside(tree: ast.Module, file: Path) -> list[str]:
     return [*found]
 
 
-def _top_level(body: list[ast.stmt]) -> Iterator[tuple[str, ast.stmt]]:
-    """Names that a module has, each with what gives it; of branches, those of all."""
-    for node in body:
+def _defined(tree: ast.Module | ast.ClassDef) -> dict[str, list[ast.AST]]:
+    """Names that a module or class has, each with what gives it; of branches, those of all."""
+    found: dict[str, list[ast.AST]] = {}
+    open_nodes: list[ast.AST] = [*tree.body]
+    while open_nodes:
+        node = open_nodes.pop()
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-            yield node.name, node
-        elif isinstance(node, (ast.Import, ast.ImportFrom)):
-            yield from (((alias.asname or alias.name).partition(".")[0], node) for alias in node.names)
-        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            found.setdefault(node.name, []).append(node)
+        elif isinstance(node, ast.alias):
+            found.setdefault((node.asname or node.name).partition(".")[0], []).append(node)
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value is not None:
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            yield from (
-                (name.id, node) for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)
-            )
-        for inner in ("body", "orelse", "finalbody"):
-            if isinstance(node, (ast.If, ast.Try, ast.With)):
-                yield from _top_level(getattr(node, inner, []))
-        for handler in getattr(node, "handlers", []):
-            yield from _top_level(handler.body)
+            for target in targets:
+                for name in (each for each in ast.walk(target) if isinstance(each, ast.Name)):
+                    found.setdefault(name.id, []).append(node if name is target else name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.setdefault(node.id, []).append(node)
+        elif not isinstance(node, ast.AnnAssign):
+            open_nodes += ast.iter_child_nodes(node)
+    return found
 
 
 def _of_class(node: ast.ClassDef, plugin: PluginFields, role: _Role) -> Iterator[str]:
-    methods = {each.name: each for each in node.body if isinstance(each, ast.FunctionDef)}
-    inherits = bool(node.bases or node.decorator_list)
+    methods = _defined(node)
+    inherits = bool(node.bases or node.keywords or node.decorator_list)
+    if role.positional and not node.decorator_list and not node.keywords and "__new__" not in methods:
+        called = f"({', '.join(role.positional)})"
+        yield f"{node.name} is a class, and what is called with {called} is a function (or an object of a class)"
+        return
     if not inherits and (missing := [name for name in role.all_of if name not in methods]):
         yield f"{node.name} has no {listed(missing)}"
     if not inherits and role.any_of and not {*role.any_of} & {*methods}:
         yield f"{node.name} has none of {', '.join(role.any_of)}"
-    if "__init__" in methods:
-        arguments = methods["__init__"].args
-        own = (arguments.posonlyargs or arguments.args)[:1]
-        for several in (arguments.posonlyargs, arguments.args):
-            if several[:1] == own:
-                del several[0]
-                break
-        yield from _of_call(arguments, plugin, role)
-    elif not inherits:
-        yield from _of_call(ast.parse("lambda: 0", mode="eval").body.args, plugin, role)  # pyright: ignore[reportAttributeAccessIssue]
+    for name, given in {**role.all_of, **role.any_of}.items():
+        if len(found := methods.get(name, [])) == 1:
+            yield from _of_method(found[0], f"{node.name}.{name}", given)
+    makers = methods.get("__init__", [])
+    if len(makers) == 1 and isinstance(makers[0], ast.FunctionDef) and not makers[0].decorator_list:
+        yield from _of_call(_without_self(makers[0].args), plugin, role)
+    elif not makers and not inherits:
+        yield from _of_call(ast.arguments([], [], None, [], [], None, []), plugin, role)
+
+
+def _without_self(arguments: ast.arguments) -> ast.arguments:
+    """Those of a method as it is called on an object."""
+    first = arguments.posonlyargs[1:] if arguments.posonlyargs else []
+    rest = arguments.args if arguments.posonlyargs else arguments.args[1:]
+    return ast.arguments(
+        first, rest, arguments.vararg, arguments.kwonlyargs, arguments.kw_defaults, arguments.kwarg, arguments.defaults
+    )
+
+
+def _of_method(method: ast.AST, name: str, given: tuple[str, ...]) -> Iterator[str]:
+    """What is wrong with a method that is called with so many arguments, in their order."""
+    if isinstance(method, ast.AsyncFunctionDef):
+        yield f"{name} is async, and is called without await"
+    if not isinstance(method, ast.FunctionDef) or method.decorator_list:
+        return
+    arguments = _without_self(method.args)
+    taken = [one.arg for one in (*arguments.posonlyargs, *arguments.args)]
+    too_many = len(taken) - len(arguments.defaults) > len(given) or None in arguments.kw_defaults
+    if too_many or (len(taken) < len(given) and arguments.vararg is None):
+        yield f"{name} is called with ({', '.join(given)}), and takes ({', '.join(taken)})"
 
 
 def _of_call(arguments: ast.arguments, plugin: PluginFields, role: _Role) -> Iterator[str]:

@@ -16,6 +16,13 @@ def copy_of(plugin: PluginFields, folder: Path) -> Path:
     return folder.absolute() / PLUGINS / plugin.file.name
 
 
+def is_edited(plugin: PluginFields, folder: Path) -> bool:
+    """Whether a plugin's file holds something else than the copy that a run or sweep keeps of it."""
+    if plugin.file is None or not plugin.file.is_file() or not (copy := copy_of(plugin, folder)).is_file():
+        return False
+    return copy.read_bytes() != plugin.file.read_bytes()
+
+
 def with_own_copies(recipe: Recipe, folder: Path) -> Recipe:
     """Copy the files of a recipe's plugins into a run (or sweep), and return the recipe that names the copies.
 
@@ -33,12 +40,16 @@ def with_own_copies(recipe: Recipe, folder: Path) -> Recipe:
 def naming_copies(recipe: Recipe, folder: Path, only_lost: bool = False) -> Recipe:
     """The recipe with the paths of the copies that a run or sweep keeps.
 
-    only_lost: only where a file is not where the recipe names it, and its copy is there, as in a run that was moved.
+    only_lost: only where a copy is not where the recipe names it, and is there, as in a run that was moved.
     """
 
     def path_of(plugin: PluginFields) -> str:
-        if plugin.file is None or (only_lost and (plugin.file.exists() or not copy_of(plugin, folder).exists())):
+        if plugin.file is None or (only_lost and not _is_lost(plugin.file, copy_of(plugin, folder))):
             return plugin.path
         return f"{copy_of(plugin, folder)}:{plugin.name}"
 
     return with_paths(recipe, path_of)
+
+
+def _is_lost(file: Path, copy: Path) -> bool:
+    return file.is_absolute() and file.parent.name == PLUGINS and not file.exists() and copy.exists()

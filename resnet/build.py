@@ -33,7 +33,7 @@ from resnet.losses import class_weights
 from resnet.metrics import Window
 from resnet.net import build_model, freeze_backbone
 from resnet.optim import build_optimizer
-from resnet.plugins import own_model
+from resnet.plugins import check_logits, own_model
 from resnet.pretrained import load_pretrained
 from resnet.process.environment import cores_of_rank, threads_asked
 from resnet.process.mistakes import OfAllRanks
@@ -316,7 +316,10 @@ def _settle_buckets(recipe: Recipe, plan: Plan, network, model: nn.Module, accel
     noise = torch.randn(images, recipe.model.in_channels, size, size, device=accelerator.device, dtype=dtype)
     noise = noise.contiguous(memory_format=memory_format)
     for _ in range(2):
-        network(noise).float().square().mean().backward()
+        output = network(noise)
+        if recipe.model.plugin:
+            check_logits(recipe.model.plugin, output, images)
+        output.float().square().mean().backward()
         for parameter in model.parameters():
             parameter.grad = None
     with torch.no_grad():

@@ -103,8 +103,10 @@ def _train(trainer: Trainer, hooks: RunHooks, log: RankLog, loaders: Sequence[Lo
         failure = first_of_ranks(_saving_failed(hooks, ended=outcome == "finished"))
         if outcome == "finished" and failure is None and test and not evaluate_at_the_end(trainer, hooks, test):
             outcome = "stopped"
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         failure = explain(error, trainer.plan)
+        if isinstance(error, SystemExit) and failure.kind != "plugin":
+            raise
         if failure.unexpected or failure.kind == "plugin":
             traceback.print_exc(file=log.file)
         if failure.unexpected or (failure.kind == "plugin" and "--debug" in sys.argv):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -30,6 +31,9 @@ def evaluate_and_report(trainer: Trainer) -> bool:
     check_unreadable(trainer, result["samples"], trainer.val_samples, "validation")
     state.evaluated = state.step
     value = result[metric]
+    if math.isnan(value) and not (state.best is not None and math.isnan(state.best)) and trainer.rank == 0:
+        told = "which is never the best: where all evaluations do, the last weights are taken"
+        print(f"eval.metric={metric} gives nan, {told}", file=sys.stderr)
     best = is_better(metric, value, state.best)
     if best:
         state.best, state.best_step = value, state.step

@@ -35,14 +35,14 @@ _SIGNS_OF_A_LOST_PEER = (
 )
 
 
-def is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether it says that a GPU's memory is too small."""
     if isinstance(error, torch.cuda.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _SIGNS_OF_NO_MEMORY)
 
 
-def out_of_memory(error: Exception, micro_batch: int) -> str:
+def out_of_memory(error: BaseException, micro_batch: int) -> str:
     """What to do about a GPU that is too small for the micro-batch."""
     what = _gist(error).partition(". ")[0]
     return (
@@ -51,7 +51,7 @@ def out_of_memory(error: Exception, micro_batch: int) -> str:
     )
 
 
-def _gist(error: Exception) -> str:
+def _gist(error: BaseException) -> str:
     """The one line of an exception's text that tells what happened."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     if lines[0].startswith("Caught "):
@@ -65,7 +65,7 @@ def _gist(error: Exception) -> str:
     return next((line.strip() for line in lines if line.strip() and not line.endswith(":")), lines[0])
 
 
-def explain(error: Exception, plan: Plan) -> Failure:
+def explain(error: BaseException, plan: Plan) -> Failure:
     """Sort an exception of the loop into a failure."""
     failure = _sorted(error, plan)
     if not failure.unexpected or (where := line_in(error, [*plan.recipe.plugins_named().values()])) is None:
@@ -73,18 +73,19 @@ def explain(error: Exception, plan: Plan) -> Failure:
     return Failure("plugin", f"{where}{failure.reason}")
 
 
-def _sorted(error: Exception, plan: Plan) -> Failure:
+def _sorted(error: BaseException, plan: Plan) -> Failure:
     text = str(error).strip()
     gist = _gist(error)
     match error:
         case TrainingError():
             return Failure("nan" if "finite" in text else "data", text)
         case PluginError():
-            return Failure("plugin", text)
+            # Raised in a worker it comes with that one's traceback before it.
+            return Failure("plugin", text.rpartition("PluginError: ")[2])
         case FloatingPointError():
             return Failure("nan", text)
         case BrokenImage():
-            # Raised in a worker it comes with that one's traceback before it.
+            # The same.
             return Failure("data", text.rpartition("BrokenImage: ")[2])
         case RuntimeError() if is_out_of_memory(error):
             return Failure("oom", out_of_memory(error, plan.micro_batch))

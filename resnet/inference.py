@@ -61,6 +61,7 @@ def count_logits(
     else:
         loss = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(1).sum()
         labels = _nearest_label(logits, targets)
+        tally.several_labels = True
     tally.add(loss, logits, class_probabilities(logits, recipe), labels, indices)
 
 

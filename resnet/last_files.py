@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from pathlib import Path
@@ -74,6 +75,8 @@ def _result(trainer: Trainer, hooks: RunHooks) -> str:
     words = (
         f"best {metric} {state.best:.4g}{unit} at epoch {trainer.plan.epoch(state.best_step):g}, last {last:.4g}{unit}"
     )
+    if math.isnan(state.best):
+        words = f"no evaluation gave a {metric} that is a number, so the last weights are taken"
     if hooks.test_result:
         tested = hooks.test_result
         words += f"; test {metric} {tested[metric]:.4g}{unit} of {plural(tested['samples'], 'image')}"

@@ -15,6 +15,7 @@ from resnet.evaluation import evaluate_and_report
 from resnet.log_window import Clock, log_is_due, log_window
 from resnet.losses import training_loss
 from resnet.optim import set_hyper
+from resnet.plugins import check_logits
 from resnet.trainer import Trainer
 from resnet.training_input import training_input
 
@@ -88,7 +89,11 @@ def _forward(trainer: Trainer, batch: Batch, turn: int) -> tuple[torch.Tensor, f
     taught = None if trainer.teacher is None else trainer.teacher(given.images)
     if trainer.random_layers:
         torch.manual_seed(mix_numbers(recipe.seed, step, slot, _DROP))
-    logits = trainer.network(given.images).float()
+    output = trainer.network(given.images)
+    if trainer.unchecked is not None:
+        check_logits(trainer.unchecked, output, len(given.images), trainer.classes)
+        trainer.unchecked = None
+    logits = output.float()
     if trainer.own_loss is None:
         loss = training_loss(logits, given, recipe, trainer.class_weights)
     else:

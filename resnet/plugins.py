@@ -16,12 +16,15 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from recipes.plugin_check import source_of
+from recipes.plugin_check import sources
 from recipes.schema.plugins import CALLBACK_METHODS, PluginFields
 from recipes.schema.recipe import Recipe
 
 T = TypeVar("T")
+_EXTRA = "_extra_state"
+"""What torch calls the state of `get_extra_state` among a module's weights."""
 
 
 class PluginError(RuntimeError):
@@ -94,9 +97,7 @@ def load_plugin(plugin: PluginFields, key: str) -> Callable[..., Any]:
     try:
         module = importlib.import_module(plugin.module) if plugin.module else _module_of(plugin)
         return getattr(module, plugin.name)
-    except FileNotFoundError as error:
-        raise ValueError(f"{key}={plugin.path}: there is no file {plugin.file}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"{key}={plugin.path}: {_told(error, [plugin])}") from error
 
 
@@ -124,16 +125,39 @@ def call(plugin: PluginFields, key: str, **given: Any) -> Any:
     made = load_plugin(plugin, key)
     try:
         return made(**given, **plugin.args)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"{key}={plugin.path}: {_told(error, [plugin])}") from error
 
 
 def own_model(plugin: PluginFields, num_classes: int, in_channels: int) -> nn.Module:
     """The network of `model.plugin`. Raises ValueError where it is none."""
     network = call(plugin, "model.plugin", num_classes=num_classes, in_channels=in_channels)
+    where = f"model.plugin={plugin.path}"
     if not isinstance(network, nn.Module):
-        raise ValueError(f"model.plugin={plugin.path} makes a {type(network).__name__}, and no torch.nn.Module")
+        raise ValueError(f"{where} makes a {type(network).__name__}, and no torch.nn.Module")
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise ValueError(f"{where} makes a network without parameters that are trained")
+    for name, value in network.state_dict().items():
+        if name.rpartition(".")[2] == _EXTRA:
+            raise ValueError(f"{where}: {name}, of get_extra_state, is no weight, as a checkpoint takes: use a buffer")
+        if is_lazy(value):
+            raise ValueError(f"{where}: {name} has no shape before the first pass: use a layer that is not lazy")
     return network
+
+
+def check_logits(plugin: PluginFields, output: Any, images: int, classes: int | None = None) -> None:
+    """Raise PluginError where what a network of the user's own gives is no logits (images, classes).
+
+    classes: None: any number. What it looks at is known without asking the device.
+    """
+    right = isinstance(output, Tensor) and output.is_floating_point() and output.dim() == 2
+    if right and len(output) == images and classes in (None, output.shape[1]):
+        return
+    made = type(output).__name__
+    if isinstance(output, Tensor):
+        made = f"{str(output.dtype).removeprefix('torch.')} {tuple(output.shape)}"
+    wanted = f"({images}, {'classes' if classes is None else classes})"
+    raise PluginError(f"model.plugin={plugin.path} has to give logits in floating point {wanted}, not {made}")
 
 
 def own_loss(plugin: PluginFields) -> Callable[[Tensor, Tensor], Tensor]:
@@ -156,13 +180,7 @@ def digest_of_file(file: Path) -> str:
 
 def digests(recipe: Recipe) -> dict[str, str]:
     """By dotted key, what its plugin's file holds. Raises ValueError where one is not there."""
-    found = {}
-    for key, plugin in recipe.plugins_named().items():
-        try:
-            found[key] = digest_of_file(source_of(plugin))
-        except (OSError, ImportError) as error:
-            raise ValueError(f"{key}={plugin.path} is not there: {error}") from error
-    return found
+    return {key: digest_of_file(file) for key, (_, file) in sources(recipe).items()}
 
 
 def edits(before: Mapping[str, str], now: Mapping[str, str]) -> dict[str, tuple[str, str]]:
@@ -170,7 +188,7 @@ def edits(before: Mapping[str, str], now: Mapping[str, str]) -> dict[str, tuple[
     return {key: (before[key], now[key]) for key in now if before.get(key, now[key]) != now[key]}
 
 
-def _told(error: Exception, plugins: list[PluginFields]) -> str:
+def _told(error: BaseException, plugins: list[PluginFields]) -> str:
     return f"{line_in(error, plugins) or ''}{type(error).__name__}: {error}"
 
 
@@ -221,7 +239,11 @@ class Callbacks:
         """By name, what each keeps. Raises PluginError for what a checkpoint does not take."""
         states = {name: made.state_dict() for name, made in self._made.items() if hasattr(made, "state_dict")}
         for name, state in states.items():
-            if (strange := _strange(state)) is not None:
+            try:
+                strange = _strange(state)
+            except RecursionError:
+                strange = "value that holds itself"
+            if strange is not None:
                 raise PluginError(
                     f"state_dict of {name} holds a {strange}: a checkpoint takes tensors, numbers, text, None, and "
                     "lists, tuples and dictionaries of them"
@@ -234,8 +256,22 @@ class Callbacks:
             if name in states and hasattr(made, "load_state_dict"):
                 try:
                     made.load_state_dict(states[name])
-                except Exception as error:
+                except (Exception, SystemExit) as error:
                     raise ValueError(f"plugins.callbacks: {name}: {_told(error, self._plugins)}") from error
+
+    @property
+    def keeping(self) -> list[str]:
+        """Names of those that keep something."""
+        return [name for name, made in self._made.items() if hasattr(made, "state_dict")]
+
+
+def changed_states(callbacks: Callbacks | None, states: Mapping[str, Any]) -> list[str]:
+    """Which callbacks get nothing of the states that a checkpoint has, and which states none gets, in lines."""
+    keeping = callbacks.keeping if callbacks else []
+    new = [
+        f"plugins.callbacks: {name} was none before: its state begins anew" for name in keeping if name not in states
+    ]
+    return [*new, *(f"plugins.callbacks: the state of {name} is dropped" for name in states if name not in keeping)]
 
 
 def _strange(value: Any) -> str | None:

@@ -16,6 +16,7 @@ from torch import nn
 
 from recipes.load import digest
 from recipes.plan import Plan, make_plan
+from recipes.plugin_check import sources
 from recipes.plugin_files import naming_copies
 from recipes.schema.recipe import Recipe
 from resnet.build import (
@@ -43,7 +44,7 @@ from resnet.failure import out_of_memory
 from resnet.feeding import beside_network, check_input, open_batches, open_test
 from resnet.micro_batch import fitted
 from resnet.opening import first_lines, open_run_dir
-from resnet.plugins import Callbacks, digests, load_plugin
+from resnet.plugins import Callbacks, PluginError, changed_states, digests, load_plugin
 from resnet.pretrained import shaped_as_weights
 from resnet.process.environment import ATTEMPT
 from resnet.process.exit_codes import FAILED, FINISHED
@@ -70,6 +71,10 @@ def train(recipe: Recipe, signals: Signals, notes: Sequence[str] = ()) -> int:
     except ValueError:
         _leave_ranks()
         raise
+    except PluginError as error:
+        # Before training begins, which tells of its own.
+        _leave_ranks()
+        raise ValueError(str(error)) from error
     if code == FAILED and dist.is_initialized():
         # To take leave of a process group one of whose members is gone, or hangs, could take for ever.
         leave(code)
@@ -88,6 +93,7 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals, notes: Seque
     notes: on how the recipe was read, to be printed among the first lines.
     """
     rank, local_rank = accelerator.process_index, accelerator.local_process_index
+    together(lambda: sources(recipe))
     copies = {} if recipe.data.stage is None else _copied(recipe, rank, local_rank, signals)
     if isinstance(copies, int):
         return copies
@@ -219,6 +225,7 @@ def _restore(state, start: Start, plan: Plan, accelerator: Accelerator) -> None:
     if start.rest["precision"] != accelerator.mixed_precision:
         start.messages.append(f"changed: precision {start.rest['precision']} -> {accelerator.mixed_precision}")
     restore(state, start.checkpoint, start.rest, accelerator.process_index, accelerator.num_processes)
+    start.messages += changed_states(state.callbacks, start.rest.get("callbacks", {}))
     if start.is_new:
         start.place_in(state, plan)
     if state.step > plan.end_step:

@@ -6,10 +6,8 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from recipes.load import Loaded, load, load_file
-from recipes.plugin_files import naming_copies
 from resnet.rundir.provenance import read_provenance
 
 _PLACES = ("train", "val", "test", "images", "val_labels")
@@ -24,19 +22,7 @@ def load_run_recipe(run_dir: Path, overrides: Sequence[str] = ()) -> Loaded:
 def with_data(run_dir: Path, overrides: Sequence[str]) -> list[str]:
     """Changes to a run's recipe, those before them that say where its data is."""
     given = {word.partition("=")[0] for word in overrides}
-    found = {**_plugins_of_run(run_dir), **data_of_run(run_dir, given)}
-    return [*(f"{key}={json.dumps(value)}" for key, value in found.items()), *overrides]
-
-
-def _plugins_of_run(run_dir: Path) -> dict[str, Any]:
-    """Keys that name the run's own copies of plugins, where it was moved."""
-    recipe = load_file(run_dir / "recipe.yaml").recipe
-    found = naming_copies(recipe, run_dir, only_lost=True)
-    if found == recipe:
-        return {}
-    content = found.model_dump(mode="json")
-    places = {"model.plugin": content["model"]["plugin"], "data.plugin": content["data"].get("plugin")}
-    return {key: value for key, value in places.items() if value} | {"plugins": content["plugins"]}
+    return [*(f"{key}={json.dumps(value)}" for key, value in data_of_run(run_dir, given).items()), *overrides]
 
 
 def data_of_run(run_dir: Path, given: Iterable[str] = ()) -> dict[str, str]:

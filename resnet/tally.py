@@ -56,6 +56,8 @@ class Tally:
         """Wrong images, as `_keys` writes them; -1 for none."""
         self._cells = torch.zeros(MISTAKES, dtype=torch.int64, device=device)
         self._true = torch.zeros(MISTAKES, dtype=torch.float32, device=device)
+        self.several_labels = False
+        """Whether an image has several labels, so that none is its true class."""
 
     @torch.no_grad()
     def add(self, loss: Tensor, logits: Tensor, scores: Tensor, labels: Tensor, indices: Tensor) -> None:
@@ -94,7 +96,7 @@ class Tally:
         loss (mean), samples, the confusion matrix on the CPU; in percent top1, top5 and ece, the expected calibration
         error (Naeini et al. 2015; Guo et al. 2017); `calibration`: images of each bin, their mean confidence and
         accuracy; `confused`: the most frequent [true, predicted, images] that are wrong; `mistakes`: the most confident
-        wrong images.
+        wrong images. Of images with several labels there are no such matrix, ece, calibration and confused.
         """
         counts = self.confusion, self.loss, self.top5, self._bins
         if over_ranks:
@@ -102,7 +104,7 @@ class Tally:
         confusion, loss, top5, bins = (tensor.cpu() for tensor in counts)
         samples = int(confusion.sum())
         calibration = _calibration(bins)
-        return {
+        result = {
             "loss": loss.item() / max(samples, 1),
             "top1": 100 * int(confusion.diagonal().sum()) / max(samples, 1),
             "top5": 100 * int(top5) / max(samples, 1),
@@ -115,6 +117,8 @@ class Tally:
             "confused": _confused(confusion),
             "mistakes": self._mistakes(over_ranks),
         }
+        of_one_class = {"confusion": None, "ece": None, "calibration": [], "confused": []}
+        return result | of_one_class if self.several_labels else result
 
     def _mistakes(self, over_ranks: bool) -> list[Mistake]:
         mine = torch.stack([self._worst, self._cells, self._true.view(torch.int32).long()])

@@ -86,6 +86,8 @@ class Trainer:
         self.input_dtype = input_dtype(self.recipe, self.accelerator.mixed_precision)
         # Of the user's own nobody knows.
         self.random_layers = has_randomness(self.state.model) or self.recipe.model.plugin is not None
+        # Until its first answer.
+        self.unchecked = self.recipe.model.plugin
         own = self.recipe.plugins.loss
         self.own_loss = own_loss(own) if own else None
         self.set_training_mode()

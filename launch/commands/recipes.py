@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> None:
 def _as_json(row: Listed) -> dict[str, Any]:
     recipe, evidence = row.recipe, row.recipe.evidence
     return {
-        "name": recipe.name,
+        "name": row.name,
         "group": row.group,
         "family": row.family,
         "model": row.model,
@@ -54,7 +54,7 @@ def _as_json(row: Listed) -> dict[str, Any]:
 
 
 def _lines(rows: Sequence[Listed], unusable: Sequence[Unusable], own: set[str], long: bool) -> Iterator[str]:
-    width = max(len(row.recipe.name) for row in rows) + 2
+    width = max(len(row.name) for row in rows) + 2
     yield f"{'':{width}}  epochs  batch  {'top-1 (band)':18}  measured here"
     for group, members in groupby(rows, lambda row: row.group):
         listed = list(members)
@@ -63,7 +63,7 @@ def _lines(rows: Sequence[Listed], unusable: Sequence[Unusable], own: set[str], 
             yield f" {family}"
             for row in relatives:
                 recipe = row.recipe
-                start = f"  {recipe.name:{width - 2}}  {recipe.epochs:6.4g}  {recipe.batch_size:5}"
+                start = f"  {row.name:{width - 2}}  {recipe.epochs:6.4g}  {recipe.batch_size:5}"
                 yield f"{start}  {_expected(row):18}  {_measured(row)}".rstrip()
                 if long:
                     yield from _wrapped(recipe.description, "    ")

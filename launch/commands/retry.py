@@ -13,6 +13,7 @@ from launch.runs.job_record import Job, read_job
 from launch.runs.send import SNAPSHOTS, send
 from launch.runs.state import find
 from recipes.load import load_file
+from recipes.plugin_files import naming_copies
 from resnet.process.command_lines import words_to_continue
 from resnet.rundir.attempts import end_file, newest_step, read_attempts
 from resnet.rundir.find import find_sweep, is_sweep
@@ -95,6 +96,7 @@ def _retry_run(run_dir: Path, arguments: argparse.Namespace) -> int:
     sent = run_dir / "slurm" / "recipe.yaml"
     # A chain's `train` has none: what it trains on is not there yet when it is sent.
     recipe = load_file(sent if sent.is_file() else run_dir / "recipe.yaml").recipe
+    recipe = naming_copies(recipe, run_dir, only_lost=True)
     if (pruned := end_file(run_dir, "pruned")).exists():
         from launch.sweep.halving import let_go_on
 

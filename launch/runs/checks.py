@@ -10,6 +10,7 @@ from recipes.changes import differences, going_on, refuse_fixed
 from recipes.load import Loaded, load_file
 from recipes.plan import Plan, make_plan, samples_known
 from recipes.plugin_check import check_plugin_code
+from recipes.plugin_files import copy_of, is_edited
 from recipes.schema.recipe import Recipe
 from resnet.rundir.find import new_run_dir
 from resnet.rundir.lease import holder_elsewhere
@@ -77,6 +78,12 @@ def check_existing(run_dir: Path, recipe: Recipe) -> None:
     changed = differences(before, going_on(recipe, before))
     if any((run_dir / "checkpoints").glob("step-*[0-9]")):
         refuse_fixed(changed, run_dir)
+        # Before its copy, the only good one where this file was edited, is overwritten.
+        if (network := recipe.model.plugin) and is_edited(network, run_dir):
+            raise ValueError(
+                f"{run_dir} is a run, and its network cannot change while it goes on: model.plugin ({network.file} was "
+                f"edited)\nput the file back, as in {copy_of(network, run_dir)}, or choose another run.name"
+            )
     status = read_status(run_dir)
     if status.get("state") == "finished" and not changed:
         raise ValueError(f"{run_dir} is finished: raise epochs= to continue it, or choose another run.name")

@@ -18,6 +18,7 @@ from recipes.evidence import what_differs
 from recipes.load import Loaded, dump, load_file, run_recipe_text
 from recipes.plan import Plan
 from recipes.plugin_files import with_own_copies
+from recipes.schema.plugins import PLUGINS
 from recipes.schema.recipe import Recipe
 from resnet.process.signals import SIGNALS
 from resnet.rundir.attempts import end_file
@@ -125,6 +126,7 @@ def submit(prepared: Prepared, cluster: str, profile: Profile) -> str:
     run_dir, recipe, _, is_new = prepared
     snapshot = take_snapshot(run_dir.parent / SNAPSHOTS)
     run_dir.mkdir(parents=True, exist_ok=not is_new)
+    copies = {file: file.read_bytes() for file in (run_dir / PLUGINS).glob("*.py")}
     try:
         # A queued job runs what was sent, whatever becomes of the files.
         recipe = with_own_copies(recipe, run_dir)
@@ -134,6 +136,9 @@ def submit(prepared: Prepared, cluster: str, profile: Profile) -> str:
     except BaseException:
         if is_new:
             shutil.rmtree(run_dir, ignore_errors=True)
+        for file, content in copies.items():
+            if file.read_bytes() != content:
+                write_atomic(file, content)
         raise
     if profile.run_root:
         remember_root(run_dir.parent)

@@ -19,7 +19,7 @@ from launch.sweep.study import trial_name as numbered
 from launch.sweep.sweep_json import sweep_json, sweep_of
 from launch.sweep.trials import Trial
 from recipes.load import load
-from recipes.plugin_files import copy_of, naming_copies, with_own_copies
+from recipes.plugin_files import copy_of, is_edited, naming_copies, with_own_copies
 from recipes.schema.plugins import PLUGINS
 from recipes.schema.recipe import NOT_TRAINING, Recipe
 from resnet.rundir.attempts import ENDS, end_file
@@ -155,12 +155,10 @@ class SweepDir:
 
     def refuse_edited(self, recipes: Iterable[Recipe]) -> None:
         """Raise ValueError where files of plugins are not those that the sweep began with."""
-        named = (plugin for recipe in recipes for plugin in recipe.plugins_named().values())
-        for plugin, file in ((plugin, plugin.file) for plugin in named if plugin.file):
-            copy = copy_of(plugin, self.path)
-            if copy.is_file() and file and copy.read_bytes() != file.read_bytes():
-                told = f"{file} is not the file that {self.path} began with"
-                raise ValueError(f"{told}: put that back ({copy}), or choose another --name")
+        for plugin in (plugin for recipe in recipes for plugin in recipe.plugins_named().values()):
+            if is_edited(plugin, self.path):
+                told = f"{plugin.file} is not the file that {self.path} began with"
+                raise ValueError(f"{told}: put that back ({copy_of(plugin, self.path)}), or choose another --name")
 
     def keep_plugins(self, recipes: Iterable[Recipe]) -> None:
         """Copy the files of plugins, so that all trials run the same code, whenever they start."""

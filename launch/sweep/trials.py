@@ -11,6 +11,7 @@ from pathlib import Path
 from launch.sweep.sweep_types import Sweep
 from recipes.errors import RecipeError
 from recipes.load import digest, load
+from recipes.schema.plugins import PluginFields, refuse_namesakes
 from recipes.schema.recipe import Recipe
 from recipes.text import labels
 
@@ -45,12 +46,14 @@ def to_words(sweep: Sweep, point: Mapping[str, str]) -> list[str]:
 def trials(sweep: Sweep, points: Iterable[Mapping[str, str]]) -> tuple[list[Trial], list[str]]:
     """A trial for each point, and notes; points that are the same training make one trial, the first's.
 
-    Raises RecipeError with the distinct mistakes of all points, and in how many points each is.
+    Raises RecipeError with the distinct mistakes of all points, and in how many points each is; ValueError where
+    plugins of theirs are in two files of one name.
     """
     found: dict[str, Trial] = {}
     mistakes: dict[str, int] = {}
     repeated: list[str] = []
     taken: set[str] = set()
+    plugins: dict[str, PluginFields] = {}
     number = failed = 0
     for point in points:
         number += 1
@@ -64,6 +67,7 @@ def trials(sweep: Sweep, points: Iterable[Mapping[str, str]]) -> tuple[list[Tria
             if failed == ENOUGH_FAILED:
                 break
             continue
+        plugins |= {plugin.path: plugin for plugin in recipe.plugins_named().values()}
         content = digest(recipe)
         if content in found:
             repeated.append(f"{_shown(point)} is the same training as {_shown(found[content].point)}")
@@ -74,6 +78,7 @@ def trials(sweep: Sweep, points: Iterable[Mapping[str, str]]) -> tuple[list[Tria
         found[content] = Trial(name, dict(point), tuple(words), recipe, content)
     if mistakes:
         raise RecipeError(_listed(mistakes, f"the first {number}" if failed == ENOUGH_FAILED else str(number)))
+    refuse_namesakes(plugins.values())
     more = f", and {len(repeated) - 1} more of the kind" if len(repeated) > 1 else ""
     return [*found.values()], [f"{repeated[0]}: one trial{more}"] if repeated else []
 

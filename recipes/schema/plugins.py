@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -120,11 +120,16 @@ def check_plugins(recipe: Any) -> None:
         raise ValueError(f"{', '.join(given)}: no effect with plugins.loss, which takes the place of loss")
     if recipe.model.plugin and (recipe.optimizer.backbone_lr_scale, recipe.optimizer.layer_decay) != (1, 1):
         raise ValueError("optimizer.backbone_lr_scale and layer_decay have no effect with model.plugin: leave them out")
+    refuse_namesakes(named_plugins(recipe).values())
+
+
+def refuse_namesakes(plugins: Iterable[PluginFields]) -> None:
+    """Raise ValueError for two files of one name, of which a run or sweep could keep one alone."""
     files: dict[str, Path] = {}
-    for plugin in named_plugins(recipe).values():
-        if plugin.file and files.setdefault(plugin.file.name, plugin.file) != plugin.file:
+    for plugin in plugins:
+        if plugin.file and files.setdefault(plugin.file.name, plugin.file).absolute() != plugin.file.absolute():
             two = f"{files[plugin.file.name]} and {plugin.file}"
-            raise ValueError(f"plugins in {two}: a run keeps copies by these names, so call one otherwise")
+            raise ValueError(f"plugins in {two}: copies are kept by these names, so call one otherwise")
 
 
 def with_paths(recipe: Any, path_of: Callable[[PluginFields], str]) -> Any:

@@ -152,10 +152,6 @@ class Recipe(Group):
         """Raise ValueError for keys on how weights are updated that do not go together."""
         if self.model.freeze_backbone:
             self._refuse_of_backbone()
-        if self.model.plugin and self.optimizer.layer_decay != 1:
-            raise ValueError(
-                "optimizer.layer_decay goes by a ResNet's blocks, and model.plugin may have none: set it to 1"
-            )
         if self.model.unfreeze and self.optimizer.name == "lamb":
             raise ValueError(
                 "model.unfreeze and optimizer.name=lamb do not go together (it counts steps for all layers alike): use "

@@ -22,18 +22,18 @@ def write_evaluation(
 
     result: of an evaluation (`resnet.tally.Tally.read`), its confusion a (C, C) tensor of counts, [true, predicted],
     its mistakes as `resnet.tally.described` gives them. classes: C names. The matrix itself is in it where it is of a
-    readable size.
+    readable size. Where there is no such matrix, since images have several labels, classes have no shares.
     """
-    confusion: list[list[int]] = result["confusion"].tolist()
+    confusion: list[list[int]] = [] if result["confusion"] is None else result["confusion"].tolist()
     content = {"format": FORMAT} | {name: result[name] for name in ("top1", "top5", "loss", "ece", "samples")}
     content |= {"step": step, "classes": classes}
     content["per_class"] = [
         {"class": name, "samples": sum(row), "correct": row[index]}
-        for index, (name, row) in enumerate(zip(classes, confusion, strict=True))
+        for index, (name, row) in enumerate(zip(classes, confusion, strict=bool(confusion)))
     ]
     content |= {"calibration": result["calibration"], "confused": result["confused"]}
     content["mistakes"] = result["mistakes"]
-    if len(classes) <= MOST_CLASSES_OF_A_MATRIX:
+    if confusion and len(classes) <= MOST_CLASSES_OF_A_MATRIX:
         content["confusion"] = confusion
     write_atomic(run_dir / name, to_json(content))
 

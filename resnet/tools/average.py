@@ -24,7 +24,7 @@ from resnet.tools.export.prune import estimate_statistics
 from resnet.tools.export.pruned_run import training_batches
 from resnet.tools.output import check_output, open_output, refuse_input
 from resnet.tools.trained import of_run
-from resnet.tools.weights import load_network
+from resnet.tools.weights import load_network, outputs_of
 from resnet.weights_file import find_weights, metadata_of, read_info
 
 AVERAGE = "average.safetensors"
@@ -68,7 +68,7 @@ def average(
         raise ValueError("--recompute-bn: this network has no BatchNorm, whose statistics it would estimate")
     network.load_state_dict(_mean(files, network, trained.classes, recipe.model))
     opened = build_data(recipe)
-    data = open_eval_data(trained, network.get_parameter("fc.weight").shape[0], THE_RECIPES, opened)
+    data = open_eval_data(trained, outputs_of(network, recipe.model, trained.classes), THE_RECIPES, opened)
     if recompute_bn:
         tell("BatchNorm's statistics are estimated anew on training images")
         estimate_statistics(network, training_batches(recipe, opened[0], data, recompute_bn))

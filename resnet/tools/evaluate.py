@@ -29,7 +29,7 @@ from resnet.tools.eval_data import THE_RECIPES, DataOptions, EvalData, open_eval
 from resnet.tools.forward import evaluation_precision
 from resnet.tools.judged import judged
 from resnet.tools.trained import Trained
-from resnet.tools.weights import autocast, batches_of, load_network, own_settings
+from resnet.tools.weights import autocast, batches_of, load_network, outputs_of, own_settings
 
 _MOST_AT_ONCE = 128
 """Images of a forward pass where no run tells another number."""
@@ -54,8 +54,8 @@ class Evaluation:
     """What the user calls the weights, as `first@last`."""
     averaged: bool | None = None
     """Whether the weights are an average (EMA, SWA); None where nothing tells."""
-    ece: float = 0.0
-    """Expected calibration error over 15 bins of equal width (Guo et al. 2017)."""
+    ece: float | None = 0.0
+    """Expected calibration error over 15 bins of equal width (Guo et al. 2017); None for images of several labels."""
     images_per_second: float | None = None
     """Of the pass over the images, in which other networks may have shared, without its first batch."""
     recipe: Recipe | None = field(default=None, repr=False)
@@ -63,7 +63,7 @@ class Evaluation:
     answered: int = 0
     """Classes that the network could answer."""
     confusion: torch.Tensor | None = field(default=None, repr=False)
-    """int64 (classes, classes): images of class [row] taken for class [column]."""
+    """int64 (classes, classes): images of class [row] taken for class [column]; None for images of several labels."""
     calibration: list[dict[str, Any]] = field(default_factory=list, repr=False)
     """Of each bin `samples`, mean `confidence` and `accuracy` in percent."""
     confused: list[list[int]] = field(default_factory=list, repr=False)
@@ -79,8 +79,12 @@ class Evaluation:
 
     @property
     def per_class(self) -> list[dict[str, Any]]:
-        """`class`, `samples` and `correct` of each class, in the order of the network's outputs."""
-        assert self.confusion is not None
+        """`class`, `samples` and `correct` of each class, in the order of the network's outputs.
+
+        Raises ValueError for images of several labels, of which none is an image's class.
+        """
+        if self.confusion is None:
+            raise ValueError("the images have several labels each, so none counts for one class: leave out --per-class")
         rows = zip(self.classes, self.confusion.sum(1).tolist(), self.confusion.diagonal().tolist(), strict=True)
         return [{"class": name, "samples": samples, "correct": correct} for name, samples, correct in rows]
 
@@ -137,7 +141,7 @@ class _Subject:
             return result | {"metrics": {}}
         try:
             return result | {"metrics": self.answers.read(over_ranks)}
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             named = [*self.trained.recipe.plugins.metrics.values()]
             where = line_in(error, named) or "plugins.metrics: "
             raise ValueError(f"{where}{type(error).__name__}: {error}") from error
@@ -191,7 +195,7 @@ def _subjects(trained: Sequence[Trained], options: DataOptions, given: EvalData 
         device = torch.device("cpu") if on_cpu else torch.device("cuda", torch.cuda.current_device())
         with own_settings(recipe, device):
             network = load_network(recipe, len(one.classes) or None, one.weights, device, notes.append)
-        outputs = len(one.classes) if recipe.model.plugin else network.get_parameter("fc.weight").shape[0]
+        outputs = outputs_of(network, recipe.model, one.classes)
         # Networks of the same classes and data share the images, and with these the passes over them.
         asked = (recipe.data, one.classes, outputs)
         data = given or next((data for key, data in opened if key == asked), None)

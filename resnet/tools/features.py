@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import nn
 
+from recipes.schema.model import net_of
 from resnet.checkpoint.commit import sha256_of
 from resnet.data.sources.given import as_paths, open_given
 from resnet.data.sources.registry import Source, open_sources
@@ -116,6 +117,7 @@ def open_images(
 
 def feature_function(trained: Trained, layer: str, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
     """A function from images uint8 (N, 3, H, W) to the layer's features float32 (N, size). Raises ValueError."""
+    net_of(trained.recipe.model)  # of one that the user wrote nobody knows what its layers are
     network = load_network(trained.recipe, None, trained.weights, device)
     names = [name for name, _ in network.named_children()]
     if layer not in (own := [name for name in LAYERS if name in names]):

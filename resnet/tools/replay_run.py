@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from recipes.load import load_file
 from recipes.plan import Plan
+from recipes.schema.plugins import PLUGINS
 from recipes.schema.recipe import Recipe
 from recipes.versions import FORMAT
 from resnet.build import takes_cpu
@@ -57,6 +58,8 @@ def scratch_run(steps: Steps, rest: dict[str, Any], recipe: dict[str, Any], fold
     (run_dir / "recipe.yaml").write_text(json.dumps({"format": FORMAT, **recipe, "resume": "auto"}, indent=1))
     (run_dir / "status.json").write_text("{}")
     shutil.copytree(steps.start, run_dir / "checkpoints" / name_of(steps.first))
+    if (steps.run_dir / PLUGINS).is_dir():
+        shutil.copytree(steps.run_dir / PLUGINS, run_dir / PLUGINS)
     log = steps.run_dir / "metrics.jsonl"
     with contextlib.suppress(FileNotFoundError), log.open("rb") as file:
         (run_dir / "metrics.jsonl").write_bytes(file.read(rest["log_length"]))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from recipes.schema.model import Model
 from recipes.schema.recipe import Recipe
 from resnet.data.batches import Batch, validation_keys
 from resnet.data.encoded import micro_batches
@@ -38,6 +39,11 @@ def load_network(
     network = network_of(recipe.model, classes, weights, tell)
     memory_format = torch.channels_last if recipe.channels_last else torch.contiguous_format
     return network.eval().to(device=device, memory_format=memory_format)  # pyright: ignore[reportCallIssue]
+
+
+def outputs_of(network: nn.Module, model: Model, classes: Sequence[str]) -> int:
+    """How many classes a network tells apart. classes: of its weights, where they name them."""
+    return len(classes) if model.plugin else network.get_parameter("fc.weight").shape[0]
 
 
 def load_alone(weights: Path, recipe: Recipe | None = None) -> nn.Module:

@@ -206,7 +206,7 @@ def test_recipes_of_the_users_own(launch, tmp_path, monkeypatch):
     for folder in ("recipes", "config/resnet-launch/recipes/birds"):
         (tmp_path / folder).mkdir(parents=True)
     here, birds = tmp_path / "recipes", tmp_path / "config/resnet-launch/recipes/birds"
-    (here / "mine.yaml").write_text("base: quickstart\nepochs: 7\n")
+    (here / "mine.yaml").write_text("base: quickstart\nname: yours\nepochs: 7\n")
     (here / "wrong.yaml").write_text("base: quickstart\nepoch: 7\n")
     (here / "quickstart.yaml").write_text("base: sport6_silu\n")
     (birds / "sparrows.yaml").write_text("base: mine\n")

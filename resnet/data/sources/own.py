@@ -8,14 +8,16 @@ import numpy as np
 import torch
 
 from recipes.schema.data import PluginData
-from resnet.plugins import call
+from resnet.plugins import PluginError, call
 
 
 class Own:
     """The user's source as a `registry.Source`."""
 
     def __init__(self, source: Any, where: str) -> None:
-        self._source = source
+        self._source, self._where = source, where
+        self.channels = 3
+        """That its tensors have to have; of one, those of three can be made."""
         for name in ("classes", "__len__", "read", "describe"):
             if not hasattr(source, name):
                 raise ValueError(f"{where} makes a {type(source).__name__} without {name}")
@@ -38,7 +40,21 @@ class Own:
         return len(self.labels)
 
     def read(self, index: int) -> bytes | torch.Tensor:
-        return self._source.read(index)
+        """As `Source.read`. Raises PluginError for what is no image: no other stands in for one of a wrong type."""
+        try:
+            image = self._source.read(index)
+        except SystemExit as error:
+            raise PluginError(f"{self._where}: read({index}) leaves the program (SystemExit: {error})") from error
+        if isinstance(image, bytes):
+            return image
+        made = type(image).__name__
+        if isinstance(image, torch.Tensor):
+            channels = (1, 3) if self.channels == 1 else (self.channels,)
+            if image.dtype == torch.uint8 and image.dim() == 3 and len(image) in channels and image.numel():
+                return image
+            made = f"a tensor {str(image.dtype).removeprefix('torch.')} {tuple(image.shape)}"
+        wanted = f"the bytes of a file, or a tensor uint8 ({self.channels}, height, width)"
+        raise PluginError(f"{self._where}: read({index}) has to give {wanted}, not {made} ({self.describe(index)})")
 
     def describe(self, index: int) -> str:
         return str(self._source.describe(index))

@@ -18,7 +18,7 @@ from resnet.data.sources.csv_manifest import open_csv, wanted_of_csv
 from resnet.data.sources.files import Wanted, existing, expanded
 from resnet.data.sources.huggingface import open_huggingface
 from resnet.data.sources.image_folder import open_image_folder
-from resnet.data.sources.own import open_own
+from resnet.data.sources.own import Own, open_own
 from resnet.data.sources.shapes import open_shapes
 from resnet.data.sources.shards import open_shards
 from resnet.data.sources.synthetic import open_synthetic
@@ -167,6 +167,9 @@ def open_splits(data: Data, copies: Mapping[str, str] | None = None, channels: i
 def _open(data: Data, copies: Mapping[str, str] | None, channels: int) -> Splits:
     """All images but for those to test on that lie in a place of their own."""
     train, val = _open_copies(data, copies) if copies else SOURCES[data.source](data)
+    for source in (train, val):
+        if isinstance(source, Own):
+            source.channels = channels
     test = None
     if data.test_fraction is not None:
         kept, aside = carve(train.labels, data.test_fraction)

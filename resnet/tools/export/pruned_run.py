@@ -149,7 +149,8 @@ def _write_run(folder: Path, trained: Trained, recipe: Recipe, made: Pruned, ste
     record_attempt(folder, information, step)
     end_attempt(folder, f"pruned from {trained.name}", step)
     row = {"step": step, "epoch": epoch, "time": time.time(), "val/loss": found.loss, "val/top1": found.top1}
-    row |= {"val/top5": found.top5, "val/samples": found.samples, "val/ece": found.ece}
+    row |= {"val/top5": found.top5, "val/samples": found.samples}
+    row |= {} if found.ece is None else {"val/ece": found.ece}
     write_atomic(folder / "metrics.jsonl", to_json(row) + "\n")
     write_evaluation(folder, vars(found), found.classes, step)
     write_status(
