@@ -134,12 +134,13 @@ def _ema(recipe: Recipe) -> dict[str, Any] | None:
     return {"decay": decay, "stated": recipe.ema.decay, "every": recipe.ema.every}
 
 
-def _swa(plan: Plan) -> list[int]:
+def _swa(plan: Plan) -> list[float]:
     """The epochs after which weights are taken into the equal average."""
     if plan.recipe.swa is None:
         return []
-    ends = range(plan.steps_per_epoch, plan.end_step + 1, plan.steps_per_epoch)
-    return [step // plan.steps_per_epoch for step in ends if plan.swa_after(step) == "average"]
+    ends = sorted({*range(plan.steps_per_epoch, plan.end_step, plan.steps_per_epoch), plan.end_step})
+    epochs = [round(plan.epoch(step), 2) for step in ends if plan.swa_after(step) == "average"]
+    return [int(epoch) if epoch.is_integer() else epoch for epoch in epochs]
 
 
 def _expected(loaded: Loaded) -> dict[str, Any]:

@@ -100,7 +100,8 @@ class Plan:
         epochs, within = divmod(step, self.steps_per_epoch)
         if epochs < start:
             return "copy" if within == 0 or step == self.end_step else None
-        return "average" if within == 0 and (epochs - start) % every == 0 else None
+        due = step == self.end_step or (within == 0 and (epochs - start) % every == 0)
+        return "average" if due else None
 
     def evaluates_after(self, step: int) -> bool:
         """Whether an evaluation follows once `step` steps are done."""

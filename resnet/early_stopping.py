@@ -6,6 +6,7 @@ from typing import Any
 
 from recipes.metric import METRICS, cost
 from recipes.schema.recipe import Recipe
+from recipes.text import plural
 from resnet.state import TrainState
 
 
@@ -31,5 +32,5 @@ def count_evaluation(state: TrainState, recipe: Recipe, result: dict[str, Any]) 
     if state.stopping["waited"] < settings.patience:
         return None
     least = f" by more than {settings.min_delta:g}" if settings.min_delta else ""
-    many = "evaluation" if settings.patience == 1 else f"{settings.patience} evaluations"
+    many = plural(settings.patience, "evaluation")
     return f"stopped early: no {metric} better than {best:.4g}{METRICS[metric].unit}{least} in {many}"

@@ -22,6 +22,7 @@ from resnet.checkpoint.commit import clean
 from resnet.checkpoint.resume import Start
 from resnet.data.sources.registry import Splits, targets_of
 from resnet.process.environment import threads_asked
+from resnet.rundir.evaluation import TEST
 from resnet.rundir.files import write_atomic
 from resnet.rundir.provenance import provenance, record_attempt
 from resnet.rundir.status import write_status
@@ -51,6 +52,8 @@ def open_run_dir(
         raise ValueError(f"cannot make {run_dir} ({error.strerror}): choose another run.root") from error
     start.acquire()
     clean(run_dir / "checkpoints")
+    # Of weights that this attempt's take the place of, as status.json's figure below.
+    (run_dir / TEST).unlink(missing_ok=True)
     saved = with_own_copies(recipe, run_dir).model_copy(
         update={"run": recipe.run.model_copy(update={"name": run_dir.name}), "resume": start.origin or recipe.resume}
     )

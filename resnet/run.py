@@ -224,12 +224,26 @@ def _restore(state, start: Start, plan: Plan, accelerator: Accelerator) -> None:
         )
     if start.rest["precision"] != accelerator.mixed_precision:
         start.messages.append(f"changed: precision {start.rest['precision']} -> {accelerator.mixed_precision}")
+    _check_average(start, plan.recipe)
     restore(state, start.checkpoint, start.rest, accelerator.process_index, accelerator.num_processes)
     start.messages += changed_states(state.callbacks, start.rest.get("callbacks", {}))
+    if start.metric not in (None, plan.recipe.eval.metric):
+        # The weights that were the best are kept until there are better ones by the new metric.
+        state.best = None
     if start.is_new:
         start.place_in(state, plan)
     if state.step > plan.end_step:
         raise ValueError(f"{start.checkpoint} is of step {state.step} and this recipe ends at step {plan.end_step}")
+
+
+def _check_average(start: Start, recipe: Recipe) -> None:
+    """Raise ValueError where the checkpoint has none of the weights, and by now there would be one."""
+    epoch, key, settings = start.epoch, "swa" if recipe.swa else "ema", recipe.swa or recipe.ema
+    if start.rest.get("ema_counter", 0) is None and settings and settings.start_epoch <= epoch:
+        raise ValueError(
+            f"{start.checkpoint} has no average of the weights, and {key} is to begin with epoch "
+            f"{settings.start_epoch:g}, of {epoch:g}: set {key}=off, or {key}.start_epoch={int(epoch) + 1} or more"
+        )
 
 
 def _own_code(recipe: Recipe, state: TrainState, start: Start) -> dict[str, str]:

@@ -187,6 +187,9 @@ def write_best(sweep_dir: Path, board: Board) -> Path | None:
     wandb = recipe.wandb.model_copy(update={"group": None, "sweep": None, "tags": []})
     recipe = recipe.model_copy(update={"run": Run(), "wandb": wandb, "evidence": evidence})
     about = [f"Best of the sweep {board.name}: {board.best.label}", f"{_value_told(board)}; this is {trial.name}"]
+    if recipe.data.fold:
+        about.append(f"It trains without fold {recipe.data.fold}: to train on all images set data.fold=null and give")
+        about.append("a validation set")
     text = "".join(f"# {' '.join(line.split())}\n" for line in about) + dump(recipe)
     file = best_file(sweep_dir)
     with contextlib.suppress(OSError):

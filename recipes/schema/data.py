@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, model_validator
@@ -90,6 +91,10 @@ class _Data(Group):
         """Files and folders that have to be there, by the name of the key."""
         return {}
 
+    def beside_test(self) -> tuple[str, ...]:
+        """Keys of images that `test` must not name again."""
+        return "train", "val"
+
     @property
     def fold_of(self) -> tuple[int, int] | None:
         """The fold that is validated on, from 1 on, and how many there are."""
@@ -117,6 +122,10 @@ class _Data(Group):
         given = [key for key in ("test", "test_split") if getattr(self, key, None) is not None]
         if self.test_fraction is not None and given:
             raise ValueError(f"has both {given[0]} and test_fraction: give one, and null for the other")
+        test = getattr(self, "test", None)
+        for key in self.beside_test():
+            if test and (path := getattr(self, key)) and _same_place(test, path):
+                raise ValueError(f"test={test} is what is {_USED[key]} on (data.{key}): give images of their own")
         if (self.val_fraction or 0) + (self.test_fraction or 0) >= 1:
             raise ValueError("val_fraction and test_fraction leave nothing to train on")
         return self
@@ -137,6 +146,15 @@ class _Data(Group):
             told = f"stage has no effect with source={source}: it copies files and folders"
             raise ValueError(told + (hub if source == "huggingface" else ""))
         return self
+
+
+_USED = {"train": "trained", "val": "validated"}
+
+
+def _same_place(path: str, other: str) -> bool:
+    """As far as the words tell."""
+    ours, theirs = (os.path.normpath(os.path.expanduser(os.path.expandvars(place))) for place in (path, other))
+    return ours == theirs
 
 
 class ImageFolderData(_Data):
@@ -189,10 +207,15 @@ class HuggingFaceData(_Data):
             raise ValueError(f"{carved} carves from the training split: it needs val=null and val_split=null")
         if self.val is None and self.val_split is None and not carved:
             raise ValueError("val_split=null needs val_fraction (the share of training images to carve)")
-        used = [self.train_split, *([self.val_split] if self.val is None else [])]
-        if self.test_split is not None and self.test is None and self.test_split in used:
+        used = [(self.train, self.train_split), (self.val or self.train, self.val_split)]
+        place = self.test or self.train
+        if self.test_split and any(self.test_split == split and _same_place(place, of) for of, split in used):
             raise ValueError(f"test_split={self.test_split} is what is trained or validated on: give another one")
         return self
+
+    def beside_test(self) -> tuple[str, ...]:
+        # Which split of a folder it is, is told by another key.
+        return ("train", "val") if self.test_split is None else ()
 
     def paths(self) -> dict[str, str | None]:
         # Anything else may be a name on the hub.
@@ -233,6 +256,10 @@ class ShardsData(_Data):
     test: str | None = None
     """Another folder of shards, whose validation images are tested on once, at the end, with the final weights."""
 
+    def beside_test(self) -> tuple[str, ...]:
+        # Those that lie with the training images are not validated on where `val` is given.
+        return ("val",) if self.val else ("train",)
+
     @model_validator(mode="after")
     def _validation(self) -> ShardsData:
         for key in ("val_fraction", "fold", "test_fraction"):
@@ -255,6 +282,15 @@ class CifarData(_Data):
     """Folder the archive is in, or is downloaded to."""
     download: bool = True
     """Fetch the archive (170 MB) if it is not there."""
+    test_split: Literal["test"] | None = None
+    """test: the official test images are evaluated once, at the end, with the final weights; they are not validated on,
+    which takes `val_fraction` or `fold`."""
+
+    @model_validator(mode="after")
+    def _validation(self) -> CifarData:
+        if self.test_split and self.val_fraction is None and self.fold is None:
+            raise ValueError("test_split=test leaves nothing to validate on: give val_fraction or fold")
+        return self
 
     def classes_stated(self) -> int:
         return 10 if self.source == "cifar10" else 100

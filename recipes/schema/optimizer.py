@@ -6,8 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, model_validator
 
-from recipes.schema.fields import Count, Fraction, Group, NonNegative, Positive
+from recipes.schema.fields import Count, Group, NonNegative, Positive
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
 PeakLr = Annotated[Positive, Field(description="Peak learning rate, of the whole batch.")]
 
 
@@ -63,7 +64,7 @@ class Adam(_Optimizer):
 
     name: Literal["adam"]
     lr: PeakLr = 1e-3
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     """Decay of the averages of the gradient and of its square."""
     eps: Positive = 1e-8
     """Added to the denominator."""
@@ -117,7 +118,7 @@ class Lamb(_Optimizer):
 
     name: Literal["lamb"]
     lr: PeakLr = 5e-3
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     """Decay of the averages of the gradient and of its square."""
     eps: Positive = 1e-6
     """Added to the denominator."""

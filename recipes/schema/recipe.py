@@ -7,19 +7,21 @@ each group are in the file of its name, those of `schedule` beside their formula
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from recipes.schedules import ConstantSchedule, Schedule
+from recipes.schedules import ConstantSchedule, OneCycleSchedule, Schedule
 from recipes.schema.augment import Augment
 from recipes.schema.channels import check_channels, with_grey_means
 from recipes.schema.data import Data
 from recipes.schema.fields import Count, Fraction, Group, NonNegative, Positive, off_is_none, weights_of_classes
 from recipes.schema.model import Model, is_download
-from recipes.schema.optimizer import Optimizer, Rmsprop, RmspropTf, Sgd
+from recipes.schema.optimizer import Optimizer, Sgd
 from recipes.schema.plugins import PluginFields, Plugins, check_plugins, named_plugins
 from recipes.schema.training import Checkpoint, Distill, EarlyStopping, Ema, Eval, Evidence, Profile, Run, Swa, Wandb
+from recipes.text import plural
 
 
 class Recipe(Group):
@@ -130,6 +132,7 @@ class Recipe(Group):
         if (warmup := getattr(self.schedule, "warmup_epochs", 0)) and warmup >= self.epochs:
             raise ValueError(f"schedule.warmup_epochs {warmup:g} leaves nothing of epochs {self.epochs:g}")
         self._check_averages()
+        self._check_patience()
         if self.data.cache == "device" and (beyond := self.augment.beyond_cache()):
             wanted = " or ".join(beyond)
             raise ValueError(f"data.cache=device cannot do {wanted}: it keeps images of one size; set data.cache=auto")
@@ -161,9 +164,17 @@ class Recipe(Group):
             raise ValueError(
                 "grad_clip_adaptive clips what grad_clip_norm and grad_clip_value would: set them to off, or it"
             )
-        cycled = self.schedule.name == "onecycle" and self.schedule.cycle_momentum
-        if cycled and isinstance(self.optimizer, (Sgd, Rmsprop, RmspropTf)) and self.optimizer.momentum == 0:
+        self._check_cycle()
+
+    def _check_cycle(self) -> None:
+        """Raise ValueError where a schedule cycles a momentum that there is none of, or that cannot be so high."""
+        schedule = self.schedule
+        if not isinstance(schedule, OneCycleSchedule) or not schedule.cycle_momentum:
+            return
+        if getattr(self.optimizer, "momentum", None) == 0:
             raise ValueError("schedule.cycle_momentum needs optimizer.momentum above 0")
+        if hasattr(self.optimizer, "betas") and 1 in (schedule.base_momentum, schedule.max_momentum):
+            raise ValueError("schedule.base_momentum and max_momentum are Adam's first beta here: give less than 1")
 
     def _refuse_of_backbone(self) -> None:
         """Raise ValueError for keys that reach all layers but the classifier, which alone trains."""
@@ -183,6 +194,16 @@ class Recipe(Group):
             raise ValueError("ema and swa are both averages of the weights: set one of them to off")
         if self.swa and self.swa.start_epoch >= self.epochs:
             raise ValueError(f"swa.start_epoch {self.swa.start_epoch} leaves nothing of epochs {self.epochs:g}")
+
+    def _check_patience(self) -> None:
+        evaluations = math.ceil(self.epochs / self.eval.every)
+        if self.early_stopping and self.early_stopping.patience >= evaluations:
+            least = f"give {evaluations - 1} at most, or " if evaluations > 1 else ""
+            raise ValueError(
+                f"early_stopping.patience {self.early_stopping.patience} has no effect on a run of "
+                f"{plural(evaluations, 'evaluation')}, the first of which is always the best until then: {least}set "
+                "early_stopping=off"
+            )
 
     @property
     def averages(self) -> bool:

@@ -38,7 +38,7 @@ class Swa(Group):
     start_epoch: Count
     """The average begins with the weights after so many epochs, and is a copy of the weights until then."""
     every: Count = 1
-    """Epochs from one set of weights that it takes in to the next."""
+    """Epochs from one set of weights that it takes in to the next; those at the end of the run are taken in, too."""
 
 
 class Distill(Group):

@@ -38,6 +38,8 @@ class Start:
     """Whether no checkpoint of this run is there yet (also when it starts from another run's)."""
     was_finished: bool = False
     """Whether the last attempt wrote its final files: the status comes after them."""
+    was_tested: bool = False
+    """Whether it wrote what it reached on the images that it is to be tested on by now."""
     stopped_early: bool = False
     """Whether it had stopped early, by the rule that it is to stop by now."""
     origin: str | None = None
@@ -68,6 +70,16 @@ class Start:
         return self.rest["counters"]["step"] if self.rest and not self.is_new else 0
 
     @property
+    def epoch(self) -> float:
+        """Of the checkpoint."""
+        return self.rest["counters"]["step"] / self.rest["steps_per_epoch"]
+
+    @property
+    def metric(self) -> str | None:
+        """What the checkpoint's best is the best of; None: it does not say."""
+        return (self.rest.get("recipe") or {}).get("eval", {}).get("metric")
+
+    @property
     def log_length(self) -> int:
         return self.rest["log_length"] if self.rest and not self.is_new else 0
 
@@ -77,7 +89,8 @@ class Start:
 
     def is_finished(self, plan: Plan) -> bool:
         at_end = self.step == plan.end_step or self.stopped_early
-        return self.checkpoint is not None and not self.is_new and at_end and self.was_finished
+        tested = self.was_tested or not plan.recipe.data.is_tested
+        return self.checkpoint is not None and not self.is_new and at_end and self.was_finished and tested
 
     def place_in(self, state: TrainState, plan: Plan) -> None:
         """Let a new run go on at the epoch that another run's checkpoint was taken at."""
@@ -183,7 +196,11 @@ def _continue_from_newest(start: Start, before: Recipe, recipe: Recipe) -> None:
     start.changed = differences(before, going_on(recipe, before))
     status = read_status(start.run_dir)
     start.was_finished = status.get("state") == "finished"
+    other_test = any(key in start.changed for key in ("data.test", "data.test_split"))
+    start.was_tested = status.get("test_top1") is not None and not other_test
     same_rule = not any(key.partition(".")[0] == "early_stopping" for key in start.changed)
+    if "eval.metric" in start.changed and recipe.early_stopping and recipe.early_stopping.metric is None:
+        same_rule = False
     start.stopped_early = bool(status.get("stopped_early")) and same_rule
     start.checkpoint = newest_valid(start.run_dir / "checkpoints", start.messages.append)
     if start.checkpoint is None and start.messages:

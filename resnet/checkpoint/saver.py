@@ -165,7 +165,9 @@ def existing(path: Path) -> Path:
 def check_space(run_dir: Path, state: TrainState, keep: int) -> None:
     """Raise ValueError where the disk cannot hold what the recipe asks to keep, the optimizer's moments counted."""
     weights = sum(t.numel() * t.element_size() for network in networks(state) for t in network.state_dict().values())
-    moments = {"SGD": 1, "Lars": 1}.get(type(state.optimizer).__name__, 2)
+    options = state.optimizer.defaults
+    of_rmsprop = 1 + (options.get("momentum", 0) > 0) + options.get("centered", False)
+    moments = {"SGD": 1, "Lars": 1, "RMSprop": of_rmsprop}.get(type(state.optimizer).__name__, 2)
     trained = sum(p.numel() * p.element_size() for group in state.optimizer.param_groups for p in group["params"])
     needed = (weights + moments * trained) * (keep + 2)
     place = existing(run_dir)

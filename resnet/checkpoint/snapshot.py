@@ -20,6 +20,8 @@ from resnet.state_dicts import mismatches
 from resnet.weights_file import find_weights
 
 MODEL, EMA, REST = "model.safetensors", "ema.safetensors", "training_state.pt"
+_MOMENTS = {"momentum": "momentum_buffer", "centered": "grad_avg"}
+"""By options of optimizers, which may come while a run goes on: what these need from then on, and begin at 0."""
 COUNTERS = ("step", "evaluated", "best", "best_step", "stopping")
 _LATER: dict[str, Any] = {"stopping": {}}
 """Those of them that older checkpoints lack, as they begin."""
@@ -45,6 +47,7 @@ class Snapshot:
             "scaler": state.scaler.state_dict(),
             "optimizer": self._copy_nested("optimizer", state.optimizer.state_dict()),
             "optimizer_name": type(state.optimizer).__name__,
+            "parameters": [*_parameters(state)],
             "ema_counter": state.ema.updates if state.ema else None,
             **({"callbacks": copy.deepcopy(state.callbacks.state_dict())} if state.callbacks else {}),
         }
@@ -141,8 +144,6 @@ def restore(state: TrainState, checkpoint: Path, rest: dict[str, Any], rank: int
 def _restore(state: TrainState, checkpoint: Path, rest: dict[str, Any], rank: int, world_size: int) -> None:
     load_weights(state.model, checkpoint / MODEL)
     if state.ema:
-        if rest["ema_counter"] is None:
-            raise CheckpointError(f"{checkpoint} has no average of the weights (ema or swa), which the recipe asks for")
         if (rest.get("recipe") or {}).get("swa") and state.ema.decay is not None:
             raise CheckpointError(
                 f"{checkpoint} has an equal average of the weights (swa), and the recipe asks for ema"
@@ -151,14 +152,15 @@ def _restore(state: TrainState, checkpoint: Path, rest: dict[str, Any], rank: in
             raise CheckpointError(
                 f"{checkpoint} has a moving average of the weights (ema), and the recipe asks for swa"
             )
-        load_weights(state.ema.module, checkpoint / EMA)
-        state.ema.updates = rest["ema_counter"]
+        # One that has not begun is a copy of the weights.
+        load_weights(state.ema.module, checkpoint / (MODEL if rest["ema_counter"] is None else EMA))
+        state.ema.updates = rest["ema_counter"] or 0
     if rest["optimizer_name"] != (name := type(state.optimizer).__name__):
         raise CheckpointError(
             f"{checkpoint} is of {rest['optimizer_name']} and this recipe trains with {name}: to start from its "
             f"weights alone, give model.pretrained={checkpoint / MODEL}"
         )
-    _restore_optimizer(state.optimizer, rest["optimizer"], checkpoint)
+    _restore_optimizer(state, rest, checkpoint)
     # A run that was in another precision before starts with the initial loss scale.
     if state.scaler.is_enabled() and rest.get("precision", "fp16") == "fp16":
         if not rest["scaler"]:
@@ -171,6 +173,8 @@ def _restore(state: TrainState, checkpoint: Path, rest: dict[str, Any], rank: in
     per_rank, statistics = rest["per_rank"], sum(buffer.numel() for buffer in running_statistics(state.model))
     if rest["ema_counter"] is not None and not state.ema:
         per_rank = torch.cat([per_rank[:, :statistics], per_rank[:, -WINDOW:]], dim=1)
+    if rest["ema_counter"] is None and state.ema:
+        per_rank = torch.cat([per_rank[:, :statistics], per_rank], dim=1)
     _restore_per_rank(state, per_rank, rank, world_size)
 
 
@@ -186,25 +190,38 @@ def load_weights(network: nn.Module, file: Path) -> None:
     network.load_state_dict(tensors)
 
 
-def _restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any], checkpoint: Path) -> None:
+def _parameters(state: TrainState) -> dict[str, nn.Parameter]:
+    """What the optimizer trains, by name, in its order, which follows the scales of learning rates."""
+    names = {parameter: name for name, parameter in state.model.named_parameters()}
+    return {names[p]: p for group in state.optimizer.param_groups for p in group["params"]}
+
+
+def _restore_optimizer(state: TrainState, rest: dict[str, Any], checkpoint: Path) -> None:
     """Load the moments, in the parameters' memory format; options (lr, weight decay ...) stay those of the recipe."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    optimizer, saved, named = state.optimizer, rest["optimizer"], _parameters(state)
+    # Earlier versions did not name them.
+    names = rest.get("parameters", [*named])
+    # torch's RMSprop makes them in a parameter's first step alone.
+    asked = [name for option, name in _MOMENTS.items() if optimizer.defaults.get(option)]
     # Not by groups: version 0.1.0 had one more where norms or biases decay as weights do, in the same order.
-    if sum(len(group["params"]) for group in saved["param_groups"]) != len(parameters):
+    if sum(len(group["params"]) for group in saved["param_groups"]) != len(named) or {*names} != named.keys():
         raise CheckpointError(f"{checkpoint} is of an optimizer of other parameters")
     for group in optimizer.param_groups:
         if "step" in group:
             group["step"] = saved["param_groups"][0]["step"]
+    on_device = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
     for index, moments in saved["state"].items():
-        parameter = parameters[index]
+        parameter = named[names[index]]
         for name, value in moments.items():
             wanted = torch.Size() if name in ("step", "mu_product") else parameter.shape
             if value is not None and value.shape != wanted:
                 raise CheckpointError(
-                    f"{checkpoint} has a {name} of shape {tuple(value.shape)} instead of {tuple(wanted)}"
+                    f"{checkpoint} has a {name} of shape {tuple(value.shape)} instead of {tuple(wanted)}: where "
+                    "optimizer.backbone_lr_scale or layer_decay was changed, put it back"
                 )
-        on_device = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
-        optimizer.state[parameter] = {name: _like(value, parameter, on_device) for name, value in moments.items()}
+        ours = {name: _like(value, parameter, on_device) for name, value in moments.items()}
+        ours |= {name: torch.zeros_like(parameter) for name in asked if name not in ours}
+        optimizer.state[parameter] = ours
 
 
 def _like(value: Any, parameter: torch.Tensor, counts_on_device: bool) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,8 +15,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from recipes.schema.model import Model
 from recipes.text import plural
 from resnet.build import build_data
-from resnet.checkpoint.commit import newest_first
-from resnet.run_weights import weights_of
+from resnet.checkpoint.commit import newest_first, sha256_of
+from resnet.run_weights import FINAL, weights_of
 from resnet.state_dicts import mismatches
 from resnet.tools.eval_data import THE_RECIPES, open_eval_data
 from resnet.tools.evaluate import Evaluation, evaluate
@@ -61,6 +61,7 @@ def average(
     files, place = _chosen(run_dir, checkpoints, last), output or run_dir / AVERAGE
     check_output(place, "--output", (".safetensors",))
     refuse_input(place, "--output", files)
+    _refuse_own(place, run_dir)
     trained = of_run(f"the mean of {plural(len(files), 'set')} of weights", run_dir, files[-1], overrides)
     recipe, step = trained.recipe, _step_of(files[-1]) or 0
     network = load_network(recipe, len(trained.classes) or None, files[-1], torch.device("cpu"), tell)
@@ -80,13 +81,29 @@ def average(
 
 def _chosen(run_dir: Path, checkpoints: Sequence[str], last: int | None) -> list[Path]:
     """Files of weights, the newest last."""
-    files = [_named(run_dir, text) for text in checkpoints] if checkpoints else _kept(run_dir)
+    files = _different(_named(run_dir, text) for text in checkpoints) if checkpoints else _kept(run_dir)
     if not files:
         raise ValueError(f"{run_dir} has kept no weights yet")
     if last is not None and last > len(files):
         more = "" if checkpoints else "; checkpoint.keep and checkpoint.weights_every keep more in the next run"
         raise ValueError(f"--last {last}: there are weights of {plural(len(files), 'step')} only{more}")
     return sorted(files, key=lambda file: _step_of(file) or 0)[-(last or len(files)) :]
+
+
+def _different(files: Iterable[Path]) -> list[Path]:
+    """Without those of the same content: the best weights are in a checkpoint too."""
+    found = {}
+    for file in files:
+        with file.open("rb") as stream:
+            found.setdefault(sha256_of(stream), file)
+    return [*found.values()]
+
+
+def _refuse_own(place: Path, run_dir: Path) -> None:
+    """Raise ValueError where an output would be one of the files that a run keeps its weights in."""
+    for own in (FINAL, "checkpoints", "weights"):
+        if place.resolve().is_relative_to((run_dir / own).resolve()):
+            raise ValueError(f"--output {place} is among what {run_dir} keeps its own weights in: give another name")
 
 
 def _kept(run_dir: Path) -> list[Path]:

@@ -30,6 +30,7 @@ from resnet.distill import load_teacher
 from resnet.failure import out_of_memory
 from resnet.feeding import beside_network, check_input, open_batches
 from resnet.loop import fit
+from resnet.micro_batch import fitted
 from resnet.pretrained import shaped_as_weights
 from resnet.trainer import Trainer, TrainingError
 
@@ -77,11 +78,14 @@ def find_lr(
     train, val = build_data(recipe)
     order = build_order(recipe, train)
     recipe, _ = shaped_as_weights(recipe)
-    plan = _RangePlan(**vars(make_plan(recipe, len(order), 1)), first=first, last=last, steps=steps)
     memory = check_input(recipe, train, val, accelerator)
     with tempfile.TemporaryDirectory() as nowhere:
         teacher = load_teacher(recipe, train.classes, Start(Path(nowhere), data_digest(train)), accelerator)
     beside = beside_network(teacher, build_class_weights(recipe, train, order), accelerator)
+    plan, fits = fitted(make_plan(recipe, len(order), 1), order, train, val, accelerator, beside)
+    if fits:
+        tell(fits)
+    plan = _RangePlan(**vars(plan), first=first, last=last, steps=steps)
     model, _ = build_model_for(recipe, len(train.classes), train.classes)
     state = build_state(recipe, plan, model, accelerator)
     network = wrap(recipe, plan, state.model, accelerator, 0)
@@ -97,6 +101,8 @@ def find_lr(
     except torch.cuda.OutOfMemoryError as error:
         raise ValueError(out_of_memory(error, plan.micro_batch)) from error
     finally:
+        # Its iterator holds workers, whose end by other hands it would complain of.
+        trainer.batches = iter(())
         for loader in loaders:
             loader.end()
     scale = plan.lr / recipe.optimizer.lr

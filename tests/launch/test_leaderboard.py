@@ -385,7 +385,15 @@ def test_json_and_csv(tmp_path):
 
 def test_the_winners_recipe(tmp_path):
     folder = sweep(tmp_path, lr_and_seeds({"0.1": [89.0, 91.0], "0.5": [90.0, 93.0]}))
-    own = ["recipe=quickstart", "optimizer.lr=0.5", "seed=1", "run.name=t3", "run.root=study", "wandb.group=study"]
+    own = [
+        "recipe=quickstart",
+        "optimizer.lr=0.5",
+        "seed=1",
+        "data.fold=1/3",
+        "run.name=t3",
+        "run.root=study",
+        "wandb.group=study",
+    ]
     (folder / "t3" / "recipe.yaml").write_text(dump(load(own).recipe))
     file = write_best(folder, board_of(folder))
     assert file
@@ -396,10 +404,12 @@ def test_the_winners_recipe(tmp_path):
     assert recipe.evidence
     assert recipe.evidence.top1 == load(["recipe=quickstart"]).recipe.evidence.top1
     assert "before the sweep study changed it (optimizer.lr=0.5 seed=1)" in recipe.evidence.notes
-    head = file.read_text().splitlines()[:2]
+    head = file.read_text().splitlines()[:4]
     assert head == [
         "# Best of the sweep study: lr=0.5",
         "# top-1 91.50 % (mean of 2 seeds, standard deviation 2.12); this is t3",
+        "# It trains without fold 1/3: to train on all images set data.fold=null and give",
+        "# a validation set",
     ]
     assert f"  launch show recipe={file}" in lines(board_of(folder))
     before = file.stat().st_mtime_ns, file.stat().st_ino

@@ -11,9 +11,10 @@ from recipes.schema.model import Model
 from resnet.checkpoint.commit import name_of
 from resnet.checkpoint.snapshot import EMA, MODEL, read_rest
 from resnet.net import build_model
+from resnet.rundir.status import read_status
 from resnet.tools.cli import main
 from resnet.weights_file import read_info
-from tests.helpers import TINY, same, train, weights
+from tests.helpers import TINY, column, same, train, weights
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,8 @@ def run(shapes, tmp_path_factory) -> Path:
     words += [f"model.pretrained={root}/first.safetensors", "optimizer={name: nadamw, lr: 1e-3}", "schedule.name=poly"]
     unfrozen = ["model.unfreeze={1: layer2}", "swa.start_epoch=2", "checkpoint.keep=4"]
     assert train(*words, "epochs=4", *unfrozen, "run.name=r") == 0
-    assert train(*words, "epochs=4", "max_steps=2", "model.freeze_backbone=true", "run.name=frozen") == 0
+    frozen = ["epochs=4", "model.freeze_backbone=true", "eval.metric=top5", "run.name=frozen"]
+    assert train(*words, *frozen, "max_steps=2") == 0
     return root / "r"
 
 
@@ -63,6 +65,20 @@ def test_the_average_is_of_what_epochs_end_with(run):
     assert not same(of_step(run, 8, EMA), of_step(run, 8))
 
 
+def test_an_average_may_come_before_its_beginning_and_ends_with_the_run(run, capsys):
+    frozen = run.with_name("frozen")
+    words = [f"recipe={frozen}/recipe.yaml", f"run.root={run.parent}", "run.name=frozen", "max_steps=5"]
+    before = (frozen / "recipe.yaml").read_bytes()
+    assert train(*words, "swa.start_epoch=1") == 2
+    told = "has no average of the weights, and swa is to begin with epoch 1, of 1: set swa=off, or swa.start_epoch=2 or"
+    assert told in capsys.readouterr().err
+    assert (frozen / "recipe.yaml").read_bytes() == before
+    assert train(*words, "swa.start_epoch=2", "eval.metric=top1") == 0
+    assert_mean(of_step(frozen, 5, EMA), [of_step(frozen, step) for step in (4, 5)])
+    # What was the best by another metric, of which no figure is as high, is none any more.
+    assert read_status(frozen)["best"] == max(column(frozen, "val/top1")) < max(column(frozen, "val/top5"))
+
+
 def test_one_average_does_not_go_on_as_the_other(run, capsys):
     words = [f"recipe={run}/recipe.yaml", f"run.root={run.parent}", "run.name=r", "epochs=5"]
     assert train(*words, "swa=off", "ema.decay=0.9") == 2
@@ -71,7 +87,8 @@ def test_one_average_does_not_go_on_as_the_other(run, capsys):
 
 def test_weights_of_a_run_are_averaged_and_usable(run, capsys):
     files = [run / "checkpoints" / name_of(step) / MODEL for step in (8, 4, 6)]
-    main(["average", str(run), "--checkpoints", *map(str, files), "--output", str(run / "three.safetensors")])
+    twice = map(str, [*files, files[1]])
+    main(["average", str(run), "--checkpoints", *twice, "--output", str(run / "three.safetensors")])
     assert "the mean of 3 sets of weights: step-00000004/model" in capsys.readouterr().out
     assert_mean(weights(run, "three.safetensors"), [of_step(run, step) for step in (4, 6, 8)])
 
@@ -94,6 +111,8 @@ def test_weights_of_a_run_are_averaged_and_usable(run, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--output", "RUN/final.safetensors"], "final.safetensors is among what "),
+        (["--output", "RUN/checkpoints/mean.safetensors"], "keeps its own weights in: give another name"),
         (["--last", "9"], "--last 9: there are weights of 4 steps only; checkpoint.keep"),
         (["--checkpoints", "epoch-3"], "epoch-0003.safetensors: checkpoint.weights_every keeps such files"),
         (["--checkpoints", "best", "../first.safetensors"], "there is no file ../first.safetensors"),
@@ -101,6 +120,6 @@ def test_weights_of_a_run_are_averaged_and_usable(run, capsys):
 )
 def test_what_cannot_be_averaged_is_refused(run, capsys, words, message):
     with pytest.raises(SystemExit) as left:
-        main(["average", str(run), *words])
+        main(["average", str(run), *(word.replace("RUN", str(run)) for word in words)])
     assert left.value.code == 2
     assert message in capsys.readouterr().err

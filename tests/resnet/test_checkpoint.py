@@ -32,6 +32,7 @@ from resnet.rundir.status import read_status, write_status
 from resnet.state import TrainState
 from resnet.tracking.progress import Progress
 from resnet.tracking.wandb_client import NullTracker
+from tests.helpers import furthest
 
 CALLS = ("open", "write", "fsync", "rename", "replace", "mkdir", "unlink", "rmdir")
 """Of `os`: all that change what is on the disk."""
@@ -369,6 +370,9 @@ OPTIMIZERS = {
     "AdamW": lambda groups: torch.optim.AdamW(groups, 0.01),
     "Lamb": lambda groups: Lamb(groups, 0.01, (0.9, 0.99), 1e-6),
     "Lars": lambda groups: Lars(groups, 0.1, 0.9, 0.01, 1e-8),
+    "RMSprop": lambda groups: torch.optim.RMSprop(groups, 0.01),
+    "RMSprop with momentum": lambda groups: torch.optim.RMSprop(groups, 0.01, momentum=0.9),
+    "RMSprop with both": lambda groups: torch.optim.RMSprop(groups, 0.01, momentum=0.9, centered=True),
 }
 
 
@@ -474,8 +478,11 @@ def test_average_of_the_weights_absent_or_no_longer_wanted(tmp_path):
     state = make_state(ema=False)
     train(state, 2)
     path = write(tmp_path, state)
-    with pytest.raises(CheckpointError, match=r"no average of the weights \(ema or swa\)"):
-        restore(make_state(), path, read_rest(path), 0, 1)
+    other = make_state(seed=1)
+    restore(other, path, read_rest(path), 0, 1)
+    assert other.ema
+    assert other.ema.updates == 0
+    assert plain(other.ema.module.state_dict()) == plain(other.model.state_dict()) == plain(state.model.state_dict())
     state = make_state()
     train(state, 2)
     path = write(tmp_path / "with", state)
@@ -586,6 +593,35 @@ def test_moments_find_their_parameters_in_other_groups(tmp_path, optimizer):
         assert plain(again.optimizer.state[ours]) == plain(state.optimizer.state[theirs])
     steps = [[group.get("step") for group in one.optimizer.param_groups] for one in (again, state)]
     assert {*steps[0]} == {*steps[1]}
+
+
+def test_moments_find_their_parameters_in_another_order(tmp_path):
+    # As optimizer.layer_decay and backbone_lr_scale make it.
+    state, again = make_state(), make_state()
+    again.optimizer.param_groups.reverse()
+    train(state, 2)
+    path = write(tmp_path, state)
+    restore(again, path, read_rest(path), 0, 1)
+    train(state, 1)
+    train(again, 1)
+    assert plain(again.model.state_dict()) == plain(state.model.state_dict())
+    again = make_state()
+    again.optimizer.param_groups.reverse()
+    with pytest.raises(CheckpointError, match=r"where optimizer.backbone_lr_scale or layer_decay was changed, put"):
+        restore(again, path, without(read_rest(path), "parameters"), 0, 1)
+
+
+@pytest.mark.parametrize("wanted", ["RMSprop with momentum", "RMSprop with both"])
+def test_moments_that_an_option_needs_begin_at_nothing(tmp_path, wanted):
+    state, again = make_state("RMSprop"), make_state(wanted)
+    train(state, 2)
+    path = write(tmp_path, state)
+    restore(again, path, read_rest(path), 0, 1)
+    train(state, 1)
+    train(again, 1)
+    difference = furthest(again.model.state_dict(), state.model.state_dict())
+    # A first step leads to where it leads without momentum.
+    assert (difference < 1e-6) == (wanted == "RMSprop with momentum")
 
 
 def without(values, key):
@@ -788,6 +824,11 @@ def test_free_space_is_asked_for_before_the_start(tmp_path, monkeypatch):
     monkeypatch.setattr(saver.shutil, "disk_usage", lambda path: types.SimpleNamespace(free=4 * one - 1))
     with pytest.raises(ValueError, match=r"MB free, and 2 checkpoints, .*smaller checkpoint.keep"):
         check_space(tmp_path / "new" / "run", state, keep=2)
+    # Of three moments.
+    three = make_state("RMSprop with both", width=100)
+    monkeypatch.setattr(saver.shutil, "disk_usage", lambda path: types.SimpleNamespace(free=4 * one * 1.1))
+    with pytest.raises(ValueError, match=r"MB free, and 2 checkpoints"):
+        check_space(tmp_path / "new" / "run", three, keep=2)
     # What the run has there already is not asked for twice.
     train(state, 1)
     write(tmp_path / "checkpoints", state)

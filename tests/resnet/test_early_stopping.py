@@ -61,12 +61,17 @@ def test_a_run_stops_early_whenever_it_is_killed_and_goes_on_with_more_patience(
     assert evaluated(run) == [1, 2, 3, 4]
     assert compare_runs(tmp_path / "patient", run) == []
 
+    # The rule's metric is another one too, and begins anew.
+    assert attempt(tmp_path, "r", "early_stopping.patience=3", "eval.metric=loss") == [0]
+    assert evaluated(run) == [1, 2, 3, 4, 5]
+
 
 def test_all_ranks_stop(tmp_path):
     words = ["early_stopping={patience: 1, metric: loss, min_delta: 100}", "max_batch_per_device=8"]
     assert attempt(tmp_path, "r", *words, ranks=2) == [0, 0]
     assert evaluated(tmp_path / "r") == [1, 2]
-    assert "stopped early: no loss better than " in read_status(tmp_path / "r")["reason"]
+    reason = read_status(tmp_path / "r")["reason"]
+    assert re.fullmatch(r"stopped early: no loss better than .* in 1 evaluation", reason)
 
 
 @pytest.mark.parametrize(
@@ -83,6 +88,6 @@ def test_patience_counts_evaluations_since_the_last_that_was_better_by_more_than
     from resnet.state import TrainState
 
     words = [f"early_stopping={{patience: 3, metric: {metric}, min_delta: 0.5}}"]
-    recipe, state = load(["recipe=quickstart", *words]).recipe, TrainState(*[None] * 5)  # pyright: ignore[reportArgumentType]
+    recipe, state = load(["recipe=quickstart", "epochs=9", *words]).recipe, TrainState(*[None] * 5)  # pyright: ignore[reportArgumentType]
     ends = [n for n, value in enumerate(values, 1) if count_evaluation(state, recipe, {metric: value})]
     assert ends[:1] == ([] if ends_at is None else [ends_at])

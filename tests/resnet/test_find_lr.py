@@ -26,6 +26,16 @@ def test_drawn_shapes_suggest_what_they_are_trained_with(tiny, tmp_path: Path, m
     assert [file.name for file in tmp_path.iterdir()] == ["find-lr.png"]
 
 
+def test_where_it_diverges_its_workers_are_ended(tiny) -> None:
+    told = []
+    with unchanged_process(), cores(1):
+        found = find_lr(
+            load([*tiny, "data.num_workers=1", "max_batch_per_device=auto"]).recipe, 1, 1e9, 20, told.append
+        )
+    assert found.diverged
+    assert told[0].startswith("max_batch_per_device=auto: ")
+
+
 def test_its_steps_are_those_of_a_run_at_these_rates(tiny, tmp_path: Path) -> None:
     # Of so small a range that the rate is as good as constant, and stated for half the batch.
     words = [*tiny, "class_weights={ring: 3}", "swa.start_epoch=1", "max_batch_per_device=8", "grad_clip_norm=1"]

@@ -170,7 +170,7 @@ COMBINATIONS = {
         *("loss=focal", "focal_gamma=1.5", "class_weights=effective", "class_weights_beta=0.9", "label_smoothing=0.1"),
         *("data={source: synthetic, samples: 110, classes: 4, size: 24}", "data.balance=shares"),
         *("data.class_shares={'2': 0.5}", "data.fold=2/9", "data.test_fraction=0.2"),
-        "early_stopping={patience: 2, min_delta: 100, metric: loss}",
+        "early_stopping={patience: 1, min_delta: 100, metric: loss}",
         *("model.block=preact_basic", "model.layers=[1,1]", "model.widths=[8,16]", "model.stem=deep"),
         *("model.downsample=avgpool", "model.attention=se", "model.norm=group", "model.norm_groups=4"),
         *("model.dropout=0.2", "model.block_dropout=0.3", "model.init=fan_in", "model.zero_init_residual=true"),

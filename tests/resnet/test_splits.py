@@ -13,12 +13,15 @@ from pydantic import TypeAdapter
 import resnet.final_test
 from recipes.load import load
 from recipes.schema.data import Data
+from resnet.data.sources import cifar
+from resnet.data.sources.cifar import Cifar
 from resnet.data.sources.registry import fold, open_sources, open_splits
 from resnet.rundir.evaluation import TEST, read_evaluation
 from resnet.rundir.metrics_log import read_metrics
 from resnet.rundir.status import read_status
 from resnet.tools.cli import main as tool
 from resnet.tools.compare import compare_runs
+from tests.helpers import TINY, column, train
 from tests.processes import start_ranks, wait_ranks
 from tests.resnet.test_resume import NUMBERED
 
@@ -59,8 +62,10 @@ def test_what_is_tested_on_is_put_aside_before_all_else(shapes):
     assert sorted(name for one in folds for name in images(one.val)) == sorted(
         name for source in splits[:2] for name in images(source)
     )
-    train, val = open_sources(TypeAdapter(Data).validate_python({**keys, "fold": "1/3", "test_fraction": 0.25}))
-    assert (images(train), images(val)) == (images(folds[0].train), images(folds[0].val))
+    with pytest.raises(ValueError, match=r"data.fold=900/1000 of 160 images holds none"):
+        opened(**keys, fold="900/1000")
+    first, val = open_sources(TypeAdapter(Data).validate_python({**keys, "fold": "1/3", "test_fraction": 0.25}))
+    assert (images(first), images(val)) == (images(folds[0].train), images(folds[0].val))
 
 
 def test_test_images_in_a_place_of_their_own(shapes, tmp_path):
@@ -96,12 +101,52 @@ def test_test_images_in_a_place_of_their_own(shapes, tmp_path):
         (["data={source: huggingface, train: x, test_split: train}"], "test_split=train is what is trained"),
         (["data={source: shards, train: x, test_fraction: 0.1}"], "test_fraction has no effect with source=shards"),
         (["data={source: csv, train: x, val: y, test: z, test_fraction: 0.1}"], "has both test and test_fraction"),
+        (["data={source: csv, train: x, val: y, test: ./y}"], "test=./y is what is validated on (data.val)"),
+        (["data={source: image_folder, train: x, val: y, test: x/}"], "test=x/ is what is trained on (data.train)"),
+        (["data={source: shards, train: x, test: x}"], "test=x is what is trained on (data.train)"),
+        (["data={source: huggingface, train: x, test: x, test_split: validation}"], "test_split=validation is what"),
+        (["data={source: cifar10, test_split: test}"], "leaves nothing to validate on: give val_fraction or fold"),
+        (["epochs=3", "early_stopping.patience=3"], "patience 3 has no effect on a run of 3 evaluations"),
+        (["optimizer={name: lamb, betas: [0.9, 1]}"], "optimizer.betas"),
+        (["optimizer.name=adam", "schedule={name: onecycle, max_momentum: 1}"], "are Adam's first beta here"),
+        (["optimizer={name: lars, momentum: 0}", "schedule.name=onecycle"], "needs optimizer.momentum above 0"),
     ],
 )
 def test_what_cannot_be_together_is_refused(words, message):
     with pytest.raises(ValueError) as error:
         load(["recipe=quickstart", *words])
     assert message in str(error.value)
+
+
+def test_what_lies_beside_what_is_tested_on_is_not_refused():
+    for data in ("shards, train: x, val: y, test: x", "huggingface, train: x, test: x, test_split: test"):
+        assert load(["recipe=quickstart", f"data={{source: {data}}}"]).recipe.data.is_tested
+
+
+def test_the_official_test_images_are_tested_on(monkeypatch):
+    def drawn(data, path, train):
+        return Cifar(np.zeros((40, 32, 32, 3), np.uint8), [0, 1] * 20, ["a", "b"], "train" if train else "test")
+
+    monkeypatch.setattr(cifar, "_split", drawn)
+    splits = opened(source="cifar10", fold="1/4", test_split="test")
+    assert [(len(source), images(source)[0].split()[0]) for source in splits if source is not None] == [
+        (30, "train"),
+        (10, "train"),
+        (40, "test"),
+    ]
+
+
+def test_a_finished_run_is_tested_once_it_is_to_be(shapes, tmp_path):
+    shutil.copytree(shapes / "val", tmp_path / "test")
+    words = [word for word in TINY if word not in ("data.per_class=16", "data.size=40")]
+    words += [f"run.root={tmp_path}", "run.name=r", "data.max_train=16"]
+    words += [f"data={{source: image_folder, train: {shapes}/train, val: {shapes}/val}}"]
+    assert train(*words, "epochs=1") == 0
+    assert train(*words, "epochs=1", f"data.test={tmp_path}/test") == 0
+    run = tmp_path / "r"
+    assert read_evaluation(run, TEST)["top1"] == read_status(run)["test_top1"] == column(run, "test/top1")[0]
+    assert train(*words, "epochs=2") == 0
+    assert not (run / TEST).exists()
 
 
 def attempt(folder, name, *words, ranks=1):

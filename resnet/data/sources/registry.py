@@ -176,6 +176,8 @@ def _open(data: Data, copies: Mapping[str, str] | None, channels: int) -> Splits
         train, test = Subset(train, kept), Subset(train, aside)
     if data.fold_of is not None:
         kept, held = fold(train.labels, *data.fold_of)
+        if not len(held):
+            raise ValueError(f"data.fold={data.fold} of {len(train)} images holds none: give fewer folds")
         train, val = Subset(train, kept), Subset(train, held)
     elif data.val_fraction is not None:
         # Of all images, also of those to test on.
