@@ -82,7 +82,7 @@ def said(tmp_path_factory) -> dict[str, str]:
 
 def test_the_figures_of_the_end_are_those_of_an_evaluation(said):
     end = next(text for line, text in said.items() if "run.name=first" in line)
-    top1 = re.search(r"last ([\d.]+)%", end)
+    top1 = re.search(r"best top1 ([\d.]+)%", end)
     assert top1
     shown = re.search(r"^first +([\d.]+)%", said["resnet eval first"], re.MULTILINE)
     assert shown

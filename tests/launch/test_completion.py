@@ -28,7 +28,7 @@ def complete(line: str, cwd: Path = PROGRAM, program: str = "launch.cli") -> lis
     ("line", "expected"),
     [
         ("launch st", ["status "]),
-        ("launch local recipe=cifar100_one", ["cifar100_onecycle "]),
+        ("launch local recipe=cifar10_resnet18_f", ["cifar10_resnet18_fast "]),
         ("launch show optimizer.trust", ["optimizer.trust_coefficient="]),
         ("launch submit model.name=resnet15", ["resnet152 ", "resnet152d "]),
         ("launch submit schedule.name=tri", ["triangular "]),

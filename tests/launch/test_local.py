@@ -72,7 +72,7 @@ def test_two_at_once_finish_whatever_is_around_and_are_logged_and_retried(tiny, 
     both = [begin(mark, *words, f"run.name={run.name}", "--cpu-ranks", 2, **around) for run in (done, broken)]
     for run, ended in zip((done, broken), map(finish, both), strict=True):
         assert ended.returncode == 0, ended.stderr
-        assert "basic on 2 x CPU" in ended.stdout
+        assert "basic 1-1-1 on 2 x CPU" in ended.stdout
         assert (status(run)["state"], status(run)["step"]) == ("finished", 2)
         assert json.loads((run / "provenance.json").read_text())["world_size"] == 2
         assert (run / "logs" / "attempt-1" / "rank-1.log").is_file()
@@ -85,7 +85,7 @@ def test_two_at_once_finish_whatever_is_around_and_are_logged_and_retried(tiny, 
         return done.stdout + done.stderr
 
     log = launched("logs", done.name)
-    assert "basic on 2 x CPU" in log
+    assert "basic 1-1-1 on 2 x CPU" in log
     assert "finished: best top1" in log
     recipe = broken / "recipe.yaml"
     recipe.write_text(recipe.read_text().replace("max_steps: 2", "max_steps: null"))
@@ -94,7 +94,7 @@ def test_two_at_once_finish_whatever_is_around_and_are_logged_and_retried(tiny, 
     assert f"launch retry: {done.name} is finished" in told
     assert f"{broken.name} continues here from step 2" in told
     assert (status(broken)["state"], status(broken)["step"]) == ("finished", 4)
-    assert "basic on 2 x CPU" in launched("logs", broken.name, "--attempt", "2")
+    assert "basic 1-1-1 on 2 x CPU" in launched("logs", broken.name, "--attempt", "2")
     assert "retry cannot change the recipe" in launched("retry", done.name, "epochs=3", code=2)
 
 

@@ -96,7 +96,7 @@ def test_a_student_of_nothing_but_the_teacher_answers_as_it_does(taught):
     torch.manual_seed(0)
     images = torch.randn(64, 3, 32, 32)
     student, alone = (divergence(taught.teacher, root / name, images) for name in ("student", "alone"))
-    assert student < 0.5 * alone
+    assert student < 0.7 * alone
     files = {file.name for file in (root / "student").rglob("*.safetensors")}
     assert files == {"model.safetensors", "final.safetensors"}
     assert weights(root / "student").keys() == weights(root / "alone").keys()

@@ -266,7 +266,7 @@ def test_one_two_and_one_ranks_train_as_one_does(tmp_path, interrupt):
         assert straight.keys() == other.keys()
         assert straight.get("lr") == other.get("lr"), "of the very same schedule"
         for key in straight:
-            assert other[key] == pytest.approx(straight[key], rel=2e-4), (straight["step"], key)
+            assert other[key] == pytest.approx(straight[key], rel=1e-3), (straight["step"], key)
     weights = [newest_first(run / "checkpoints")[0] for run in (one, changing)]
     for name in ("model", "ema"):
         pair = [safetensors.torch.load_file(checkpoint / f"{name}.safetensors") for checkpoint in weights]
@@ -298,7 +298,7 @@ def test_keys_that_cannot_change_are_refused_all_at_once(stopped, tmp_path):
     before = {file: file.read_bytes() for file in stopped.iterdir() if file.is_file()}
     assert attempt(tmp_path, "r", "batch_size=32", "seed=1", "model.stem=cifar", "optimizer.lr=0.02") == [2]
     error = output(tmp_path, "r").rpartition("train.py: ")[2]
-    for line in ("batch_size: 16 -> 32", "seed: 0 -> 1", "model.stem: imagenet -> cifar"):
+    for line in ("batch_size: 16 -> 32", "seed: 0 -> 1", "model.stem: null -> cifar"):
         assert f"\n  {line}\n" in error
     assert "optimizer.lr" not in error
     assert error.endswith("put them back, or choose another run.name\n")
