@@ -27,7 +27,7 @@ _EXTRA = "_extra_state"
 """What torch calls the state of `get_extra_state` among a module's weights."""
 
 
-class PluginError(RuntimeError):
+class PluginError(ValueError):
     """What the user's own code gave is not what it has to be; the message names it."""
 
 

@@ -44,7 +44,7 @@ from resnet.failure import out_of_memory
 from resnet.feeding import beside_network, check_input, open_batches, open_test
 from resnet.micro_batch import fitted
 from resnet.opening import first_lines, open_run_dir
-from resnet.plugins import Callbacks, PluginError, changed_states, digests, load_plugin
+from resnet.plugins import Callbacks, changed_states, digests, load_plugin
 from resnet.pretrained import shaped_as_weights
 from resnet.process.environment import ATTEMPT
 from resnet.process.exit_codes import FAILED, FINISHED
@@ -71,10 +71,6 @@ def train(recipe: Recipe, signals: Signals, notes: Sequence[str] = ()) -> int:
     except ValueError:
         _leave_ranks()
         raise
-    except PluginError as error:
-        # Before training begins, which tells of its own.
-        _leave_ranks()
-        raise ValueError(str(error)) from error
     if code == FAILED and dist.is_initialized():
         # To take leave of a process group one of whose members is gone, or hangs, could take for ever.
         leave(code)

@@ -222,12 +222,31 @@ def test_the_example_of_several_labels_goes_on_as_if_nothing_had_happened(tmp_pa
     assert found.metrics == {"map": logged["val/map"], "auroc": logged["val/auroc"]}
 
 
-# A teacher
+# A teacher; code of one's own on two ranks
+
+KEPT = """\
+class Kept:
+    def __init__(self):
+        self.of_steps, self.shares = [], []
+    def on_step(self, step, model):
+        self.of_steps.append(model.fc.bias.detach().sum())
+    def on_evaluation(self, step, result):
+        self.shares.append(result["share"])
+    def state_dict(self):
+        return vars(self)
+    def load_state_dict(self, state):
+        vars(self).update(state)
+
+def share(logits, targets):
+    return (logits.argmax(1) == targets).double().mean()
+"""
 
 
 def test_a_run_that_learns_from_another_goes_on_with_that_one_alone(tmp_path, interrupt):
     assert attempt(tmp_path, "teacher", "epochs=1", "model.layers=[1,1,1,1]") == [0]
-    words = ["distill.teacher=teacher", "epochs=2"]
+    (tmp_path / "own.py").write_text(KEPT)
+    own = [f"plugins.callbacks=[{tmp_path}/own.py:Kept]", f"plugins.metrics={{share: {tmp_path}/own.py:share}}"]
+    words = ["distill.teacher=teacher", "epochs=2", *own]
     assert attempt(tmp_path, "straight", *words, ranks=2) == [0, 0]
     interrupt |= {"step": 5, "rank": 1, "signal": signal.SIGKILL}
     assert -9 in attempt(tmp_path, "r", *words, ranks=2)
@@ -240,8 +259,12 @@ def test_a_run_that_learns_from_another_goes_on_with_that_one_alone(tmp_path, in
     final.unlink()
     moved = tmp_path / "moved.safetensors"
     moved.write_bytes(kept)
-    assert attempt(tmp_path, "r", f"distill.teacher={moved}", "epochs=2", ranks=2) == [0, 0]
+    assert attempt(tmp_path, "r", f"distill.teacher={moved}", "epochs=2", *own, ranks=2) == [0, 0]
     assert compare_runs(tmp_path / "straight", tmp_path / "r") == []
+    rows = [row for row in read_metrics(tmp_path / "r") if "val/share" in row]
+    assert [row["val/share"] * 100 for row in rows] == pytest.approx([row["val/top1"] for row in rows])
+    kept = read_rest(newest_first(tmp_path / "r" / "checkpoints")[0])["callbacks"]["own.py:Kept"]
+    assert (len(kept["of_steps"]), kept["shares"]) == (rows[-1]["step"], [row["val/share"] for row in rows[:-1]])
 
 
 # Other numbers of ranks
