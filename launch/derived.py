@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from recipes import unfreezing
 from recipes.errors import COMMAND_LINE
 from recipes.evidence import told
 from recipes.load import Loaded
@@ -45,6 +46,7 @@ def follows(loaded: Loaded, gpus: int, samples: int | None = None) -> dict[str, 
         "momentum_is": "momentum" if hasattr(recipe.optimizer, "momentum") else "beta1",
         "milestones": list(_milestones(plan)) if samples else [],
         "image_sizes": list(_image_sizes(plan)),
+        "unfreeze": unfreezing.told(recipe.model.unfreeze),
         "ema": _ema(recipe),
         "swa": _swa(plan),
         "expected": _expected(loaded),
@@ -76,7 +78,10 @@ def network(recipe: Recipe) -> dict[str, Any]:
 
 def _stated(recipe: Recipe) -> str:
     if samples_known(recipe.data):
-        return "made by data.source" if recipe.data.made_here else "stated by the recipe (data.train_samples)"
+        aside = [key for key in ("val_fraction", "fold", "test_fraction") if getattr(recipe.data, key) is not None]
+        less = f", less what is put aside ({', '.join(f'data.{key}' for key in aside)})" if aside else ""
+        made = "made by data.source" if recipe.data.made_here else "stated by the recipe (data.train_samples)"
+        return made + less
     if recipe.data.balance in ("oversample", "sqrt"):
         return "unknown until the classes are counted (data.balance): give --samples N"
     for key in ("val_fraction", "fold", "test_fraction"):
@@ -153,5 +158,6 @@ def _expected(loaded: Loaded) -> dict[str, Any]:
         "spread": evidence.spread if evidence else None,
         "seeds": evidence.seeds if evidence else None,
         "measured": told(evidence.measured) if evidence else None,
-        "changed": any(key.split(".")[0] not in NOT_TRAINING for key in changed),
+        "changed": any(key.split(".")[0] not in NOT_TRAINING for key in changed)
+        or (evidence is not None and evidence.recipe not in (None, loaded.recipe.name)),
     }

@@ -11,6 +11,8 @@ from recipes.nested import NOTHING, value_at
 from recipes.text import did_you_mean, near, show
 
 COMMAND_LINE = "command line"
+_MOST_LISTED = 20
+"""Words, where it is known which of them may be meant."""
 
 
 class RecipeError(ValueError):
@@ -59,7 +61,7 @@ def _explain_value(problem: Any, key: str, given: Any, origin: str) -> str:
     if kind.startswith("union_tag"):
         return f"{what}{_none_of(given, sorted(variants()[key.partition('.')[0]][1]))}{also}"
     if kind == "literal_error":
-        allowed = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
+        allowed = [word.strip("'") for word in re.split(r", | or ", problem["ctx"]["expected"])]
         return f"{what}{_none_of(given, allowed)}{also}"
     if kind == "value_error":
         message = wording(problem)
@@ -127,9 +129,12 @@ def _hint_for_group(key: str, given: Any) -> str:
 
 
 def _none_of(given: Any, allowed: list[str]) -> str:
-    close = near(given, allowed, 2) if isinstance(given, str) else []
+    meant = re.sub("^wrn", "wide_resnet", given.lower()) if isinstance(given, str) else ""
+    close = near(meant, allowed, 2) if meant else []
     if isinstance(given, str) and (same := SIMILAR_VALUES.get(given)) in allowed:
         close = [same]
+    if close and len(allowed) > _MOST_LISTED:
+        return f" is not known: {did_you_mean(close)}"
     return f" is none of {', '.join(allowed)}" + (f": {did_you_mean(close)}" if close else "")
 
 

@@ -67,8 +67,9 @@ def changed(recipe: Recipe, samples: int | None = None) -> str:
     found = []
     if recipe.max_steps is not None:
         found.append(f"max_steps={recipe.max_steps}")
-    found += [f"{key}={show(now)}" for key, now in what_differs(recipe).items()]
-    stated = recipe.data.train_samples
+    stating = (recipe.evidence and recipe.evidence.recipe) or recipe.name
+    found += [f"{key}={show(now)}" for key, now in _what_differs(recipe, stating).items()]
+    stated = _shipped(stating, recipe).data.train_samples
     if samples is not None and stated is not None and samples != stated:
         found.append(f"{samples:,} training images, not {stated:,}")
     more = f" and {len(found) - 3} more" if len(found) > 3 else ""
@@ -78,11 +79,17 @@ def changed(recipe: Recipe, samples: int | None = None) -> str:
 def what_differs(recipe: Recipe) -> dict[str, Any]:
     """The keys, and their values, in which a recipe differs from the shipped one of its name, but for those that do not
     matter for what it reaches."""
-    if recipe.name not in names():
-        return {}
-    original = load([f"recipe={recipe.name}"]).recipe
+    return _what_differs(recipe, recipe.name)
+
+
+def _what_differs(recipe: Recipe, name: str) -> dict[str, Any]:
+    original = _shipped(name, recipe)
     changes = differences(original, recipe)
     return {key: now for key, (_, now) in changes.items() if not _is_free(key, original)}
+
+
+def _shipped(name: str, otherwise: Recipe) -> Recipe:
+    return load([f"recipe={name}"]).recipe if name in names() else otherwise
 
 
 def _is_free(key: str, original: Recipe) -> bool:

@@ -18,6 +18,7 @@ from recipes.keys import fields_of, keep_spelling, parents, variant_named, varia
 from recipes.library import FOLDER, all_names, file_of, shipped
 from recipes.nested import NOTHING, merge, nest, value_at, without
 from recipes.plugin_files import naming_copies
+from recipes.schema.model import OF_NETS
 from recipes.schema.plugins import PLUGINS, with_paths
 from recipes.schema.recipe import NOT_TRAINING, Recipe
 from recipes.text import did_you_mean, show, suggestion
@@ -56,7 +57,7 @@ def load_over(name: str, values: Mapping[str, Any], origin: str, argv: Iterable[
     """
     layers = [*_file_layers(shipped()[name], ())] if name in shipped() else []
     layers += [_layer(key, value, origin) for key, value in values.items()]
-    layers += [_override(*split_argument(argument), COMMAND_LINE) for argument in argv]
+    layers.append(_as_one(_override(*split_argument(argument), COMMAND_LINE) for argument in argv))
     return _build(layers, default_name=name)
 
 
@@ -72,12 +73,17 @@ def load_values(source: str | Path, changes: Mapping[str, Any] | None = None) ->
 
 def _load_under(name: str, changes: Iterable[_Layer]) -> Loaded:
     """The recipe of a name or path, with the changes over it."""
+    path = _find(name, Path.cwd())
+    return _moved(_build([*_file_layers(path, ()), _as_one(changes)], default_name=Path(name).stem), path)
+
+
+def _as_one(changes: Iterable[_Layer]) -> _Layer:
+    """Changes as one layer, so that their order does not matter where one of them picks another variant."""
     above, origins = {}, {}
     for layer in changes:
         above = merge(above, layer.values)
         origins |= layer.origins
-    path = _find(name, Path.cwd())
-    return _moved(_build([*_file_layers(path, ()), _Layer(above, origins)], default_name=Path(name).stem), path)
+    return _Layer(above, origins)
 
 
 def load_file(path: Path) -> Loaded:
@@ -190,6 +196,9 @@ def _file_layers(path: Path, below: tuple[Path, ...]) -> Iterator[_Layer]:
         raise RecipeError(f"base={show(base)} ({origin}) must be a recipe's name or a list of names")
     for parent in parents:
         yield from _file_layers(_find(parent, path.parent, f" ({origin})"), (*below, path))
+    if isinstance(evidence := values.get("evidence"), dict):
+        # A recipe that names this one as its base may train something else.
+        values["evidence"] = {"recipe": values.get("name", path.stem), **evidence}
     yield _Layer(values, origins, newer)
 
 
@@ -312,7 +321,10 @@ def _is_ignored(path: list[Any], layers: list[_Layer]) -> bool:
 
 
 def _leave_old_variant(values: dict[str, Any], origins: dict[str, str], layer: dict[str, Any]) -> None:
-    """Where a layer picks another optimizer, schedule or source: drop the inherited keys that it does not have."""
+    """Where a layer picks another optimizer, schedule or source: drop the inherited keys that it does not have.
+
+    So it is with a network of the user's own, but for weights and what freezes them, which are refused.
+    """
     for group, (tag, by_name) in variants().items():
         above, below = layer.get(group), values.get(group)
         if (
@@ -324,3 +336,6 @@ def _leave_old_variant(values: dict[str, Any], origins: dict[str, str], layer: d
         if variant := variant_named(by_name, above[tag]):
             kept = variant.model_fields.keys() - getattr(variant, "own", ())
             values[group] = {key: value for key, value in below.items() if key in kept}
+    above, below = layer.get("model"), values.get("model")
+    if isinstance(above, dict) and above.get("plugin") and isinstance(below, dict):
+        values["model"] = {key: value for key, value in below.items() if key not in OF_NETS}

@@ -145,10 +145,25 @@ def make_plan(recipe: Recipe, samples: int, world_size: int, micro_batch: int | 
 def samples_known(data: Data) -> int | None:
     """Training samples of an epoch as far as the recipe tells; None: only the data itself does."""
     images = data.images_stated()
-    carved = (data.val_fraction, data.test_fraction, data.fold) != (None, None, None)
-    if images is None or data.balance not in ("none", "shares") or carved:
+    if images is None or data.balance not in ("none", "shares") or (left := _left_to_train(data, images)) is None:
         return None
-    return min(images, data.max_train or images)
+    return min(left, data.max_train or left)
+
+
+def _left_to_train(data: Data, images: int) -> int | None:
+    """Images that are not put aside; None: that goes by the sizes of classes, which only the data tells."""
+    if data.test_fraction is not None or data.val_fraction is not None:
+        classes = data.classes_stated()
+        if not data.made_here or not classes or images % classes:
+            return None
+        each = images // classes
+        for share in (data.test_fraction, data.val_fraction and data.val_fraction / (1 - (data.test_fraction or 0))):
+            each -= min(max(round(share * each), 1), each - 1) if share else 0
+        images = classes * each
+    if data.fold_of is None:
+        return images
+    number, of = data.fold_of
+    return images - len(range(number - 1, images, of))
 
 
 def effective_decay(config: Ema, batch_size: int, epochs: float) -> float:

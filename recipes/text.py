@@ -49,10 +49,28 @@ def show(value: Any) -> str:
 
 
 def near(word: str, names: Iterable[str], count: int = 3, cutoff: float = 0.6) -> list[str]:
-    """The names that a mistyped word may have meant, the likeliest first; case does not matter, nor - for _."""
-    plain = {name.lower().replace("-", "_"): name for name in names}
-    found = difflib.get_close_matches(word.lower().replace("-", "_"), plain, n=count, cutoff=cutoff)
+    """The names that a mistyped word may have meant, the likeliest first; case and separators do not matter.
+
+    A name that the word is a part of goes before those that look like it.
+    """
+    asked, plain = _joined(word), {_joined(name): name for name in names}
+    if asked and asked in plain:
+        return [plain[asked]]
+    holding = sorted(
+        (name for name in plain if _is_part(asked, name)), key=lambda name: (not name.startswith(asked), len(name))
+    )
+    found = holding[:count] or difflib.get_close_matches(asked, plain, n=count, cutoff=cutoff)
     return [plain[name] for name in found]
+
+
+def _joined(name: str) -> str:
+    return re.sub(r"[\W_]", "", name.lower())
+
+
+def _is_part(word: str, name: str) -> bool:
+    """Whether a name begins with a word, or holds a long one; not with a part of a number."""
+    least = 3 if name.startswith(word) else 6
+    return len(word) >= least and re.search(rf"{re.escape(word)}(?!(?<=\d)\d)", name) is not None
 
 
 def did_you_mean(close: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ import contextlib
 import torch
 from torch import nn
 
+from recipes.unfreezing import what_trains
 from resnet.adaptive_clipping import clip_adaptively
 from resnet.data.batches import Batch
 from resnet.data.order import mix as mix_numbers
@@ -56,6 +57,8 @@ def train_step(trainer: Trainer) -> torch.Tensor | None:
     set_hyper(state.optimizer, plan.hyper(step))
     if trainer.recipe.model.unfreeze and step % plan.steps_per_epoch == 0:
         trainer.set_training_mode()
+        if begins := trainer.recipe.model.unfreeze.get(step // plan.steps_per_epoch):
+            trainer.hooks.tell(f"epoch {step // plan.steps_per_epoch}: {what_trains(begins)} trains from here on")
     if trainer.statistics:
         trainer.statistics.begin()
     for turn in range(plan.accumulation):

@@ -18,6 +18,7 @@ from recipes.plugin_files import with_own_copies
 from recipes.schema.model import name_of_model
 from recipes.schema.recipe import Recipe
 from recipes.text import plural
+from recipes.unfreezing import told
 from resnet.checkpoint.commit import clean
 from resnet.checkpoint.resume import Start
 from resnet.data.sources.registry import Splits, targets_of
@@ -113,6 +114,8 @@ def first_lines(
         f"{_steps(plan)}; batch {plan.batch_size}, {plan.batch_size // ranks} per device{accumulated}; "
         f"lr {plan.lr:g}; {workers} workers per device",
     ]
+    if recipe.model.unfreeze:
+        lines.append(f"what trains: {told(recipe.model.unfreeze)}")
     if accelerator.device.type == "cpu" and accelerator.mixed_precision == "no" and has_bf16():
         lines.append("this CPU has instructions for bf16: precision=bf16 is faster (docs/speed.md)")
     if accelerator.device.type == "cpu" and (threads := threads_asked()):

@@ -96,6 +96,9 @@ class RunHooks:
                 say(note)
             self._tell(wandb_url=self.tracker.url)
 
+    def tell(self, line: str) -> None:
+        self.progress.message(line)
+
     def after_step(self) -> bool:
         step = self.state.step
         self.progress.update(step)

@@ -40,6 +40,9 @@ class Hooks(Protocol):
         """Save what is due; True asks to stop here."""
         ...
 
+    def tell(self, line: str) -> None:
+        """A line for whoever looks on."""
+
     def before_evaluation(self) -> None: ...
 
     def after_evaluation(self, result: dict[str, Any], best: bool) -> None: ...

@@ -16,6 +16,7 @@ import yaml
 from launch.derived import follows
 from recipes.evidence import with_spread
 from recipes.load import dump, load
+from recipes.plugin_check import check_plugin_code
 from recipes.text import plural
 from recipes.yaml12 import Loader
 
@@ -38,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     loaded = load(arguments.words)
+    check_plugin_code(loaded.recipe)
     facts = follows(loaded, arguments.gpus, arguments.samples)
     if arguments.json:
         recipe = loaded.recipe.model_dump(mode="json")
@@ -96,6 +98,8 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
     if len(facts["image_sizes"]) > 1:
         sizes = ", ".join(f"{corner['size']} from epoch {corner['epoch']}" for corner in facts["image_sizes"])
         rows.append(("image size", sizes))
+    if facts["unfreeze"]:
+        rows.append(("what trains", facts["unfreeze"]))
     if average := facts["ema"]:
         rescaled = f" ({average['stated']:g} rescaled)" if average["decay"] != average["stated"] else ""
         rows.append(("EMA", f"keeps {average['decay']:.6g}{rescaled} every {plural(average['every'], 'step')}"))

@@ -38,6 +38,8 @@ def check_channels(channels: int, augment: Augment, data: Data) -> None:
     if data.decode != "cpu" and (channels != RGB or data.pixel_max is not None):
         why = f"model.in_channels is {channels}" if channels != RGB else "data.pixel_max is set"
         raise ValueError(f"data.decode={data.decode} makes RGB of 8 bits, and {why}: set data.decode=cpu")
+    if data.pixel_max is not None and data.gives_rgb:
+        raise ValueError(f"data.pixel_max has no effect with data.source={data.source}, of 8 bits: leave it out")
     if channels not in (RGB, GREY) and data.gives_rgb:
         raise ValueError(f"data.source={data.source} gives RGB, of which model.in_channels takes 3 or 1")
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Discriminator, Field, model_validator
 from typing_extensions import Self
 
-from recipes.schema.fields import Count, Fraction, Group
+from recipes.schema.fields import Count, Fold, Fraction, Group
 from recipes.schema.plugins import Plugin
 
 
@@ -39,7 +39,7 @@ class _Data(Group):
     """Where the validation images are; null: carved from the training images by `val_fraction`."""
     val_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Share of each class's training images put aside for validation, the same for every seed of the run."""
-    fold: Annotated[str, Field(pattern=r"^[1-9]\d{0,3}/[1-9]\d{0,3}$")] | None = None
+    fold: Fold | None = None
     """As 2/5: the training images are cut into 5 parts, each class evenly and the same for every seed, and the second
     is what is validated on instead of `val`."""
     test_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
@@ -113,8 +113,6 @@ class _Data(Group):
         given = [key for key in ("val", "val_fraction", "fold") if getattr(self, key) is not None]
         if len(given) > 1:
             raise ValueError(f"has both {given[0]} and {given[1]}: give one, and null for the other")
-        if self.fold_of is not None and not self.fold_of[0] <= self.fold_of[1] > 1:
-            raise ValueError(f"fold={self.fold} is none of {self.fold_of[1]}: the folds of 5 are 1/5 to 5/5")
         return self
 
     @model_validator(mode="after")
@@ -296,9 +294,14 @@ class CifarData(_Data):
         return 10 if self.source == "cifar10" else 100
 
 
+_OF_FILES = ("train", "val", "train_samples", "pixel_max", "stage")
+"""Keys of images that are read, which made ones do not take over."""
+
+
 class ShapesData(_Data):
     """Drawn shapes as real JPEG files, made once into the folder `train` and then read as an image folder."""
 
+    own: ClassVar[tuple[str, ...]] = _OF_FILES
     made_here: ClassVar[bool] = True
     gives_rgb: ClassVar[bool] = True
 
@@ -324,6 +327,7 @@ class ShapesData(_Data):
 class SyntheticData(_Data):
     """Random noise with a trace of its class, made in memory: for benchmarks and for trying out a cluster."""
 
+    own: ClassVar[tuple[str, ...]] = _OF_FILES
     made_here: ClassVar[bool] = True
     gives_rgb: ClassVar[bool] = True
 
@@ -351,6 +355,8 @@ class SyntheticData(_Data):
 class PluginData(_Data):
     """Images of a source of your own: see docs/plugins.md."""
 
+    own: ClassVar[tuple[str, ...]] = ("train", "val", "train_samples", "stage")
+
     source: Literal["plugin"]
     plugin: Plugin
     """Class or function (train: bool, **args) -> a source: labels (or targets), classes, len(), read and describe."""
@@ -370,7 +376,10 @@ def _needs_validation(data: Any) -> Any:
 
 def _has_its_own_validation(data: Any) -> Any:
     if data.val is not None:
-        raise ValueError(f"val has no effect with source={data.source}, which makes its own validation images")
+        raise ValueError(
+            f"val has no effect with source={data.source}, which has validation images of its own: leave it "
+            "out, or set data.val=null"
+        )
     return data
 
 

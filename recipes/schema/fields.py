@@ -6,7 +6,7 @@ import math
 import re
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -24,10 +24,27 @@ def weights_of_classes(value: Any) -> Any:
         return value
     if not isinstance(value, dict):
         raise ValueError("must be balanced, effective, or weights by the names of classes, as in {cat: 2, dog: 0.5}")
+    if not value:
+        raise ValueError("names no class: write {cat: 2, dog: 0.5}, or off")
     for name, weight in value.items():
         if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
             raise ValueError(f"the weight of {name} must be a number of 0 or more, not {weight}")
     return value
+
+
+_FOLD = r"^[1-9]\d{0,3}/[1-9]\d{0,3}$"
+
+
+def _is_a_fold(value: str) -> str:
+    if not re.fullmatch(_FOLD, value) or value.endswith("/1"):
+        raise ValueError("write it as 2/5, the second of 5 parts (2 or more)")
+    number, of = map(int, value.split("/"))
+    if number > of:
+        raise ValueError(f"the folds of {of} are 1/{of} to {of}/{of}")
+    return value
+
+
+Fold = Annotated[str, AfterValidator(_is_a_fold), WithJsonSchema({"type": "string", "pattern": _FOLD})]
 
 
 class Duration(NamedTuple):

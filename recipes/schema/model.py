@@ -10,9 +10,9 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from recipes.nets import NET_KEYS, NETS, TORCHVISIONS, Block, Net, Stem, has_stream, inner_width, resolve
 from recipes.schema.fields import Count, Group, Positive
-from recipes.schema.model_checks import problem_with
+from recipes.schema.model_checks import TAG, problem_with
 from recipes.schema.plugins import Plugin
-from recipes.text import cut, suggestion
+from recipes.text import cut, show, suggestion
 
 ACTIVATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "celu": ((), ("alpha",)),
@@ -84,7 +84,7 @@ def is_download(weights: str) -> bool:
 
 def is_tag(weights: str) -> bool:
     """Whether `model.pretrained` names some of torchvision's weights, and not a file or folder."""
-    return re.fullmatch("[A-Z][A-Z0-9_]*", weights) is not None
+    return re.fullmatch(TAG, weights) is not None
 
 
 def tags_of(name: str) -> tuple[str, ...]:
@@ -98,6 +98,7 @@ def tags_of(name: str) -> tuple[str, ...]:
 
 _WITH_PLUGIN = {"plugin", "num_classes", "in_channels", "sync_batchnorm"}
 """Keys that a network of the user's own heeds."""
+_OF_WEIGHTS = {"pretrained", "freeze_backbone", "unfreeze"}
 
 
 class Model(Group):
@@ -212,7 +213,10 @@ class Model(Group):
     def _with_plugin_alone(self) -> Model:
         given = self.model_dump(exclude_defaults=True).keys() - _WITH_PLUGIN
         if given:
-            raise ValueError(f"has a plugin, which {', '.join(sorted(given))} would not reach: leave one of them out")
+            unset = ", ".join(
+                f"model.{key}={show(type(self).model_fields[key].get_default())}" for key in sorted(given)
+            )
+            raise ValueError(f"has a plugin, which {', '.join(sorted(given))} would not reach: set {unset}")
         return self
 
     @model_validator(mode="after")
@@ -227,6 +231,8 @@ class Model(Group):
         stages = [self.unfreeze[epoch] for epoch in sorted(self.unfreeze)]
         if unknown := [stage for stage in stages if stage not in known]:
             raise ValueError(f"unfreeze names {cut(unknown[0], _LONGEST_PLACE)}: this net has {', '.join(known)}")
+        if self.unfreeze.get(0) in ("stem", "all"):
+            raise ValueError("unfreeze lets all train from epoch 0 on: leave it out (unfreeze={}), or begin later")
         places = [min(known.index(stage), known.index("stem")) for stage in stages]
         if any(before >= after for before, after in itertools.pairwise(places)):
             raise ValueError(
@@ -287,6 +293,10 @@ class Model(Group):
         if unfit := _unfit(name, value):
             raise ValueError(f"do not fit {name}: {unfit}")
         return value
+
+
+OF_NETS = Model.model_fields.keys() - _WITH_PLUGIN - _OF_WEIGHTS
+"""Keys that make and vary a named net, in whose place a plugin comes."""
 
 
 def _keys_of(name: Any) -> dict[str, Any]:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from recipes.nets import Net, blocks, convolutions
+from recipes.nets import NET_KEYS, NETS, Net, blocks, convolutions, resolve
+from recipes.text import show
 
 if TYPE_CHECKING:
     from recipes.schema.model import Model
 
+TAG = "[A-Z][A-Z0-9_]*"
+"""As torchvision names weights."""
 GROUPS_OF_NORM = 32
 """Of norm=group where none are given, as in its paper."""
 _MOST_BLOCKS, _MOST_WEIGHTS = 4096, 10**10
@@ -118,4 +122,30 @@ def _of_parts_left_out(model: Model, net: Net) -> Iterator[str]:
         yield f"block_dropout={model.block_dropout:g} has no effect in a frozen backbone: dropout is the classifier's"
 
 
-_CHECKS = (_of_stages, _of_blocks, _of_shortcuts, _of_norms, _of_parts_left_out)
+def _of_torchvisions_weights(model: Model, net: Net) -> Iterator[str]:
+    """What makes the network another one than its name's, which alone torchvision has weights of."""
+    tag = model.pretrained
+    if tag is None or not re.fullmatch(TAG, tag) or model.name not in NETS:
+        return
+    own = NETS[model.name]
+    given = {key: value for key in NET_KEYS if (value := getattr(model, key)) is not None}
+    other = [
+        key for key, value in given.items() if _in_weights(resolve({**own, key: value})) != _in_weights(resolve(own))
+    ]
+    others = [f"{key}={show(given[key])}" for key in other]
+    others += ["norm=group"] if model.norm == "group" else []
+    others += ["activation=prelu"] if model.activation == "prelu" else []
+    others += ["channels"] if model.channels else []
+    if others:
+        yield (
+            f"has {', '.join(others)}, and pretrained={tag} are weights of {model.name} without: leave one out, or "
+            "give pretrained a file, a run or hf_hub:OWNER/REPO of such a network"
+        )
+
+
+def _in_weights(net: Net) -> Net:
+    """A net without what its weights do not tell."""
+    return net._replace(maxpool="conv" if net.maxpool == "conv" else True, se_ratio=0.0)
+
+
+_CHECKS = (_of_stages, _of_blocks, _of_shortcuts, _of_norms, _of_parts_left_out, _of_torchvisions_weights)

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, field_validator
 
 from recipes.metric import METRICS
 from recipes.schema.fields import Group
-from recipes.text import suggestion
+from recipes.text import did_you_mean, near
 
 PLUGINS = "plugins"
 """Folder of a run that holds its own copies of their files."""
@@ -109,8 +109,9 @@ def check_plugins(recipe: Any) -> None:
     stopping = recipe.early_stopping and recipe.early_stopping.metric
     for key, metric in {"eval.metric": recipe.eval.metric, "early_stopping.metric": stopping}.items():
         if metric is not None and metric not in known:
-            hint = suggestion({"accuracy": "top1", "acc": "top1"}.get(metric) or metric, known)
-            raise ValueError(f"{key}={metric} is none of {', '.join(known)}: {hint}")
+            close = near({"accuracy": "top1", "acc": "top1"}.get(metric) or metric, known)
+            hint = f": {did_you_mean(close)}" if close else " (plugins.metrics adds your own)"
+            raise ValueError(f"{key}={metric} is none of {', '.join(known)}{hint}")
     idle = {
         "bce_target_threshold": recipe.bce_target_threshold is not None,
         "class_weights": recipe.class_weights is not None,

@@ -129,6 +129,7 @@ class Recipe(Group):
                 "distill compares softmaxes, and loss=bce trains none: use loss=cross_entropy or distill=off"
             )
         self._check_updates()
+        self._check_epochs()
         if (warmup := getattr(self.schedule, "warmup_epochs", 0)) and warmup >= self.epochs:
             raise ValueError(f"schedule.warmup_epochs {warmup:g} leaves nothing of epochs {self.epochs:g}")
         self._check_averages()
@@ -176,6 +177,15 @@ class Recipe(Group):
         if hasattr(self.optimizer, "betas") and 1 in (schedule.base_momentum, schedule.max_momentum):
             raise ValueError("schedule.base_momentum and max_momentum are Adam's first beta here: give less than 1")
 
+    def _check_epochs(self) -> None:
+        """Raise ValueError for what would begin after the last epoch."""
+        unfreeze = self.model.unfreeze
+        if late := [epoch for epoch in unfreeze if epoch >= self.epochs]:
+            raise ValueError(
+                f"model.unfreeze has {min(late)}: {unfreeze[min(late)]}, which epochs {self.epochs:g} do not reach: "
+                "give earlier epochs, or leave it out"
+            )
+
     def _refuse_of_backbone(self) -> None:
         """Raise ValueError for keys that reach all layers but the classifier, which alone trains."""
         for key, none in (("backbone_lr_scale", 1.0), ("layer_decay", 1.0)):
@@ -194,6 +204,11 @@ class Recipe(Group):
             raise ValueError("ema and swa are both averages of the weights: set one of them to off")
         if self.swa and self.swa.start_epoch >= self.epochs:
             raise ValueError(f"swa.start_epoch {self.swa.start_epoch} leaves nothing of epochs {self.epochs:g}")
+        if self.swa and self.swa.start_epoch + self.swa.every > math.ceil(self.epochs):
+            raise ValueError(
+                f"swa takes the weights after epoch {self.swa.start_epoch} alone, of which there is no mean: lower "
+                "swa.start_epoch or swa.every"
+            )
 
     def _check_patience(self) -> None:
         evaluations = math.ceil(self.epochs / self.eval.every)

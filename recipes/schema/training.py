@@ -172,6 +172,8 @@ def _of_words(value: Any) -> Any:
 class Evidence(Group):
     """What the recipe is known to reach, and where that is known from."""
 
+    recipe: str | None = None
+    """The recipe that states it, which a run is compared with; null: the run's own."""
     source: str
     """Paper, repository or model card the hyperparameters are from."""
     top1: float | None = None

@@ -407,7 +407,7 @@ def test_samples_that_only_the_data_tells(launch, follows):
         assert "1000 an epoch, by --samples" in given
         assert "  start" in given
     assert follows("data.balance=oversample")["total_steps"] is None
-    assert follows("data.val_fraction=0.1")["milestones"] == []
+    assert follows("data.test_fraction=0.1", "data.balance=sqrt")["milestones"] == []
     assert follows("data.max_train=200")["steps_per_epoch"] == 5
 
 

@@ -199,6 +199,15 @@ def test_another_variant_keeps_common_keys_and_drops_the_rest(small):
     }  # fmt: skip
 
 
+def test_what_is_made_here_takes_no_places_over_and_a_plugin_no_net():
+    made, none = load(["recipe=resnet50_imagenet", "data={source: shapes}"]).recipe.data, (None, None)
+    assert (made.train, made.val, made.train_samples, made.last_batch) == ("data/shapes", *none, "keep")
+    model = load(["recipe=cifar10_resnet20", "model={plugin: own.py:Net, in_channels: 3}"]).recipe.model
+    assert (model.name, model.plugin.path) == (None, "own.py:Net")
+    with pytest.raises(RecipeError, match=r"pretrained would not reach: set model\.pretrained=null"):
+        load(["recipe=quickstart", "model={plugin: own.py:Net, pretrained: x}"])
+
+
 def test_a_group_without_its_name_is_the_default_variant(recipe_file):
     path = recipe_file("model: {name: resnet18}\ndata: {source: synthetic}\nepochs: 2\nbatch_size: 8\n")
     recipe = load([f"recipe={path}", "optimizer.lr=0.3", "schedule.warmup_epochs=1"]).recipe
@@ -247,7 +256,23 @@ def test_a_run_directory_is_a_recipe(small, tmp_path):
         ("augment.scale=[0.1, 0.5, 1]", "augment.scale=[0.1, 0.5, 1] (command line): takes at most 2 items, not 3"),
         ("epochs=.nan", "epochs=NaN (command line): must be a number, and finite"),
         ("precision=bf61", "precision=bf61 (command line) is none of auto, bf16, fp16, no: did you mean bf16?"),
-        ("model.name=resnet51", "model.name=resnet51 (command line) is none of resnet18, "),
+        ("model.name=resnet51", "model.name=resnet51 (command line) is not known: did you mean resnet50 or resnet18?"),
+        ("model.name=resnet110", "did you mean resnet110_cifar or preactresnet110_cifar?"),
+        ("model.name=ResNet-50", "did you mean resnet50?"),
+        ("model.name=WRN-28-10", "did you mean wide_resnet28_10?"),
+        ("model.name=se_resnet50", "did you mean seresnet50?"),
+        ("model.name=resnet1001", "did you mean preactresnet1001_cifar?"),
+        ("model.name=nothing", "model.name=nothing (command line) is none of resnet18, resnet34, "),
+        ("model.kernels=[2, 3]", "model.kernels.0=2 (command line) is none of 1, 3, 5, 7"),
+        ("eval.metric=map", "eval.metric=map is none of top1, top5, loss (plugins.metrics adds your own)"),
+        ("class_weights={}", "class_weights (command line) names no class"),
+        ("data.pixel_max=9", "data.pixel_max has no effect with data.source=synthetic"),
+        ("model={pretrained: x, unfreeze: {0: all}}", "unfreeze lets all train from epoch 0 on"),
+        ("model={pretrained: x, unfreeze: {1: layer4, 2: all}}", "model.unfreeze has 2: all, which epochs 2 do not"),
+        (
+            "model={pretrained: IMAGENET1K_V1, attention: se, norm: group, maxpool: false}",
+            "has attention=se, norm=group, and pretrained=IMAGENET1K_V1 are weights of resnet18 without",
+        ),
         ("model.layers=[3, x, 3]", "model.layers.1=x (command line): must be a whole number"),
         ("model.channels.layer1.0.conv1=32", "in braces, as 'model.channels={layer1.0.conv1: 32}'"),
         ("optimizer.name=adagrad", "optimizer.name=adagrad (command line) is none of adam, adamw, lamb, lars, nadamw"),
@@ -477,7 +502,8 @@ def test_text_in_lists_keeps_its_spelling(tmp_path):
             "did you mean sgd?",
         ),
         (["data.source=imagefolder"], "did you mean image_folder?"),
-        (["schedule.name=cosin"], "did you mean cosine?"),
+        (["schedule.name=cosin"], "did you mean cosine or cosine_restarts?"),
+        (["epochs=3", "swa={start_epoch: 2, every: 2}"], "swa takes the weights after epoch 2 alone"),
         (["schedule.name=polynomial"], "did you mean poly?"),
         (["grad_clip_adaptive=0.01", "grad_clip_norm=1"], "set them to off, or it"),
         (["optimizer={layer_decay: 0.8, backbone_lr_scale: 0.1}"], "set backbone_lr_scale=1, or layer_decay=1"),

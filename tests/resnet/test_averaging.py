@@ -49,6 +49,9 @@ def assert_mean(found: dict[str, torch.Tensor], states: list[dict[str, torch.Ten
 
 
 def test_what_is_frozen_does_not_move_and_then_it_does(run):
+    said = (run / "logs" / "attempt-1" / "rank-0.log").read_text()
+    assert "what trains: at first the classifier alone, from epoch 1 on layer2 and all behind it" in said
+    assert said.count("epoch 1: layer2 and all behind it trains from here on") == 1
     assert same(of_step(run, 2), of_step(run.with_name("frozen"), 2))
     first = safetensors.torch.load_file(run.with_name("first.safetensors"))
     assert changed(first, of_step(run, 2)) == {"fc"}

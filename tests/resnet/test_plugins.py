@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from launch.cli import main as launch
 from launch.runs import send
 from launch.runs.checks import check_existing
 from launch.sweep.directory import SweepDir
@@ -154,7 +155,7 @@ def test_mistakes_show_before_anything_is_sent_and_nothing_is_run(own, word, tol
     assert not any(name.startswith("resnet_plugin_own") for name in sys.modules)
 
 
-def test_what_is_right_passes_the_check(own):
+def test_what_is_right_passes_the_check(own, capsys):
     check_plugin_code(load(["recipe=r.yaml", "plugins.loss=torch.nn.functional:cross_entropy"]).recipe)
     (own / "bom.py").write_bytes(
         b"\xef\xbb\xbffor _ in range(1):\n    match 1:\n        case 1:\n            def f(logits, targets): ...\n"
@@ -163,6 +164,10 @@ def test_what_is_right_passes_the_check(own):
     (own / "latin.py").write_bytes("# -*- coding: latin-1 -*-\nname = 'Z\xfcrich'\nf = print\n".encode("latin-1"))
     check_plugin_code(load(["recipe=r.yaml", "plugins.loss=bom.py:f", "plugins.callbacks=[bom.py:Logs]"]).recipe)
     check_plugin_code(load(["recipe=r.yaml", "plugins.loss=latin.py:f"]).recipe)
+    for words, code in {"seed=1": 0, "plugins.loss=own.py:sqared": 2}.items():
+        with pytest.raises(SystemExit, match=str(code)):
+            launch(["show", "recipe=r.yaml", words])
+    assert "did you mean squared" in capsys.readouterr().err
 
 
 def test_where_a_file_lies_is_no_part_of_what_is_trained(own):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from recipes.evidence import judge
-from recipes.load import dump, load
+from recipes.load import dump, load, load_file
 from recipes.schema.recipe import Recipe
 from resnet.rundir.files import to_json
 from resnet.rundir.provenance import end_attempt, provenance, record_attempt
@@ -178,6 +178,20 @@ def test_an_accuracy_is_held_against_what_the_recipe_reaches():
     assert judge(of_imagenet(**{"data.decode": "region"}), high).good, "the same pixels"
     assert judge(of_imagenet(**{"data.decode": "gpu"}), high).text.endswith(": data.decode=gpu")
     assert judge(recipe.model_copy(update={"evidence": None}), 80.0) == ("no expected value known", None)
+
+
+def test_an_accuracy_of_a_base_is_held_against_what_is_trained_alike(tmp_path):
+    (tmp_path / "birds.yaml").write_text("base: resnet50_imagenet\ndata: {train: x, train_samples: null}\n")
+    recipe = load([f"recipe={tmp_path}/birds.yaml"]).recipe
+    low, high = recipe.evidence.band
+    assert judge(recipe, low - 1, 5000).text == "not comparable with the recipe's: 5,000 training images, not 1,281,167"
+    assert judge(recipe, low - 1, 1_281_167).good is False
+    (tmp_path / "own.yaml").write_text("base: birds.yaml\nmodel: {name: resnet18}\nname: own\n")
+    recipe = load([f"recipe={tmp_path}/own.yaml"]).recipe
+    (tmp_path / "recipe.yaml").write_text(dump(recipe))
+    assert judge(load_file(tmp_path / "recipe.yaml").recipe, high).text.endswith(": model.name=resnet18")
+    (tmp_path / "own.yaml").write_text("base: birds.yaml\nmodel: {name: resnet18}\nevidence: {band: [1, 2]}\n")
+    assert judge(load([f"recipe={tmp_path}/own.yaml"]).recipe, 1.5).good
 
 
 @pytest.mark.parametrize(

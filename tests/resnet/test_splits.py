@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 
 import resnet.final_test
 from recipes.load import load
+from recipes.plan import samples_known
 from recipes.schema.data import Data
 from resnet.data.sources import cifar
 from resnet.data.sources.cifar import Cifar
@@ -68,6 +69,22 @@ def test_what_is_tested_on_is_put_aside_before_all_else(shapes):
     assert (images(first), images(val)) == (images(folds[0].train), images(folds[0].val))
 
 
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"fold": "2/3"},
+        {"fold": "3/3", "test_fraction": 0.1},
+        {"val_fraction": 0.25, "test_fraction": 0.15},
+        {"val_fraction": 0.99},
+        {"fold": "1/6", "max_train": 40},
+        {"fold": "2/6", "samples": 93},
+    ],
+)
+def test_what_is_left_to_train_is_known_before(keys):
+    keys = {"source": "synthetic", "samples": 90, "size": 8, **keys}
+    assert samples_known(TypeAdapter(Data).validate_python(keys)) == len(opened(**keys).train)
+
+
 def test_test_images_in_a_place_of_their_own(shapes, tmp_path):
     names = sorted(folder.name for folder in (shapes / "val").iterdir())
     shutil.copytree(shapes / "val" / names[3], tmp_path / "test" / names[3])
@@ -90,8 +107,9 @@ def test_test_images_in_a_place_of_their_own(shapes, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["data.fold=3/2"], "fold=3/2 is none of 2: the folds of 5 are 1/5 to 5/5"),
-        (["data.fold=1/1"], "fold=1/1 is none of 1"),
+        (["data.fold=4/3"], "data.fold=4/3 (command line): the folds of 3 are 1/3 to 3/3"),
+        (["data.fold=1/1"], "write it as 2/5, the second of 5 parts (2 or more)"),
+        (["data.fold=0/3"], "write it as 2/5"),
         (
             ["data.fold=1/5", "data.val_fraction=0.1"],
             "has both val_fraction and fold: give one",

@@ -58,8 +58,11 @@ def _holds(folder: Path, wanted: dict[str, int]) -> bool:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     marker = folder / _MARKER
-    found = json.loads(marker.read_text()) if marker.is_file() else "something else than drawn shapes"
-    if found != wanted:
+    if not marker.is_file():
+        raise ValueError(
+            f"data.train: {folder} holds something else than drawn shapes: give data.source=shapes a folder of its own"
+        )
+    if (found := json.loads(marker.read_text())) != wanted:
         raise ValueError(f"data.train: {folder} holds {found}, not {wanted}: remove it, or give another data.train")
     return True
 
