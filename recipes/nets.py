@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -178,6 +179,61 @@ def resolve(given: Mapping[str, Any]) -> Net:
         attention=given.get("attention", "none"),
         se_ratio=given.get("se_ratio", 1 / 16),
     )
+
+
+def built_of(keys: Mapping[str, Any]) -> Net:
+    """What `name` and NET_KEYS of `model` come to; null: not given."""
+    given = {key: value for key in NET_KEYS if (value := keys.get(key)) is not None}
+    return resolve({**NETS.get(keys.get("name") or "", {}), **given})
+
+
+SHAPE_KEYS = ("name", "block", "layers", "widths", "width_multiplier", "kernels", "groups", "width_per_group")
+"""Keys of `model` of which a name stands for all."""
+
+
+def keys_of_net(net: Net) -> dict[str, Any]:
+    """The fewest keys of `model` that build a net, with those of SHAPE_KEYS, null where they are not needed."""
+    name = _name_of(net)
+    keys = dict.fromkeys(SHAPE_KEYS) | ({"name": name} if name else {"block": net.block, "layers": [*net.layers]})
+    return keys | _missing(net, keys)
+
+
+def keys_to(net: Net, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of `model` to set, some of them to null, so that with those given they build a net."""
+    there, here = keys_of_net(net), keys_of_net(built_of(given))
+    keys = {}
+    if any(there[key] != here[key] for key in SHAPE_KEYS):
+        keys = {key: there[key] for key in SHAPE_KEYS if there[key] != given.get(key)}
+    keys |= _missing(net, {**given, **keys})
+    if net.attention != "se" and given.get("se_ratio") is not None:
+        keys["se_ratio"] = None
+    return keys
+
+
+def _missing(net: Net, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What others of a net's keys have to be. given: keys that build it but for these."""
+    keys: dict[str, Any] = {}
+    # In this order, as some come with those before them: the stem's width with widths, maxpool with the stem.
+    for key in Net._fields:
+        value = getattr(net, key)
+        if key == "se_ratio" and net.attention != "se":
+            continue
+        if getattr(built_of({**given, **keys}), key) != value:
+            keys[key] = [*value] if isinstance(value, tuple) else value
+    return keys
+
+
+def _name_of(net: Net) -> str | None:
+    """The paper's net that it is; else one whose blocks have the same shape; None: there is none."""
+    shape = [key for key in SHAPE_KEYS if key in Net._fields]
+    known = _known()
+    alike = [name for name, own in known.items() if all(getattr(own, key) == getattr(net, key) for key in shape)]
+    return next((name for name in alike if known[name] == net), alike[0] if alike else None)
+
+
+@functools.cache
+def _known() -> dict[str, Net]:
+    return {name: resolve(keys) for name, keys in NETS.items()}
 
 
 def inner_width(net: Net, stage: int) -> int:

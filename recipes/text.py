@@ -48,6 +48,15 @@ def show(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
+def shown(value: Any) -> str:
+    """A value as one writes it on the command line."""
+    if isinstance(value, dict):
+        return "'{" + ", ".join(f"{key}: {shown(item)}" for key, item in value.items()) + "}'"
+    if isinstance(value, (list, tuple)):
+        return f"[{','.join(map(str, value))}]"
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
+
+
 def near(word: str, names: Iterable[str], count: int = 3, cutoff: float = 0.6) -> list[str]:
     """The names that a mistyped word may have meant, the likeliest first; case and separators do not matter.
 

@@ -42,22 +42,32 @@ class ResidualBlock(nn.Module):
             if number == (1 if net.expansion == 1 else self.depth):
                 self.relu = make_activation(config.activation, config.activation_args)
         _activate_each_call(self, config)
-        self.dropout = nn.Dropout(config.block_dropout) if config.block_dropout else nn.Identity()
-        self.se = SqueezeExcite(shape.outputs, se_width(net, shape.outputs)) if net.attention == "se" else nn.Identity()
+        # What is not there is not called: each call costs the host as much as a small kernel's launch.
+        self.dropout = nn.Dropout(config.block_dropout) if config.block_dropout else None
+        self.se = SqueezeExcite(shape.outputs, se_width(net, shape.outputs)) if net.attention == "se" else None
         self.downsample = downsample
-        self.stochastic_depth = StochasticDepth(drop_rate, "row") if config.stochastic_depth else nn.Identity()
-
-    def _nth(self, name: str, number: int) -> nn.Module:
-        return getattr(self, name if (name, number) == ("relu", 1) else f"{name}{number}")
+        self.stochastic_depth = StochasticDepth(drop_rate, "row") if config.stochastic_depth else None
+        # By name, as fusing and quantising put other modules in their place.
+        self._steps = [
+            (f"conv{number}", f"bn{number}", f"relu{number}" if number > 1 else "relu")
+            for number in range(1, self.depth + 1)
+        ]
 
     def forward(self, x: Tensor) -> Tensor:
         branch = x
-        for number in range(1, self.depth):
-            branch = self._nth("bn", number)(self._nth("conv", number)(branch))
-            branch = self.dropout(self._nth("relu", number)(branch))
-        branch = self._nth("bn", self.depth)(self._nth("conv", self.depth)(branch))
-        branch = self.stochastic_depth(self.se(branch))
-        return self._nth("relu", self.depth)(branch + (x if self.downsample is None else self.downsample(x)))
+        for conv, bn, relu in self._steps[:-1]:
+            branch = getattr(self, relu)(getattr(self, bn)(getattr(self, conv)(branch)))
+            if self.dropout is not None:
+                branch = self.dropout(branch)
+        conv, bn, relu = self._steps[-1]
+        branch = self._ended(getattr(self, bn)(getattr(self, conv)(branch)))
+        return getattr(self, relu)(branch + (x if self.downsample is None else self.downsample(x)))
+
+    def _ended(self, branch: Tensor) -> Tensor:
+        """A branch with what follows its last layer."""
+        if self.se is not None:
+            branch = self.se(branch)
+        return branch if self.stochastic_depth is None else self.stochastic_depth(branch)
 
     def zero_last(self) -> None:
         """Let the branch begin at zero."""
@@ -71,14 +81,17 @@ class PreactBlock(ResidualBlock):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        branch = self.relu(self._nth("bn", 1)(x))
+        conv, bn, relu = self._steps[0]
+        branch = getattr(self, relu)(getattr(self, bn)(x))
         given = branch if self.projects else x
         kept = given if self.downsample is None else self.downsample(given)
-        branch = self._nth("conv", 1)(branch)
-        for number in range(2, self.depth + 1):
-            branch = self.dropout(self._nth("relu", number)(self._nth("bn", number)(branch)))
-            branch = self._nth("conv", number)(branch)
-        return self.stochastic_depth(self.se(branch)) + kept
+        branch = getattr(self, conv)(branch)
+        for conv, bn, relu in self._steps[1:]:
+            branch = getattr(self, relu)(getattr(self, bn)(branch))
+            if self.dropout is not None:
+                branch = self.dropout(branch)
+            branch = getattr(self, conv)(branch)
+        return self._ended(branch) + kept
 
     def zero_last(self) -> None:
         """Let the branch begin at zero: its last layer is a convolution."""

@@ -25,7 +25,8 @@ from resnet.data.copying import Stopped
 from resnet.data.kept import memory_for
 from resnet.data.node_memory import NodeMemory
 from resnet.data.order import Order, balanced_counts
-from resnet.data.sources.registry import Source, Splits, open_sources, open_splits
+from resnet.data.sources.registry import Splits, open_sources, open_splits
+from resnet.data.sources.source import Source
 from resnet.data.stage import stage
 from resnet.ema import Ema
 from resnet.inference import input_dtype

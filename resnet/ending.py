@@ -15,9 +15,9 @@ from typing import NamedTuple
 from recipes.schema.recipe import Recipe
 from resnet.build import first_of_ranks
 from resnet.data.loader import Loader
-from resnet.data.sources.registry import Source
+from resnet.data.sources.source import Source
 from resnet.failure import Failure, explain
-from resnet.final_test import FinalTest, evaluate_at_the_end
+from resnet.last_evaluation import FinalTest, evaluate_at_the_end
 from resnet.last_files import summary, write_final_weights
 from resnet.loop import fit
 from resnet.process.command_lines import continue_command

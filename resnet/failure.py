@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from recipes.plan import Plan
-from resnet.data.decode import BrokenImage
+from resnet.data.arrays import BrokenImage
 from resnet.plugins import PluginError, line_in
 from resnet.trainer import TrainingError
 

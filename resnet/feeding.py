@@ -20,10 +20,10 @@ from resnet.data.loader import Loader
 from resnet.data.node_memory import NodeMemory
 from resnet.data.order import Order
 from resnet.data.region_decode import check_region_decoder
-from resnet.data.sources.registry import Source
+from resnet.data.sources.source import Source
 from resnet.data.targets import Targets, in_rows, targets_of
 from resnet.distill import Teacher
-from resnet.final_test import FinalTest
+from resnet.last_evaluation import FinalTest
 from resnet.trainer import Trainer
 
 

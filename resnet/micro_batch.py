@@ -15,7 +15,7 @@ from resnet.build import build_model_for, build_state, least_of_ranks, together
 from resnet.data.batches import Batch, training_keys
 from resnet.data.cache import bytes_needed
 from resnet.data.order import Order
-from resnet.data.sources.registry import Source
+from resnet.data.sources.source import Source
 from resnet.failure import is_out_of_memory
 from resnet.loop import train_step
 from resnet.state import TrainState

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
-from recipes.nets import NETS, Block, Net, blocks, resolve
+from recipes.nets import SHAPE_KEYS, Net, blocks, keys_of_net
 from recipes.schema.model import ACTIVATIONS, Model, net_of, own_channels
 from recipes.schema.model_checks import GROUPS_OF_NORM
 from resnet.blocks import (
@@ -107,33 +107,21 @@ def build_model(config: Model, num_classes: int) -> ResNet:
     return ResNet(config, num_classes)
 
 
-SHAPE_KEYS = ("block", "layers", "widths", "width_multiplier", "kernels", "groups", "width_per_group")
-"""Keys of `model` of which a name stands for all."""
-
-
 def effective_model(config: Model) -> dict[str, Any]:
     """The keys of `model` that decide what the network computes in evaluation, each with what it comes to.
 
     So a named net and the same one by block and layers are equal, as are a default and the same value given.
     """
     net = net_of(config)
-    name = _name_of(net)
-    own = plain_net(name, net.block, net.layers)
+    keys = keys_of_net(net)
     return {
-        "name": name,
-        "block": None if name else net.block,
-        "layers": None if name else [*net.layers],
-        "widths": None if net.widths == own.widths else [*net.widths],
-        "width_multiplier": None,
-        "kernels": None if net.kernels == own.kernels else [*net.kernels],
-        "groups": None if net.groups == own.groups else net.groups,
-        "width_per_group": None if net.width_per_group == own.width_per_group else net.width_per_group,
+        **{key: keys[key] for key in SHAPE_KEYS},
         "channels": {
             place: number for place, number in config.channels.items() if number != own_channels(config, place)
         },
         "in_channels": config.in_channels,
         "stem": net.stem,
-        "stem_width": None if net.stem_width == own.stem_width else net.stem_width,
+        "stem_width": keys.get("stem_width"),
         "maxpool": net.maxpool,
         "downsample": net.downsample,
         "shortcut": net.shortcut,
@@ -146,19 +134,6 @@ def effective_model(config: Model) -> dict[str, Any]:
         "activation_args": _activation_arguments(config),
         "blurpool": config.blurpool,
     }
-
-
-def plain_net(name: str | None, block: Block | None, layers: Sequence[int] | None, **others: Any) -> Net:
-    """A net by its name, or by block and layers, with nothing else given but `others`."""
-    return resolve({**(NETS[name] if name else {"block": block, "layers": layers}), **others})
-
-
-def _name_of(net: Net) -> str | None:
-    """The paper's net that it is; else one whose blocks have the same shape; None: there is none."""
-    shape = [key for key in SHAPE_KEYS if key in Net._fields]
-    known = {name: resolve(keys) for name, keys in NETS.items()}
-    alike = [name for name, own in known.items() if all(getattr(own, key) == getattr(net, key) for key in shape)]
-    return next((name for name in alike if known[name] == net), alike[0] if alike else None)
 
 
 def _activation_arguments(config: Model) -> dict[str, Any]:

@@ -21,7 +21,8 @@ from recipes.text import plural
 from recipes.unfreezing import told
 from resnet.checkpoint.commit import clean
 from resnet.checkpoint.resume import Start
-from resnet.data.sources.registry import Splits, targets_of
+from resnet.data.sources.registry import Splits
+from resnet.data.sources.source import targets_of
 from resnet.process.environment import threads_asked
 from resnet.rundir.evaluation import TEST
 from resnet.rundir.files import write_atomic

@@ -57,7 +57,7 @@ class OwnMetric(Protocol):
 
 
 class OwnSource(Protocol):
-    """What `data.plugin` makes of `train: bool` and its arguments: as `registry.Source`, pickled for data workers.
+    """What `data.plugin` makes of `train: bool` and its arguments: as `source.Source`, pickled for data workers.
 
     Instead of `labels`, int64 (n,), it may have `targets`, float32 (n, classes), for several labels an image.
     """

@@ -13,7 +13,7 @@ from recipes.nets import TORCHVISIONS
 from recipes.schema.augment import Augment
 from recipes.schema.model import HUB, Model, is_tag, net_of
 from recipes.schema.recipe import Recipe
-from recipes.text import listed, plural
+from recipes.text import listed, plural, shown
 from resnet.hub_weights import fetched
 from resnet.named_weights import STEMS
 from resnet.net import ResNet
@@ -21,7 +21,7 @@ from resnet.run_weights import ENDINGS, FINAL, weights_of
 from resnet.rundir.find import ROOT, find_run, is_sweep
 from resnet.state_dicts import HEAD, mismatches
 from resnet.trained_network import unfit
-from resnet.weights_file import PREPARED, WeightsInfo, find_weights, read_info, read_weights, shown
+from resnet.weights_file import PREPARED, WeightsInfo, find_weights, read_info, read_weights
 
 _RGB = 3
 
@@ -81,7 +81,7 @@ def load_pretrained(
     head, said = _head(given, own, info, classes)
     given = {name: tensor for name, tensor in given.items() if name not in HEAD} | head
     expected = {name: tensor for name, tensor in own.items() if name in head or name not in HEAD}
-    if problem := mismatches(given, expected, counts=False):
+    if problem := mismatches(given, expected, counts=False, here=model.config):
         raise ValueError(f"model.pretrained={source} does not fit the model: {problem}")
     model.load_state_dict(given, strict=False)
     if info is not None and augment is not None:

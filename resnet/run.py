@@ -36,7 +36,8 @@ from resnet.checkpoint.saver import Saver, check_space
 from resnet.checkpoint.snapshot import MODEL, restore
 from resnet.data.loader import check_shared_memory, workers_per_rank
 from resnet.data.order import Order
-from resnet.data.sources.registry import Source, Splits
+from resnet.data.sources.registry import Splits
+from resnet.data.sources.source import Source
 from resnet.data.targets import check_targets
 from resnet.distill import Teacher, load_teacher
 from resnet.ending import stop_before_data, train_to_an_end

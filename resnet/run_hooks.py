@@ -11,7 +11,7 @@ from typing import Any
 from recipes.plan import Plan
 from resnet.agreement import NOTHING, SAVE, STOP, Agreement
 from resnet.checkpoint.saver import MOST_FAILURES, Saver
-from resnet.data.sources.registry import Source
+from resnet.data.sources.source import Source
 from resnet.process.signals import Signals
 from resnet.rundir.evaluation import write_evaluation
 from resnet.rundir.metrics_log import INPUT_DIGEST, MetricsLog

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from recipes.schema.model import Model
 from recipes.text import listed, near
 from resnet.inert_pickle import Inert
-from resnet.named_weights import keys_of
+from resnet.named_weights import named_net
 
 AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema")
 """Keys of checkpoints that hold an average of the weights: timm's, torchvision's, and what others call it."""
@@ -146,10 +147,11 @@ def _from_timms_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Those of pre-activation ResNets under our names, others as they are, both below any prefix."""
     if not any(f".{name}".endswith(f".{_TIMMS_ANCHOR}") for name in tensors):
         return tensors
-    # BiT's have the same names and shapes, and compute otherwise.
+    # BiT's and plain ones have the same names and shapes, and compute otherwise.
     if not any(name.endswith("norm.running_mean") for name in tensors):
         raise ValueError(
-            "is of a ResNet with standardised convolutions and GroupNorm (BiT), which cannot be built here"
+            "is of a pre-activation ResNet with GroupNorm: whether its convolutions are standardised (BiT) or plain "
+            "cannot be told from its tensors, and it is not read"
         )
     pooled = any(re.search(r"(?<![^.])stem\.conv1\.", name) for name in tensors)
     patterns = (*_TIMMS_NAMES, (r"downsample\.conv\.", f"downsample.{pooled:d}."))
@@ -162,11 +164,13 @@ def _from_timms_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def mismatches(given: Mapping[str, Tensor], own: Mapping[str, Tensor], counts: bool = True) -> str:
+def mismatches(
+    given: Mapping[str, Tensor], own: Mapping[str, Tensor], counts: bool = True, here: Model | None = None
+) -> str:
     """How a state dict does not fit a network's, with the nearest name there; empty where it does.
 
     counts: whether BatchNorm's counts of batches have to be there. They are not before torch 0.4.1, and it trains and
-    predicts the same without.
+    predicts the same without. here: the keys of the network, for what to set.
     """
     missing = [name for name in own if name not in given and (counts or not name.endswith("num_batches_tracked"))]
     unknown = [name for name in given if name not in own]
@@ -180,7 +184,8 @@ def mismatches(given: Mapping[str, Tensor], own: Mapping[str, Tensor], counts: b
         for name, tensor in own.items()
         if name in given and tensor.is_floating_point() and not given[name].is_floating_point()
     ]
-    if (keys := keys_of(given)) and keys != keys_of(own):
+    named = named_net(given)
+    if named and named != named_net(own) and (keys := named.keys_to(here)):
         return f"it is of another network, which {keys} builds"
     if kind := next(_kinds(unknown), None):
         return f"it is of {kind}, which cannot be built here"

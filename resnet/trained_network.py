@@ -83,4 +83,4 @@ def unfit(tensors: Mapping[str, torch.Tensor], model: Model, classes: int | None
         own = build_model(model, classes or 1).state_dict()
     left_out = () if classes else HEAD
     given, own = ({name: each[name] for name in each if name not in left_out} for each in (tensors, own))
-    return mismatches(given, own, counts=False)
+    return mismatches(given, own, counts=False, here=model)

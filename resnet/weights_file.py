@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import pickle
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,13 +16,13 @@ from torch import Tensor
 
 from recipes.errors import wording
 from recipes.load import digest
-from recipes.nets import NET_KEYS
-from recipes.schema.model import Model, net_of
+from recipes.nets import NET_KEYS, SHAPE_KEYS, keys_to
+from recipes.schema.model import Model, keys_given, net_of
 from recipes.schema.plugins import PluginFields, with_paths
 from recipes.schema.recipe import Recipe
-from recipes.text import cut, show
+from recipes.text import cut, show, shown
 from recipes.versions import lifted
-from resnet.net import SHAPE_KEYS, effective_model, plain_net
+from resnet.net import effective_model
 from resnet.process.version import VERSION
 from resnet.state_dicts import Found, find_state_dict, renamed
 from resnet.torch_file import read_inertly
@@ -185,7 +185,7 @@ def check_fits(info: WeightsInfo, model: Model, where: str) -> None:
         return
     there, here = effective_model(info.model), effective_model(model)
     if wrong := [key for key in there if there[key] != here[key]]:
-        settings = " ".join(f"model.{key}={shown(there[key])}" for key in _to_set(wrong, model, info.model))
+        settings = " ".join(f"model.{key}={shown(value)}" for key, value in _to_set(model, info.model).items())
         both = f"{_described(there, wrong)}; here: {_described(here, wrong)}"
         # A pruned ResNet-152 takes half of it.
         raise ValueError(f"{where} is of another network: {both}. It needs {cut(settings, _LONGEST_SETTINGS)}")
@@ -206,39 +206,23 @@ def refuse_own_code(info: WeightsInfo, file: Path) -> None:
         )
 
 
-_NET = ("name", *SHAPE_KEYS)
-
-
 def _described(effective: Mapping[str, Any], keys: Sequence[str]) -> str:
     """The values of keys of the architecture, those of the net as one where it has a name."""
-    name = [effective["name"]] if effective["name"] and {*keys} & {*_NET} else []
-    others = [key for key in keys if not (name and key in _NET) and effective[key] not in (None, {})]
+    name = [effective["name"]] if effective["name"] and {*keys} & {*SHAPE_KEYS} else []
+    others = [key for key in keys if not (name and key in SHAPE_KEYS) and effective[key] not in (None, {})]
     pruned = ["no model.channels"] if "channels" in keys and not effective["channels"] else []
     values = (show(effective[key]) if key == "channels" else shown(effective[key]) for key in others)
     return ", ".join([*name, *pruned, *(f"{key} {value}" for key, value in zip(others, values, strict=True))])
 
 
-def _to_set(wrong: Sequence[str], here: Model, there: Model) -> Iterator[str]:
-    """The keys that the command line has to name: also, where nets differ, those that the other one leaves unset."""
-    effective = effective_model(there)
-    if {*wrong} & {*_NET}:
-        yield from (key for key in _NET if effective[key] != getattr(here, key))
-    own = plain_net(effective["name"], net_of(there).block, net_of(there).layers, stem=effective["stem"])
-    for key in (key for key in effective if key not in _NET):
-        unsaid = key == "activation_args" and not there.activation_args and not here.activation_args
-        # Left out, it would come with the other net or stem, or go with it.
-        left = key in NET_KEYS and getattr(here, key) is None and effective[key] not in (None, getattr(own, key))
-        if (key in wrong and not unsaid) or left:
-            yield key
-
-
-def shown(value: Any) -> str:
-    """A value as one writes it on the command line."""
-    if isinstance(value, dict):
-        return "'{" + ", ".join(f"{key}: {shown(item)}" for key, item in value.items()) + "}'"
-    if isinstance(value, (list, tuple)):
-        return f"[{','.join(map(str, value))}]"
-    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
+def _to_set(here: Model, there: Model) -> dict[str, Any]:
+    """The keys that the command line has to name."""
+    keys = keys_to(net_of(there), keys_given(here))
+    before, after = effective_model(here.model_copy(update=keys)), effective_model(there)
+    others = {key: value for key, value in after.items() if key not in ("name", *NET_KEYS) and before[key] != value}
+    if not there.activation_args and not here.activation_args:
+        others.pop("activation_args", None)
+    return keys | others
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from recipes.nets import NET_KEYS, NETS, TORCHVISIONS, Block, Net, Stem, has_stream, inner_width, resolve
+from recipes.nets import NET_KEYS, NETS, TORCHVISIONS, Block, Net, Stem, built_of, has_stream, inner_width
 from recipes.schema.fields import Count, Group, Positive
 from recipes.schema.model_checks import TAG, problem_with
 from recipes.schema.plugins import Plugin
@@ -313,8 +313,12 @@ def net_of(model: Model) -> Net:
     """What a network's keys come to, but for its channels. Raises ValueError for one that the user wrote."""
     if model.plugin:
         raise ValueError(f"{model.plugin.place} is no ResNet of this program, which alone can be taken here")
-    given = {key: value for key in NET_KEYS if (value := getattr(model, key)) is not None}
-    return resolve({**_keys_of(model.name), **given})
+    return built_of(keys_given(model))
+
+
+def keys_given(model: Model) -> dict[str, Any]:
+    """Those that make a net, as they are given; null: not given."""
+    return {key: getattr(model, key) for key in ("name", *NET_KEYS)}
 
 
 def own_channels(model: Model, place: str) -> int | None:

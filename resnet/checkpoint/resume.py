@@ -18,7 +18,7 @@ from recipes.schema.recipe import Recipe
 from recipes.text import show
 from resnet.checkpoint.commit import MANIFEST, CheckpointError, digest_of, newest_valid, read_manifest
 from resnet.checkpoint.snapshot import read_rest
-from resnet.data.sources.registry import Source, targets_of
+from resnet.data.sources.source import Source, targets_of
 from resnet.plugins import edits
 from resnet.rundir.find import new_run_dir
 from resnet.rundir.lease import Lease

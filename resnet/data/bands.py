@@ -12,15 +12,19 @@ import numpy as np
 import torch
 from PIL import Image
 
-from resnet.data.decode import BrokenImage, check_size, decode, decode_by_pillow, jpeg_header, scaled_to_8_bits
+from resnet.data.arrays import (
+    NPY,
+    BrokenImage,
+    UnfitImage,
+    check_numbers,
+    check_size,
+    decode_npy,
+    of_array,
+    scaled_to_8_bits,
+)
+from resnet.data.decode import decode, decode_by_pillow, jpeg_header
 
-NPY = b"\x93NUMPY"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_LONGEST_HEADER = 10_000
-
-
-class UnfitImage(BrokenImage):
-    """A whole image that is not as the keys of the recipe say."""
 
 
 def decode_channels(data: bytes, channels: int, pixel_max: int | None) -> torch.Tensor:
@@ -32,13 +36,13 @@ def decode_channels(data: bytes, channels: int, pixel_max: int | None) -> torch.
     uint16.
     """
     if data.startswith(NPY):
-        return _of_array(_npy(data), channels, pixel_max)
+        return decode_npy(data, channels, pixel_max)
     if channels == 1:
         if jpeg_header(data) is not None:
             return luma(decode(data))
         return decode_by_pillow(data, partial(_grey, pixel_max=pixel_max))
     if data[:4] in _TIFF:
-        return _of_array(_tiff(data, channels), channels, pixel_max)
+        return of_array(_tiff(data, channels), channels, pixel_max)
     return decode(data) if channels == 3 else decode_by_pillow(data, partial(_bands, channels=channels))
 
 
@@ -82,52 +86,16 @@ def _bands(image: Image.Image, channels: int) -> np.ndarray:
     return np.array(image)
 
 
-def _of_array(values: np.ndarray, channels: int, pixel_max: int | None) -> torch.Tensor:
-    """(H, W, C) or (C, H, W), told by which axis is the channels', or (H, W) for one -> uint8 (C, H, W)."""
-    if values.ndim == 2:
-        values = values[..., None]
-    if values.ndim != 3 or channels not in (values.shape[-1], values.shape[0]) or not values.size:
-        shape = " x ".join(map(str, values.shape))
-        raise UnfitImage(f"has the shape {shape}, in which neither the first axis nor the last is {channels} channels")
-    # Where both fit, the last axis is the channels'.
-    values = values if values.shape[-1] == channels else values.transpose(1, 2, 0)
-    check_size(*values.shape[:2])
-    if values.dtype == np.uint8:
-        pixels = np.array(values, order="C")
-    elif values.dtype.kind + str(values.dtype.itemsize) != "u2":
-        raise UnfitImage(f"has values of type {values.dtype}: uint8 and uint16 are read")
-    elif pixel_max is None:
-        raise UnfitImage("has values of 16 bits: set data.pixel_max to the one that becomes 255")
-    else:
-        pixels = np.ascontiguousarray(scaled_to_8_bits(values, pixel_max))
-    return torch.from_numpy(pixels).permute(2, 0, 1)
-
-
-def _npy(data: bytes) -> np.ndarray:
-    """A view of the array in a .npy file's bytes; nothing is unpickled."""
-    file = io.BytesIO(data)
-    try:
-        version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, by_columns, kind = read(file, max_header_size=_LONGEST_HEADER)
-    except Exception as error:  # numpy parses the header as Python, whose errors are many
-        raise BrokenImage(f"not a whole .npy file ({error})") from None
-    if kind.hasobject:
-        raise UnfitImage("holds Python objects, which are not loaded: uint8 and uint16 are read")
-    count, start = math.prod(shape), file.tell()
-    if min(shape, default=1) < 0 or len(data) - start < count * kind.itemsize:
-        raise BrokenImage(f"an array of {count:,} values is cut off after {max(0, len(data) - start):,} bytes")
-    return np.frombuffer(data, kind, count, start).reshape(shape, order="F" if by_columns else "C")
-
-
 def _tiff(data: bytes, channels: int) -> np.ndarray:
     try:
         tifffile = importlib.import_module("tifffile")
     except ImportError:
         raise UnfitImage("bands of TIFF files are read by tifffile: pip install 'resnet-launch[bands]'") from None
     try:
-        with tifffile.TiffFile(io.BytesIO(data)) as file:
+        # These formats name other files, which would be read with it.
+        with tifffile.TiffFile(io.BytesIO(data), is_ome=False, is_mmstack=False, is_ndtiff=False) as file:
             series: Any = file.series[0]
+            check_numbers(series.dtype)
             check_size(math.prod(series.shape) // channels, 1)
             return series.asarray(maxworkers=1)
     except BrokenImage:

@@ -12,12 +12,13 @@ from torch.utils.data import Dataset
 
 from recipes.plan import Plan
 from recipes.schema.augment import Augment
-from resnet.data.decode import BrokenImage, decode
+from resnet.data.arrays import BrokenImage
+from resnet.data.decode import decode
 from resnet.data.draws import Draw, Drawn, drawing
 from resnet.data.on_device import draw_erasing
 from resnet.data.operations import Operations, apply_to_all
 from resnet.data.order import Order, mix
-from resnet.data.sources.registry import Source
+from resnet.data.sources.source import Source
 from resnet.data.transforms import Crop, Transform, eval_transform, train_crop
 
 T = TypeVar("T")

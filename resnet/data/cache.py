@@ -13,13 +13,13 @@ import numpy as np
 import torch
 
 from recipes.schema.augment import Augment
+from resnet.data.arrays import BrokenImage
 from resnet.data.batches import Batch, Key, MicroBatches, Prepared, read_image
-from resnet.data.decode import BrokenImage
 from resnet.data.draws import Drawn
 from resnet.data.loader import Loader
 from resnet.data.on_device import draw_erasing
 from resnet.data.order import Order
-from resnet.data.sources.registry import Source
+from resnet.data.sources.source import Source
 from resnet.data.transforms import eval_transform, squeeze
 from resnet.process.environment import available_memory
 

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from resnet.data.arrays import NPY, BrokenImage, check_size, decode_npy, scaled_to_8_bits
+
 try:
     from torchcodec.decoders import decode_jpeg
 except (ImportError, OSError, RuntimeError) as error:
@@ -21,27 +23,23 @@ except (ImportError, OSError, RuntimeError) as error:
         f"for torch {torch.__version__} (https://github.com/meta-pytorch/torchcodec#installing-torchcodec)"
     ) from error
 
-MAX_PIXELS = 178_956_970
-"""Images with more pixels are refused before memory is taken for them (as Pillow refuses decompression bombs)."""
-
 Image.init()  # `formats` below finds only plugins that are loaded
 
 # Without EPS and its kind, which Pillow hands to other programs.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "PPM", "TIFF", "GIF")
 
 
-class BrokenImage(ValueError):
-    """Bytes that are no image, or not a whole one; the message is the reason."""
-
-
 def decode(data: bytes) -> torch.Tensor:
     """Decode a file's bytes to RGB: uint8 (3, H, W), grey images repeated over the channels, 16 bits scaled to 8.
 
     Transparency is dropped and the EXIF orientation ignored, as in the pipelines that published accuracies come from
-    (torchvision's, with Pillow's `convert("RGB")`). Raises BrokenImage, whatever is wrong with the bytes.
+    (torchvision's, with Pillow's `convert("RGB")`). A .npy file gives its three bands. Raises BrokenImage, whatever is
+    wrong with the bytes.
     """
     if not data:
         raise BrokenImage("the file is empty")
+    if data.startswith(NPY):
+        return decode_npy(data, 3, None)
     if (header := jpeg_header(data)) is not None:
         check_size(header.height, header.width)
         try:
@@ -75,17 +73,6 @@ def _rgb(image: Image.Image) -> np.ndarray:
     if image.mode == "I" or image.mode.startswith("I;16"):
         return np.repeat(scaled_to_8_bits(np.asarray(image), 65535)[..., None], 3, axis=2)
     return np.array(image.convert("RGB"))
-
-
-def scaled_to_8_bits(values: np.ndarray, largest: int) -> np.ndarray:
-    """Values from 0 to the largest as uint8, rounded; what is above counts as the largest."""
-    return ((values.astype(np.int64).clip(0, largest) * 255 + largest // 2) // largest).astype(np.uint8)
-
-
-def check_size(height: int, width: int) -> None:
-    """Raise BrokenImage for more than MAX_PIXELS."""
-    if height * width > MAX_PIXELS:
-        raise BrokenImage(f"{width} x {height} pixels are more than the {MAX_PIXELS:,} that are read")
 
 
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}

@@ -13,13 +13,13 @@ import torch
 
 from recipes.schema.augment import Augment
 from recipes.schema.recipe import Recipe
+from resnet.data.arrays import BrokenImage
 from resnet.data.batches import Batch, Encoded, Key, MicroBatches
-from resnet.data.decode import BrokenImage
 from resnet.data.draws import Drawn
 from resnet.data.gpu_decode import check_gpu_decodes, decode_on
 from resnet.data.order import Order
 from resnet.data.region_decode import RegionBatches
-from resnet.data.sources.registry import Source
+from resnet.data.sources.source import Source
 from resnet.data.undecoded import Undecoded, UndecodedBatches
 
 _MOST_PIXELS = 100_000_000

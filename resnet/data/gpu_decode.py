@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 from torchcodec.decoders import decode_jpeg
 
-from resnet.data.decode import BrokenImage, decode, jpeg_header, without_exif
+from resnet.data.arrays import BrokenImage
+from resnet.data.decode import decode, jpeg_header, without_exif
 
 
 def decode_on(files: Sequence[bytes], device: torch.device) -> list[torch.Tensor | BrokenImage]:

@@ -22,7 +22,8 @@ from resnet.data.encoded import micro_batches
 from resnet.data.node_memory import NodeMemory, is_possible, room_of
 from resnet.data.order import Order
 from resnet.data.sources.banded import Banded
-from resnet.data.sources.registry import Source, sampled
+from resnet.data.sources.registry import sampled
+from resnet.data.sources.source import Source
 from resnet.data.transforms import Transform, eval_transform, squeeze
 from resnet.process.environment import machine_memory
 
@@ -106,7 +107,7 @@ def kept_batches(
 
 
 class PixelSource:
-    """A source (see `registry.Source`) whose images are kept once they were read, brought to the size of the cache."""
+    """A source (see `source.Source`) whose images are kept once they were read, brought to the size of the cache."""
 
     def __init__(
         self,
@@ -189,7 +190,7 @@ def _batch(images: np.ndarray) -> torch.Tensor:
 
 
 class FileSource:
-    """A source (see `registry.Source`) of files whose bytes are kept once they were read, while there is room."""
+    """A source (see `source.Source`) of files whose bytes are kept once they were read, while there is room."""
 
     def __init__(self, source: Source, memory: NodeMemory, start: int, room: int) -> None:
         self._given = source, memory, start, room

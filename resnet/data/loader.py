@@ -21,7 +21,8 @@ from torch.utils.data import DataLoader
 from recipes.plan import Plan
 from recipes.schema.augment import SizeAt
 from resnet.data.batches import Batch, Key, Prepared
-from resnet.data.sources.registry import Source, sampled
+from resnet.data.sources.registry import sampled
+from resnet.data.sources.source import Source
 from resnet.process.environment import cores_of_rank
 from resnet.process.signals import SIGNALS, die_with_parent
 

@@ -11,7 +11,8 @@ import torch
 
 from recipes.schema.recipe import Recipe
 from resnet.data.batches import Batch
-from resnet.data.sources.registry import Source, Subset, targets_of
+from resnet.data.sources.registry import Subset
+from resnet.data.sources.source import Source, targets_of
 
 
 class _Rows(Subset):

@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 
 import torch
 
+from resnet.data.arrays import check_size
 from resnet.data.batches import MicroBatches
-from resnet.data.decode import check_size, decode, end_of, jpeg_header
+from resnet.data.decode import decode, end_of, jpeg_header
 from resnet.data.draws import Drawn
-from resnet.data.sources.registry import Source
+from resnet.data.sources.source import Source
 
 _SMALL = 32
 """Below so many pixels a side libjpeg-turbo smooths the colours of a part otherwise than of the whole."""

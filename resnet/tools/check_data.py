@@ -18,8 +18,9 @@ from resnet.data.sources.given import images_of, open_given, unmatched_text
 from resnet.data.sources.guess import splits_in
 from resnet.data.sources.huggingface import parquet_files
 from resnet.data.sources.image_folder import split_folders
-from resnet.data.sources.registry import Source, open_sources
+from resnet.data.sources.registry import open_sources
 from resnet.data.sources.shards import holds_shards, open_shards
+from resnet.data.sources.source import Source
 from resnet.process.environment import usable
 from resnet.tools.image_facts import Facts, Levels, Watch, levels_of, read_facts
 

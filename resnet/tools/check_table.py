@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from recipes.text import listed, plural, table
+from resnet.data.arrays import BrokenImage
 from resnet.data.bands import visible
 from resnet.data.batches import read_image
-from resnet.data.decode import BrokenImage
 from resnet.tools.check_data import LONG, Checked, Group, Part, Place
 from resnet.tools.look import short_name
 from resnet.tools.picture_grid import Tile, draw_grid

@@ -19,7 +19,7 @@ from resnet.data.encoded import micro_batches
 from resnet.data.loader import Loader, workers_per_rank
 from resnet.data.order import Order
 from resnet.data.region_decode import check_region_decoder
-from resnet.data.sources.registry import Source
+from resnet.data.sources.source import Source
 from resnet.failure import out_of_memory
 from resnet.loop import train_step
 from resnet.opening import device_name

@@ -15,7 +15,8 @@ from resnet.data.cache import DrawnBatches, fill
 from resnet.data.kept import kept_batches
 from resnet.data.loader import Loader
 from resnet.data.order import Order
-from resnet.data.sources.registry import Source, Subset, evenly
+from resnet.data.sources.registry import Subset, evenly
+from resnet.data.sources.source import Source
 from resnet.tools.doctor_stages import WARM_UP, Stages
 
 _BATCH = 32

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from resnet.data.arrays import BrokenImage
 from resnet.data.batches import MicroBatches
-from resnet.data.decode import BrokenImage
 from resnet.data.draws import drawing
 from resnet.data.operations import apply_to_one
 from resnet.data.order import mix

@@ -18,7 +18,8 @@ from recipes.text import listed, plural
 from resnet.build import build_data, build_splits
 from resnet.data import imagenet
 from resnet.data.sources.given import Given, open_given, unmatched_text
-from resnet.data.sources.registry import Source, Subset
+from resnet.data.sources.registry import Subset
+from resnet.data.sources.source import Source
 from resnet.tools.trained import UNKNOWN, Trained
 
 _ILSVRC = re.compile(r"ILSVRC2012_val_(\d{8})\b")

@@ -19,7 +19,7 @@ from recipes.text import plural
 from resnet.answers import Answers
 from resnet.build import takes_cpu, together
 from resnet.data.batches import Batch
-from resnet.data.sources.registry import targets_of
+from resnet.data.sources.source import targets_of
 from resnet.inference import count_logits, predict_logits
 from resnet.plugins import line_in
 from resnet.process.mistakes import OfAllRanks

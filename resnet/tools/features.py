@@ -20,7 +20,8 @@ from torch import nn
 from recipes.schema.model import net_of
 from resnet.checkpoint.commit import sha256_of
 from resnet.data.sources.given import as_paths, open_given
-from resnet.data.sources.registry import Source, open_sources
+from resnet.data.sources.registry import open_sources
+from resnet.data.sources.source import Source
 from resnet.inference import network_input
 from resnet.process.version import VERSION
 from resnet.rundir.files import open_atomic, read_json, to_json, write_atomic

@@ -10,7 +10,8 @@ import torch
 
 from recipes.schema.recipe import Recipe
 from resnet.build import choose_precision
-from resnet.data.sources.registry import Source, Subset
+from resnet.data.sources.registry import Subset
+from resnet.data.sources.source import Source
 from resnet.tools.weights import autocast, batches_of, own_settings
 
 DECODED_HERE = "data.decode=gpu: decoded by the CPU here, to slightly other pixels"

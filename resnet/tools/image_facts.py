@@ -14,12 +14,13 @@ import xxhash
 from PIL import ExifTags, Image
 from torch.nn import functional
 
-from resnet.data.bands import NPY, visible
+from resnet.data.arrays import NPY, BrokenImage
+from resnet.data.bands import visible
 from resnet.data.batches import Prepared, read_image
-from resnet.data.decode import BrokenImage
 from resnet.data.loader import Loader
 from resnet.data.sources.banded import read_both
-from resnet.data.sources.registry import Source, evenly
+from resnet.data.sources.registry import evenly
+from resnet.data.sources.source import Source
 
 _CHUNK = 64
 _SAMPLED = 64

@@ -21,7 +21,7 @@ from resnet.checkpoint.snapshot import read_rest
 from resnet.data import bands
 from resnet.data.batches import Key, MicroBatches, read_image, training_keys
 from resnet.data.draws import Drawn
-from resnet.data.sources.registry import Source
+from resnet.data.sources.source import Source
 from resnet.inference import input_dtype
 from resnet.rundir.provenance import read_provenance
 from resnet.tools.forward import DECODED_HERE

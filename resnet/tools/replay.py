@@ -18,7 +18,7 @@ from recipes.text import plural, show
 from resnet.build import build_data, build_order
 from resnet.checkpoint.commit import CheckpointError, name_of, newest_first, read_manifest, step_of
 from resnet.checkpoint.snapshot import read_rest
-from resnet.data.sources.registry import Source
+from resnet.data.sources.source import Source
 from resnet.run_recipe import with_data
 from resnet.run_weights import FINAL
 from resnet.rundir.files import to_json, write_atomic

@@ -17,7 +17,7 @@ from recipes.text import plural
 from resnet.checkpoint.commit import CheckpointError, read_manifest
 from resnet.checkpoint.snapshot import EMA, MODEL
 from resnet.data.order import Order
-from resnet.data.sources.registry import Source
+from resnet.data.sources.source import Source
 from resnet.metrics import UNIT
 from resnet.rundir.metrics_log import DIGEST_RANGE, INPUT_DIGEST
 from resnet.tools.difference import Parting, line_of, parting_of

@@ -21,7 +21,7 @@ from recipes.versions import FORMAT
 from resnet.build import takes_cpu
 from resnet.checkpoint.commit import name_of
 from resnet.checkpoint.resume import data_digest
-from resnet.data.sources.registry import Source
+from resnet.data.sources.source import Source
 from resnet.pretrained import word_of_weights
 from resnet.process.command_lines import TRAIN, accelerate_argv
 from resnet.process.environment import ATTEMPT, is_launchers

@@ -16,7 +16,7 @@ from resnet.data.encoded import micro_batches
 from resnet.data.loader import Loader, workers_per_rank
 from resnet.data.order import Order
 from resnet.data.sources.banded import of_channels
-from resnet.data.sources.registry import Source
+from resnet.data.sources.source import Source
 from resnet.trained_network import network_of
 from resnet.weights_file import read_info, refuse_own_code
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import warnings
 
 import numpy as np
@@ -12,13 +13,15 @@ from PIL import Image
 from recipes.load import load
 from resnet.build import build_data, build_order
 from resnet.data import bands
-from resnet.data.bands import UnfitImage, decode_channels
+from resnet.data.arrays import BrokenImage, UnfitImage
+from resnet.data.bands import decode_channels
 from resnet.data.batches import Key, MicroBatches, read_image
 from resnet.data.cache import DrawnBatches, fill
-from resnet.data.decode import BrokenImage, decode
+from resnet.data.decode import decode
 from resnet.data.kept import kept_batches, memory_for
 from resnet.data.loader import Loader
 from resnet.data.operations import apply_to_one
+from resnet.data.undecoded import opened
 from resnet.tools.cli import main
 from tests.helpers import evaluation, train
 from tests.resnet.test_decode import FILES, PIXELS, RGB, saved
@@ -112,12 +115,30 @@ def test_images_that_are_not_as_the_keys_say_tell_how_they_are(data, channels, t
     assert told in str(raised.value)
 
 
-@pytest.mark.parametrize("bad", ["short", "header", "huge", "negative", "tiff"])
+HOSTILE = {
+    "'|u1'": ("'|S0'", "'|V0'", "('|u1', (3,))", "[('a', '|u1')]"),
+    "(8, 8, 5)": (f"(0, {10**30}, 3)", "(True, 8, 5)", "()", f"({'1, ' * 70})", "(-8,-8,5)",
+                  f"(0x{'f' * 5000}, 8, 5)", f"({10**30}, {10**30}, 5)"),
+}  # fmt: skip
+"""What a header may say in the place of what it says."""
+
+
+@pytest.mark.parametrize(("said", "instead"), [(said, one) for said, several in HOSTILE.items() for one in several])
+def test_arrays_that_are_no_images_are_broken_whatever_they_say(said, instead):
+    values = {"descr": "|u1", "fortran_order": False, "shape": (8, 8, 5)}
+    header = str(values).replace(said, instead).encode()
+    assert header != str(values).encode()
+    data = b"\x93NUMPY\2\0" + len(header).to_bytes(4, "little") + header + bytes(320)
+    with pytest.raises(BrokenImage) as raised:
+        decode_channels(data, 5, None)
+    assert len(str(raised.value)) < 300
+
+
+@pytest.mark.parametrize("bad", ["short", "header", "huge", "tiff"])
 def test_damaged_arrays_are_broken_before_memory_is_taken(bad):
     whole = npy(np.zeros((8, 8, 5), dtype=np.uint8))
     huge = whole.replace(b"(8, 8, 5), }", b"(9999999, 9999999, 5), }")
     damaged = {"short": whole[:-1], "header": whole[:40], "huge": huge, "tiff": b"II*\0" + bytes(40)}
-    damaged["negative"] = whole.replace(b"(8, 8, 5)", b"(-8,-8,5)")
     with pytest.raises(BrokenImage):
         decode_channels(damaged[bad], 5, None)
 
@@ -129,6 +150,39 @@ def test_a_tiff_of_many_bands_is_read(tmp_path):
         tifffile.imwrite(tmp_path / "a.tif", stored, photometric="minisblack", planarconfig=planar)
         found = decode_channels((tmp_path / "a.tif").read_bytes(), 8, None)
         assert np.array_equal(found.permute(1, 2, 0), values)
+    tifffile.imwrite(tmp_path / "a.tif", values.astype(np.float64), photometric="minisblack", planarconfig="contig")
+    with pytest.raises(UnfitImage, match="has values of type float64"):
+        decode_channels((tmp_path / "a.tif").read_bytes(), 8, None)
+
+
+def test_a_tiff_reads_no_other_file(tmp_path, monkeypatch):
+    tifffile = pytest.importorskip("tifffile")
+    values, monkey = np.arange(4 * 6 * 8, dtype=np.uint8).reshape(4, 6, 8), tmp_path / "other.ome.tif"
+    tifffile.imwrite(monkey, values[::-1], ome=True, metadata={"axes": "CYX"}, photometric="minisblack")
+    described = tifffile.TiffFile(monkey).ome_metadata
+    planes = "".join(
+        f'<TiffData FirstC="{c}" IFD="{c}" PlaneCount="1"><UUID FileName="other.ome.tif">urn:uuid:1</UUID></TiffData>'
+        for c in range(4)
+    )
+    described = re.sub(r"<TiffData.*?(/>|</TiffData>)", "", described, flags=re.DOTALL)
+    described = described.replace("</Pixels>", f"{planes}</Pixels>")
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="minisblack", description=described, metadata=None)
+    monkeypatch.chdir(tmp_path)
+    found = decode_channels((tmp_path / "a.tif").read_bytes(), 4, None)
+    assert np.array_equal(found, values)
+
+
+def test_arrays_of_three_bands_are_read_among_pictures(tmp_path):
+    (tmp_path / "a").mkdir()
+    Image.fromarray(PIXELS).save(tmp_path / "a" / "0.png")
+    np.save(tmp_path / "a" / "1.npy", PIXELS.transpose(2, 0, 1))
+    data = ["data.source=image_folder", f"data.train={tmp_path}", f"data.val={tmp_path}"]
+    for source in build_data(recipe_of(*data)):
+        assert torch.equal(read_image(source, 0), read_image(source, 1))
+    assert torch.equal(opened(npy(PIXELS)), decode(npy(PIXELS))), "by the GPU's way of reading, too"
+    np.save(tmp_path / "a" / "1.npy", PIXELS.astype(np.uint16))
+    with pytest.raises(ValueError, match=r"1\.npy has values of 16 bits: set data.pixel_max"):
+        build_data(recipe_of(*data))
 
 
 def test_turning_bands_is_turning_each_as_a_picture():

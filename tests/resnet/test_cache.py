@@ -11,9 +11,9 @@ from recipes.errors import RecipeError
 from recipes.load import load
 from recipes.schema.augment import Augment
 from resnet.data import cache
+from resnet.data.arrays import BrokenImage
 from resnet.data.batches import Key, MicroBatches
 from resnet.data.cache import DrawnBatches, Filled, fill
-from resnet.data.decode import BrokenImage
 from resnet.data.loader import Loader
 from resnet.data.operations import apply_to_batch
 from resnet.data.order import Order

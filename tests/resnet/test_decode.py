@@ -13,7 +13,8 @@ from PIL import Image
 from torchcodec.decoders import decode_jpeg as decode_turned
 
 import resnet.data.decode
-from resnet.data.decode import BrokenImage, decode
+from resnet.data.arrays import BrokenImage
+from resnet.data.decode import decode
 
 PIXELS = np.linspace(0, 255, 40 * 60 * 3).reshape(40, 60, 3).astype(np.uint8)
 

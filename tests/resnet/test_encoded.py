@@ -14,8 +14,9 @@ from recipes.load import load
 from recipes.plan import make_plan
 from recipes.schema.augment import Augment
 from resnet.data import encoded, gpu_decode
+from resnet.data.arrays import BrokenImage
 from resnet.data.batches import Key, MicroBatches
-from resnet.data.decode import BrokenImage, decode
+from resnet.data.decode import decode
 from resnet.data.encoded import EncodedBatches, is_resizable
 from resnet.data.gpu_decode import _by_nvjpeg, decode_on
 from resnet.data.loader import Loader, check_shared_memory

@@ -31,8 +31,8 @@ from recipes.load import load
 from recipes.schema.augment import Augment
 from recipes.schema.model import Model
 from resnet.inert_pickle import MOST_STEPS, Inert
-from resnet.named_weights import keys_of
-from resnet.net import build_model
+from resnet.named_weights import named_net
+from resnet.net import build_model, effective_model
 from resnet.pretrained import load_pretrained, shaped_as_weights
 from resnet.state_dicts import AVERAGES, WRAPPERS, find_state_dict, mismatches
 from resnet.tools.cli import main
@@ -248,11 +248,17 @@ def test_the_net_of_a_file_is_told():
                 Model(name="resnet20_cifar", in_channels=1), 10
             ),
             "model.name=seresnet18 model.norm=group": build_model(Model(name="seresnet18", norm="group"), 10),
+            "model.name=preactresnet18": build_model(Model(name="preactresnet18"), 10),
         }
         own = tiny().state_dict()
     for keys, network in nets.items():
         assert mismatches(network.state_dict(), own) == f"it is of another network, which {keys} builds"
-    assert keys_of(own) == ""
+    assert named_net(own) is None
+    net18 = nets["model.name=resnet18d"].state_dict()
+    words = ["recipe=quickstart", "model.name=seresnet18", "model.stem=cifar", "model.norm=group"]
+    told = mismatches(net18, own, here=load(words).recipe.model)
+    keys = told.removeprefix("it is of another network, which ").removesuffix(" builds").split()
+    assert effective_model(load([*words, *keys]).recipe.model) == effective_model(Model(name="resnet18d"))
 
 
 # huggingface.co

@@ -22,7 +22,7 @@ from resnet.data.cache import DrawnBatches, fill
 from resnet.data.kept import kept_batches, memory_for
 from resnet.data.loader import Loader
 from resnet.data.node_memory import NodeMemory
-from resnet.data.sources.registry import Source
+from resnet.data.sources.source import Source
 from resnet.process.environment import machine_memory
 from resnet.tools.cli import main
 

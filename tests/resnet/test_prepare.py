@@ -29,7 +29,8 @@ from recipes.schema.data import Data
 from resnet.data.batches import MicroBatches
 from resnet.data.decode import decode
 from resnet.data.sources import shards
-from resnet.data.sources.registry import Source, evenly, open_sources
+from resnet.data.sources.registry import evenly, open_sources
+from resnet.data.sources.source import Source
 from resnet.process.processes import is_alive
 from resnet.tools.check_data import check_data, open_paths
 from resnet.tools.cli import main

@@ -12,8 +12,9 @@ from recipes.errors import RecipeError
 from recipes.load import load
 from recipes.schema.augment import Augment
 from resnet.data import region_decode
+from resnet.data.arrays import BrokenImage
 from resnet.data.batches import Key, MicroBatches
-from resnet.data.decode import BrokenImage, decode
+from resnet.data.decode import decode
 from resnet.data.draws import Drawn
 from resnet.data.order import Order
 from resnet.data.region_decode import RegionBatches, check_region_decoder, decode_region

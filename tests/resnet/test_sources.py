@@ -16,7 +16,8 @@ from PIL import Image
 from pydantic import TypeAdapter
 
 from recipes.schema.data import Data
-from resnet.data.decode import BrokenImage, decode
+from resnet.data.arrays import BrokenImage
+from resnet.data.decode import decode
 from resnet.data.sources.registry import carve, open_sources, spread
 from resnet.data.sources.shapes import SHAPES, draw
 

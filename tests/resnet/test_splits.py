@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-import resnet.final_test
+import resnet.last_evaluation
 from recipes.load import load
 from recipes.plan import samples_known
 from recipes.schema.data import Data
@@ -176,14 +176,14 @@ TESTED = ["data={source: synthetic, samples: 80, classes: 4, size: 24}", "data.t
 
 
 def test_a_run_is_tested_once_at_its_end_whenever_it_is_killed(tmp_path, monkeypatch, capsys):
-    evaluate, run = resnet.final_test.evaluate, tmp_path / "r"
+    evaluate, run = resnet.last_evaluation.evaluate, tmp_path / "r"
 
     def killed(*arguments):
         evaluate(*arguments)
         signal.raise_signal(signal.SIGKILL)
 
     with monkeypatch.context() as patched:
-        patched.setattr(resnet.final_test, "evaluate", killed)
+        patched.setattr(resnet.last_evaluation, "evaluate", killed)
         assert attempt(tmp_path, "r", *TESTED, ranks=2) == [-9, -9]
     assert read_status(run)["state"] == "running"
     assert attempt(tmp_path, "r", *TESTED, ranks=2) == [0, 0]

@@ -137,6 +137,8 @@ MODELS = st.fixed_dictionaries(
                 {"block": "basic", "layers": [1, 1, 1], "widths": [8, 12, 16], "width_multiplier": 2},
                 {"block": "basic", "layers": [1, 1, 1], "widths": [16, 24, 32], "stem_width": 8},
                 {"name": "seresnet18", "norm": "group", "norm_groups": 2},
+                {"name": "resnet18", "width_multiplier": 2},
+                {"name": "wide_resnet16_8", "se_ratio": 0.5, "attention": "se"},
             ]
         ),
         "stem": st.sampled_from([None, "imagenet", "cifar", "deep"]),
@@ -154,7 +156,7 @@ MODELS = st.fixed_dictionaries(
         "shape": st.sampled_from([{}, {"channels": {"layer2.0.conv1": 8, "layer2": 24}}]),
         "irrelevant": st.sampled_from([{}, {"stochastic_depth": 0.2, "zero_init_residual": True}]),
     }
-)
+).filter(lambda values: not values["shape"] or (values["stem"] != "deep" and "attention" not in str(values["net"])))
 
 
 def words_of(values: dict) -> list[str]:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
 
-from resnet.data.bands import UnfitImage, decode_channels, to_channels
-from resnet.data.decode import BrokenImage, decode
-
-if TYPE_CHECKING:
-    from resnet.data.sources.registry import Source
+from resnet.data.arrays import BrokenImage, UnfitImage
+from resnet.data.bands import decode_channels, to_channels
+from resnet.data.decode import decode
+from resnet.data.sources.source import Source
 
 _CHECKED = 8
 
@@ -69,7 +66,6 @@ def of_channels(source: Source, channels: int, pixel_max: int | None) -> Source:
 
     pixel_max: see `data.pixel_max`.
     """
-    is_array = len(source) > 0 and source.describe(0).endswith(".npy")
-    if isinstance(source, Banded) or (channels == 3 and pixel_max is None and not is_array):
+    if isinstance(source, Banded) or (channels == 3 and pixel_max is None):
         return source
     return Banded(source, channels, pixel_max)

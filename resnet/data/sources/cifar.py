@@ -13,7 +13,7 @@ from resnet.data.sources.files import expanded
 
 
 class Cifar:
-    """A source (see `registry.Source`) of images in memory, uint8 (n, 32, 32, 3)."""
+    """A source (see `source.Source`) of images in memory, uint8 (n, 32, 32, 3)."""
 
     def __init__(self, images: np.ndarray, labels: list[int], classes: list[str], where: str) -> None:
         self._images, self._where = images, where

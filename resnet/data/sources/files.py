@@ -62,7 +62,7 @@ class Names:
 
 
 class Files:
-    """A source (see `registry.Source`) of image files below a folder ("": their names are whole paths)."""
+    """A source (see `source.Source`) of image files below a folder ("": their names are whole paths)."""
 
     def __init__(self, root: str | Path, names: Iterable[str] | Names, labels: np.ndarray, classes: list[str]) -> None:
         self._root = str(root)

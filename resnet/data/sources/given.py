@@ -32,7 +32,7 @@ class _Part(NamedTuple):
 
 
 class Given:
-    """A source (see `registry.Source`) of images with or without labels.
+    """A source (see `source.Source`) of images with or without labels.
 
     labels: int64 (n,), -1 for an image without one, or of a class that `classes` lacks.
     """
@@ -72,7 +72,7 @@ class Given:
         return self._starts[-1]
 
     def read(self, index: int) -> bytes | torch.Tensor:
-        """The bytes of an image's file. Raises OSError or decode.BrokenImage."""
+        """The bytes of an image's file. Raises OSError or arrays.BrokenImage."""
         part, at = self._at(index)
         return part.source.read(at)
 

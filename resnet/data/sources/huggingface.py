@@ -11,7 +11,7 @@ import numpy as np
 
 from recipes.schema.data import HuggingFaceData
 from recipes.text import listed, plural
-from resnet.data.decode import BrokenImage
+from resnet.data.arrays import BrokenImage
 from resnet.data.sources.files import conversions_of, existing, expanded
 
 _SAME_SPLIT = {"val": "validation", "valid": "validation", "dev": "validation", "training": "train", "testing": "test"}
@@ -34,7 +34,7 @@ class _Cells:
 
 
 class HuggingFace:
-    """A source (see `registry.Source`) of the rows of one split; `images` holds the image column alone, undecoded."""
+    """A source (see `source.Source`) of the rows of one split; `images` holds the image column alone, undecoded."""
 
     def __init__(self, images: Any, column: str, labels: np.ndarray, classes: list[str], where: str) -> None:
         self._images, self._column, self._where = images, column, where

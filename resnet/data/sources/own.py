@@ -12,7 +12,7 @@ from resnet.plugins import PluginError, call
 
 
 class Own:
-    """The user's source as a `registry.Source`."""
+    """The user's source as a `source.Source`."""
 
     def __init__(self, source: Any, where: str) -> None:
         self._source, self._where = source, where

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from recipes.schema.data import Data
-from resnet.data.decode import BrokenImage
+from resnet.data.arrays import BrokenImage
 from resnet.data.sources.banded import Banded, of_channels
 from resnet.data.sources.cifar import open_cifar
 from resnet.data.sources.csv_manifest import open_csv, wanted_of_csv
@@ -21,31 +21,10 @@ from resnet.data.sources.image_folder import open_image_folder
 from resnet.data.sources.own import Own, open_own
 from resnet.data.sources.shapes import open_shapes
 from resnet.data.sources.shards import open_shards
+from resnet.data.sources.source import Source, targets_of
 from resnet.data.sources.synthetic import open_synthetic
 
-_SAMPLED = 64
-
-
-class Source(Protocol):
-    """Labelled images by index. Small to pickle or fork into a worker: what is per image lies in arrays."""
-
-    labels: np.ndarray
-    """Class indices (n,) int64."""
-    classes: list[str]
-    """Names of the classes."""
-
-    def __len__(self) -> int: ...
-
-    def read(self, index: int) -> bytes | torch.Tensor:
-        """An image: the bytes of its file, or a uint8 tensor (3, H, W), of `Banded` (C, H, W).
-
-        Raises OSError or decode.BrokenImage.
-        """
-        ...
-
-    def describe(self, index: int) -> str:
-        """The image's file or row, for messages."""
-        ...
+_SAMPLED, _LOOKED_AT = 64, 8
 
 
 SOURCES: dict[str, Callable[[Any], tuple[Source, Source | None]]] = {
@@ -75,11 +54,6 @@ def wanted(data: Data) -> dict[str, Wanted]:
         key: Wanted(path, "", None) if path.is_dir() else Wanted(path.parent, path.name, [path.name])
         for key, path in found.items()
     }
-
-
-def targets_of(source: Source) -> np.ndarray | None:
-    """float32 (n, classes) where images have several labels, of which `labels` has one; None: they have one each."""
-    return getattr(source, "targets", None)
 
 
 class Subset:
@@ -224,6 +198,8 @@ def _of_channels(source: Source, data: Data, channels: int) -> Source:
     elif data.source == "shards":
         # Whose pixels need no decoding, and so would be taken as they are.
         Banded(source, channels, None).check(1)
+    elif any(source.describe(index).endswith(".npy") for index in evenly(len(source), _LOOKED_AT).tolist()):
+        Banded(source, channels, None).check()
     return made
 
 

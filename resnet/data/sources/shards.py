@@ -79,7 +79,7 @@ class Index(BaseModel):
 
 
 class Shards:
-    """A source (see `registry.Source`) of the images of one split. Raises ValueError where files are not as indexed."""
+    """A source (see `source.Source`) of the images of one split. Raises ValueError where files are not as indexed."""
 
     def __init__(self, folder: Path, split: str, index: Index) -> None:
         self._split, self.classes = index.split(split), index.classes

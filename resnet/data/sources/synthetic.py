@@ -9,7 +9,7 @@ from recipes.schema.data import SyntheticData
 
 
 class Synthetic:
-    """A source (see `registry.Source`) of square images made when they are read; `first` numbers the first of them."""
+    """A source (see `source.Source`) of square images made when they are read; `first` numbers the first of them."""
 
     def __init__(self, samples: int, classes: int, size: int, first: int = 0) -> None:
         self._size, self._first = size, first

@@ -17,7 +17,8 @@ from recipes.evidence import what_differs
 from recipes.load import run_recipe_text
 from recipes.schema.recipe import Recipe
 from resnet.build import build_data, takes_cpu
-from resnet.data.sources.registry import Source, Subset, spread
+from resnet.data.sources.registry import Subset, spread
+from resnet.data.sources.source import Source
 from resnet.net import ResNet
 from resnet.opening import device_name
 from resnet.run_weights import FINAL

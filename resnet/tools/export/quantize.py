@@ -13,7 +13,8 @@ import numpy as np
 from recipes.schema.recipe import Recipe
 from recipes.text import plural
 from resnet.build import build_data
-from resnet.data.sources.registry import Source, Subset, spread
+from resnet.data.sources.registry import Subset, spread
+from resnet.data.sources.source import Source
 from resnet.tools.eval_data import DataOptions, EvalData, open_eval_data
 from resnet.tools.export import half, int8_onnx, int8_pt2
 from resnet.tools.export.artefact import new_artefact, place_of, write_record

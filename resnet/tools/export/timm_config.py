@@ -9,8 +9,8 @@ from recipes.nets import TORCHVISIONS
 from recipes.schema.augment import Augment
 from recipes.schema.model import Model, net_of
 from recipes.schema.recipe import Recipe
+from recipes.text import shown
 from resnet.net import effective_model
-from resnet.weights_file import shown
 
 _NAMES = (
     *TORCHVISIONS,

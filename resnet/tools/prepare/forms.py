@@ -39,7 +39,7 @@ def store(form: Form, image: bytes | torch.Tensor, pixels: torch.Tensor | None =
     """What is stored of an image file's bytes, or of pixels uint8 (3, H, W).
 
     pixels: uint8 (C, H, W), what the image is decoded to; None: RGB. What comes as pixels is stored as PNG where it is
-    not to be changed. Raises decode.BrokenImage, also where bytes are kept.
+    not to be changed. Raises arrays.BrokenImage, also where bytes are kept.
     """
     if pixels is None:
         pixels = decode(image) if isinstance(image, bytes) else image

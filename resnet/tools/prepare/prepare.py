@@ -22,12 +22,13 @@ from filelock import FileLock, Timeout
 from recipes.schema.data import Data
 from recipes.text import listed, plural
 from resnet.checkpoint.commit import sha256_of
-from resnet.data.decode import BrokenImage
+from resnet.data.arrays import BrokenImage
 from resnet.data.sources import shards
 from resnet.data.sources.banded import Banded, read_both
 from resnet.data.sources.files import expanded
-from resnet.data.sources.registry import Source, evenly, open_sources, targets_of
+from resnet.data.sources.registry import evenly, open_sources
 from resnet.data.sources.shards import FORMAT, INDEX, SPLITS, UNFINISHED, File, Index, Split
+from resnet.data.sources.source import Source, targets_of
 from resnet.process.environment import usable
 from resnet.process.signals import die_with_parent
 from resnet.rundir.files import open_atomic, read_json, sync_folder, to_json, write_atomic

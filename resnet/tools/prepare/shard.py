@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel
 
 from resnet.checkpoint.commit import sha256_of
-from resnet.data.decode import BrokenImage
+from resnet.data.arrays import BrokenImage
 from resnet.data.sources.banded import read_both
-from resnet.data.sources.registry import Source
 from resnet.data.sources.shards import RECORD, Broken, File, shard_name
+from resnet.data.sources.source import Source
 from resnet.rundir.files import open_atomic, write_atomic
 from resnet.tools.prepare.forms import Form, Stored, store
 

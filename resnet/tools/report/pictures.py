@@ -18,7 +18,7 @@ from resnet.rundir.files import read_json, to_json, write_atomic
 if TYPE_CHECKING:
     import numpy as np
 
-    from resnet.data.sources.registry import Source
+    from resnet.data.sources.source import Source
 
 NAME = "pictures.json"
 FORMAT = 1
@@ -115,8 +115,8 @@ def _training(recipe: Recipe, derived: Mapping[str, Any], sources: tuple[Source,
 
 def _mistakes(evaluation: Mapping[str, Any], val: Source) -> list[Picture]:
     """Those of evaluation.json whose images are still where they were."""
+    from resnet.data.arrays import BrokenImage
     from resnet.data.batches import read_image
-    from resnet.data.decode import BrokenImage
 
     pictures, classes = [], evaluation.get("classes") or []
     for mistake in evaluation.get("mistakes") or []:

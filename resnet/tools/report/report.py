@@ -35,7 +35,7 @@ from resnet.tools.report.pictures import Pictures, kept_pictures, make_pictures
 from resnet.tools.report.results import calibration, class_table, confused_table, heat_map
 
 if TYPE_CHECKING:
-    from resnet.data.sources.registry import Source
+    from resnet.data.sources.source import Source
 
 _SILENT = 900
 """Seconds after which a running run that has written nothing is said to be silent."""

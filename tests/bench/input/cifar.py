@@ -21,7 +21,8 @@ from resnet.data.cache import DrawnBatches, fill
 from resnet.data.kept import kept_batches
 from resnet.data.loader import Loader
 from resnet.data.sources.cifar import Cifar
-from resnet.data.sources.registry import Source, open_sources
+from resnet.data.sources.registry import open_sources
+from resnet.data.sources.source import Source
 from resnet.inference import network_input
 from tests.bench.input.turns import Clock, Spent, Turn
 from tests.bench.input.work import recipe_of

@@ -35,7 +35,7 @@ class Work(NamedTuple):
 
 
 class Held:
-    """A source (see `resnet.data.sources.registry.Source`) of files in memory."""
+    """A source (see `resnet.data.sources.source.Source`) of files in memory."""
 
     def __init__(self, files: Sequence[bytes], form: Form | None = None) -> None:
         """form: what `resnet prepare` makes of them."""

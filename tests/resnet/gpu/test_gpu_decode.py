@@ -7,8 +7,9 @@ from PIL import Image
 
 import resnet.data.kept
 from recipes.schema.augment import Augment
+from resnet.data.arrays import BrokenImage
 from resnet.data.batches import Key, MicroBatches
-from resnet.data.decode import BrokenImage, decode
+from resnet.data.decode import decode
 from resnet.data.encoded import EncodedBatches
 from resnet.data.gpu_decode import check_gpu_decodes, decode_on
 from resnet.data.loader import Loader

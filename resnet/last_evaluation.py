@@ -14,7 +14,7 @@ from recipes.text import plural
 from resnet.build import together
 from resnet.checkpoint.snapshot import load_weights
 from resnet.data.batches import Batch, Key
-from resnet.data.sources.registry import Source
+from resnet.data.sources.source import Source
 from resnet.data.targets import Targets
 from resnet.evaluation import check_unreadable, evaluate
 from resnet.last_files import final_weights
