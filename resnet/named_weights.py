@@ -25,9 +25,10 @@ class NamedNet(NamedTuple):
 
     def keys_to(self, here: Model | None = None) -> str:
         """The keys of `model` to set so that those that are given here build it, as one writes them."""
-        net = built_of({"name": self.name})
-        plain = Model(name=self.name) if here is None or here.plugin else here
-        keys = {"name": self.name} if plain is not here else keys_to(net, keys_given(here))
+        if here is None or here.plugin:
+            plain, keys = Model(name=self.name), {"name": self.name}
+        else:
+            plain, keys = here, keys_to(built_of({"name": self.name}), keys_given(here))
         others = {
             key: getattr(self, key) for key in ("in_channels", "norm") if getattr(self, key) != getattr(plain, key)
         }
