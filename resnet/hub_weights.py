@@ -23,6 +23,13 @@ def fetched(source: str) -> Path:
     return _cached(repo, revision or None) or _downloaded(repo, revision or None)
 
 
+def commit_note(source: str, file: Path) -> list[str]:
+    """Which commit of a repository the file that was `fetched` is of, where the source does not say it."""
+    repo, _, revision = source.partition("@")
+    commit = file.parent.name
+    return [] if commit == revision else [f"of commit {commit} ({repo}@{commit} keeps to it)"]
+
+
 def _cached(repo: str, revision: str | None) -> Path | None:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError

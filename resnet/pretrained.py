@@ -14,7 +14,7 @@ from recipes.schema.augment import Augment
 from recipes.schema.model import HUB, Model, is_tag, net_of
 from recipes.schema.recipe import Recipe
 from recipes.text import listed, plural, shown
-from resnet.hub_weights import fetched
+from resnet.hub_weights import commit_note, fetched
 from resnet.named_weights import STEMS
 from resnet.net import ResNet
 from resnet.run_weights import ENDINGS, FINAL, weights_of
@@ -101,7 +101,7 @@ def _read(model: ResNet, source: str, root: str | Path) -> tuple[WeightsInfo | N
         # What the stem lacks is made of it.
         config = config.model_copy(update={"in_channels": _RGB})
     found = find_weights(path, config)
-    return info, found.tensors, found.notes
+    return info, found.tensors, [*(commit_note(source, path) if source.startswith(HUB) else ()), *found.notes]
 
 
 def _for_channels(given: dict[str, Tensor], own: dict[str, Tensor], source: str) -> tuple[dict[str, Tensor], str]:

@@ -74,7 +74,8 @@ _ONE_SET_OF_WEIGHTS = ("resnet18", "resnet34", "resnext101_64x4d")
 
 HUB = "hf_hub:"
 """What `model.pretrained` begins with where it names a repository of huggingface.co."""
-_REPOSITORY = re.compile(HUB + r"[\w.-]+/[\w.-]+(@[\w./-]+)?", re.ASCII)
+_PART = r"\w(?:[\w.-]*\w)?"
+_REPOSITORY = re.compile(rf"{HUB}{_PART}/{_PART}(@(?!.*\.\.){_PART}(?:/{_PART})*)?", re.ASCII)
 
 
 def is_download(weights: str) -> bool:
@@ -173,11 +174,12 @@ class Model(Group):
     stream (layer2) or of a convolution inside a block (layer1.0.conv1, in bottlenecks conv2 too)."""
     zero_init_residual: bool = False
     """Start the last BatchNorm weight of each block at 0 (Goyal et al. 2017, arXiv:1706.02677, section 5.1), in preact
-    blocks the last convolution's."""
+    blocks the last convolution's. Pretrained weights take the place of it."""
     blurpool: bool = False
     """Low-pass filter before each stride-2 convolution (Zhang 2019, arXiv:1904.11486, as FFCV's recipes do)."""
     stochastic_depth: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Probability of dropping the last block's branch; grows linearly from 0 at the first (Huang et al. 2016)."""
+    """Probability of dropping the last block's branch; grows linearly from 0 at the first (Huang et al. 2016). A frozen
+    backbone drops none."""
     sync_batchnorm: bool = False
     """Normalise over all ranks' micro-batches (GPUs only)."""
     pretrained: str | None = None

@@ -7,7 +7,8 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from recipes.nets import NET_KEYS, NETS, Net, blocks, convolutions, resolve
+from recipes.net_layers import layers_of
+from recipes.nets import NET_KEYS, NETS, Net, blocks, resolve
 from recipes.text import show
 
 if TYPE_CHECKING:
@@ -33,13 +34,8 @@ def _of_stages(model: Model, net: Net) -> Iterator[str]:
         yield f"has {count:,} blocks in its layers: {_MOST_BLOCKS:,} at most"
     elif not all(min(block.widths) for block in blocks(net)):
         yield f"width_per_group={net.width_per_group} leaves no channels inside blocks: 64 leaves them their widths"
-    elif _weights(model, net) > _MOST_WEIGHTS:
+    elif sum(one.weights for one in layers_of(net, model.channels, model.in_channels)) > _MOST_WEIGHTS:
         yield f"has more than {_MOST_WEIGHTS:,} weights by its layers and widths: give less of them"
-
-
-def _weights(model: Model, net: Net) -> int:
-    layers = (layer for block in blocks(net, model.channels) for layer in convolutions(net, block))
-    return sum(layer.inputs // layer.groups * layer.outputs * layer.kernel**2 for layer in layers)
 
 
 def _of_blocks(model: Model, net: Net) -> Iterator[str]:

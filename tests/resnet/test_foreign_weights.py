@@ -293,8 +293,12 @@ def test_weights_of_a_repository(hub, state):
     hub("me/several", "main", {"a.pth": state, "b.pth": state})
     for source in ("hf_hub:timm/tiny.a1_in1k", "hf_hub:timm/tiny.a1_in1k@main", "hf_hub:me/tagged@v1.0"):
         model = tiny()
-        load_pretrained(model, Model(**NET, pretrained=source).pretrained)
+        told = load_pretrained(model, Model(**NET, pretrained=source).pretrained)
         assert torch.equal(model.conv1.weight, state["conv1.weight"])
+        repo = source.partition("@")[0]
+        pinned = f"{repo}@{hashlib.sha1(repo.removeprefix('hf_hub:').encode()).hexdigest()}"
+        assert f"({pinned} keeps to it)" in told
+        assert "keeps to it" not in load_pretrained(tiny(), pinned)
     for source, message in {
         "hf_hub:me/several": r"several files of weights \(a\.pth, b\.pth\)",
         "hf_hub:me/tagged": "could not be fetched .*run `hf download me/tagged` where",
@@ -302,7 +306,8 @@ def test_weights_of_a_repository(hub, state):
     }.items():
         with pytest.raises(ValueError, match=message):
             load_pretrained(tiny(), source)
-    for source in ("hf_hub:tiny", "hf_hub:me/tiny@", "hf-hub:me/tiny"):
+    outside = ("hf_hub:../..", "hf_hub:me/..", "hf_hub:me/-tiny", "hf_hub:me/tiny@../v1", "hf_hub:me/tiny@v1..2")
+    for source in ("hf_hub:tiny", "hf_hub:me/tiny@", "hf-hub:me/tiny", *outside):
         with pytest.raises(ValueError, match="write hf_hub:OWNER/REPO"):
             Model(**NET, pretrained=source)
 
