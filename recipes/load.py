@@ -199,6 +199,7 @@ def _file_layers(path: Path, below: tuple[Path, ...]) -> Iterator[_Layer]:
     if isinstance(evidence := values.get("evidence"), dict):
         # A recipe that names this one as its base may train something else.
         values["evidence"] = {"recipe": values.get("name", path.stem), **evidence}
+        origins.setdefault("evidence.recipe", origins["evidence"])
     yield _Layer(values, origins, newer)
 
 
