@@ -68,8 +68,11 @@ def near(word: str, names: Iterable[str], count: int = 3, cutoff: float = 0.6) -
     holding = sorted(
         (name for name in plain if _is_part(asked, name)), key=lambda name: (not name.startswith(asked), len(name))
     )
-    found = holding[:count] or difflib.get_close_matches(asked, plain, n=count, cutoff=cutoff)
-    return [plain[name] for name in found]
+    if holding:
+        return [plain[name] for name in holding[:count]]
+    spelled = {name.lower().replace("-", "_"): name for name in plain.values()}
+    found = difflib.get_close_matches(word.lower().replace("-", "_"), spelled, n=count, cutoff=cutoff)
+    return [spelled[name] for name in found]
 
 
 def _joined(name: str) -> str:

@@ -156,7 +156,7 @@ MODELS = st.fixed_dictionaries(
         "shape": st.sampled_from([{}, {"channels": {"layer2.0.conv1": 8, "layer2": 24}}]),
         "irrelevant": st.sampled_from([{}, {"stochastic_depth": 0.2, "zero_init_residual": True}]),
     }
-).filter(lambda values: not values["shape"] or (values["stem"] != "deep" and "attention" not in str(values["net"])))
+).filter(lambda values: not values["shape"] or (values["stem"] != "deep" and "se" not in str(values["net"])))
 
 
 def words_of(values: dict) -> list[str]:

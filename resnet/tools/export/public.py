@@ -29,6 +29,8 @@ def public_recipe(recipe: Recipe) -> dict[str, Any]:
         content["data"]["train"] = name
     if (weights := recipe.model.pretrained) is not None and not is_download(weights):
         del content["model"]["pretrained"]
+    if content["evidence"] is not None and (stated := content["evidence"]["recipe"]) is not None:
+        content["evidence"]["recipe"] = Path(stated).name
     if content["distill"] is not None:
         del content["distill"]["teacher"]
     return _without_folders(content)
