@@ -205,6 +205,9 @@ def keys_to(net: Net, given: Mapping[str, Any]) -> dict[str, Any]:
     if any(there[key] != here[key] for key in SHAPE_KEYS):
         keys = {key: there[key] for key in SHAPE_KEYS if there[key] != given.get(key)}
     keys |= _missing(net, {**given, **keys})
+    if net.stem != built_of(given).stem:
+        # Also where a name brings it: one that is the present net's own is not among the keys given, but may be set.
+        keys["stem"] = net.stem
     if net.attention != "se" and given.get("se_ratio") is not None:
         keys["se_ratio"] = None
     return keys

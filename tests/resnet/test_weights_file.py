@@ -192,6 +192,7 @@ PLAIN = {"net": {"name": "resnet18"}, "maxpool": None, "activation": {}, "blurpo
 @settings(max_examples=25, deadline=None)
 @given(MODELS, MODELS)
 @example(PLAIN | {"stem": "imagenet", "maxpool": False}, PLAIN | {"stem": "cifar"})
+@example(PLAIN | {"stem": None}, PLAIN | {"stem": "cifar", "net": {"name": "wide_resnet16_8"}})
 def test_what_does_not_fit_is_told_with_the_keys_that_make_it_fit(there, here):
     recipe = load(words_of(there)).recipe
     info = resnet.WeightsInfo(**{**dict.fromkeys(resnet.WeightsInfo._fields), "model": recipe.model})
