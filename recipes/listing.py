@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from recipes.errors import RecipeError
-from recipes.library import folder_of, names, own, own_files, shipped
+from recipes.library import folder_of, own, own_files, shipped
 from recipes.load import load
 from recipes.schema.model import name_of_model, net_of
 from recipes.schema.recipe import Recipe
-from recipes.text import suggestion
+from recipes.text import joined, suggestion
 
 GROUPS = ("starters", "cifar", "imagenet")
 """Folders of recipes, in the order of a first look; others follow."""
@@ -57,8 +57,8 @@ class Unusable(NamedTuple):
 
 def shipped_recipes() -> list[Listed]:
     """Those that come with the program."""
-    return sorted((_listed(load([f"recipe={name}"]).recipe, folder_of(name), shipped()[name]) for name in names()),
-                  key=_place)  # fmt: skip
+    rows = (_listed(load([f"recipe={name}"]).recipe, folder_of(name), path) for name, path in shipped().items())
+    return sorted(rows, key=_place)
 
 
 def own_recipes() -> tuple[list[Listed], list[Unusable]]:
@@ -105,7 +105,7 @@ def _place(row: Listed) -> tuple[int, str, int, bool, list[tuple[int, str]]]:
 
 
 def matching(rows: Iterable[Listed], data: str | None, model: str | None) -> list[Listed]:
-    """The recipes whose data and network have these words in their names; case, - and _ do not matter.
+    """The recipes whose data and network have these words in their names; case and separators do not matter.
 
     A number at a word's end is a whole one: resnet50 does not find resnet500. Raises ValueError where none is left.
     """
@@ -113,8 +113,8 @@ def matching(rows: Iterable[Listed], data: str | None, model: str | None) -> lis
     for option, word, texts in (("--data", data, _data_names), ("--model", model, _model_names)):
         if word is None:
             continue
-        pattern = re.compile(re.escape(_plain(word)) + (r"(?!\d)" if word[-1:].isdigit() else ""))
-        found = [row for row in all_rows if any(pattern.search(_plain(text)) for text in texts(row))]
+        pattern = re.compile(re.escape(joined(word)) + (r"(?!\d)" if word[-1:].isdigit() else ""))
+        found = [row for row in all_rows if any(pattern.search(joined(text)) for text in texts(row))]
         if not found:
             words = dict.fromkeys(texts(row)[0] for row in all_rows)
             raise ValueError(f"no recipe of {option} {word}: {suggestion(word, words)}")
@@ -122,10 +122,6 @@ def matching(rows: Iterable[Listed], data: str | None, model: str | None) -> lis
     if not left:
         raise ValueError(f"no recipe of both --data {data} and --model {model}")
     return left
-
-
-def _plain(text: str) -> str:
-    return re.sub(r"[-_ ]", "", text.lower())
 
 
 def _data_names(row: Listed) -> list[str]:

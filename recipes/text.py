@@ -62,7 +62,7 @@ def near(word: str, names: Iterable[str], count: int = 3, cutoff: float = 0.6) -
 
     A name that the word is a part of goes before those that look like it.
     """
-    asked, plain = _joined(word), {_joined(name): name for name in names}
+    asked, plain = joined(word), {joined(name): name for name in names}
     if asked and asked in plain:
         return [plain[asked]]
     holding = sorted(
@@ -75,7 +75,8 @@ def near(word: str, names: Iterable[str], count: int = 3, cutoff: float = 0.6) -
     return [spelled[name] for name in found]
 
 
-def _joined(name: str) -> str:
+def joined(name: str) -> str:
+    """A name without case and separators: people write SE-ResNet-50, and files seresnet50."""
     return re.sub(r"[\W_]", "", name.lower())
 
 
