@@ -24,6 +24,7 @@ from resnet.process.command_lines import continue_command
 from resnet.process.environment import ATTEMPT
 from resnet.process.exit_codes import FAILED, FINISHED, STOPPED
 from resnet.run_hooks import RunHooks
+from resnet.rundir.attempts import end_as_told, told_to_end
 from resnet.rundir.find import new_run_dir
 from resnet.rundir.lease import holder_elsewhere
 from resnet.rundir.provenance import end_attempt
@@ -156,6 +157,9 @@ def _write_end(trainer: Trainer, hooks: RunHooks, end: End) -> None:
         step = trainer.state.step
         reached = {"step": step, "epoch": round(trainer.plan.epoch(step), 4)}
         fields = {"state": end.outcome, "reason": end.reason, "failure": None, "eta_s": None}
+        if end.outcome == "stopped" and (why := told_to_end(run_dir)):
+            # Here too: a job that is cancelled at once may end before its batch script can say so.
+            fields |= end_as_told(why)
         fields["stopped_early"] = trainer.stopped_early if end.outcome == "finished" else None
         write_status(run_dir, **fields, **reached, **hooks.last_checkpoint)
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from resnet.process.environment import ATTEMPT, CORES, job_id
 from resnet.process.exit_codes import FAILED, FINISHED
-from resnet.rundir.attempts import ENDS, newest_step, read_attempts, told_to_end
+from resnet.rundir.attempts import ENDS, end_as_told, newest_step, read_attempts, told_to_end
 from resnet.rundir.files import append_line, write_atomic
 from resnet.rundir.find import is_sweep
 from resnet.rundir.lease import holder_elsewhere
@@ -263,7 +263,7 @@ class Attempt:
         return "walltime" if near or word == "TIME LIMIT" else "preempted"
 
     def _end_as_told(self, why: str) -> None:
-        self._tell(state="stopped", reason=why, failure="user" if why == "cancelled" else None, eta_s=None)
+        self._tell(**end_as_told(why))
 
     def _requeue(self, reason: str, end: End) -> int:
         self._tell(state="queued", reason=reason, failure=None, eta_s=None)

@@ -17,7 +17,7 @@ from launch.runs.state import find, rows
 from launch.sweep.directory import cancel_file
 from launch.sweep.page import write_page
 from resnet.process.exit_codes import FINISHED
-from resnet.rundir.attempts import end_file
+from resnet.rundir.attempts import end_as_told, end_file
 from resnet.rundir.chain import TRAIN
 from resnet.rundir.find import find_sweep
 from resnet.rundir.lease import holder_elsewhere, read_lease
@@ -95,7 +95,7 @@ def cancel(run_dir: Path, now: bool = False) -> str:
     end_file(run_dir, "cancelled").touch()
     ask(["scancel", job_id] if now else ["scancel", "--state=PENDING", job_id])
     if now or active_job(run_dir) is None:
-        write_status(run_dir, state="stopped", reason="cancelled", failure="user", eta_s=None)
+        write_status(run_dir, **end_as_told("cancelled"))
         return f"{run_dir.name}: job {job_id} is cancelled; launch retry {shown(run_dir)} continues it"
     with contextlib.suppress(ValueError):
         ask(["scancel", "--signal=USR2", job_id])
@@ -112,7 +112,7 @@ def _cancel_here(run_dir: Path, now: bool) -> str:
     with contextlib.suppress(ProcessLookupError):
         os.kill(lease["pid"], signal.SIGKILL if now else signal.SIGTERM)
     if now:
-        write_status(run_dir, state="stopped", reason="cancelled", failure="user", eta_s=None)
+        write_status(run_dir, **end_as_told("cancelled"))
     return f"{run_dir.name}: process {lease['pid']} " + ("is killed" if now else "saves a checkpoint and ends")
 
 
@@ -127,7 +127,7 @@ def _cancel_sweep(sweep_dir: Path, now: bool) -> None:
     for array in sorted({row["job_id"].partition("_")[0] for _, row in waiting}):
         ask(["scancel", "--state=PENDING", array])
     for run, _ in waiting:
-        write_status(run, state="stopped", reason="cancelled", failure="user", eta_s=None)
+        write_status(run, **end_as_told("cancelled"))
     told = 0
     for run, row in under_way:
         if row["state"] == "running":

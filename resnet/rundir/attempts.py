@@ -22,6 +22,11 @@ def told_to_end(run_dir: Path) -> str | None:
     return next((why for why in ENDS if end_file(run_dir, why).exists()), None)
 
 
+def end_as_told(why: str) -> dict[str, Any]:
+    """What status.json says of a run that has ended as it was told to."""
+    return {"state": "stopped", "reason": why, "failure": "user" if why == "cancelled" else None, "eta_s": None}
+
+
 def read_attempts(run_dir: Path) -> list[dict[str, Any]]:
     """The attempts of a run that Slurm started, in order: what is known of the start of each, and of its end."""
     file = run_dir / "slurm" / "attempts.jsonl"

@@ -138,7 +138,7 @@ def test_debug_shows_the_traceback(launch):
 
 
 def test_what_the_system_refuses_is_no_mistake_of_the_user(launch, monkeypatch):
-    monkeypatch.setattr("recipes.listing.names", lambda: (_ for _ in ()).throw(PermissionError(13, "denied")))
+    monkeypatch.setattr("recipes.listing.shipped", lambda: (_ for _ in ()).throw(PermissionError(13, "denied")))
     code, _, err = launch("recipes")
     assert (code, err) == (1, "launch recipes: [Errno 13] denied\n")
 
