@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import os
-import socket
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from datetime import timedelta
-from functools import cache
-from typing import TypeVar
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import nn
@@ -37,13 +32,8 @@ from resnet.optim import build_optimizer
 from resnet.plugins import check_logits, own_model
 from resnet.pretrained import load_pretrained
 from resnet.process.environment import cores_of_rank, threads_asked
-from resnet.process.mistakes import OfAllRanks
+from resnet.ranks import first_of_ranks, of_node, together
 from resnet.state import TrainState
-
-T = TypeVar("T")
-
-SETUP_TIMEOUT = timedelta(hours=6)
-"""How long ranks wait for the one that prepares the data (a download, a conversion of 150 GB)."""
 
 
 def build_accelerator(recipe: Recipe) -> Accelerator:
@@ -100,59 +90,6 @@ def choose_precision(recipe: Recipe, on_cpu: bool) -> str:
     if recipe.precision == "fp16" and on_cpu:
         raise ValueError("precision=fp16 needs a GPU: use precision=no, or auto to let the device decide")
     return recipe.precision
-
-
-def together(task: Callable[[], T], local_rank: int = 0, first_alone: bool = False) -> T:
-    """Run a task on all ranks; where it fails on any, raise the ValueError of the first such rank on every one.
-
-    first_alone: let the first rank of each node go before the others (for what is made once on disk).
-    """
-    result: T | None = None
-    error: ValueError | OSError | None = None
-    for turn in (0, 1) if first_alone else (None,):
-        if turn is None or (local_rank > 0) == bool(turn):
-            try:
-                result = task()
-            except (ValueError, OSError) as raised:
-                error = raised
-        message = first_of_ranks(None if error is None else str(error))
-        if message is not None:
-            raise (OfAllRanks if dist.is_initialized() else ValueError)(message) from error
-    return result  # pyright: ignore[reportReturnType]
-
-
-def first_of_ranks(value: T | None) -> T | None:
-    """The value of the first rank that has one."""
-    if not dist.is_initialized():
-        return value
-    values: list[T | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value, group=_patient_group())
-    return next((v for v in values if v is not None), None)
-
-
-def least_of_ranks(value: int) -> int:
-    """The smallest of all ranks' values."""
-    if not dist.is_initialized():
-        return value
-    values: list[int] = [value] * dist.get_world_size()
-    dist.all_gather_object(values, value, group=_patient_group())
-    return min(values)
-
-
-def of_node(value: T | None) -> T | None:
-    """The value of the first rank of this machine that has one."""
-    if not dist.is_initialized():
-        return value
-    values: list[tuple[str, T | None]] = [("", None)] * dist.get_world_size()
-    dist.all_gather_object(values, (socket.gethostname(), value), group=_patient_group())
-    return next((v for host, v in values if host == socket.gethostname() and v is not None), None)
-
-
-@cache
-def _patient_group() -> dist.ProcessGroup:
-    group = dist.new_group(backend="gloo", timeout=SETUP_TIMEOUT)
-    assert isinstance(group, dist.ProcessGroup)
-    return group
 
 
 def stage_data(recipe: Recipe, local_rank: int, stopped: Callable[[], bool]) -> Mapping[str, str] | None:

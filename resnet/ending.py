@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from recipes.schema.recipe import Recipe
-from resnet.build import first_of_ranks
 from resnet.data.loader import Loader
 from resnet.data.sources.source import Source
 from resnet.failure import Failure, explain
@@ -23,6 +22,7 @@ from resnet.loop import fit
 from resnet.process.command_lines import continue_command
 from resnet.process.environment import ATTEMPT
 from resnet.process.exit_codes import FAILED, FINISHED, STOPPED
+from resnet.ranks import first_of_ranks
 from resnet.run_hooks import RunHooks
 from resnet.rundir.attempts import end_as_told, told_to_end
 from resnet.rundir.find import new_run_dir

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from recipes.schema.recipe import Recipe
-from resnet.build import share_memory, together
+from resnet.build import share_memory
 from resnet.data.batches import Batch, Key, Prepared
 from resnet.data.cache import DrawnBatches, check_room, fill
 from resnet.data.encoded import micro_batches
@@ -24,6 +24,7 @@ from resnet.data.sources.source import Source
 from resnet.data.targets import Targets, in_rows, targets_of
 from resnet.distill import Teacher
 from resnet.last_evaluation import FinalTest
+from resnet.ranks import together
 from resnet.trainer import Trainer
 
 

@@ -11,13 +11,13 @@ import torch.distributed as dist
 from torch import nn
 
 from recipes.text import plural
-from resnet.build import together
 from resnet.checkpoint.snapshot import load_weights
 from resnet.data.batches import Batch, Key
 from resnet.data.sources.source import Source
 from resnet.data.targets import Targets
 from resnet.evaluation import check_unreadable, evaluate
 from resnet.last_files import final_weights
+from resnet.ranks import together
 from resnet.run_hooks import RunHooks
 from resnet.rundir.evaluation import TEST, write_evaluation
 from resnet.tally import described

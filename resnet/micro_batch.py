@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from recipes.plan import Plan, make_plan, micro_batches
 from recipes.schema.recipe import Recipe
-from resnet.build import build_model_for, build_state, least_of_ranks, together
+from resnet.build import build_model_for, build_state
 from resnet.data.batches import Batch, training_keys
 from resnet.data.cache import bytes_needed
 from resnet.data.order import Order
 from resnet.data.sources.source import Source
 from resnet.failure import is_out_of_memory
 from resnet.loop import train_step
+from resnet.ranks import least_of_ranks, together
 from resnet.state import TrainState
 from resnet.trainer import Hooks, Trainer
 

@@ -26,9 +26,7 @@ from resnet.build import (
     build_order,
     build_splits,
     build_state,
-    first_of_ranks,
     stage_data,
-    together,
     wrap,
 )
 from resnet.checkpoint.resume import Start, find_start, finished_before, note_edits
@@ -51,6 +49,7 @@ from resnet.process.environment import ATTEMPT
 from resnet.process.exit_codes import FAILED, FINISHED
 from resnet.process.signals import Signals
 from resnet.process.streams import kept_in, leave
+from resnet.ranks import first_of_ranks, together
 from resnet.run_hooks import RunHooks
 from resnet.rundir.metrics_log import MetricsLog
 from resnet.rundir.status import read_status, write_status

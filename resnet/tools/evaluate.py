@@ -17,12 +17,13 @@ from torch import nn
 from recipes.schema.recipe import Recipe
 from recipes.text import plural
 from resnet.answers import Answers
-from resnet.build import takes_cpu, together
+from resnet.build import takes_cpu
 from resnet.data.batches import Batch
 from resnet.data.sources.source import targets_of
 from resnet.inference import count_logits, predict_logits
 from resnet.plugins import line_in
 from resnet.process.mistakes import OfAllRanks
+from resnet.ranks import together
 from resnet.rundir.provenance import read_provenance
 from resnet.tally import Tally, described
 from resnet.tools.eval_data import THE_RECIPES, DataOptions, EvalData, open_eval_data
