@@ -1,8 +1,8 @@
 """A real Slurm on this machine, to try `launch submit` and to test it: `python -m slurm.testcluster up|down|status`.
 
-munged, mariadbd, slurmdbd, slurmctld and two slurmd run in one folder, beside any Slurm the machine has. A node claims
-8 CPUs and two GPUs that are none (/dev/null under their names). The nodes are called 127.0.0.1 and 127.0.0.2: a job
-reads from its node list where rank 0 is, and these names resolve on any Linux without a line in /etc/hosts.
+munged, mariadbd, slurmdbd, slurmctld and two or more slurmd run in one folder, beside any Slurm the machine has. A node
+claims 8 CPUs and two GPUs that are none (/dev/null under their names). The nodes are called 127.0.0.1, 127.0.0.2 ...: a
+job reads from its node list where rank 0 is, and these names resolve on any Linux without a line in /etc/hosts.
 
 From Python: `up(folder)`, then processes started with `environment(folder)` talk to it, and `down(folder)`.
 """
@@ -15,7 +15,6 @@ import dataclasses
 import hashlib
 import os
 import pwd
-import random
 import shlex
 import shutil
 import signal
@@ -27,11 +26,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from resnet.process.exit_codes import FAILED, FINISHED, MISTAKE
-from slurm.testcluster_files import ACCOUNTING, CONFS, NODE_CONF, SLURM_CONF
+from slurm.testcluster_files import ACCOUNTING, DAEMONS, KILL_WAIT_SECONDS, NODES, SLURM_CONF, expected_daemons, node_names, write_files
 
 DEFAULT_FOLDER = Path("~/.cache/resnet-launch/testcluster")
-NODES = ("127.0.0.1", "127.0.0.2")
-KILL_WAIT_SECONDS = 15
 START_SECONDS = 60
 STARTS = 3
 """Starts in all, where another process takes a port after it was found free."""
@@ -40,8 +37,6 @@ MARK = "RESNET_TESTCLUSTER"
 """The environment variable by which a daemon is known as one of a folder's."""
 PROGRAMS = ("munged", "mariadbd", "mariadb-install-db", "slurmdbd", "slurmctld", "slurmd", "sbatch")
 PACKAGES = "slurm-wlm slurmdbd munge mariadb-server"
-DAEMONS = {"munged": 1, "mariadbd": 1, "slurmdbd": 1, "slurmctld": 1, "slurmd": len(NODES)}
-"""How many processes of each make a cluster, in the order of their start."""
 
 INSTALL_DATABASE = ("mariadb-install-db", "--skip-test-db", "--auth-root-authentication-method=normal")
 
@@ -52,13 +47,15 @@ class Status:
 
     daemons: Mapping[str, Sequence[int]]
     nodes: Mapping[str, str]
+    expected: Mapping[str, int]
+    """How many processes of each daemon make the cluster."""
 
     @property
     def running(self) -> bool:
         """Whether all is up and every node takes jobs."""
-        missing = [name for name, number in DAEMONS.items() if len(self.daemons[name]) < number]
+        missing = [name for name, number in self.expected.items() if len(self.daemons[name]) < number]
         usable = [state for state in self.nodes.values() if state in ("idle", "mixed", "allocated", "completing")]
-        return not missing and len(usable) == len(NODES)
+        return not missing and len(usable) == self.expected["slurmd"]
 
 
 def environment(folder: Path) -> dict[str, str]:
@@ -66,10 +63,11 @@ def environment(folder: Path) -> dict[str, str]:
     return {"SLURM_CONF": str(_resolved(folder) / "slurm.conf")}
 
 
-def up(folder: Path) -> dict[str, str]:
+def up(folder: Path, nodes: int = NODES, accounting: bool = True) -> dict[str, str]:
     """Start a cluster whose files live in `folder`, and wait until its nodes are idle; returns `environment(folder)`.
 
     One that already runs is left as it is; what is left of one that half died is cleared away first, with its jobs.
+    accounting: whether slurmdbd keeps what became of jobs.
 
     Raises:
         ValueError: packages are missing, or the folder holds something else.
@@ -82,7 +80,7 @@ def up(folder: Path) -> dict[str, str]:
     down(folder)
     for starts_left in reversed(range(STARTS)):
         try:
-            _start(folder, _write_files(folder))
+            _start(folder, write_files(folder, run_folder(folder), _user(), nodes, accounting))
             break
         except BaseException as error:
             # The folder stays: its logs tell why.
@@ -135,11 +133,16 @@ def status(folder: Path) -> Status:
     """What of the folder's cluster runs; nothing is started or changed."""
     processes = _processes(folder := _resolved(folder))
     daemons = {name: sorted(pid for pid, command in processes.items() if command == name) for name in DAEMONS}
-    nodes = {}
+    nodes, expected = {}, expected_daemons(folder)
     if daemons["slurmctld"] and daemons["munged"]:
         answer = _client(folder, ["sinfo", "--noheader", "--Node", "--partition=low", "--format=%N %T"], seconds=15)
         nodes = dict(line.split() for line in answer.stdout.splitlines() if answer.returncode == 0)
-    return Status(daemons, nodes)
+    return Status(daemons, nodes, expected)
+
+
+def start_daemon(folder: Path, name: str, node: str | None = None) -> None:
+    """Start slurmctld, or the slurmd of a node, again."""
+    _spawn(_resolved(folder), name, ["-D", "-N", node] if node else ["-D"])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -147,20 +150,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser("python -m slurm.testcluster", description="A real Slurm on this machine.")
     parser.add_argument("action", choices=("up", "down", "status"))
     parser.add_argument("--folder", type=Path, default=DEFAULT_FOLDER, help="where it lives (default: %(default)s)")
+    parser.add_argument("--nodes", type=int, default=NODES, help="how many `up` starts (default: %(default)s)")
+    parser.add_argument("--no-accounting", action="store_true", help="without slurmdbd")
     arguments = parser.parse_args(argv)
     folder = _resolved(arguments.folder)
     try:
         if arguments.action == "up":
             before = status(folder)
-            variables = up(folder)
+            variables = up(folder, arguments.nodes, not arguments.no_accounting)
             print(f"# {'already running' if before.running else 'started'} in {folder}")
             print(*(f"export {name}={shlex.quote(value)}" for name, value in variables.items()), sep="\n")
         elif arguments.action == "down":
             print(f"{folder}: {'removed' if down(folder) else 'there was nothing'}")
         else:
             found = status(folder)
-            for name, pids in found.daemons.items():
-                print(f"{name:10} {'pid ' + ' '.join(map(str, pids)) if pids else 'not running'}")
+            for name in found.expected:
+                pids = " ".join(map(str, found.daemons[name]))
+                print(f"{name:10} {f'pid {pids}' if pids else 'not running'}")
             for name, state in found.nodes.items():
                 print(f"{name:10} {state}")
             sys.exit(FINISHED if found.running else FAILED)
@@ -184,48 +190,6 @@ def _is_ours(folder: Path) -> bool:
     return False
 
 
-def _write_files(folder: Path) -> int:
-    """Returns slurmdbd's port."""
-    run = run_folder(folder)
-    run.mkdir(mode=0o700)
-    for path in (folder, folder / "logs", folder / "mysql", *(run / name for name in ("state", "tmp", *NODES))):
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    slurmctld_port, slurmdbd_port, *node_ports = _free_ports(2 + len(NODES))
-    host = socket.gethostname().split(".")[0]
-    nodes = [NODE_CONF.format(name=name, host=host, port=port) for name, port in zip(NODES, node_ports, strict=True)]
-    values = {
-        "run": run,
-        "host": host,
-        "user": _user(),
-        "slurmctld_port": slurmctld_port,
-        "slurmdbd_port": slurmdbd_port,
-        "kill_wait": KILL_WAIT_SECONDS,
-        "nodes": "\n".join(nodes),
-        "node_names": ",".join(NODES),
-    }
-    files = {name: text.format(**values).encode() for name, text in CONFS.items()} | {"munge.key": os.urandom(128)}
-    for name, content in files.items():
-        (folder / name).touch(mode=0o600)
-        (folder / name).write_bytes(content)
-    for gpu in range(2):
-        (run / f"gpu{gpu}").symlink_to("/dev/null")
-    # mariadb-install-db splits paths at spaces, which `folder` may have.
-    (run / "mysql").symlink_to(folder / "mysql")
-    return slurmdbd_port
-
-
-def _free_ports(number: int) -> list[int]:
-    """Ports nobody listens on, below those that the kernel gives to outgoing connections."""
-    ports = []
-    for port in random.sample(range(20000, 32000), 1000):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("", port))
-            ports.append(port)
-        if len(ports) == number:
-            return ports
-    raise RuntimeError("no free ports between 20000 and 32000")
-
-
 def _port_was_taken(folder: Path) -> bool:
     return any(TAKEN in log.read_text(errors="replace") for log in (folder / "logs").glob("slurm*.log"))
 
@@ -234,21 +198,27 @@ def _start(folder: Path, slurmdbd_port: int) -> None:
     run = run_folder(folder)
     munge = ["--force", f"--key-file={folder}/munge.key", f"--socket={run}/munge.sock", f"--pid-file={run}/munged.pid"]
     _spawn(folder, "munged", [*munge, "--foreground", f"--seed-file={run}/munged.seed"])
+    _wait(folder, "munged", (run / "munge.sock").exists)
+    if "mariadbd" in expected_daemons(folder):
+        _start_accounting(folder, run, slurmdbd_port)
+    _spawn(folder, "slurmctld", ["-D"])
+    nodes = node_names((folder / "slurm.conf").read_text())
+    for node in nodes:
+        _spawn(folder, "slurmd", ["-D", "-N", node])
+    _wait(folder, "slurmd", lambda: list(status(folder).nodes.values()) == ["idle"] * len(nodes))
+
+
+def _start_accounting(folder: Path, run: Path, slurmdbd_port: int) -> None:
     database = ["--no-defaults", f"--datadir={run}/mysql", f"--user={_user()}", "--skip-networking"]
     # A tmpdir of its own: a server that starts removes all temporary tables it finds there, another server's too.
     database += [f"--tmpdir={run}/tmp", "--innodb-log-file-size=4M", "--debug-no-sync"]
     _checked(folder, [*INSTALL_DATABASE, *database])
     _spawn(folder, "mariadbd", [*database, f"--socket={run}/mysql.sock", f"--pid-file={run}/mysql.pid"])
-    _wait(folder, "munged", (run / "munge.sock").exists)
     _wait(folder, "mariadbd", (run / "mysql.sock").exists)
     _spawn(folder, "slurmdbd", ["-D"])
     _wait(folder, "slurmdbd", lambda: _answers(slurmdbd_port))
     for line in ACCOUNTING.format(user=_user()).splitlines():
         _checked(folder, ["sacctmgr", "--immediate", "--quiet", *line.split()])
-    _spawn(folder, "slurmctld", ["-D"])
-    for node in NODES:
-        _spawn(folder, "slurmd", ["-D", "-N", node])
-    _wait(folder, "slurmd", lambda: list(status(folder).nodes.values()) == ["idle"] * len(NODES))
 
 
 def _spawn(folder: Path, name: str, arguments: Sequence[str]) -> None:
@@ -286,12 +256,13 @@ def _checked(folder: Path, command: Sequence[str]) -> None:
 
 def _wait(folder: Path, name: str, ready: Callable[[], bool]) -> None:
     """Wait until `name`, the newest of the daemons, is ready; raises RuntimeError with the end of a log."""
-    order = list(DAEMONS)
+    expected = expected_daemons(folder)
+    order = list(expected)
     started = time.monotonic()
     while not ready():
         waited = time.monotonic() - started
         running = status(folder).daemons
-        ended = [other for other in order[: order.index(name) + 1] if len(running[other]) < DAEMONS[other]]
+        ended = [other for other in order[: order.index(name) + 1] if len(running[other]) < expected[other]]
         # Between fork and exec a daemon is not known by its name yet.
         if waited > START_SECONDS or (ended and waited > 1):
             what = f"{ended[0]} ended" if ended else f"{name} was not ready after {START_SECONDS} s"
@@ -308,12 +279,12 @@ def _answers(port: int) -> bool:
 def _processes(folder: Path) -> dict[int, str]:
     """Command name by process id: the folder's daemons, and its jobs' step daemons and tasks."""
     mark, conf = (f"{k}={v}".encode() for k, v in ((MARK, folder), ("SLURM_CONF", folder / "slurm.conf")))
-    nodes = {f"SLURMD_NODENAME={name}".encode() for name in NODES}
     found = {}
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             variables = (process / "environ").read_bytes().split(b"\0")
-            if mark in variables or (conf in variables and not nodes.isdisjoint(variables)):
+            in_a_job = conf in variables and any(each.startswith(b"SLURMD_NODENAME=") for each in variables)
+            if mark in variables or in_a_job:
                 found[int(process.name)] = (process / "comm").read_text().strip()
     found.pop(os.getpid(), None)
     return found

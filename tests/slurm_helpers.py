@@ -102,8 +102,8 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def running_cluster(folder: Path, work: Path) -> Iterator[Cluster]:
-    testcluster.up(folder)
+def running_cluster(folder: Path, work: Path, nodes: int = 2, accounting: bool = True) -> Iterator[Cluster]:
+    testcluster.up(folder, nodes, accounting)
     try:
         yield Cluster(folder, work)
     finally:
