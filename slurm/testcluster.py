@@ -26,7 +26,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from resnet.process.exit_codes import FAILED, FINISHED, MISTAKE
-from slurm.testcluster_files import ACCOUNTING, DAEMONS, KILL_WAIT_SECONDS, NODES, SLURM_CONF, expected_daemons, node_names, write_files
+from slurm.testcluster_files import (
+    ACCOUNTING,
+    DAEMONS,
+    KILL_WAIT_SECONDS,
+    NODES,
+    SLURM_CONF,
+    expected_daemons,
+    node_names,
+    write_files,
+)
 
 DEFAULT_FOLDER = Path("~/.cache/resnet-launch/testcluster")
 START_SECONDS = 60

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from slurm import testcluster
+from slurm import testcluster, testcluster_files
 from tests.slurm_helpers import need_slurm
 
 need_slurm()
@@ -132,7 +132,7 @@ def test_a_second_one_lives_beside_it_recovers_and_leaves_nothing(cluster, tmp_p
 
 
 def test_a_port_taken_after_it_was_chosen_is_chosen_again(tmp_path, monkeypatch):
-    choices, choose = [], testcluster._free_ports
+    choices, choose = [], testcluster_files._free_ports
     with socket.socket() as other:
 
         def free_ports(number):
@@ -142,7 +142,7 @@ def test_a_port_taken_after_it_was_chosen_is_chosen_again(tmp_path, monkeypatch)
                 other.listen()
             return choices[-1]
 
-        monkeypatch.setattr(testcluster, "_free_ports", free_ports)
+        monkeypatch.setattr(testcluster_files, "_free_ports", free_ports)
         testcluster.up(tmp_path / "cluster")
         try:
             assert testcluster.status(tmp_path / "cluster").running
@@ -165,3 +165,13 @@ def test_missing_packages_are_named_with_the_command_that_installs_them(tmp_path
     with pytest.raises(ValueError, match="no no-such-daemon here: apt-get install"):
         testcluster.up(tmp_path / "cluster")
     assert not (tmp_path / "cluster").exists()
+
+
+def test_three_nodes_without_accounting(tmp_path):
+    testcluster.up(tmp_path / "cluster", nodes=3, accounting=False)
+    try:
+        assert [*testcluster.status(tmp_path / "cluster").nodes.values()] == ["idle"] * 3
+        assert ask(tmp_path / "cluster", "srun", "--nodes=3", "hostname").count("\n") == 3
+        assert "disabled" in ask(tmp_path / "cluster", "sacct", code=1)
+    finally:
+        testcluster.down(tmp_path / "cluster")
