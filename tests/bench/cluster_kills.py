@@ -1,0 +1,223 @@
+"""Kill ranks, nodes, the controller and batch scripts of runs on a real Slurm at random, and compare how they end.
+
+    python -m tests.bench.cluster_kills --kills 100 [--accounting] [--seed 0] [--out kills.json]
+
+A cluster of three nodes trains the same run on two of them, with one to spare, again and again; every run has to end
+with the weights, the metrics and the steps of one that nobody disturbed, by one attempt alone. A kill that follows two
+without a new checkpoint waits for one: a third attempt in a row without progress ends a run, as it should. Where a job
+ends without its run, as with its batch script, `launch retry` sends the run again, as a user would.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import resnet.run  # noqa: F401  (imported before ranks are forked)
+from resnet.data.sources.shapes import draw
+from resnet.rundir.attempts import newest_step
+from slurm import testcluster
+from tests.helpers import TINY, column, metrics, same, status, weights
+from tests.slurm_helpers import ON_CLUSTER, Cluster, running_cluster, train_here
+
+STEPS = 400
+SHAPE = ["epochs=40", "eval.every=40", "checkpoint.every=10 steps"]
+WHERE = [*ON_CLUSTER[:1], "slurm.time=60", "slurm.nodes=2", "slurm.gpus_per_node=1", "slurm.spare_nodes=1"]
+MOST_PAUSE = 20.0
+"""Seconds from one kill to the next."""
+DOWN = 5.0
+"""Seconds for which what was killed of Slurm's own is gone."""
+PATIENCE = 600.0
+KINDS = {"rank": 5, "node": 2, "controller": 1, "batch": 1}
+"""What is killed, with its weight in the draw."""
+
+
+def processes_of(cluster: Cluster) -> dict[int, tuple[str, dict[str, str]]]:
+    """Command line and environment by process id, of what belongs to the cluster's daemons and jobs."""
+    found = {}
+    for place in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            pairs = (word.partition("=") for word in (place / "environ").read_text(errors="replace").split("\0"))
+            variables = {name: value for name, _, value in pairs}
+            line = (place / "cmdline").read_text(errors="replace").replace("\0", " ")
+            if str(cluster.folder) in (variables.get(testcluster.MARK), variables.get("SLURM_CONF", "")[:-11]):
+                found[int(place.name)] = line, variables
+    found.pop(os.getpid(), None)
+    return found
+
+
+def kill(pid: int) -> bool:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+        return True
+    return False
+
+
+def kill_rank(cluster: Cluster, run: Path, draw_from: random.Random) -> str | None:
+    ranks = [
+        pid
+        for pid, (line, variables) in processes_of(cluster).items()
+        if "submitit" in line and "SLURM_PROCID" in variables
+    ]
+    return f"rank process {pid}" if ranks and kill(pid := draw_from.choice(sorted(ranks))) else None
+
+
+def kill_node(cluster: Cluster, run: Path, draw_from: random.Random) -> str | None:
+    """A node that loses its power: its slurmd, the steps' daemons and the tasks are gone at once."""
+    node = f"127.0.0.{draw_from.randint(1, 3)}"
+    gone = 0
+    for pid, (line, variables) in processes_of(cluster).items():
+        of_node = variables.get("SLURMD_NODENAME") == node or ("slurmd" in line and f"-N {node}" in line)
+        of_node = of_node or (line.startswith("slurmstepd") and _parent_node(pid) == node)
+        gone += of_node and kill(pid)
+    _again(lambda: testcluster.start_daemon(cluster.folder, "slurmd", node))
+    return f"node {node} ({gone} processes)"
+
+
+def _parent_node(pid: int) -> str | None:
+    """The node of a step's daemon, by the name of its spool folder that its log's file descriptor names."""
+    with contextlib.suppress(OSError):
+        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+            target = os.readlink(descriptor)
+            if "/127.0.0." in target:
+                return "127.0.0." + target.partition("/127.0.0.")[2].partition("/")[0][:1]
+    return None
+
+
+def kill_controller(cluster: Cluster, run: Path, draw_from: random.Random) -> str | None:
+    for pid, (line, _) in processes_of(cluster).items():
+        if line.startswith("slurmctld"):
+            kill(pid)
+    _again(lambda: testcluster.start_daemon(cluster.folder, "slurmctld"))
+    return "controller"
+
+
+def kill_batch(cluster: Cluster, run: Path, draw_from: random.Random) -> str | None:
+    found = [pid for pid, (line, _) in processes_of(cluster).items() if "slurm.batch" in line and " srun " not in line]
+    return f"batch script {pid}" if found and kill(pid := found[0]) else None
+
+
+def _again(begin: Callable[[], None]) -> None:
+    time.sleep(DOWN)
+    begin()
+
+
+KILLERS = {"rank": kill_rank, "node": kill_node, "controller": kill_controller, "batch": kill_batch}
+
+
+def torment(cluster: Cluster, name: str, count: int, draw_from: random.Random, done: collections.Counter) -> list[dict]:
+    """Kill what belongs to a run until it is over or so many kills are done; returns what was done and when."""
+    run, log, fruitless, last_step = cluster.run_dir(name), [], 0, 0
+    while len(log) < count:
+        pause = time.monotonic() + draw_from.uniform(0, MOST_PAUSE)
+        while time.monotonic() < pause or (fruitless >= 2 and newest_step(run) <= last_step):
+            if over(cluster, name):
+                return log
+            time.sleep(0.2)
+        kind = draw_from.choices([*KINDS], [*KINDS.values()])[0]
+        now = newest_step(run)
+        fruitless = fruitless + 1 if now <= last_step else 1
+        last_step = now
+        if what := KILLERS[kind](cluster, run, draw_from):
+            log.append({"kind": kind, "what": what, "step": now, "time": time.time()})
+            done[kind] += 1
+            print(f"  {name}: killed {what} after checkpoint {now}", flush=True)
+    return log
+
+
+def row(cluster: Cluster, name: str) -> dict:
+    return json.loads(cluster.launch("status", name, "--json").stdout)[0]
+
+
+def over(cluster: Cluster, name: str) -> bool:
+    """Whether the run has ended. One whose job has ended without it is sent again."""
+    now = status(cluster.run_dir(name))
+    if now.get("state") == "finished":
+        return True
+    queue = cluster.ask("squeue", "-h", "-o", "%i", code=None)
+    if queue.returncode or cluster.job(name) in queue.stdout.split():
+        return False
+    told = row(cluster, name)
+    if told["over"] and told["state"] != "finished":
+        print(f"  {name}: {told['state']} ({told['reason']}): launch retry", flush=True)
+        cluster.retried += 1
+        cluster.launch("retry", name, code=None)
+    return told["state"] == "finished"
+
+
+def compare(cluster: Cluster, name: str, reference: Path) -> list[str]:
+    """What is not as it should be of a run that has ended."""
+    run, wrong = cluster.run_dir(name), []
+    if [line["step"] for line in metrics(run, "train/loss")] != list(range(1, STEPS + 1)):
+        wrong.append("steps are missing or twice in metrics.jsonl")
+    for key in ("train/loss", "train/top1", "val/loss"):
+        if column(run, key) != column(reference, key):
+            wrong.append(f"{key} differs")
+    if not same(weights(run), weights(reference)):
+        wrong.append("final weights differ")
+    attempts = cluster.attempts(name)
+    if sum(attempt.get("outcome") == "finished" for attempt in attempts) > 1:
+        wrong.append("finished twice")
+    return wrong
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--per-run", type=int, default=6, help="most kills of one run")
+    parser.add_argument("--accounting", action="store_true", help="with slurmdbd")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    draw_from, done = random.Random(arguments.seed), collections.Counter()
+    runs = []
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        draw(folder / "shapes", per_class=16, size=40)
+        words = [*TINY, f"data.train={folder / 'shapes'}", *SHAPE]
+        reference = train_here(words, folder / "reference", 2)
+        with running_cluster(folder / "cluster", folder, nodes=3, accounting=arguments.accounting) as cluster:
+            while sum(done.values()) < arguments.kills:
+                name, cluster.retried = f"run-{len(runs)}", 0
+                cluster.launch("submit", *words, *WHERE, f"run.name={name}")
+                left = min(arguments.per_run, arguments.kills - sum(done.values()))
+                log = torment(cluster, name, left, draw_from, done)
+                cluster.wait(f"{name} ends", lambda name=name: over(cluster, name), PATIENCE)
+                cluster.wait("the queue is empty", lambda: not cluster.queue(), PATIENCE)
+                attempts = cluster.attempts(name)
+                # An attempt of the same job and the same number of Slurm's restarts as the one before is one in place.
+                starts = [(attempt["job_id"], attempt["restart"]) for attempt in attempts]
+                in_place = len(starts) - len({*starts})
+                requeues = len({*starts}) - len({job for job, _ in starts})
+                wrong = compare(cluster, name, reference)
+                told = {"name": name, "kills": log, "attempts": len(attempts), "in_place": in_place}
+                runs.append({**told, "requeues": requeues, "retries": cluster.retried, "wrong": wrong})
+                print(f"{name}: {len(log)} kills, {in_place} restarts in place, {requeues} requeues, ", end="")
+                print(f"{cluster.retried} retries; {'; '.join(wrong) or 'equal to the undisturbed run'}", flush=True)
+                if arguments.out:
+                    arguments.out.write_text(json.dumps(runs, indent=1))
+    total = {key: sum(run[key] for run in runs) for key in ("in_place", "requeues", "retries")}
+    bad = [run["name"] for run in runs if run["wrong"]]
+    print(
+        f"{sum(done.values())} kills ({', '.join(f'{kind} {count}' for kind, count in sorted(done.items()))}) of ",
+        end="",
+    )
+    print(f"{len(runs)} runs: {total['in_place']} restarts in place, {total['requeues']} requeues, ", end="")
+    print(
+        f"{total['retries']} by launch retry; {len(runs) - len(bad)} of {len(runs)} runs equal to the undisturbed one"
+    )
+    sys.exit(bool(bad))
+
+
+if __name__ == "__main__":
+    main()
