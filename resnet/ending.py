@@ -22,6 +22,7 @@ from resnet.loop import fit
 from resnet.process.command_lines import continue_command
 from resnet.process.environment import ATTEMPT
 from resnet.process.exit_codes import FAILED, FINISHED, STOPPED
+from resnet.process.stages import reached
 from resnet.ranks import first_of_ranks
 from resnet.run_hooks import RunHooks
 from resnet.rundir.attempts import end_as_told, told_to_end
@@ -73,6 +74,8 @@ def train_to_an_end(
         _write_end(trainer, hooks, end)
         _write_report(hooks, end, sources)
         _say_end(trainer, hooks, end, begin, first_step)
+        reached("end")
+        hooks.tell_stages()
     return _EXIT_CODES[end.outcome]
 
 
@@ -100,7 +103,9 @@ def _train(trainer: Trainer, hooks: RunHooks, log: RankLog, loaders: Sequence[Lo
     try:
         with profile_steps(trainer):
             outcome = fit(trainer)
+        reached("steps")
         hooks.saver.wait()
+        reached("save")
         failure = first_of_ranks(_saving_failed(hooks, ended=outcome == "finished"))
         if outcome == "finished" and failure is None and test and not evaluate_at_the_end(trainer, hooks, test):
             outcome = "stopped"
@@ -124,7 +129,10 @@ def _train(trainer: Trainer, hooks: RunHooks, log: RankLog, loaders: Sequence[Lo
             loader.end()
     if failure is not None:
         return End("failed", failure.reason, failure)
-    return End(outcome, trainer.stopped_early or "finished" if outcome == "finished" else f"signal {signal}")
+    if outcome == "finished":
+        return End(outcome, trainer.stopped_early or "finished")
+    # Nobody has to ask a rehearsal to stop.
+    return End(outcome, f"signal {signal}" if signal else "rehearsed")
 
 
 def _saving_failed(hooks: RunHooks, ended: bool) -> Failure | None:

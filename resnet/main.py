@@ -13,6 +13,7 @@ from recipes.load import load
 from resnet.process.environment import ATTEMPT
 from resnet.process.exit_codes import MISTAKE, STOPPED
 from resnet.process.signals import Signals, die_with_launcher
+from resnet.process.stages import begin, reached
 from resnet.process.streams import forgive_output
 
 
@@ -21,6 +22,7 @@ def main(argv: Sequence[str], signals: Signals | None = None) -> int:
 
     signals: those already listened for, of a caller that did so before.
     """
+    begin()
     debug = "--debug" in argv
     signals = signals or Signals()
     signals.install()
@@ -28,8 +30,10 @@ def main(argv: Sequence[str], signals: Signals | None = None) -> int:
     die_with_launcher()
     try:
         recipe, _, notes = load([argument for argument in argv if argument != "--debug"])
+        reached("recipe")
         # Only now, so that a mistake is told at once.
         program = _heavy()
+        reached("imports")
         if signals.received and "WORLD_SIZE" not in os.environ and ATTEMPT not in os.environ:
             # Nothing has begun. (Ranks, and a job's batch script, are told by the run that it has stopped.)
             print(f"stopped ({signals.received}) before anything was written", file=sys.stderr)

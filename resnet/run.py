@@ -48,6 +48,7 @@ from resnet.pretrained import shaped_as_weights
 from resnet.process.environment import ATTEMPT
 from resnet.process.exit_codes import FAILED, FINISHED
 from resnet.process.signals import Signals
+from resnet.process.stages import reached
 from resnet.process.streams import kept_in, leave
 from resnet.ranks import first_of_ranks, together
 from resnet.run_hooks import RunHooks
@@ -89,14 +90,19 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals, notes: Seque
     notes: on how the recipe was read, to be printed among the first lines.
     """
     rank, local_rank = accelerator.process_index, accelerator.local_process_index
+    reached("join")
     together(lambda: sources(recipe))
     copies = {} if recipe.data.stage is None else _copied(recipe, rank, local_rank, signals)
     if isinstance(copies, int):
         return copies
+    if copies:
+        reached("stage")
     splits = together(lambda: build_splits(recipe, copies), local_rank, first_alone=True)
     train, val, test = splits
+    reached("look")
     order, weights = together(lambda: _drawn(recipe, splits))
     start = together(lambda: find_start(recipe, train))
+    reached("start")
     with contextlib.ExitStack() as lifetime:
         lifetime.callback(start.release)
         # From here on it is the recipe of the network that is trained, which the weights have a say in.
@@ -113,15 +119,18 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals, notes: Seque
         own = together(lambda: _own_code(recipe, state, start))
         together(lambda: check_space(start.run_dir, state, recipe.checkpoint.keep))
         network = _wrapped(recipe, plan, state.model, accelerator, start.step)
+        reached("build")
         if start.checkpoint is not None:
             together(lambda: _restore(state, start, plan, accelerator))
+            reached("restore")
         state.model.train()
 
         information = together(
             lambda: open_run_dir(recipe, start, plan, len(train), state.step, accelerator, own) if rank == 0 else {}
         )
         log = lifetime.enter_context(contextlib.closing(RankLog(start.run_dir, rank)))
-        kept = lifetime.enter_context(_kept_output(start.run_dir, first_of_ranks(information.get("attempt")), rank))
+        attempt = first_of_ranks(information.get("attempt"))
+        kept = lifetime.enter_context(_kept_output(start.run_dir, attempt, rank))
         facts = _facts(recipe, plan, start, accelerator.mixed_precision, teacher, own)
         saver = Saver(start.run_dir, plan, train.classes, facts, start.lease, writes=rank == 0)
         progress = Progress(
@@ -134,7 +143,7 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals, notes: Seque
                 print(message, file=sys.stderr)
         watchdog = Watchdog(recipe.watchdog, log, state.step) if recipe.watchdog else None
         hooks = RunHooks(
-            start.run_dir, plan, state, saver, signals, progress, metrics, tracker, val, len(train), watchdog
+            start.run_dir, plan, state, saver, signals, progress, metrics, tracker, val, len(train), watchdog, attempt
         )
         trainer = Trainer(plan, accelerator, network, state, len(train.classes), len(val), hooks, **beside)
         workers = workers_per_rank(recipe.data.num_workers)
@@ -144,6 +153,7 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals, notes: Seque
         lines += [shape, fits, *note.splitlines(), teacher.note if teacher else "", *_continues(start, state.step)]
         for line in filter(None, lines):
             progress.message(line)
+        reached("open")
         tested = None if test is None else open_test(trainer, train, test, order, workers, loaders)
         return train_to_an_end(trainer, hooks, log, loaders, (train, val), tested)
 

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from recipes.plan import Plan
 from resnet.agreement import NOTHING, SAVE, STOP, Agreement
 from resnet.checkpoint.saver import MOST_FAILURES, Saver
 from resnet.data.sources.source import Source
+from resnet.process.environment import REHEARSAL
 from resnet.process.signals import Signals
+from resnet.process.stages import reached
 from resnet.rundir.evaluation import write_evaluation
 from resnet.rundir.metrics_log import INPUT_DIGEST, MetricsLog
+from resnet.rundir.stages import write_stages
 from resnet.rundir.status import write_status
 from resnet.state import TrainState
 from resnet.tally import described
@@ -39,6 +46,7 @@ class RunHooks:
         val: Source,
         training_images: int,
         watchdog: Watchdog | None = None,
+        attempt: int | None = None,
     ) -> None:
         self.run_dir, self.plan, self.state, self.saver = run_dir, plan, state, saver
         self.signals, self.progress, self.metrics, self.tracker = signals, progress, metrics, tracker
@@ -51,6 +59,8 @@ class RunHooks:
         self.images_per_second: list[float] = []
         self._since_evaluation: list[dict[str, Any]] = []
         self._tracker_told = False
+        self.attempt, self.first_step = attempt, state.step
+        self._rehearsed_steps = int(os.environ.get(REHEARSAL, "0"))
 
     def log(self, row: dict[str, Any]) -> None:
         row = row | {"time": time.time()}
@@ -103,6 +113,7 @@ class RunHooks:
         step = self.state.step
         self.progress.update(step)
         self._beat()
+        self._note_first_step()
         wish = STOP if self._must_stop() else SAVE if self.saver.due_by_time() else NOTHING
         granted = self.agreement.reach(wish)
         # A wish is granted a step late: what was wished again meanwhile has been fulfilled.
@@ -138,6 +149,9 @@ class RunHooks:
                     write_evaluation(self.run_dir, told, self.val.classes, self.state.step)
 
     def save(self, wait: bool = False) -> None:
+        if wait:
+            _await_device()
+            reached("steps")
         length: int | None = 0
         if self.metrics is not None:
             try:
@@ -145,6 +159,8 @@ class RunHooks:
             except OSError as error:
                 length, self.saver.problem = None, f"metrics.jsonl: {error.strerror}"
         self.saver.save(self.state, length, wait)
+        if wait:
+            reached("save")
 
     def _tell(self, **fields: Any) -> None:
         """Update status.json, a view that a full disk may leave behind."""
@@ -178,7 +194,24 @@ class RunHooks:
             self.watchdog.beat(self.state.step)
 
     def _must_stop(self) -> bool:
-        return self.signals.received is not None or self.why_saving_failed() is not None
+        rehearsed = 0 < self._rehearsed_steps <= self.state.step - self.first_step
+        return rehearsed or self.signals.received is not None or self.why_saving_failed() is not None
+
+    def _note_first_step(self) -> None:
+        if self.state.step == self.first_step + 1:
+            if self._rehearsed_steps:
+                _await_device()
+            reached("step")
+            self.tell_stages()
+
+    def tell_stages(self) -> None:
+        """Write, on rank 0, what this attempt has spent its time on, and what it takes."""
+        if self.metrics is None or self.attempt is None or self.lost:
+            return
+        step, seen = self.state.step, self.plan.samples_seen
+        images = seen(step) - seen(min(self.first_step + 1, step))
+        facts = {"first_step": self.first_step, "step": step, "further_images": images, "stall_s": self.saver.stall}
+        write_stages(self.run_dir, self.attempt, **facts, **_memory())
 
     def _epoch_line(self, result: dict[str, Any], best: bool) -> str:
         rows, plan = self._since_evaluation, self.plan
@@ -194,3 +227,18 @@ class RunHooks:
             f"top-1 {result['top1']:.2f}%{top5}{own}  lr {plan.hyper(self.state.step - 1).lr:.3g}"
             f"{'  *best' if best else ''}"
         )
+
+
+def _await_device() -> None:
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def _memory() -> dict[str, float]:
+    """GB at most in use by this process so far, on its device too where that is a GPU, beside what that has."""
+    # In kB on Linux.
+    found = {"memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9}
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        whole = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+        found |= {"device_gb": torch.cuda.max_memory_reserved() / 1e9, "device_has_gb": whole / 1e9}
+    return found

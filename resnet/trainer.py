@@ -20,6 +20,7 @@ from resnet.freezing import frozen_parts
 from resnet.inference import input_dtype
 from resnet.net import has_randomness
 from resnet.plugins import own_loss
+from resnet.process.stages import reached
 from resnet.state import TrainState
 
 _MOST_NAMED = 20
@@ -143,6 +144,7 @@ class Trainer:
         """The next of the batches; None: of those of training and validation."""
         start = time.perf_counter()
         batch = next(self.batches if batches is None else batches)
+        reached("batch")
         if self.targets is not None:
             batch = self.targets.look_up(batch)
         self.waited += time.perf_counter() - start

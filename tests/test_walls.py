@@ -161,7 +161,7 @@ def test_names_that_queued_jobs_and_old_copies_of_the_code_use():
 
 RUN_FILES = {
     *("recipe.yaml", "status.json", "provenance.json", "metrics.jsonl", "evaluation.json", "final.safetensors"),
-    *("lease.lock", "logs/rank-0.json", "logs/rank-0.log", "logs/attempt-1/rank-0.log"),
+    *("lease.lock", "logs/rank-0.json", "logs/rank-0.log", "logs/attempt-1/rank-0.log", "logs/attempt-1/stages.json"),
     *("checkpoints/latest", "checkpoints/best", "checkpoints/step-00000010/manifest.json"),
     *("checkpoints/step-00000010/model.safetensors", "checkpoints/step-00000010/training_state.pt"),
 }

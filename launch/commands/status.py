@@ -24,6 +24,7 @@ from recipes.text import format_duration, table
 from resnet.rundir.attempts import read_attempts
 from resnet.rundir.files import to_json
 from resnet.rundir.find import ROOT, SWEEP_FILE, find_sweep, roots
+from resnet.rundir.stages import described, read_stages
 
 REDRAW_SECONDS, REDRAW_SLURM_SECONDS = 2, 10
 NAME_LEAST, RECIPE_LEAST, NOTE_LEAST, NOTE_MOST, TAIL_LINES = 20, 16, 20, 160, 10
@@ -218,6 +219,7 @@ def describe(row: dict[str, Any]) -> list[str]:
         ),
         "checkpoint": _join(_checkpoint(run_dir), _labelled("", _time("last_checkpoint_age_s")(row), " ago")),
         "attempts": _attempts(row),
+        "start": described(read_stages(run_dir, int(row["attempts"] or 0)).get("seconds", {})),
         "job": _job(row),
         "directory": str(run_dir),
         "W&B": row["wandb_url"],

@@ -13,6 +13,8 @@ RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTE
 """What torch.distributed reads to find the other ranks."""
 ATTEMPT = "RESNET_ATTEMPT"
 """The number of the attempt, which the batch script of a job tells its ranks, and nobody else has."""
+REHEARSAL = "RESNET_REHEARSAL"
+"""In a rehearsal the number of steps after which each rank saves and stops."""
 
 
 def is_under_accelerate() -> bool:
