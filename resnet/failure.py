@@ -30,8 +30,8 @@ class Failure(NamedTuple):
 _SIGNS_OF_NO_MEMORY = ("cublas_status_alloc_failed", "cudnn_status_alloc_failed", "cuda error: out of memory")
 """What a GPU's libraries say that need memory beside torch's own."""
 _SIGNS_OF_A_LOST_PEER = (
-    *("connection closed by peer", "connection reset by peer", "broken pipe", "remote process exited"),
-    *("connection refused", "read error", "timed out", "timeout"),
+    *("connection closed by peer", "connection reset by peer", "connection was likely closed", "broken pipe"),
+    *("remote process exited", "connection refused", "read error", "timed out", "timeout"),
 )
 
 

@@ -1,21 +1,36 @@
-"""What the ranks of a run tell one another beside training: small values, in set-up and where something went wrong."""
+"""What the ranks of a run tell one another beside training: small values, in set-up and where something went wrong.
+
+They go through the store that the process group was made by, a server on rank 0 (or of torchrun's agent) with one
+connection to each rank. Rank 0 collects what all have to say and publishes one answer: messages grow with the number of
+ranks, connections not at all. A group of gloo or NCCL for it would connect all to all.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import pickle
 import socket
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from datetime import timedelta
-from functools import cache
 from typing import TypeVar
 
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import _get_default_store
 
+from recipes.text import listed
 from resnet.process.mistakes import OfAllRanks
 
 T = TypeVar("T")
+A = TypeVar("A")
 
 SETUP_TIMEOUT = timedelta(hours=6)
 """How long ranks wait for the one that prepares the data (a download, a conversion of 150 GB)."""
+LEAVE_TIMEOUT = timedelta(minutes=1)
+"""How long rank 0 waits at the end for the others, which may still read from its store."""
+_SHORTEST, _LONGEST = 0.001, 0.5
+"""Seconds between two looks at the store. A wait inside it would hold up the second Ctrl-C, and NCCL's own threads."""
 
 
 def together(task: Callable[[], T], local_rank: int = 0, first_alone: bool = False) -> T:
@@ -38,32 +53,81 @@ def together(task: Callable[[], T], local_rank: int = 0, first_alone: bool = Fal
 
 
 def of_all_ranks(value: T) -> list[T]:
-    """Every rank's value, in their order, on every rank; they are pickled, so small and of this program's own."""
-    if not dist.is_initialized():
-        return [value]
-    values: list[T] = [value] * dist.get_world_size()
-    dist.all_gather_object(values, value, group=_patient_group())
-    return values
+    """Every rank's value, in their order, on every rank: as much to read as there are ranks, by as many."""
+    return _answer(value, list)
 
 
 def first_of_ranks(value: T | None) -> T | None:
     """The value of the first rank that has one."""
-    return next((v for v in of_all_ranks(value) if v is not None), None)
+    return _answer(value, _first)
 
 
 def least_of_ranks(value: int) -> int:
     """The smallest of all ranks' values."""
-    return min(of_all_ranks(value))
+    return _answer(value, min)
 
 
 def of_node(value: T | None) -> T | None:
     """The value of the first rank of this machine that has one."""
-    values = of_all_ranks((socket.gethostname(), value))
-    return next((v for host, v in values if host == socket.gethostname() and v is not None), None)
+    return _answer((socket.gethostname(), value), _by_host).get(socket.gethostname())
 
 
-@cache
-def _patient_group() -> dist.ProcessGroup:
-    group = dist.new_group(backend="gloo", timeout=SETUP_TIMEOUT)
-    assert isinstance(group, dist.ProcessGroup)
-    return group
+def leave_ranks(together: bool = True) -> None:
+    """Leave the process group. together: whether all ranks do, so that rank 0, which has the store, goes last."""
+    if not dist.is_initialized():
+        return
+    if together:
+        store = _get_default_store()
+        # Whoever is gone by now has nothing more to read.
+        with contextlib.suppress(dist.DistError, RuntimeError):
+            store.set(f"ranks/left/{dist.get_rank()}", "")
+            if dist.get_rank() == 0:
+                _wait(store, [f"ranks/left/{rank}" for rank in range(dist.get_world_size())], LEAVE_TIMEOUT)
+    dist.destroy_process_group()
+
+
+def _first(values: Sequence[T | None]) -> T | None:
+    return next((value for value in values if value is not None), None)
+
+
+def _by_host(values: Sequence[tuple[str, T | None]]) -> dict[str, T]:
+    return {host: value for host, value in reversed(values) if value is not None}
+
+
+_numbers = itertools.count()
+
+
+def _answer(value: T, of: Callable[[Sequence[T]], A]) -> A:
+    """On every rank what rank 0 makes of all ranks' values, in their order.
+
+    Values are pickled, so small and of this program's own. Raises dist.DistError where rank 0 is gone. Another rank's
+    end is its launcher's to notice, which ends them all.
+    """
+    if not dist.is_initialized():
+        return of([value])
+    store, rank, ranks, number = _get_default_store(), dist.get_rank(), dist.get_world_size(), next(_numbers)
+    answer = f"ranks/{number}/answer"
+    if rank == 0:
+        keys = [f"ranks/{number}/{other}" for other in range(1, ranks)]
+        _wait(store, keys, SETUP_TIMEOUT)
+        told = store.multi_get(keys) if keys else []
+        found = of([value, *(pickle.loads(one) for one in told)])
+        store.set(answer, pickle.dumps(found))  # pyright: ignore[reportArgumentType]
+        # All have read the answer before: they have come to this one.
+        for key in [*keys, f"ranks/{number - 1}/answer"]:
+            store.delete_key(key)
+        return found
+    store.set(f"ranks/{number}/{rank}", pickle.dumps(value))  # pyright: ignore[reportArgumentType]
+    _wait(store, [answer], SETUP_TIMEOUT)
+    return pickle.loads(store.get(answer))
+
+
+def _wait(store: dist.Store, keys: list[str], timeout: timedelta) -> None:
+    """Until a store has all keys. Raises dist.DistStoreError after the timeout."""
+    end, pause = time.monotonic() + timeout.total_seconds(), _SHORTEST
+    while not store.check(keys):
+        if time.monotonic() > end:
+            missing = [key for key in keys if not store.check([key])]
+            raise dist.DistStoreError(f"timed out after {timeout}, waiting for {listed(missing)}")
+        time.sleep(pause)
+        pause = min(_LONGEST, 1.25 * pause)

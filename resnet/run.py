@@ -47,10 +47,11 @@ from resnet.plugins import Callbacks, changed_states, digests, load_plugin
 from resnet.pretrained import shaped_as_weights
 from resnet.process.environment import ATTEMPT
 from resnet.process.exit_codes import FAILED, FINISHED
+from resnet.process.mistakes import OfAllRanks
 from resnet.process.signals import Signals
 from resnet.process.stages import reached
 from resnet.process.streams import kept_in, leave
-from resnet.ranks import first_of_ranks, together
+from resnet.ranks import first_of_ranks, leave_ranks, together
 from resnet.run_hooks import RunHooks
 from resnet.rundir.metrics_log import MetricsLog
 from resnet.rundir.status import read_status, write_status
@@ -69,19 +70,14 @@ def train(recipe: Recipe, signals: Signals, notes: Sequence[str] = ()) -> int:
     except torch.cuda.OutOfMemoryError as error:
         print(f"train.py: {error}", file=sys.stderr)
         code = FAILED
-    except ValueError:
-        _leave_ranks()
+    except ValueError as error:
+        leave_ranks(together=isinstance(error, OfAllRanks))
         raise
     if code == FAILED and dist.is_initialized():
         # To take leave of a process group one of whose members is gone, or hangs, could take for ever.
         leave(code)
-    _leave_ranks()
+    leave_ranks()
     return code
-
-
-def _leave_ranks() -> None:
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 def run(recipe: Recipe, accelerator: Accelerator, signals: Signals, notes: Sequence[str] = ()) -> int:

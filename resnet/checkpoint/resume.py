@@ -20,6 +20,7 @@ from resnet.checkpoint.commit import MANIFEST, CheckpointError, digest_of, newes
 from resnet.checkpoint.snapshot import read_rest
 from resnet.data.sources.source import Source, targets_of
 from resnet.plugins import edits
+from resnet.ranks import first_of_ranks
 from resnet.rundir.find import new_run_dir
 from resnet.rundir.lease import Lease
 from resnet.rundir.status import read_status
@@ -114,17 +115,15 @@ def find_start(recipe: Recipe, train: Source) -> Start:
     Raises ValueError where the run exists and `resume=never`, where keys changed that cannot, or where nothing in it
     can be loaded.
     """
-    chosen: list[Any] = [None]
+    chosen: Start | str | None = None
     if not dist.is_initialized() or dist.get_rank() == 0:
         try:
-            chosen = [_choose(recipe, data_digest(train))]
+            chosen = _choose(recipe, data_digest(train))
         except (ValueError, OSError) as error:
-            chosen = [error]
-    if dist.is_initialized():
-        dist.broadcast_object_list(chosen)
-    start = chosen[0]
+            chosen = str(error)
+    start = first_of_ranks(chosen)
     if not isinstance(start, Start):
-        raise ValueError(str(start))
+        raise ValueError(start)
     if start.checkpoint is not None:
         _wait_for(start.checkpoint, start.checkpoint_digest)
         try:

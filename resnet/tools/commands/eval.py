@@ -58,12 +58,12 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _run(arguments: argparse.Namespace, names: list[str], changes: list[str]) -> None:
     import torch
-    import torch.distributed as dist
 
     from resnet.build import build_accelerator
     from resnet.data.sources.given import files_of, files_read
     from resnet.process.environment import cores_of_rank
     from resnet.process.mistakes import OfAllRanks
+    from resnet.ranks import leave_ranks
     from resnet.tools.eval_data import DataOptions
     from resnet.tools.evaluate import evaluate
     from resnet.tools.trained import find_trained
@@ -97,10 +97,10 @@ def _run(arguments: argparse.Namespace, names: list[str], changes: list[str]) ->
     try:
         results = evaluate(trained, options, several, watch)
     except OfAllRanks:
-        dist.destroy_process_group()
+        leave_ranks()
         raise
     if several:
-        dist.destroy_process_group()
+        leave_ranks()
     if first:
         _tell(results, arguments)
 
