@@ -23,6 +23,7 @@ COMMANDS = {
         "logs": "show what the ranks of a run printed",
         "cancel": "let a run save a checkpoint and stop",
         "retry": "continue runs, or the failed trials of a sweep, from their newest checkpoints",
+        "clean": "remove what runs leave and nobody needs any more",
         "doctor": "check whether this machine can send runs to a cluster",
         "completion": "say how a shell completes commands, keys and names",
     }.items()

@@ -39,6 +39,9 @@ def take_snapshot(root: Path, program: Path = PROGRAM) -> Path:
     place = root / name
     if place.is_dir():
         if sum(file.is_symlink() or file.is_file() for file in place.rglob("*")) >= len(files):
+            # One that is about to be used is not old, to `launch clean`.
+            with contextlib.suppress(OSError):
+                os.utime(place)
             return place
         # Some file systems remove what is old.
         shutil.rmtree(place, ignore_errors=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from launch.runs.job_record import job_file
 from recipes.text import format_duration, suggestion
 from resnet.rundir.files import number, read_json
 from resnet.rundir.find import ROOT, find_run, places, roots, runs_in
+from resnet.rundir.index import LEAST_RUNS, Index, identity
 from resnet.rundir.state import STATES, Verdict, name_of, own_verdict, row_of, signs_of_life
 from resnet.rundir.status import read_status
 from slurm.queue import STARTED, WAITING, Job
@@ -23,6 +25,8 @@ from slurm.queue import STARTED, WAITING, Job
 GRACE_SECONDS = 60
 """A run is `queued` before its job is sent, and `stopped` before that is requeued: neither is the end yet."""
 CLOCKS_DIFFER_SECONDS = 5
+INDEX, VERSION = ".status-index", "1"
+"""File beside many runs that keeps what those that are over say of themselves."""
 _UNSURE = (None, "peer", "nccl", "killed")
 """Failures, by a run's own word, of which Slurm may know the cause."""
 
@@ -81,7 +85,7 @@ def _runs_in(folder: Path, shown: str) -> list[Path]:
 
 def rows(run_dirs: Iterable[Path]) -> list[dict[str, Any]]:
     """What is true of runs, in their order, as plain values; asks Slurm once for all of them, or not at all."""
-    runs = [_read(folder) for folder in run_dirs]
+    runs = _read_all([*run_dirs])
     jobs, trouble = _ask_slurm(runs)
     found = []
     for run in runs:
@@ -124,6 +128,28 @@ def matches(row: Mapping[str, Any], wanted: str) -> bool:
         return False
 
 
+def _read_all(run_dirs: Sequence[Path]) -> list[Run]:
+    """What the runs say; where a folder holds many, of those that are over as it was when they were last read."""
+    number = Counter(run.parent for run in run_dirs)
+    indexes = {folder: Index(folder / INDEX, VERSION) for folder, count in number.items() if count >= LEAST_RUNS}
+    runs = [_read_again(run, indexes[run.parent]) if run.parent in indexes else _read(run) for run in run_dirs]
+    for index in indexes.values():
+        index.save()
+    return runs
+
+
+def _read_again(folder: Path, index: Index) -> Run:
+    files = [identity(f"{folder}/status.json"), identity(f"{folder}/slurm/job.json")]
+    known = index.get(folder.name, files)
+    if known and all(isinstance(known.get(key), dict) for key in ("status", "sent")):
+        return _run(folder, known["status"], known["sent"], None)
+    run = _read(folder)
+    if run.problem is None and run.status.get("state") in ("finished", "failed", "stopped"):
+        sent = {key: run.sent[key] for key in ("job_id", "name", "cluster") if key in run.sent}
+        index.put(folder.name, files, {"status": run.status, "sent": sent})
+    return run
+
+
 def _read(folder: Path) -> Run:
     status, sent, problem = {}, {}, None
     try:
@@ -134,6 +160,10 @@ def _read(folder: Path) -> Run:
         problem = "the folder is gone"
     with contextlib.suppress(OSError, ValueError):
         sent = read_json(job_file(folder))
+    return _run(folder, status, sent, problem)
+
+
+def _run(folder: Path, status: dict[str, Any], sent: dict[str, Any], problem: str | None) -> Run:
     # Else a job of the user's own, in which the trainer was started by hand.
     job_id = sent.get("job_id") or (status.get("job_id") if status.get("state") == "running" else None)
     return Run(folder, status, sent, str(job_id) if job_id else None, problem, read_chain(folder))
@@ -166,7 +196,7 @@ def _job_of(run: Run, jobs: Mapping[str, Job]) -> Job | None:
 def _row(run: Run, jobs: Mapping[str, Job], trouble: str | None) -> dict[str, Any]:
     now, status, job = time.time(), run.status, _job_of(run, jobs)
     alive, silent = signs_of_life(run.folder, status, bool(run.sent), now)
-    cancelled = os.path.exists(run.folder / "slurm" / "cancel")
+    cancelled = status.get("state") != "finished" and os.path.exists(f"{run.folder}/slurm/cancel")
     verdict = effective(status, job, run.job_id, trouble, alive, silent, cancelled, now)
     if run.problem:
         verdict = Verdict("damaged", None, run.problem, True)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from resnet.rundir.attempts import step_of_name
-from resnet.rundir.files import sync_folder, write_atomic
+from resnet.rundir.files import discard, remove, sync_folder, write_atomic
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -51,9 +51,9 @@ def commit(folder: Path, step: int, files: dict[str, bytes], facts: dict[str, An
         if not _fault(final):
             write_atomic(folder / "latest", final.name + "\n")
             return final
-        _discard(final)
+        discard(final)
     try:
-        _remove(temporary)
+        remove(temporary)
         temporary.mkdir()
         listed = {name: _write(temporary / name, data) for name, data in files.items()}
         manifest = {"format": FORMAT, "step": step, "files": listed, **facts}
@@ -80,21 +80,6 @@ def _write(path: Path, data: bytes) -> dict[str, Any]:
     return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
-def _discard(path: Path) -> None:
-    """Take a checkpoint away: first its name, so that a half-removed one is never taken for one."""
-    gone = path.with_name(f"{path.name}.old.tmp")
-    _remove(gone)
-    os.rename(path, gone)
-    _remove(gone)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
 def prune(folder: Path, step: int, keep: int, best_step: int | None) -> None:
     """Remove all but the `keep` newest checkpoints up to that of `step`, just written, and the best.
 
@@ -104,13 +89,13 @@ def prune(folder: Path, step: int, keep: int, best_step: int | None) -> None:
     passed_over = [path for path in found if step_of(path) > step]
     for path in [*passed_over, *found[len(passed_over) + keep :]]:
         if step_of(path) != best_step:
-            _discard(path)
+            discard(path)
 
 
 def clean(folder: Path) -> None:
     """Remove what interrupted saves left. Only for a run's one writer, before it saves."""
     for path in folder.glob("*.tmp") if folder.is_dir() else ():
-        _remove(path)
+        remove(path)
 
 
 def newest_first(folder: Path) -> list[Path]:

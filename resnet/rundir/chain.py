@@ -7,6 +7,7 @@ is, of a sweep, the trial that the first step found.
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,7 +38,7 @@ def newest_folder(subject: Path) -> Path | None:
 
 def _numbers(subject: Path) -> list[int]:
     with contextlib.suppress(OSError):
-        return [int(path.name) for path in (subject / "chain").iterdir() if path.name.isdecimal()]
+        return [int(name) for name in os.listdir(f"{subject}/chain") if name.isdecimal()]
     return []
 
 

@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -46,6 +47,24 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def discard(path: Path) -> None:
+    """Take a file or a folder away: first its name, so that a half-removed one is never taken for what it was.
+
+    What is left where the process is killed has a name that ends in `.old.tmp`. Raises OSError.
+    """
+    gone = path.with_name(f"{path.name}.old.tmp" if path.name.startswith(".") else f".{path.name}.old.tmp")
+    remove(gone)
+    os.rename(path, gone)
+    remove(gone)
+
+
+def remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def to_json(value: Any, indent: int | None = None) -> str:

@@ -93,6 +93,13 @@ def runs_in(folder: Path) -> list[Path]:
     return [path for path in paths if os.path.isfile(f"{path}/status.json") or is_run(path)]
 
 
+def sweeps_in(folder: Path) -> list[Path]:
+    """The directories of sweeps in a folder, by name. Raises OSError."""
+    with os.scandir(folder) as entries:
+        paths = [entry.path for entry in entries if not entry.name.startswith(".")]
+    return sorted(Path(path) for path in paths if os.path.isfile(f"{path}/{SWEEP_FILE}"))
+
+
 def new_run_dir(root: Path, recipe_name: str) -> Path:
     """A path under `root`, made of recipe and time, that nothing has yet."""
     stamp = time.strftime("%Y%m%d-%H%M%S")

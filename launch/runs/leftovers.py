@@ -1,0 +1,218 @@
+"""What of runs nobody needs any more: old copies of the code, checkpoints of finished runs, what was never finished.
+
+Only of runs that are the user's own, and that nobody trains or has queued.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from launch.runs.asked import job_by_name
+from launch.runs.chain import goes_on
+from launch.runs.chain import read as read_chain
+from launch.runs.job_record import job_file, read_job
+from launch.runs.send import SNAPSHOTS
+from resnet.rundir.attempts import newest_step, step_of_name
+from resnet.rundir.files import discard, read_json
+from resnet.rundir.find import is_sweep
+from resnet.rundir.lease import holder_elsewhere
+from resnet.rundir.status import status_or_nothing
+from slurm.queue import queued
+
+YOUNG_SECONDS = 3600.0
+"""Files and copies of the code that may be about to be used, or are being written, are not older."""
+CODE, CHECKPOINT, UNFINISHED, FAILED = "code snapshot", "checkpoint", "unfinished file", "failed run"
+Row = Mapping[str, Any]
+
+
+class Leftover(NamedTuple):
+    """Something to remove."""
+
+    kind: str
+    """As it is counted: one of the above."""
+    path: Path
+    size: int
+    """Bytes."""
+
+
+def own_rows(found: Iterable[Row]) -> list[Row]:
+    """Of runs, those whose folder is this user's."""
+    return [row for row in found if _is_own(row["run_dir"])]
+
+
+def _is_own(path: str | Path) -> bool:
+    with contextlib.suppress(OSError):
+        return os.stat(path).st_uid == os.geteuid()
+    return False
+
+
+def old_copies(place: Path, found: Sequence[Row]) -> list[Leftover]:
+    """Copies of the code below a folder of runs that no run needs which is not finished: a retry runs its own copy.
+
+    found: the rows of the folder's runs and of its sweeps' trials, whoever's they are.
+    """
+    copies = [copy for copy in _folder(place / SNAPSHOTS) if _is_old(copy) and _is_own(copy)]
+    if not copies:
+        return []
+    unfinished = [Path(row["run_dir"]) for row in found if row["state"] != "finished"]
+    if any(row["state"] == "queued" and not job_file(Path(row["run_dir"])).is_file() for row in found):
+        # One that is being sent will say which it runs once it has been.
+        return []
+    used = {name for run in unfinished for name in _copy_of_run(run)}
+    used |= {name for subject in _subjects(place, found) for name in _copies_of_chain(subject)}
+    return [Leftover(CODE, copy, size_of(copy)) for copy in copies if copy.name not in used]
+
+
+def _subjects(place: Path, found: Sequence[Row]) -> Iterator[Path]:
+    """Runs and sweeps of which there is a chain."""
+    folders = [*(Path(row["run_dir"]) for row in found), *_folder(place), place]
+    return (folder for folder in dict.fromkeys(folders) if os.path.isdir(f"{folder}/chain"))
+
+
+def _copy_of_run(run: Path) -> Iterator[str]:
+    with contextlib.suppress(ValueError, OSError):
+        if job := read_job(run):
+            yield Path(job.snapshot).name
+
+
+def _copies_of_chain(subject: Path) -> Iterator[str]:
+    chain = read_chain(subject)
+    for step, told in zip(chain.content["steps"], chain.told, strict=False) if chain else ():
+        if told.get("state") != "finished":
+            yield Path((step.get("job") or {}).get("snapshot") or "").name
+
+
+def old_checkpoints(chosen: Iterable[Row], found: Iterable[Row]) -> list[Leftover]:
+    """Checkpoints of finished runs beside the best, the last and what those start from that are `found` unfinished."""
+    finished = [row for row in own_rows(chosen) if row["state"] == "finished" and not goes_on(row["chain"])]
+    spare = [path for row in finished for path in spare_checkpoints(Path(row["run_dir"]))]
+    named = _recipes_to_come(found) if spare else ""
+    needed = {run: f"{run.name}/checkpoints" in named or f"{run.name}@" in named for run in _runs_of(spare)}
+    return [Leftover(CHECKPOINT, path, size_of(path)) for path in spare if not needed[path.parent.parent]]
+
+
+def _runs_of(checkpoints: Iterable[Path]) -> set[Path]:
+    return {path.parent.parent for path in checkpoints}
+
+
+def spare_checkpoints(run_dir: Path) -> list[Path]:
+    """What a run, if it is finished and nobody trains it, keeps beside its best and its last checkpoint.
+
+    Empty where one of those two is not whole: then an older one is the next best.
+    """
+    status = status_or_nothing(run_dir)
+    steps = {path: step for path in _folder(run_dir / "checkpoints") if (step := step_of_name(path.name)) is not None}
+    if len(steps) < 2 or status.get("state") != "finished" or holder_elsewhere(run_dir):
+        return []
+    newest = max(steps, key=lambda path: steps[path])
+    pointed = [name for pointer in ("best", "latest") if (name := _text(run_dir / "checkpoints" / pointer).strip())]
+    kept = {newest, *(run_dir / "checkpoints" / name for name in pointed)}
+    of_final = {path for path, step in steps.items() if step == status.get("final_step")}
+    return [path for path in steps if path not in kept | of_final] if all(map(_is_whole, kept)) else []
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """By its files' sizes: reading them all would take hours of thousands of runs."""
+    try:
+        files = read_json(checkpoint / "manifest.json")["files"]
+        return all((checkpoint / name).stat().st_size == facts["size"] for name, facts in files.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _recipes_to_come(found: Iterable[Row]) -> str:
+    """What the recipes of all runs that are not finished say: `resume` and others may name a checkpoint."""
+    runs = [Path(row["run_dir"]) for row in found if row["state"] != "finished"]
+    return "\n".join(_text(run / name) for run in runs for name in ("recipe.yaml", "slurm/recipe.yaml"))
+
+
+def _text(file: Path) -> str:
+    with contextlib.suppress(OSError):
+        return file.read_text(encoding="utf-8", errors="replace")
+    return ""
+
+
+def unfinished_files(places: Iterable[Path], chosen: Iterable[Row]) -> list[Leftover]:
+    """What was being written, or removed, when a process was killed. places: folders of runs."""
+    over = (Path(row["run_dir"]) for row in own_rows(chosen) if row["over"])
+    folders = [folder for place in places for folder in (place, place / SNAPSHOTS)]
+    folders += [folder for run in over for folder in (run, run / "checkpoints", run / "slurm")]
+    files = [file for folder in folders for file in _folder(folder, lambda name: name.endswith(".tmp"))]
+    return [Leftover(UNFINISHED, file, size_of(file)) for file in files if _is_own(file) and _is_given_up(file)]
+
+
+def _is_given_up(file: Path) -> bool:
+    return _is_old(file) and not holder_elsewhere(_run_of(file))
+
+
+def _run_of(file: Path) -> Path:
+    return file.parent.parent if file.parent.name in ("checkpoints", "slurm") else file.parent
+
+
+def failed_runs(found: Iterable[Row]) -> list[Leftover]:
+    """Runs that failed before their first checkpoint, but for trials, which their sweep's results speak of.
+
+    Raises ValueError where one of them was sent to Slurm, which does not answer: it may be in the queue again.
+    """
+    failed = [row for row in own_rows(found) if row["state"] == "failed" and row["over"] and has_nothing(row)]
+    jobs = queued() if any(row["job_id"] for row in failed) else {}
+    if jobs is None:
+        raise ValueError("--failed: runs were sent to Slurm, and there is no squeue on this machine to ask of them")
+    waiting = {
+        row["run_dir"] for row in failed if (job := job_by_name(jobs, row["job_id"], row["name"])) and not job.over
+    }
+    chosen = [Path(row["run_dir"]) for row in failed if row["run_dir"] not in waiting]
+    return [Leftover(FAILED, run, size_of(run)) for run in chosen]
+
+
+def has_nothing(row: Row) -> bool:
+    run = Path(row["run_dir"])
+    with_weights = newest_step(run) or (run / "final.safetensors").exists() or (run / "weights").exists()
+    return not (with_weights or is_sweep(run.parent) or goes_on(row["chain"]) or holder_elsewhere(run))
+
+
+def take_away(leftover: Leftover) -> bool:
+    """Remove something, unless it is needed by now; returns whether it did. Raises OSError."""
+    path = leftover.path
+    still = {
+        CODE: _is_old,
+        CHECKPOINT: lambda path: path in spare_checkpoints(path.parent.parent),
+        UNFINISHED: _is_given_up,
+        FAILED: lambda path: status_or_nothing(path).get("state") == "failed" and not holder_elsewhere(path),
+    }
+    if not still[leftover.kind](path):
+        return False
+    discard(path)
+    return True
+
+
+def _is_old(path: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return time.time() - path.lstat().st_mtime > YOUNG_SECONDS
+    return False
+
+
+def _is_shown(name: str) -> bool:
+    return not name.startswith(".")
+
+
+def _folder(folder: Path, wanted: Callable[[str], bool] = _is_shown) -> list[Path]:
+    """What is in a folder, by name; nothing where there is none."""
+    with contextlib.suppress(OSError):
+        return sorted(folder / name for name in os.listdir(folder) if wanted(name))
+    return []
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all in a folder."""
+    total = 0
+    with contextlib.suppress(OSError):
+        total = path.lstat().st_size
+        if path.is_dir() and not path.is_symlink():
+            total += sum(size_of(path / name) for name in os.listdir(path))
+    return total

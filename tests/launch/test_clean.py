@@ -1,0 +1,182 @@
+"""What `launch clean` removes, and what it never does."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from launch import cli
+from launch.commands import clean as command
+from launch.runs.job_record import Job, write_job
+from launch.runs.send import SNAPSHOTS
+from resnet.checkpoint.commit import commit, newest_valid
+from resnet.rundir import files
+from resnet.rundir.status import write_status
+from slurm.code_copy import take_snapshot
+from slurm.profile import load_profile
+from tests.fabricated import a_sweep, make_run
+
+STEPS = (10, 20, 30, 40)
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path, monkeypatch):
+    """Beside the runs of whoever runs the tests."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+
+
+def clean(*words: str) -> int:
+    with pytest.raises(SystemExit) as end:
+        cli.main(["clean", *words])
+    return int(end.value.code or 0)
+
+
+def a_run(name: str, state: str = "finished", best: int = 20, **status) -> Path:
+    run = make_run(Path("runs") / name, state=state, **status)
+    for step in STEPS:
+        commit(run / "checkpoints", step, {"model.safetensors": bytes(1000)}, {})
+    (run / "checkpoints" / "best").write_text(f"step-{best:08d}\n")
+    return run
+
+
+def kept(run: Path) -> list[int]:
+    return sorted(int(path.name.removeprefix("step-")) for path in run.glob("checkpoints/step-*"))
+
+
+def age(path: Path, seconds: float = 2 * 3600) -> Path:
+    then = time.time() - seconds
+    os.utime(path, (then, then))
+    return path
+
+
+def sent(run: Path, copy: Path, job_id: str = "1") -> None:
+    (run / "slurm").mkdir(exist_ok=True)
+    write_job(run, Job.to_send(run.name, "h100", load_profile("h100"), copy, Path.cwd()), job_id)
+
+
+def test_checkpoints_of_finished_runs_but_the_best_and_the_last(capsys):
+    done, failed, trained = a_run("done"), a_run("failed", "failed"), a_run("trained")
+    (trained / "lease.json").write_text(json.dumps({"host": "elsewhere", "pid": 1, "time": time.time()}))
+    (trained / "lease.lock").touch()
+    assert clean("--dry-run") == 0
+    assert "2 checkpoints" in capsys.readouterr().out
+    assert clean() == 2, "without a terminal nothing is removed unasked"
+    assert kept(done) == [*STEPS]
+    assert clean("--yes") == 0
+    assert "removed 2 checkpoints" in capsys.readouterr().out
+    assert (kept(done), kept(failed), kept(trained)) == ([20, 40], [*STEPS], [*STEPS])
+    assert newest_valid(done / "checkpoints", pytest.fail) == done / "checkpoints" / "step-00000040"
+
+
+@pytest.mark.parametrize("name", ["best", "last"])
+def test_no_checkpoint_goes_while_one_that_would_stay_is_torn(name):
+    run = a_run("torn")
+    torn = run / "checkpoints" / f"step-{20 if name == 'best' else 40:08d}" / "model.safetensors"
+    torn.write_bytes(b"half")
+    assert clean("--yes") == 0
+    assert kept(run) == [*STEPS]
+
+
+def test_what_a_run_to_come_starts_from_stays():
+    source, other = a_run("source"), a_run("other")
+    coming = make_run(Path("runs/coming"), state="stopped")
+    (coming / "slurm").mkdir()
+    (coming / "slurm" / "recipe.yaml").write_text(f"resume: {source.absolute()}/checkpoints/step-00000010\n")
+    assert clean("--yes", "source", "other") == 0
+    assert (kept(source), kept(other)) == ([*STEPS], [20, 40])
+
+
+def test_copies_of_the_code_that_only_finished_runs_used(capsys):
+    copies = [Path("runs") / SNAPSHOTS / name for name in ("finished", "retry", "chained", "young", "trial")]
+    for copy in copies:
+        copy.mkdir(parents=True)
+        (copy / "train.py").touch()
+        age(copy, 0 if copy.name == "young" else 7200)
+    sent(a_run("done"), copies[0].absolute())
+    sent(failed := a_run("failed", "failed", failure="oom"), copies[1].absolute())
+    sweep = a_sweep(Path("runs/sweep"), **{"0.1": 70.0, "0.2": None})
+    sent(sweep / "0.2", copies[4].absolute())
+    chain = failed.parent / "done" / "chain" / "1"
+    chain.mkdir(parents=True)
+    step = {"command": "eval", "words": [], "acts_on": "done", "makes": None, "job_id": None}
+    content = {
+        "format": 1,
+        "subject": str(failed.parent / "done"),
+        "steps": [step | {"job": {"snapshot": "/x/chained"}}],
+    }
+    (chain / "chain.json").write_text(json.dumps(content))
+    assert clean("--yes") == 0
+    assert sorted(copy.name for copy in copies if copy.exists()) == ["chained", "retry", "trial", "young"]
+    # A run that is being sent has not said yet which it runs.
+    copies[0].mkdir()
+    age(copies[0])
+    write_status(make_run(Path("runs/new")), state="queued")
+    assert clean("--yes") == 0
+    assert copies[0].exists()
+
+
+def test_a_copy_of_the_code_that_is_about_to_be_used_is_young_again(tmp_path):
+    program = tmp_path / "program"
+    program.mkdir()
+    (program / "train.py").write_text("print()")
+    copy = age(take_snapshot(tmp_path / "runs" / SNAPSHOTS, program))
+    assert take_snapshot(tmp_path / "runs" / SNAPSHOTS, program) == copy
+    assert clean("--yes") == 0
+    assert copy.is_dir()
+    age(copy)
+    assert clean("--yes") == 0
+    assert not copy.exists()
+
+
+def test_a_kill_in_the_middle_leaves_the_rest_loadable(monkeypatch):
+    run, remove = a_run("done"), files.remove
+
+    def die_before_the_content_goes(path: Path) -> None:
+        if path.exists():
+            raise KeyboardInterrupt
+        remove(path)
+
+    monkeypatch.setattr(files, "remove", die_before_the_content_goes)
+    with pytest.raises(KeyboardInterrupt):
+        command.run(argparse.Namespace(runs=[], root="runs", failed=False, dry_run=False, yes=True))
+    monkeypatch.setattr(files, "remove", remove)
+    assert kept(run) == [20, 30, 40]
+    [left] = run.glob("checkpoints/.*.old.tmp")
+    age(left)
+    assert clean("--yes") == 0
+    assert not left.exists()
+    assert kept(run) == [20, 40]
+
+
+def test_what_killed_processes_left(capsys):
+    run, running = a_run("done"), a_run("running", "running", host="elsewhere", updated=time.time())
+    left = []
+    for folder in (run, running):
+        torn = folder / "checkpoints" / "step-00000050.tmp"
+        torn.mkdir()
+        left += [age(torn), folder / ".status.json.node-7.tmp"]
+        left[-1].write_text("{")
+        age(left[-1])
+    fresh = run / ".metrics.tmp"
+    fresh.touch()
+    assert clean("--yes") == 0
+    assert [path.exists() for path in left] == [False, False, True, True]
+    assert fresh.exists()
+
+
+def test_failed_runs_go_by_a_word_of_their_own():
+    early, late = make_run(Path("runs/early"), state="failed"), a_run("late", "failed")
+    sweep = a_sweep(Path("runs/sweep"), **{"0.1": None})
+    assert clean("--yes") == 0
+    assert early.is_dir()
+    assert clean("--yes", "--failed") == 0
+    assert not early.exists()
+    assert late.is_dir()
+    assert (sweep / "0.1").is_dir()
+    assert [*Path("runs").glob(".*old*")] == []
