@@ -11,20 +11,23 @@ import torch.distributed as dist
 from recipes.plan import Plan
 from resnet.data.arrays import BrokenImage
 from resnet.plugins import PluginError, line_in
+from resnet.replicas import SilentCorruption
 from resnet.trainer import TrainingError
 
 
 class Failure(NamedTuple):
     kind: str
-    """nan, data, oom, disk, lease, nccl, peer, plugin or crash."""
+    """nan, data, oom, disk, lease, nccl, sdc (silent data corruption), peer, plugin or crash."""
     reason: str
     unexpected: bool = False
     """Whether the traceback tells more than the reason."""
+    of_another: bool = False
+    """Whether the fault is another rank's, or it is not known whose."""
 
     @property
     def own_fault(self) -> bool:
-        """False where this rank failed only since another was gone."""
-        return self.kind != "peer"
+        """False where this rank failed only since another was gone, or wrong."""
+        return self.kind != "peer" and not self.of_another
 
 
 _SIGNS_OF_NO_MEMORY = ("cublas_status_alloc_failed", "cudnn_status_alloc_failed", "cuda error: out of memory")
@@ -84,6 +87,8 @@ def _sorted(error: BaseException, plan: Plan) -> Failure:
             return Failure("plugin", text.rpartition("PluginError: ")[2])
         case FloatingPointError():
             return Failure("nan", text)
+        case SilentCorruption():
+            return Failure("sdc", text, of_another=not error.own)
         case BrokenImage():
             # The same.
             return Failure("data", text.rpartition("BrokenImage: ")[2])

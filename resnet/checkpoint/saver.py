@@ -11,13 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.distributed as dist
-
 from recipes.plan import Plan
 from resnet.checkpoint import commit as checkpoint
 from resnet.checkpoint.commit import commit, prune
 from resnet.checkpoint.snapshot import EMA, MODEL, Snapshot
+from resnet.replicas import check_replicas
 from resnet.rundir.files import write_atomic
 from resnet.rundir.lease import Lease
 from resnet.state import TrainState, networks
@@ -75,11 +73,12 @@ class Saver:
         Called again for the same step with `wait`, where writing failed, it tries once more.
         log_length: bytes of metrics.jsonl that are on disk; None where they are not all there, which fails the save.
 
-        Raises FloatingPointError where weights are not finite: such a state is never saved.
+        Raises FloatingPointError where weights are not finite, and SilentCorruption where the ranks' are not the same:
+        such a state is never saved.
         """
         start = time.perf_counter()
         if state.step != self.saved_step:
-            _assert_finite(state)
+            check_replicas(state)
             self.wait()
             self._snapshot.take(state, {**self.facts, "log_length": log_length})
             self.saved_step, self._last = state.step, time.monotonic()
@@ -182,12 +181,3 @@ def check_space(run_dir: Path, state: TrainState, keep: int) -> None:
         )
     if not os.access(place, os.W_OK):
         raise ValueError(f"cannot write to {place}: choose another run.root")
-
-
-def _assert_finite(state: TrainState) -> None:
-    tensors = [t for network in networks(state) for t in network.state_dict().values() if t.is_floating_point()]
-    broken = (~torch.isfinite(torch.stack(torch._foreach_norm(tensors)))).any().to(torch.int32)
-    if dist.is_initialized():
-        dist.all_reduce(broken, op=dist.ReduceOp.MAX)
-    if broken.item():
-        raise FloatingPointError(f"weights are not finite after step {state.step}: not saved")

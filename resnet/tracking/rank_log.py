@@ -57,7 +57,9 @@ class RankLog:
         if world_size > 1:
             time.sleep(_GRACE_SECONDS)
         first = self._first_failure(world_size) or record
-        words = f"rank {first['rank']} on {first['host']}, after step {first['step']}: {first['reason']}"
+        # That of silent corruption names ranks itself, or cannot.
+        where = "" if first["failure"] == "sdc" else f"rank {first['rank']} on {first['host']}, "
+        words = f"{where}after step {first['step']}: {first['reason']}"
         with contextlib.suppress(OSError, ValueError):
             write_status(self.run_dir, state="failed", reason=words, failure=first["failure"], eta_s=None)
         return words

@@ -1,0 +1,155 @@
+"""Flip bits in one rank's weights or moments, and see whether the next checkpoint finds it and names the rank.
+
+    python -m tests.bench.flips [--count 100] [--ranks 3] [--cost]
+
+Each flip is of a random rank, tensor (weights, SGD's momentum or their average), element and bit, in a tiny net that
+real ranks (gloo, forked) hold. It counts as found where `Saver.save` ends in silent data corruption of that rank and
+that tensor, on all ranks, and writes nothing. Before each flip the unhurt state is saved: an alarm there is false.
+
+--cost: seconds of the comparison beside those of a save of ResNet-50 with momentum and average, taking turns on one
+process with one thread, the reduction between ranks left out (two numbers a tensor).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from recipes.plan import make_plan
+from recipes.schema.recipe import Recipe
+from resnet.checkpoint.commit import name_of
+from resnet.checkpoint.saver import Saver
+from resnet.ema import Ema
+from resnet.metrics import Window
+from resnet.net import build_model
+from resnet.optim import build_optimizer
+from resnet.replicas import SilentCorruption, checksums, replicated
+from resnet.state import TrainState
+from tests.processes import start_ranks, wait_ranks
+
+SECONDS = 600
+
+
+def build(net: dict, classes: int) -> tuple[Recipe, TrainState]:
+    """A state after a step, with its moments and its average."""
+    keys = {"data": {"source": "synthetic"}, "epochs": 10000, "batch_size": 8}
+    recipe = Recipe.model_validate({"model": net, **keys, "checkpoint": {"every": "1 step", "keep": 1}})
+    torch.manual_seed(0)
+    model = build_model(recipe.model, classes).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    optimizer = build_optimizer(model, recipe.optimizer, 0.1)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    return recipe, TrainState(model, optimizer, scaler, Ema(model, 0.9), Window(torch.device("cpu")))
+
+
+def saver_in(folder: Path, recipe: Recipe, writes: bool) -> Saver:
+    facts = {"digest": "", "recipe": recipe.model_dump(mode="json")}
+    return Saver(folder, make_plan(recipe, 64, 1), ["a", "b"], facts, None, writes)
+
+
+@torch.no_grad()
+def flip(tensor: torch.Tensor, element: int, bit: int) -> None:
+    """In place; once more undoes it."""
+    flat = tensor.detach().permute(sorted(range(tensor.dim()), key=tensor.stride, reverse=True)).flatten()
+    assert flat.data_ptr() == tensor.data_ptr()
+    flat.view(torch.int32)[element] ^= 1 << bit if bit < 31 else -(2**31)
+
+
+def be_a_rank(argv: Sequence[str]) -> int:
+    """Flip, save and undo, so often; rank 0 writes down what came of each flip."""
+    folder, count, seed = Path(argv[0]), int(argv[1]), int(argv[2])
+    dist.init_process_group("gloo")
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    recipe, state = build({"block": "basic", "layers": [1, 1, 1], "widths": [16, 32, 64]}, 10)
+    saver, chance, outcomes = saver_in(folder, recipe, writes=rank == 0), random.Random(seed), []
+    tensors = replicated(state)
+    for _ in range(count):
+        whom, name = chance.randrange(ranks), chance.choice(list(tensors))
+        element, bit = chance.randrange(tensors[name].numel()), chance.randrange(32)
+        state.step += 1
+        saver.save(state, 0, wait=True)
+        state.step += 1
+        if rank == whom:
+            flip(tensors[name], element, bit)
+        told, own = "nothing", False
+        try:
+            saver.save(state, 0, wait=True)
+        except SilentCorruption as error:
+            told, own = str(error), error.own
+        if rank == whom:
+            flip(tensors[name], element, bit)
+        committed = (folder / "checkpoints" / name_of(state.step)).exists()
+        named = own == (rank == whom) and f"corruption: rank {whom} on " in told and f", in {name} of " in told
+        outcomes.append({"rank": whom, "tensor": name, "bit": bit, "told": told, "found": named and not committed})
+    if rank == 0:
+        (folder / "outcomes.json").write_text(json.dumps(outcomes))
+    dist.destroy_process_group()
+    return 0
+
+
+def flips(count: int, ranks: int, seed: int = 0) -> list[dict]:
+    """What came of each flip. Raises RuntimeError where a rank failed, as at a false alarm."""
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "out.txt"
+        codes = wait_ranks(start_ranks([folder, str(count), str(seed)], ranks, output, program=be_a_rank), SECONDS)
+        if any(codes):
+            raise RuntimeError(f"exit codes {codes}:\n{output.read_text()[-3000:]}")
+        return json.loads((Path(folder) / "outcomes.json").read_text())
+
+
+def cost(rounds: int) -> str:
+    recipe, state = build({"name": "resnet50"}, 1000)
+    checksums_s, save_s = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        saver = saver_in(Path(folder), recipe, writes=True)
+        for _ in range(rounds):
+            checksums_s.append(processor_seconds(lambda: checksums([*replicated(state).values()]).sum().item()))
+            state.step += 1
+            save_s.append(processor_seconds(lambda: saver.save(state, 0)))
+            saver.wait()
+    # The first has its memory to allocate.
+    sums, save = (statistics.median(seconds[1:]) for seconds in (checksums_s, save_s))
+    return f"ResNet-50 on one thread of a CPU: checksums {sums:.3f} s, a save's stall without them {save:.3f} s"
+
+
+def processor_seconds(act: Callable[[], object]) -> float:
+    """Of this thread: other programs on the machine disturb them less."""
+    begin = time.thread_time()
+    act()
+    return time.thread_time() - begin
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.flips", description="flip bits, and count those found")
+    parser.add_argument("--count", type=int, default=100)
+    parser.add_argument("--ranks", type=int, default=3)
+    parser.add_argument("--cost", action="store_true", help="also time the comparison beside a save")
+    given = parser.parse_args(arguments)
+    outcomes = flips(given.count, given.ranks)
+    for outcome in outcomes:
+        if not outcome["found"]:
+            print(f"NOT FOUND: {outcome}")
+    found, moments = (sum(map(test, outcomes)) for test in (lambda o: o["found"], lambda o: " of " in o["tensor"]))
+    print(
+        f"{found} of {len(outcomes)} flips found and named, {moments} of them in moments and averages; no false alarm"
+    )
+    if given.cost:
+        torch.set_num_threads(1)
+        print(cost(6))
+    return int(found < len(outcomes))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

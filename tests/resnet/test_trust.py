@@ -1,0 +1,87 @@
+"""Numbers that can be trusted: ranks that differ are found and named, and the run goes on from before that."""
+
+from __future__ import annotations
+
+import json
+
+import torch
+
+from resnet.replicas import checksums, odd_ones
+from tests.bench.flips import flips
+from tests.helpers import OFF, same, status, weights
+from tests.processes import start_ranks, wait_ranks
+
+FLIP = """
+import pathlib
+import torch
+import torch.distributed as dist
+
+class Flips:
+    def __init__(self, once):
+        self.once = pathlib.Path(once)
+
+    def on_step(self, step, model):
+        if step == 3 and dist.get_rank() == 1 and not self.once.exists():
+            self.once.touch()
+            next(model.parameters()).detach().view(torch.int32)[0, 0, 0, 0] ^= 1
+"""
+NET = ["recipe=quickstart", *OFF, "model={name: null, block: basic, layers: [1, 1], widths: [8, 16]}", "log_every=2"]
+DATA = ["data={source: synthetic, samples: 48, classes: 4, size: 20, num_workers: 0}", "batch_size=6", "epochs=1"]
+SMALL = [
+    *NET,
+    *DATA,
+    "augment={train_size: 16, val_resize: 16, val_size: 16}",
+    "progress=off",
+    "checkpoint.every=2 steps",
+]
+
+
+def test_any_one_element_and_any_swap_change_the_sum():
+    for values in (torch.randn(3, 5, 2, 2), torch.randn(7).bfloat16(), torch.randn(4, 3).double(), torch.arange(6)):
+        before = checksums([values, values])
+        words = values.view(-1).view(torch.uint8)
+        for byte in range(len(words)):
+            for bit in range(8):
+                words[byte] ^= 1 << bit
+                first, second = checksums([values, values.clone()])
+                assert first == second != before[0]
+                words[byte] ^= 1 << bit
+        flat = values.view(-1)
+        flat[[1, -1]] = flat[[-1, 1]]
+        assert checksums([values]) != before[:1]
+    # In the order of the memory, whatever the shape says.
+    images = torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last)
+    assert checksums([images]) == checksums([images.permute(0, 2, 3, 1).contiguous()])
+
+
+def test_who_is_wrong_is_known_where_two_agree_and_are_the_most():
+    assert odd_ones([5, 5]) == odd_ones([5]) == []
+    assert odd_ones([5, 5, 6]) == [2]
+    assert odd_ones([6, 5, 5, 7]) == [0, 3]
+    for undecided in ([5, 6], [5, 6, 7], [5, 5, 6, 6]):
+        assert odd_ones(undecided) is None
+
+
+def test_flipped_bits_are_found_at_the_next_save():
+    outcomes = flips(8, ranks=3, seed=1)
+    assert all(outcome["found"] for outcome in outcomes), outcomes
+
+
+def test_a_run_with_a_flipped_bit_ends_as_if_nothing_had_been(tmp_path):
+    def train(name: str, once: str) -> list[int]:
+        own = f"plugins.callbacks=[{{path: '{tmp_path}/own.py:Flips', args: {{once: '{tmp_path / once}'}}}}]"
+        argv = [*SMALL, own, f"run.root={tmp_path}", f"run.name={name}"]
+        return wait_ranks(start_ranks(argv, 3, tmp_path / f"{name}.txt"), 120)
+
+    (tmp_path / "own.py").write_text(FLIP)
+    (tmp_path / "never").touch()
+    assert train("whole", "never") == [0, 0, 0], (tmp_path / "whole.txt").read_text()
+    assert train("hurt", "once") == [1, 1, 1], (tmp_path / "hurt.txt").read_text()
+    found = status(tmp_path / "hurt")
+    assert (found["state"], found["failure"]) == ("failed", "sdc")
+    assert "after step 4: silent data corruption: rank 1 on " in found["reason"]
+    assert (tmp_path / "hurt/checkpoints/latest").read_text().strip() == "step-00000002"
+    records = [json.loads((tmp_path / f"hurt/logs/failure-{rank}.json").read_text()) for rank in range(3)]
+    assert [record["own_fault"] for record in records] == [False, True, False]
+    assert train("hurt", "once") == [0, 0, 0], (tmp_path / "hurt.txt").read_text()
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "hurt"))
