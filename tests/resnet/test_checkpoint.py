@@ -194,7 +194,7 @@ def test_all_is_on_the_disk_before_the_name_is(tmp_path, monkeypatch):
             f"fsync .latest.{os.uname().nodename}-{os.getpid()}.tmp",
             "replace latest",
             "fsync checkpoints",
-            f"rename {name_of(1)}.old.tmp",
+            f"rename .{name_of(1)}.old.tmp",
         ),
     ]
 
@@ -230,7 +230,7 @@ def test_a_call_that_fails_is_an_error_and_the_one_before_is_intact(tmp_path, mo
         if raised is None:
             # Only making a folder that is there, or the removal of the old one, which the next start ends.
             assert_holds(newest_valid(folder, never), 2)
-            assert names(folder) in (["latest", name_of(2)], ["latest", f"{name_of(1)}.old.tmp", name_of(2)])
+            assert names(folder) in (["latest", name_of(2)], [f".{name_of(1)}.old.tmp", "latest", name_of(2)])
             continue
         assert raised.errno == code
         failed += 1
