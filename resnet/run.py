@@ -210,9 +210,11 @@ def _open_logs(
 def _kept_output(run_dir: Path, attempt: int | None, rank: int) -> contextlib.AbstractContextManager[TextIO | None]:
     """Keep what this rank prints in the run directory, unless the launcher that started it does."""
     logs = run_dir / "logs"
-    ours = [file.stat() for file in logs.glob("attempt-*/rank-*.log")]
     with contextlib.suppress(OSError):
-        if ATTEMPT in os.environ or any(os.path.samestat(os.fstat(1), file) for file in ours):
+        # `launch local` keeps what all ranks print in one file.
+        if ATTEMPT in os.environ or any(
+            os.path.samestat(os.fstat(1), file.stat()) for file in logs.glob("attempt-*/rank-0.log")
+        ):
             return contextlib.nullcontext()
     return kept_in(logs / f"attempt-{attempt}" / f"rank-{rank}.log")
 

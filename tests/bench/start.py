@@ -1,9 +1,12 @@
 """How long a person waits: for a mistake to be told, for the first step, and for the prompt after the last line.
 
     python -m tests.bench.start [--rounds N] [--program FOLDER ...] [KEY=VALUE ...]
+    python -m tests.bench.start --ranks 2 [--slurm FOLDER] [--program FOLDER ...] [KEY=VALUE ...]
 
 Times `python train.py recipe=quickstart max_steps=2` as it is typed, W&B offline. --program: other checkouts, which
-take turns with this one.
+take turns with this one. With --ranks: what each of so many ranks asks of the file system until its first step is done,
+by strace, and its seconds by stage without; --slurm: on the test cluster of that folder (`slurm.testcluster up`), two
+ranks a node, without the seconds.
 """
 
 from __future__ import annotations
@@ -20,17 +23,25 @@ import time
 from pathlib import Path
 
 from resnet.process.environment import PROGRAM
+from resnet.process.stages import STAGES
 from tests.bench.machine import facts, headline
+from tests.bench.start_calls import MARKS, counted, parts, table, traced
+from tests.processes import free_port
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.start", description="time starts and ends")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--ranks", type=int, default=0, help="count calls of so many ranks instead")
+    parser.add_argument("--slurm", type=Path, help="folder of a test cluster on which they are to run")
     parser.add_argument("--program", nargs="+", type=Path, default=[], help="other checkouts")
     parser.add_argument("words", nargs="*", metavar="KEY=VALUE")
     given = parser.parse_args(arguments)
     print(headline(facts()))
     programs = [PROGRAM, *given.program]
+    if given.ranks:
+        count_calls(programs, given.ranks, given.slurm, given.words)
+        return 0
     found: dict[Path, list[dict[str, float]]] = {program: [] for program in programs}
     with tempfile.TemporaryDirectory() as folder:
         for number in range(given.rounds + 1):
@@ -72,6 +83,85 @@ def one_start(program: Path, root: Path, name: str, words: list[str]) -> dict[st
         "from the last line to the prompt": ended - printed[-1],
         "two steps, evaluation, report: all of it": ended - start,
     }
+
+
+def count_calls(programs: list[Path], ranks: int, cluster: Path | None, words: list[str]) -> None:
+    """Print for each program what its ranks do at their start."""
+    with tempfile.TemporaryDirectory(dir=Path.home()) as folder:
+        for number, program in enumerate(programs):
+            root = Path(folder) / str(number)
+            root.mkdir()
+            data = root / "shapes"
+            keys = [
+                "recipe=quickstart",
+                "max_steps=1",
+                "wandb.mode=disabled",
+                f"data.train={data}",
+                f"run.root={root / 'runs'}",
+            ]
+            # Which draws the images.
+            _run_ranks(program, ranks, root, [*keys, "run.name=first", *words], {})
+            print(f"\n{program}, {ranks} ranks{' of a job' if cluster else ''}")
+            run_dir = root / "runs" / "counted"
+            again = [*keys, "run.name=counted", *words]
+            if cluster:
+                files = _trace_job(program, ranks, root, cluster, again)
+            else:
+                environment = {"START_MARKS": str(root)}
+                _run_ranks(program, ranks, root, [*keys, "run.name=timed", *words], environment)
+                _print_seconds(root, ranks)
+                _run_ranks(program, ranks, root, again, {}, trace=root / "trace")
+                files = {rank: [*root.glob(f"trace-{rank}.*")] for rank in range(ranks)}
+            for rank, traces in files.items():
+                print(f"rank {rank}")
+                print(table(counted(traces, parts(program, run_dir, data))))
+
+
+def _run_ranks(
+    program: Path, ranks: int, root: Path, words: list[str], environment: dict[str, str], trace: Path | None = None
+) -> None:
+    """Train on so many ranks, each started as torchrun would."""
+    port, processes = free_port(), []
+    for rank in range(ranks):
+        of_rank = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
+        of_rank |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "PYTHONPATH": MARKS, "OMP_NUM_THREADS": 1}
+        command = [
+            *(traced(Path(f"{trace}-{rank}")) if trace else []),
+            sys.executable,
+            str(program / "train.py"),
+            *words,
+        ]
+        variables = os.environ | {key: str(value) for key, value in of_rank.items()} | environment
+        with open(root / f"rank-{rank}.out", "ab") as log:
+            processes.append(subprocess.Popen(command, cwd=root, env=variables, stdout=log, stderr=log))
+    codes = [process.wait() for process in processes]
+    if any(codes):
+        raise RuntimeError((root / "rank-0.out").read_text())
+
+
+def _trace_job(program: Path, ranks: int, root: Path, cluster: Path, words: list[str]) -> dict[int, list[Path]]:
+    """Let a job of two ranks a node train; returns the traces of each rank."""
+    starter = root / "traced.sh"
+    starter.write_text(f'exec {" ".join(traced(root / "trace"))}-$SLURM_PROCID "$@"\n')
+    slurm = ["cluster=local-test", f"slurm.nodes={max(1, ranks // 2)}", f"slurm.gpus_per_node={min(2, ranks)}"]
+    slurm += [f"slurm.container=sh {starter}", f"slurm.python={sys.executable}", "slurm.time=10"]
+    slurm += [f"slurm.environment.PYTHONPATH={MARKS}"]
+    command = [sys.executable, "-m", "launch", "submit", *words, *slurm]
+    environment = os.environ | {"SLURM_CONF": str(cluster / "slurm.conf"), "PYTHONPATH": str(program)}
+    subprocess.run(command, cwd=root, env=environment, check=True, stdout=subprocess.DEVNULL)
+    status = root / "runs" / "counted" / "status.json"
+    while (state := json.loads(status.read_text())["state"]) in ("queued", "running"):
+        time.sleep(1)
+    if state != "finished":
+        raise RuntimeError(status.read_text())
+    return {rank: [*root.glob(f"trace-{rank}.*")] for rank in range(ranks)}
+
+
+def _print_seconds(root: Path, ranks: int) -> None:
+    """What each stage took on the rank that took longest."""
+    of_ranks = [json.loads((root / f"rank-{rank}.json").read_text()) for rank in range(ranks)]
+    for stage in of_ranks[0]:
+        print(f"  {STAGES[stage]:40}{max(seconds.get(stage, 0.0) for seconds in of_ranks):7.2f} s")
 
 
 def _start(program: Path, folder: Path, *words: str) -> subprocess.Popen[str]:
