@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.schema.plugins import with_paths
-from recipes.schema.recipe import NOT_TRAINING, Recipe
+from recipes.schema.recipe import NOT_IN_DIGEST, Recipe
 from recipes.text import show
 
 FIXED = (
@@ -44,7 +44,7 @@ def differences(before: Recipe, now: Recipe) -> dict[str, list[Any]]:
 def values(recipe: Recipe, exclude_defaults: bool = False) -> dict[str, Any]:
     """By dotted key; those that do not change the training are left out."""
     placed = with_paths(recipe, lambda plugin: plugin.place)
-    content = placed.model_dump(mode="json", exclude=set(NOT_TRAINING), exclude_defaults=exclude_defaults)
+    content = placed.model_dump(mode="json", exclude=NOT_IN_DIGEST, exclude_defaults=exclude_defaults)
     return dict(_flat(content))
 
 

@@ -20,7 +20,7 @@ from recipes.nested import NOTHING, merge, nest, value_at, without
 from recipes.plugin_files import naming_copies
 from recipes.schema.model import OF_NETS
 from recipes.schema.plugins import PLUGINS, with_paths
-from recipes.schema.recipe import NOT_TRAINING, Recipe
+from recipes.schema.recipe import NOT_IN_DIGEST, Recipe
 from recipes.text import did_you_mean, show, suggestion
 from recipes.versions import FORMAT, keep_unknown, lifted, may_be_newer
 from recipes.yaml12 import UNREADABLE, Dumper, Loader
@@ -125,7 +125,7 @@ def digest(recipe: Recipe) -> str:
     Values equal to their defaults are left out, so that a key added later with a default changes no hash.
     """
     placed = with_paths(recipe, lambda plugin: plugin.place)
-    content = placed.model_dump(mode="json", exclude_defaults=True, exclude=set(NOT_TRAINING))
+    content = placed.model_dump(mode="json", exclude_defaults=True, exclude=NOT_IN_DIGEST)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import nn
@@ -20,7 +22,9 @@ from resnet.data.copying import Stopped
 from resnet.data.kept import memory_for
 from resnet.data.node_memory import NodeMemory
 from resnet.data.order import Order, balanced_counts
-from resnet.data.sources.registry import Splits, open_sources, open_splits
+from resnet.data.sources.files import Lister, lists_itself
+from resnet.data.sources.index import FOLDER, Index, Told
+from resnet.data.sources.registry import LISTED, Splits, open_sources, open_splits
 from resnet.data.sources.source import Source
 from resnet.data.stage import stage
 from resnet.ema import Ema
@@ -135,19 +139,49 @@ def share_memory(recipe: Recipe, train: Source, val: Source, local_rank: int) ->
 
 def build_data(recipe: Recipe, copies: Mapping[str, str] | None = None) -> tuple[Source, Source]:
     """Training and validation images, as `build_splits`; those to test on are left out."""
-    train, val = open_sources(recipe.data, copies, recipe.model.in_channels)
+    train, val = open_sources(recipe.data, copies, recipe.model.in_channels, _index(recipe, copies))
     _check_classes(recipe, train)
     return train, val
 
 
-def build_splits(recipe: Recipe, copies: Mapping[str, str] | None = None) -> Splits:
+def build_splits(recipe: Recipe, copies: Mapping[str, str] | None = None, lister: Lister | None = None) -> Splits:
     """The images of a recipe. Raises ValueError also where the class count is not the recipe's.
 
-    copies: by key of `data`, where it has been copied to.
+    copies: by key of `data`, where it has been copied to. lister: see `open_splits`; None: by the index in `run.root`.
     """
-    splits = open_splits(recipe.data, copies, recipe.model.in_channels)
+    lister = lister or _index(recipe, copies)
+    splits = open_splits(recipe.data, copies, recipe.model.in_channels, lister)
     _check_classes(recipe, splits.train)
     return splits
+
+
+def build_splits_of_ranks(recipe: Recipe, copies: Mapping[str, str], rank: int, local_rank: int) -> Splits:
+    """The same on every rank of a run: of folders and CSV files rank 0 finds what they hold, and tells the others.
+
+    Raises ValueError, on all ranks, also where the first rank of a machine sees other files than rank 0.
+    """
+    if recipe.data.source not in LISTED:
+        return together(lambda: build_splits(recipe, copies, lists_itself), local_rank, first_alone=True)
+    index = Index(_index_folder(recipe), not copies, _rebuilds(recipe), tells=dist.is_initialized())
+    found = together(lambda: build_splits(recipe, copies, index) if rank == 0 else None)
+    told = first_of_ranks(index.told if rank == 0 else None)
+    assert told is not None
+    lister = Told(told, compares=local_rank == 0, rank=rank)
+    return together(lambda: found or build_splits(recipe, copies, lister))
+
+
+def _index(recipe: Recipe, copies: Mapping[str, str] | None) -> Lister:
+    """The index beside the runs, where there are any."""
+    folder = _index_folder(recipe)
+    return Index(folder, not copies, _rebuilds(recipe)) if folder.parent.is_dir() else lists_itself
+
+
+def _index_folder(recipe: Recipe) -> Path:
+    return Path(recipe.run.root).expanduser().absolute() / FOLDER
+
+
+def _rebuilds(recipe: Recipe) -> bool:
+    return getattr(recipe.data, "index", "auto") == "rebuild"
 
 
 def _check_classes(recipe: Recipe, train: Source) -> None:

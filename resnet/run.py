@@ -24,7 +24,7 @@ from resnet.build import (
     build_class_weights,
     build_model_for,
     build_order,
-    build_splits,
+    build_splits_of_ranks,
     build_state,
     stage_data,
     wrap,
@@ -93,7 +93,7 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals, notes: Seque
         return copies
     if copies:
         reached("stage")
-    splits = together(lambda: build_splits(recipe, copies), local_rank, first_alone=True)
+    splits = build_splits_of_ranks(recipe, copies, rank, local_rank)
     train, val, test = splits
     reached("look")
     order, weights = together(lambda: _drawn(recipe, splits))

@@ -15,11 +15,14 @@ class ImageFolderData(CommonData):
     """One folder a class, as in train/n01440764/x.JPEG; classes are numbered in the folders' sorted order."""
 
     source: Literal["image_folder"]
-    places: ClassVar[tuple[str, ...]] = (*CommonData.places, "val_labels")
+    places: ClassVar[tuple[str, ...]] = (*CommonData.places, "index", "val_labels")
     test: str | None = None
     """Where the test images are, as `val`: evaluated once, at the end, with the final weights."""
     val_labels: str | None = None
     """For a flat validation folder (ILSVRC's): a text or CSV file with a file name and its class a line."""
+    index: Literal["auto", "rebuild"] = "auto"
+    """auto: list the images only where a folder has changed since they were last listed (RUN_ROOT/.index holds what was
+    found); rebuild: list them anew."""
 
     @model_validator(mode="after")
     def _validation(self) -> ImageFolderData:
@@ -80,7 +83,7 @@ class CsvData(CommonData):
     """A CSV manifest with a header and an image a row."""
 
     source: Literal["csv"]
-    places: ClassVar[tuple[str, ...]] = (*CommonData.places, "images", "file_column", "label_column")
+    places: ClassVar[tuple[str, ...]] = (*CommonData.places, "index", "images", "file_column", "label_column")
     images: str | None = None
     """Folder the file names start from; null: the folder of the CSV file."""
     test: str | None = None
@@ -89,6 +92,9 @@ class CsvData(CommonData):
     """Column of file names; null: the first one that is not the labels'."""
     label_column: str | None = None
     """Column of labels (any text); null: the one called label or labels, else the one behind the file names."""
+    index: Literal["auto", "rebuild"] = "auto"
+    """auto: look for the images only where the CSV file or a folder has changed since they were last looked for
+    (RUN_ROOT/.index holds what was found); rebuild: look for them anew."""
 
     @model_validator(mode="after")
     def _validation(self) -> CsvData:

@@ -256,3 +256,5 @@ NOT_TRAINING = (
     "watchdog",
 )
 """Top-level keys that do not change what is trained."""
+NOT_IN_DIGEST: dict[str, Any] = {**dict.fromkeys(NOT_TRAINING, True), "data": {"index"}}
+"""These, and keys of groups, as pydantic's `exclude`."""

@@ -193,7 +193,7 @@ def test_a_signal_ends_the_run_and_leaves_no_half(images, tmp_path, monkeypatch,
 
     monkeypatch.setattr(Copying, "_copy", signalled)
     # Nothing is read from where the images are.
-    monkeypatch.setattr(run, "build_splits", None)
+    monkeypatch.setattr(run, "build_splits_of_ranks", None)
     also = [f"run.root={tmp_path}", "run.name=r", "max_steps=2"]
     assert train(*words(images, tmp_path / "x"), *also) == 85
     assert not (tmp_path / "r").exists()

@@ -16,7 +16,17 @@ import numpy as np
 
 from recipes.schema.data import CsvData
 from recipes.text import listed, plural
-from resnet.data.sources.files import Files, Wanted, existing, expanded
+from resnet.data.sources.files import (
+    Files,
+    Lister,
+    Place,
+    Seen,
+    Wanted,
+    digest_of_texts,
+    existing,
+    expanded,
+    lists_itself,
+)
 
 
 class Manifest(NamedTuple):
@@ -25,21 +35,37 @@ class Manifest(NamedTuple):
     root: Path
     names: list[str]
     labels: list[str]
+    seen: Seen
 
 
-def open_csv(data: CsvData) -> tuple[Files, Files | None]:
+def open_csv(data: CsvData, lister: Lister = lists_itself) -> tuple[Files, Files | None]:
     """Training and validation images; the second is None where `val` is null."""
-    train = read_manifest(data, data.train, "data.train")
-    classes = sorted(set(train.labels), key=natural)
-    val = None if data.val is None else _files(read_manifest(data, data.val, "data.val"), classes, "data.val")
-    return _files(train, classes, "data.train"), val
+    train = lister("data.train", _place(data, data.train), lambda: _files(data, data.train, "data.train"))
+    if (path := data.val) is None:
+        return train, None
+    place = _place(data, path, train.classes)
+    return train, lister("data.val", place, lambda: _files(data, path, "data.val", train.classes))
 
 
-def _files(manifest: Manifest, classes: list[str], key: str) -> Files:
+def _place(data: CsvData, path: str, classes: list[str] | None = None) -> Place:
+    """What a listing leans on: the CSV file, its columns, the images' folder, and the training images' classes."""
+    root = expanded(path).parent if data.images is None else expanded(data.images)
+    columns = {"file_column": data.file_column, "label_column": data.label_column}
+    terms = {"source": "csv", "csv": str(expanded(path)), "images": str(root)}
+    terms |= {key: name for key, name in columns.items() if name is not None}
+    return Place(root, terms | ({} if classes is None else {"classes": digest_of_texts(classes)}), inside=False)
+
+
+def _files(data: CsvData, path: str, key: str, classes: list[str] | None = None) -> Files:
+    manifest = read_manifest(data, path, key)
+    if classes is None:
+        classes = sorted(set(manifest.labels), key=natural)
     index = {name: number for number, name in enumerate(classes)}
     if strange := sorted(set(manifest.labels) - set(classes)):
         raise ValueError(f"{key}: labels that the training images do not have: {listed(strange)}")
-    return Files(manifest.root, manifest.names, np.array([index[label] for label in manifest.labels]), classes)
+    files = Files(manifest.root, manifest.names, np.array([index[label] for label in manifest.labels]), classes)
+    files.seen = manifest.seen
+    return files
 
 
 def read_manifest(data: CsvData, path: str, key: str) -> Manifest:
@@ -49,14 +75,16 @@ def read_manifest(data: CsvData, path: str, key: str) -> Manifest:
         raise ValueError(f"{key}: {file} is a folder, not a CSV file (for folders: data.source=image_folder)")
     root = file.parent if data.images is None else existing(data.images, "data.images")
     where = f"{key}: {file}"
+    seen = Seen(root)
+    seen.note(str(file))
     with open_rows(file, where) as (columns, rows):
         file_at, label_at = _columns(columns, data, where)
         names, labels = _rows(rows, file_at, label_at, where)
-    if missing := list(missing_below(root, names)):
+    if missing := list(missing_below(root, names, seen)):
         some = f"{len(missing):,} of {plural(len(names), 'image')} in {file}"
         are = "is" if len(missing) == 1 else "are"
         raise ValueError(f"{key}: {some} {are} not in {root}: {listed(missing)}")
-    return Manifest(root, names, labels)
+    return Manifest(root, names, labels, seen)
 
 
 def wanted_of_csv(data: CsvData) -> dict[str, Wanted]:
@@ -165,12 +193,19 @@ def _check_repeated(names: list[str], labels: list[str], lines: Sequence[int], w
     raise ValueError(f"{where} lists {files} under two labels: {listed(texts, 3)}. Keep one row of each, or none")
 
 
-def missing_below(root: Path, names: Iterable[str]) -> Iterator[str]:
-    """The names of files that are not there; a folder is listed once, instead of looking for each file."""
+def missing_below(root: Path, names: Iterable[str], seen: Seen | None = None) -> Iterator[str]:
+    """The names of files that are not there; a folder is listed once, instead of looking for each file.
+
+    seen: takes note of the folders.
+    """
 
     @cache
     def content(folder: str) -> frozenset[str]:
-        return frozenset(os.listdir(folder)) if os.path.isdir(folder) else frozenset()
+        if not os.path.isdir(folder):
+            return frozenset()
+        if seen is not None:
+            seen.note(folder)
+        return frozenset(os.listdir(folder))
 
     for name in names:
         folder, base = os.path.split(os.path.join(root, name))

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import time
 from array import array
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+THREADS = 16
+"""That look at a file system, which may be far away."""
 WHOLE = "whole.json"
 """Lies beside what `resnet.data.stage` copied."""
 
@@ -41,6 +47,40 @@ def conversions_of(path: Path) -> str | None:
     return next((str(folder / "made") for folder in (*path.parents,)[:2] if (folder / WHOLE).is_file()), None)
 
 
+class Seen:
+    """The folders and files that a listing looked at, each as it was just before: by these it is told to hold still."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root, self.began = str(root), time.time_ns()
+        self.stamps: dict[str, tuple[int, int]] = {}
+        """By path, whole or from `root` on: the time of the last change in nanoseconds, and the inode."""
+
+    def note(self, path: str) -> None:
+        if path not in self.stamps:
+            self.stamps[path] = stamp(self.root, path)
+
+
+def stamp(root: str, path: str) -> tuple[int, int]:
+    """See `Seen.stamps`. Raises OSError."""
+    found = os.stat(os.path.join(root, path))
+    return found.st_mtime_ns, found.st_ino
+
+
+def hold(root: str, stamps: Mapping[str, tuple[int, int]]) -> bool:
+    """Whether all that was seen is as it was."""
+
+    def is_same(path: str) -> bool:
+        try:
+            return stamp(root, path) == stamps[path]
+        except (OSError, ValueError):
+            return False
+
+    if len(stamps) < 2 * THREADS:
+        return all(map(is_same, stamps))
+    with ThreadPoolExecutor(THREADS) as pool:
+        return all(pool.map(is_same, stamps))
+
+
 class Names:
     """Many names in one buffer: as separate str they would be copied page by page into each forked worker, as their
     reference counts are touched."""
@@ -50,19 +90,30 @@ class Names:
         for name in names:
             joined += os.fsencode(name)
             ends.append(len(joined))
-        self._joined = np.frombuffer(joined, dtype=np.uint8)
-        self._ends = np.frombuffer(ends, dtype=np.int64)
+        self.joined: np.ndarray = np.frombuffer(joined, dtype=np.uint8)
+        """The bytes of all names, one behind the other."""
+        self.ends: np.ndarray = np.frombuffer(ends, dtype=np.int64)
+        """0, and where each name ends."""
+
+    @classmethod
+    def of(cls, joined: np.ndarray, ends: np.ndarray) -> Names:
+        names = cls(())
+        names.joined, names.ends = joined, ends
+        return names
 
     def __len__(self) -> int:
-        return len(self._ends) - 1
+        return len(self.ends) - 1
 
     def __getitem__(self, index: int) -> str:
         assert 0 <= index < len(self), index
-        return os.fsdecode(self._joined[self._ends[index] : self._ends[index + 1]].tobytes())
+        return os.fsdecode(self.joined[self.ends[index] : self.ends[index + 1]].tobytes())
 
 
 class Files:
     """A source (see `source.Source`) of image files below a folder ("": their names are whole paths)."""
+
+    seen: Seen | None = None
+    """What the listing looked at; None: that is not known."""
 
     def __init__(self, root: str | Path, names: Iterable[str] | Names, labels: np.ndarray, classes: list[str]) -> None:
         self._root = str(root)
@@ -80,3 +131,30 @@ class Files:
 
     def describe(self, index: int) -> str:
         return os.path.join(self._root, self.names[index])
+
+    def at(self, root: str | Path) -> Files:
+        """The same images below another folder."""
+        return Files(root, self.names, self.labels, self.classes)
+
+
+class Place(NamedTuple):
+    """What a listing leans on."""
+
+    root: Path
+    terms: Mapping[str, str]
+    """Keys and values that, with what lies there, make it what it is."""
+    inside: bool = True
+    """Whether all names lead to below the root."""
+
+
+def digest_of_texts(texts: Iterable[str]) -> str:
+    return hashlib.sha256(json.dumps([*texts]).encode()).hexdigest()
+
+
+Lister = Callable[[str, Place, Callable[[], Files]], Files]
+"""How a source comes to the files of a key of `data` (`data.train`): by its own listing, which is given, by an index of
+an earlier one, or by what another rank has told (see `index`)."""
+
+
+def lists_itself(key: str, place: Place, listing: Callable[[], Files]) -> Files:
+    return listing()

@@ -11,7 +11,17 @@ import numpy as np
 
 from recipes.schema.data import ImageFolderData
 from recipes.text import listed, plural
-from resnet.data.sources.files import Files, existing
+from resnet.data.sources.files import (
+    THREADS,
+    Files,
+    Lister,
+    Place,
+    Seen,
+    digest_of_texts,
+    existing,
+    expanded,
+    lists_itself,
+)
 
 _SHAPE = "It should hold one folder a class, as in train/dog/1.jpg."
 _IMAGENET = """ImageNet: log in at image-net.org, download
@@ -26,18 +36,35 @@ ARRAYS = (".npy",)
 TRAIN, VAL = ("train", "training"), ("val", "valid", "validation", "test", "testing")
 """What folders of training and of validation images are called, the usual name first."""
 _SPLITS = {*TRAIN, *VAL}
-_THREADS = 16
 
 
-def open_image_folder(data: ImageFolderData) -> tuple[Files, Files | None]:
+def open_image_folder(data: ImageFolderData, lister: Lister = lists_itself) -> tuple[Files, Files | None]:
     """Training and validation images; the second is None where `val` is null."""
-    train = read_folder(existing(data.train, "data.train", _hint(data.train)), "data.train")
+    place = _place(data.train)
+    train = lister("data.train", place, lambda: read_folder(_existing(data.train, "data.train"), "data.train"))
     if data.val is None:
         return train, None
-    folder = existing(data.val, "data.val", _hint(data.val))
+    place = _place(data.val, train.classes, data.val_labels)
+    return train, lister("data.val", place, lambda: _val(data, train.classes))
+
+
+def _val(data: ImageFolderData, classes: list[str]) -> Files:
+    assert data.val is not None
+    folder = _existing(data.val, "data.val")
     if data.val_labels is not None:
-        return train, _flat_folder(folder, existing(data.val_labels, "data.val_labels"), train.classes)
-    return train, read_folder(folder, "data.val", train.classes)
+        return _flat_folder(folder, existing(data.val_labels, "data.val_labels"), classes)
+    return read_folder(folder, "data.val", classes)
+
+
+def _place(path: str, classes: list[str] | None = None, labels: str | None = None) -> Place:
+    """What a listing leans on: the folder, the training images' classes, and the list of labels."""
+    terms = {"source": "image_folder", "folder": str(expanded(path))}
+    terms |= {} if classes is None else {"classes": digest_of_texts(classes)}
+    return Place(expanded(path), terms | ({} if labels is None else {"labels": str(expanded(labels))}))
+
+
+def _existing(path: str, key: str) -> Path:
+    return existing(path, key, _hint(path))
 
 
 def _hint(path: str) -> str:
@@ -51,11 +78,12 @@ def read_folder(root: Path, key: str, classes: list[str] | None = None) -> Files
     Without `classes` they are the sorted names of the folders, each of which has to hold an image; with them, other
     folders of images are an error. Raises ValueError.
     """
-    folders, loose = _class_folders(root, key)
-    with ThreadPoolExecutor(_THREADS) as pool:
-        names = list(pool.map(lambda folder: sorted(images_below(root, folder)), folders))
+    seen = Seen(root)
+    folders, loose = _class_folders(root, key, seen)
+    with ThreadPoolExecutor(THREADS) as pool:
+        names = list(pool.map(lambda folder: sorted(images_below(seen, folder)), folders))
         if not any(names):
-            names = list(pool.map(lambda folder: sorted(images_below(root, folder, ARRAYS)), folders))
+            names = list(pool.map(lambda folder: sorted(images_below(seen, folder, ARRAYS)), folders))
     if not folders:
         what = f"{plural(loose, 'image')}, but no folder for each class" if loose else "no folders of images"
         flat = " (for a flat validation folder give data.val_labels)" if loose and key == "data.val" else ""
@@ -70,7 +98,9 @@ def read_folder(root: Path, key: str, classes: list[str] | None = None) -> Files
     index = {name: number for number, name in enumerate(classes)}
     labels = [index.get(folder, -1) for folder in folders]
     counts = [len(found) for found in names]
-    return Files(root, [name for found in names for name in found], np.repeat(labels, counts), classes)
+    files = Files(root, (name for found in names for name in found), np.repeat(labels, counts), classes)
+    files.seen = seen
+    return files
 
 
 def images_in(folder: Path) -> list[str]:
@@ -80,10 +110,11 @@ def images_in(folder: Path) -> list[str]:
     return [name for name in files if is_image(name)] or [name for name in files if is_image(name, ARRAYS)]
 
 
-def _class_folders(root: Path, key: str) -> tuple[list[str], int]:
+def _class_folders(root: Path, key: str, seen: Seen) -> tuple[list[str], int]:
     """Sorted names of the folders in `root`, and how many images lie beside them."""
     if not root.is_dir():
         raise ValueError(f"{key}: {root} is a file, not a folder of images")
+    seen.note("")
     with os.scandir(root) as entries:
         visible = [entry for entry in entries if not entry.name.startswith(".")]
     folders = sorted(entry.name for entry in visible if entry.is_dir())
@@ -114,14 +145,16 @@ def leads_up(entry: os.DirEntry[str], folder: str | Path) -> bool:
     return here == there or here.startswith(os.path.join(there, ""))
 
 
-def images_below(root: Path, folder: str, endings: tuple[str, ...] = EXTENSIONS) -> Iterator[str]:
-    """Names, from `root` on, of the images below one of its folders."""
-    with os.scandir(root / folder) as entries:
+def images_below(seen: Seen, folder: str, endings: tuple[str, ...] = EXTENSIONS) -> Iterator[str]:
+    """Names, from the root on, of the images below one of its folders."""
+    here = os.path.join(seen.root, folder)
+    seen.note(folder)
+    with os.scandir(here) as entries:
         for entry in entries:
             if is_image(entry.name, endings):
                 yield f"{folder}/{entry.name}"
-            elif not entry.name.startswith(".") and entry.is_dir() and not leads_up(entry, root / folder):
-                yield from images_below(root, f"{folder}/{entry.name}", endings)
+            elif not entry.name.startswith(".") and entry.is_dir() and not leads_up(entry, here):
+                yield from images_below(seen, f"{folder}/{entry.name}", endings)
 
 
 def is_image(name: str, endings: tuple[str, ...] = EXTENSIONS) -> bool:
@@ -130,6 +163,9 @@ def is_image(name: str, endings: tuple[str, ...] = EXTENSIONS) -> bool:
 
 
 def _flat_folder(folder: Path, list_file: Path, classes: list[str]) -> Files:
+    seen = Seen(folder)
+    seen.note("")
+    seen.note(str(list_file))
     names = images_in(folder)
     if not names:
         raise ValueError(f"data.val: no images directly in {folder}, which data.val_labels is for")
@@ -143,7 +179,9 @@ def _flat_folder(folder: Path, list_file: Path, classes: list[str]) -> Files:
     label = {by_stem[os.path.basename(name)]: number for (_, name, _), number in zip(lines, numbers, strict=True)}
     if missing := [name for name in names if name not in label]:
         raise ValueError(f"data.val_labels: {list_file} has no line for {listed(missing)} of {folder}")
-    return Files(folder, names, np.array([label[name] for name in names]), classes)
+    files = Files(folder, names, np.array([label[name] for name in names]), classes)
+    files.seen = seen
+    return files
 
 
 def _label_lines(path: Path) -> list[tuple[int, str, str]]:

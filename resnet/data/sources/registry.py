@@ -15,7 +15,7 @@ from resnet.data.arrays import BrokenImage
 from resnet.data.sources.banded import Banded, of_channels
 from resnet.data.sources.cifar import open_cifar
 from resnet.data.sources.csv_manifest import open_csv, wanted_of_csv
-from resnet.data.sources.files import Wanted, existing, expanded
+from resnet.data.sources.files import Files, Lister, Place, Wanted, existing, expanded, lists_itself
 from resnet.data.sources.huggingface import open_huggingface
 from resnet.data.sources.image_folder import open_image_folder
 from resnet.data.sources.own import Own, open_own
@@ -39,6 +39,10 @@ SOURCES: dict[str, Callable[[Any], tuple[Source, Source | None]]] = {
     "plugin": open_own,
 }
 """By `data.source`: a function from the recipe's data to training and validation images (None: none of their own)."""
+
+
+LISTED = ("image_folder", "csv")
+"""Sources whose functions take a `Lister`: they list, or look for, a file an image."""
 
 
 _WANTED: dict[str, Callable[[Any], dict[str, Wanted]]] = {"csv": wanted_of_csv}
@@ -98,11 +102,13 @@ def _in_own_words(text: str, own: Mapping[str, str]) -> str:
     return text
 
 
-def _open_copies(data: Data, copies: Mapping[str, str]) -> tuple[Source, Source | None]:
-    """Open the data where its copies lie, by key, and speak of it as if it was not copied."""
+def _open_source(data: Data, copies: Mapping[str, str] | None, lister: Lister) -> tuple[Source, Source | None]:
+    """Training and validation images; of copies, by key, it is spoken as if they were what was copied."""
+    if not copies:
+        return SOURCES[data.source](data, *((lister,) if data.source in LISTED else ()))
     own = {copy: str(expanded(getattr(data, key))) for key, copy in copies.items()}
     try:
-        train, val = SOURCES[data.source](data.model_copy(update=dict(copies)))
+        train, val = _open_source(data.model_copy(update=dict(copies)), None, lister)
     except ValueError as error:
         raise ValueError(_in_own_words(str(error), own)) from error
     return Copied(train, own), val and Copied(val, own)
@@ -117,30 +123,34 @@ class Splits(NamedTuple):
     """Those that a run is tested on at its end; None: there are none."""
 
 
-def open_sources(data: Data, copies: Mapping[str, str] | None = None, channels: int = 3) -> tuple[Source, Source]:
+def open_sources(
+    data: Data, copies: Mapping[str, str] | None = None, channels: int = 3, lister: Lister = lists_itself
+) -> tuple[Source, Source]:
     """Training and validation images of a recipe, as `open_splits`; those to test on are left out."""
-    train, val, _ = _open(data, copies, channels)
+    train, val, _ = _open(data, copies, channels, lister)
     return train, val
 
 
-def open_splits(data: Data, copies: Mapping[str, str] | None = None, channels: int = 3) -> Splits:
+def open_splits(
+    data: Data, copies: Mapping[str, str] | None = None, channels: int = 3, lister: Lister = lists_itself
+) -> Splits:
     """All images of a recipe. Raises ValueError naming the key to change.
 
     copies: where the files of keys have been copied to (`resnet.data.stage`). channels: `model.in_channels`, which a
-    few images are checked to have where it is not 3.
+    few images are checked to have where it is not 3. lister: how the files of folders and CSV files are come by.
     """
-    splits = _open(data, copies, channels)
+    splits = _open(data, copies, channels, lister)
     if splits.test is not None or not data.is_tested:
         return splits
-    test = _of_channels(_open_test(data, copies), data, channels)
+    test = _of_channels(_open_test(data, copies, lister), data, channels)
     if not len(test):
         raise ValueError(f"no images to test on: {getattr(data, 'test', None) or data.train} holds none")
     return splits._replace(test=test)
 
 
-def _open(data: Data, copies: Mapping[str, str] | None, channels: int) -> Splits:
+def _open(data: Data, copies: Mapping[str, str] | None, channels: int, lister: Lister) -> Splits:
     """All images but for those to test on that lie in a place of their own."""
-    train, val = _open_copies(data, copies) if copies else SOURCES[data.source](data)
+    train, val = _open_source(data, copies, lister)
     for source in (train, val):
         if isinstance(source, Own):
             source.channels = channels
@@ -171,15 +181,19 @@ _AS_VALIDATION = {"val": "test", "val_split": "test_split"}
 """Keys of validation images, by which those of test images are opened, in the same way."""
 
 
-def _open_test(data: Data, copies: Mapping[str, str] | None) -> Source:
+def _open_test(data: Data, copies: Mapping[str, str] | None, lister: Lister) -> Source:
     """The images of `data.test`."""
+
+    def test_lister(key: str, place: Place, listing: Callable[[], Files]) -> Files:
+        return lister("data.test" if key == "data.val" else key, place, listing)
+
     keys = type(data).model_fields
     update = {key: getattr(data, other, None) for key, other in _AS_VALIDATION.items() if key in keys}
     update |= {"val_labels": None} if "val_labels" in keys else {}
     moved = {"val" if key == "test" else key: copy for key, copy in (copies or {}).items() if key != "val"}
     data = data.model_copy(update=update)
     try:
-        _, test = _open_copies(data, moved) if moved else SOURCES[data.source](data)
+        _, test = _open_source(data, moved, test_lister)
     except ValueError as error:
         raise ValueError(re.sub(r"data\.val\b|data\.val_split\b", _named_test, str(error))) from error
     assert test is not None
