@@ -21,7 +21,7 @@ from resnet.agreement import STEP_TIMEOUT
 from resnet.data.copying import Stopped
 from resnet.data.kept import memory_for
 from resnet.data.node_memory import NodeMemory
-from resnet.data.order import Order, balanced_counts
+from resnet.data.order import Kind, Order, balanced_counts
 from resnet.data.sources.files import Lister, lists_itself
 from resnet.data.sources.index import FOLDER, Index, Told
 from resnet.data.sources.registry import LISTED, Splits, open_sources, open_splits
@@ -191,7 +191,7 @@ def _check_classes(recipe: Recipe, train: Source) -> None:
         raise ValueError(f"model.num_classes={given}, but {recipe.data.train} has {found} classes ({few})")
 
 
-def build_order(recipe: Recipe, train: Source) -> Order:
+def build_order(recipe: Recipe, train: Source, kind: Kind = "bijection") -> Order:
     """Which training image stands at which position of an epoch. Raises ValueError for shares of no such classes."""
     data, sizes = recipe.data, class_sizes(train)
     shares = {number: data.class_shares[name] for number, name in enumerate(train.classes) if name in data.class_shares}
@@ -202,7 +202,7 @@ def build_order(recipe: Recipe, train: Source) -> Order:
     if len(shares) == np.count_nonzero(sizes) and abs(total := sum(shares.values()) - 1) > 1e-6:
         raise ValueError(f"data.class_shares names every class and adds up to {total + 1:g} instead of 1")
     drawn = balanced_counts(data.balance, sizes, shares)
-    return Order(train.labels, recipe.seed, recipe.batch_size, data.repeats, drawn)
+    return Order(train.labels, recipe.seed, recipe.batch_size, data.repeats, drawn, kind)
 
 
 def class_sizes(train: Source) -> np.ndarray:

@@ -10,7 +10,7 @@ from torch import nn
 from recipes.unfreezing import what_trains
 from resnet.adaptive_clipping import clip_adaptively
 from resnet.data.batches import Batch
-from resnet.data.order import mix as mix_numbers
+from resnet.data.bijection import mix as mix_numbers
 from resnet.distill import distillation_loss
 from resnet.evaluation import evaluate_and_report
 from resnet.log_window import Clock, log_is_due, log_window

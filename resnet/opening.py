@@ -61,7 +61,7 @@ def open_run_dir(
     )
     write_atomic(run_dir / "recipe.yaml", run_recipe_text(saved, run_dir / "recipe.yaml"))
     devices = [device_name(accelerator.device)] * plan.world_size
-    derived = {"training_images": images, **_derived(plan, accelerator.mixed_precision)}
+    derived = {"training_images": images, **_derived(plan, accelerator.mixed_precision), "order": start.order}
     # On CPUs their number changes the order of additions, and so the last bits.
     information = {**provenance(sys.argv, devices, plan.world_size, derived), "threads": torch.get_num_threads()}
     if plugins:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -99,6 +100,7 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals, notes: Seque
     order, weights = together(lambda: _drawn(recipe, splits))
     start = together(lambda: find_start(recipe, train))
     reached("start")
+    order = replace(order, kind=start.order)
     with contextlib.ExitStack() as lifetime:
         lifetime.callback(start.release)
         # From here on it is the recipe of the network that is trained, which the weights have a say in.
@@ -279,6 +281,7 @@ def _facts(
         "precision": precision,
         "steps_per_epoch": plan.steps_per_epoch,
         "data": start.data_digest,
+        "order": start.order,
         **({"teacher": teacher.digest} if teacher else {}),
         **({"plugins": dict(own)} if own else {}),
     }

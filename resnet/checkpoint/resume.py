@@ -18,6 +18,7 @@ from recipes.schema.recipe import Recipe
 from recipes.text import show
 from resnet.checkpoint.commit import MANIFEST, CheckpointError, digest_of, newest_valid, read_manifest
 from resnet.checkpoint.snapshot import read_rest
+from resnet.data.order import Kind, kind_of
 from resnet.data.sources.source import Source, targets_of
 from resnet.plugins import edits
 from resnet.ranks import first_of_ranks
@@ -87,6 +88,11 @@ class Start:
     @property
     def micro_batch(self) -> int | None:
         return self.rest["micro_batch"] if self.rest and not self.is_new else None
+
+    @property
+    def order(self) -> Kind:
+        """How the order of the data comes about: as the run began."""
+        return kind_of(self.rest) if self.rest and not self.is_new else "bijection"
 
     def is_finished(self, plan: Plan) -> bool:
         at_end = self.step == plan.end_step or self.stopped_early

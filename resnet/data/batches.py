@@ -13,11 +13,12 @@ from torch.utils.data import Dataset
 from recipes.plan import Plan
 from recipes.schema.augment import Augment
 from resnet.data.arrays import BrokenImage
+from resnet.data.bijection import mix
 from resnet.data.decode import decode
 from resnet.data.draws import Draw, Drawn, drawing
 from resnet.data.on_device import draw_erasing
 from resnet.data.operations import Operations, apply_to_all
-from resnet.data.order import Order, mix
+from resnet.data.order import Order
 from resnet.data.sources.source import Source
 from resnet.data.transforms import Crop, Transform, eval_transform, train_crop
 
@@ -114,12 +115,13 @@ class MicroBatches(Prepared):
         )
 
     def _training(self, key: Key, epoch: int) -> Batch:
-        order, broken, drawn, erased = self.order.epoch(epoch), [], [], []
+        index = self.order.at(epoch, np.arange(key.start, key.stop)).tolist()
+        broken, drawn, erased = [], [], []
         images = self._memory(key.stop - key.start, key.size)
         labels = torch.empty(key.stop - key.start, dtype=torch.int64)
         for row, seed in enumerate(self._seeds(key, epoch)):
             make = partial(self._training_image, key.size, seed)
-            images[row], found, labels[row] = self._first_whole(order, key.start + row, broken, make)
+            images[row], found, labels[row] = self._first_whole(key, row, index[row], broken, make)
             drawn.append(found)
             if self.augment.random_erasing:
                 erased.append(draw_erasing(self.augment.random_erasing, key.size))
@@ -137,14 +139,15 @@ class MicroBatches(Prepared):
         drawn = draw(*self._size(image))
         return self._crop(size, image, drawn), drawn, int(self.train.labels[index])
 
-    def _first_whole(self, order: np.ndarray, position: int, broken: list[str], make: Callable[[int], T]) -> T:
-        """What is made of the image at a position; in place of a broken one, of the next of the same order."""
-        for ahead in range(_MOST_BROKEN_IN_A_ROW):
-            index = int(order[(position + ahead) % len(order)])
+    def _first_whole(self, key: Key, row: int, index: int, broken: list[str], make: Callable[[int], T]) -> T:
+        """What is made of the image of a row; in place of a broken one, of the next of the same order."""
+        assert key.epoch is not None
+        for ahead in range(1, _MOST_BROKEN_IN_A_ROW + 1):
             try:
                 return make(index)
             except (BrokenImage, OSError) as error:
                 broken.append(f"{self.train.describe(index)}: {error}")
+            [index] = self.order.at(key.epoch, np.array([(key.start + row + ahead) % len(self.order)])).tolist()
         raise BrokenImage(f"{_MOST_BROKEN_IN_A_ROW} images in a row cannot be read; the last is {broken[-1]}")
 
     def _finished(

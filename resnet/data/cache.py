@@ -96,11 +96,10 @@ class CachedBatches(MicroBatches):
         self._there = train.there, val.there
 
     def _training(self, key: Key, epoch: int) -> Batch:
-        (draw, _), order = self._draw_and_crop(key.size), self.order.epoch(epoch)
+        (draw, _), index = self._draw_and_crop(key.size), self.order.at(epoch, np.arange(key.start, key.stop))
         broken, drawn, erased = [], [], []
-        index = order[key.start : key.stop].copy()
         for row in np.flatnonzero(~self._there[0][index]).tolist():
-            index[row] = self._first_whole(order, key.start + row, broken, self._kept)
+            index[row] = self._first_whole(key, row, int(index[row]), broken, self._kept)
         for seed in self._seeds(key, epoch):
             torch.default_generator.manual_seed(seed)
             drawn.append(draw(0, 0))  # the crops of such images do not depend on the sizes that they once had

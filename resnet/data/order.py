@@ -1,24 +1,40 @@
-"""The order of the data: which image stands at which position of an epoch, and the seed of its augmentation.
+"""The order of the data: which image stands at which position of an epoch.
 
-Pure functions of (seed, epoch, position), the same for any number of ranks, workers and restarts. They use only the raw
-output of NumPy's Philox bit generator, which NumPy promises not to change, unlike `permutation` and `torch.randperm`.
+A pure function of (seed, epoch, position), the same for any number of ranks, workers and restarts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
-_MASK = 2**64 - 1
+from resnet.data.bijection import mix, shuffled
+from resnet.data.order_table import table
+
+Kind = Literal["bijection", "table"]
+"""How an order comes about: computed at each position, or drawn as a table of the whole epoch, as in older runs."""
+
+
+def kind_of(facts: Mapping[str, Any]) -> Kind:
+    """Of a run, by what its checkpoint or provenance.json says. Raises ValueError for one of a version to come."""
+    kind = facts.get("order", "table")
+    if kind not in get_args(Kind):
+        raise ValueError(f"the order of this run's data is of the kind {kind}, which a later version of resnet knows")
+    return kind
 
 
 @dataclass(frozen=True, eq=False)
 class Order:
-    """The order in which an epoch draws from `labels`, a class index (n,) for each image."""
+    """The order in which an epoch draws from `labels`, a class index (n,) for each image.
+
+    An epoch's positions are shuffled by `bijection.shuffled`, in time and memory that do not grow with n. With `drawn`
+    they are shuffled among the classes' places, which hold each class as often as asked: whole copies of it, and a
+    different random part of it every epoch.
+    """
 
     labels: np.ndarray
     seed: int
@@ -26,32 +42,75 @@ class Order:
     repeats: int = 1
     drawn: np.ndarray | None = None
     """How often an epoch draws from each class (classes,), see `balanced_counts`; None: each image once."""
+    kind: Kind = "bijection"
+    _classes: _Classes | None = field(init=False, repr=False, default=None)
+    """Made once a run, and shared by the workers that are forked."""
+
+    def __post_init__(self) -> None:
+        if self.drawn is not None and self.kind == "bijection":
+            object.__setattr__(self, "_classes", _Classes.of(self.labels, self.drawn))
 
     def __len__(self) -> int:
         """Positions in an epoch."""
         return len(self.labels) if self.drawn is None else int(self.drawn.sum())
 
-    def epoch(self, epoch: int) -> np.ndarray:
-        """Image indices (positions,) int64 of an epoch; read-only."""
-        return _drawn(self, epoch)
-
-    def draw(self, epoch: int) -> np.ndarray:
-        pool = np.arange(len(self.labels)) if self.drawn is None else self._balanced(epoch, self.drawn)
-        order = pool[_shuffled(len(pool), self.seed, epoch, 0)]
+    def at(self, epoch: int, positions: np.ndarray) -> np.ndarray:
+        """Indices (n,) int64 of the images that stand at some positions (n,) of an epoch."""
+        if self.kind == "table":
+            return _table(self, epoch)[positions]
         if self.repeats > 1:
-            order = _repeat_in_batches(order, self.batch_size, self.repeats)
-        order.flags.writeable = False
-        return order
+            positions = self._distinct(positions)
+        places = shuffled(positions, len(self), mix(self.seed, epoch, 0))
+        return places if self._classes is None else self._classes.members(places, self.seed, epoch)
 
-    def _balanced(self, epoch: int, counts: np.ndarray) -> np.ndarray:
-        """Each class as often as asked: whole copies, and a different random part of it every epoch."""
-        drawn = []
-        for label in np.unique(self.labels):
-            members = np.flatnonzero(self.labels == label)
-            copies, rest = divmod(int(counts[label]), len(members))
-            extra = members[_shuffled(len(members), self.seed, epoch, 1 + int(label))[:rest]]
-            drawn += [np.tile(members, copies), extra]
-        return np.concatenate(drawn)
+    def _distinct(self, positions: np.ndarray) -> np.ndarray:
+        """The positions of the order without repeats at which the images of some positions stand.
+
+        Each batch holds batch_size / repeats images (rounded up) `repeats` times over; where repeats does not divide
+        batch_size, the last few stand there less often. The copies lie batch_size / repeats apart, so that (as with
+        torchvision's RASampler) they meet in a batch, where their gradients are averaged, but not in a micro-batch,
+        whose BatchNorm statistics they would narrow.
+        """
+        distinct = -(-self.batch_size // self.repeats)
+        batch, place = np.divmod(positions, self.batch_size)
+        return batch * distinct + place % distinct
+
+
+@dataclass(frozen=True, eq=False)
+class _Classes:
+    """Where the images of each class are, and how often an epoch draws from it; arrays (classes,) int64."""
+
+    sizes: np.ndarray
+    first: np.ndarray
+    """Of the class's images among all that are sorted by class."""
+    whole: np.ndarray
+    """Places of its whole copies."""
+    ends: np.ndarray
+    """Of its places: one after the last."""
+    sorted: np.ndarray | None
+    """Images by class, (n,); None: they lie so."""
+
+    @classmethod
+    def of(cls, labels: np.ndarray, drawn: np.ndarray) -> _Classes:
+        sizes = np.bincount(labels, minlength=len(drawn))
+        whole = drawn - drawn % np.maximum(1, sizes)
+        by_class = None
+        if not (labels[1:] >= labels[:-1]).all():
+            by_class = np.argsort(labels, kind="stable")
+            by_class = by_class.astype(np.int32) if len(labels) <= np.iinfo(np.int32).max else by_class
+        return cls(sizes, np.cumsum(sizes) - sizes, whole, np.cumsum(drawn), by_class)
+
+    def members(self, places: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+        """The images at some places (n,) of an epoch, int64."""
+        label = np.searchsorted(self.ends, places, side="right")
+        before = np.where(label > 0, self.ends[label - 1], 0)
+        place, size, whole = places - before, self.sizes[label], self.whole[label]
+        member = place % size
+        part = np.flatnonzero(place >= whole)
+        keys = mix(seed, epoch, 1 + label[part].astype(np.uint64))
+        member[part] = shuffled((place - whole)[part], size[part], keys)
+        index = self.first[label] + member
+        return index if self.sorted is None else self.sorted[index].astype(np.int64)
 
 
 def balanced_counts(balance: str, sizes: np.ndarray, shares: Mapping[int, float] | None = None) -> np.ndarray | None:
@@ -82,40 +141,5 @@ def _whole(amounts: np.ndarray) -> np.ndarray:
 
 
 @lru_cache(maxsize=2)
-def _drawn(order: Order, epoch: int) -> np.ndarray:
-    return order.draw(epoch)
-
-
-def _shuffled(length: int, seed: int, epoch: int, stream: int) -> np.ndarray:
-    """A permutation of range(length): the stable argsort of Philox's 64-bit words, keyed by seed, epoch and stream."""
-    key = np.array([seed, mix(epoch, stream)], dtype=np.uint64)
-    return np.argsort(np.random.Philox(key=key).random_raw(length), kind="stable")
-
-
-def _repeat_in_batches(order: np.ndarray, batch_size: int, repeats: int) -> np.ndarray:
-    """As many positions as before, each batch holding batch_size / repeats images (rounded up) `repeats` times over.
-
-    Where repeats does not divide batch_size, the last few stand there less often. The copies lie batch_size / repeats
-    apart, so that (as with torchvision's RASampler) they meet in a batch, where their gradients are averaged, but not
-    in a micro-batch, whose BatchNorm statistics they would narrow.
-    """
-    distinct = -(-batch_size // repeats)
-    batches = -(-len(order) // batch_size)
-    drawn = [
-        np.tile(order[batch * distinct : (batch + 1) * distinct], repeats)[:batch_size] for batch in range(batches)
-    ]
-    return np.concatenate(drawn)[: len(order)]
-
-
-def mix(*numbers: Any) -> Any:
-    """One well-mixed 64-bit number from several (the finaliser of SplitMix64, Steele et al. 2014, chained).
-
-    For arrays of np.uint64 among them an array of such.
-    """
-    state = 0
-    for number in numbers:
-        state = (state + (number & _MASK) + 0x9E3779B97F4A7C15) & _MASK
-        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
-        state ^= state >> 31
-    return state
+def _table(order: Order, epoch: int) -> np.ndarray:
+    return table(order.labels, order.seed, epoch, order.batch_size, order.repeats, order.drawn)

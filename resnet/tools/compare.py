@@ -15,7 +15,7 @@ from resnet.metrics import WINDOW
 from resnet.rundir.metrics_log import read_metrics
 from resnet.tools.difference import row_differences
 
-_NOT_STATE = ("recipe", "digest", "log_length", "window")
+_NOT_STATE = ("recipe", "digest", "log_length", "window", "order")
 """What a checkpoint holds beside the state."""
 
 

@@ -13,9 +13,9 @@ import torch
 
 from resnet.data.arrays import BrokenImage
 from resnet.data.batches import MicroBatches
+from resnet.data.bijection import mix
 from resnet.data.draws import drawing
 from resnet.data.operations import apply_to_one
-from resnet.data.order import mix
 from resnet.data.sources.registry import evenly
 from resnet.tools.prepare.forms import Form, store
 

@@ -21,6 +21,7 @@ from resnet.checkpoint.snapshot import read_rest
 from resnet.data import bands
 from resnet.data.batches import Key, MicroBatches, read_image, training_keys
 from resnet.data.draws import Drawn
+from resnet.data.order import Kind, kind_of
 from resnet.data.sources.source import Source
 from resnet.inference import input_dtype
 from resnet.rundir.provenance import read_provenance
@@ -105,18 +106,19 @@ def look(
     micro_batch: int | None = None,
     precision: str = "no",
     originals: bool = False,
+    order_kind: Kind = "bijection",
 ) -> Seen:
     """Prepare the first `count` images of a training step as training does, on the CPU.
 
     step: counted from 1, as in the log. sources: training and validation images, where they are open already.
-    micro_batch: of the run, which mixing depends on; None: as on one device. precision: Accelerate's name of it. The
-    process is left as it was, random numbers too. Raises ValueError for data that cannot be used, and a step that the
-    run does not have.
+    micro_batch: of the run, which mixing depends on; None: as on one device. precision: Accelerate's name of it.
+    order_kind: of the run. The process is left as it was, random numbers too. Raises ValueError for data that cannot be
+    used, and a step that the run does not have.
     """
     if count < 1:
         raise ValueError(f"count={count}: it takes 1 image or more")
     train, val = sources or build_data(recipe)
-    order = build_order(recipe, train)
+    order = build_order(recipe, train, order_kind)
     plan = make_plan(recipe, len(order), 1, micro_batch)
     if not 1 <= step <= plan.end_step:
         raise ValueError(f"step {step}: this training has the steps 1 to {plan.end_step}")
@@ -144,9 +146,9 @@ def look_at_run(
 
     recipe: the run's, with data paths of this machine. verify: compare the data with what the newest checkpoint says.
     """
-    micro_batch, precision, digest = facts_of(run_dir, with_data=verify)
-    sources = build_data(recipe)
-    seen = look(recipe, step, count, sources=sources, micro_batch=micro_batch, precision=precision, originals=originals)
+    facts, sources = facts_of(run_dir, with_data=verify), build_data(recipe)
+    digest = facts.pop("digest")
+    seen = look(recipe, step, count, sources=sources, originals=originals, **facts)
     if _operates_on_gpu(run_dir, recipe.augment):
         told = "rotation, colours and policy were applied by a GPU in this run: "
         seen.notes.append(f"{told}its pixels differ from these by a level, and by more where operations follow")
@@ -161,12 +163,13 @@ def _operates_on_gpu(run_dir: Path, augment: Augment) -> bool:
     return devices[0] != "CPU" and bool(augment.policy != "none" or augment.color_jitter or augment.rotation)
 
 
-def facts_of(run_dir: Path, with_data: bool = True) -> tuple[int | None, str, str | None]:
-    """Micro-batch, precision and (of the newest checkpoint) the data's digest of a run, as far as it has noted them."""
+def facts_of(run_dir: Path, with_data: bool = True) -> dict[str, Any]:
+    """What a run has noted of itself that `look` takes; and its data's digest, by the newest checkpoint (None: none)."""
     plan, digest = read_provenance(run_dir).get("plan", {}), None
     if with_data and (checkpoints := newest_first(run_dir / "checkpoints")):
         digest = read_rest(checkpoints[0]).get("data")
-    return plan.get("micro_batch"), plan.get("precision", "no"), digest
+    noted = {"micro_batch": plan.get("micro_batch"), "precision": plan.get("precision", "no")}
+    return {**noted, "order_kind": kind_of(plan) if plan else "bijection", "digest": digest}
 
 
 class _NotedBatches(MicroBatches):
@@ -193,10 +196,10 @@ class _NotedBatches(MicroBatches):
             self.originals.append(bands.visible(whole.permute(1, 2, 0).contiguous().numpy()))
         return image, drawn, label
 
-    def _first_whole(self, order: np.ndarray, position: int, broken: list[str], make: Any) -> Any:
+    def _first_whole(self, key: Key, row: int, index: int, broken: list[str], make: Any) -> Any:
         before = len(broken)
-        made = super()._first_whole(order, position, broken, make)
-        self.samples[-1].position, self.samples[-1].broken = position, broken[before:]
+        made = super()._first_whole(key, row, index, broken, make)
+        self.samples[-1].position, self.samples[-1].broken = key.start + row, broken[before:]
         return made
 
 

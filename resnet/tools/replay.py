@@ -18,6 +18,7 @@ from recipes.text import plural, show
 from resnet.build import build_data, build_order
 from resnet.checkpoint.commit import CheckpointError, name_of, newest_first, read_manifest, step_of
 from resnet.checkpoint.snapshot import read_rest
+from resnet.data.order import Order, kind_of
 from resnet.data.sources.source import Source
 from resnet.run_recipe import with_data
 from resnet.run_weights import FINAL
@@ -106,7 +107,8 @@ def replay(
         _check_log_every(recipe, log_every)
         train, val = build_data(recipe)
         replay_run.check_data(train, rest, recipe, run_dir)
-        plan = make_plan(recipe, len(build_order(recipe, train)), 1, rest["micro_batch"])
+        order = build_order(recipe, train, kind_of(rest))
+        plan = make_plan(recipe, len(order), 1, rest["micro_batch"])
         if dump_batches:
             _dump(steps, recipe, (train, val), rest, folder, tell)
         ranks = replay_run.ranks_here(recipe, plan.slots, rest["world_size"])
@@ -115,7 +117,7 @@ def replay(
         words = replay_run.words_of(steps, plan, scratch, overrides, log_every)
         _train(words, ranks, threads, steps, scratch)
         found = edited + _differences(steps, scratch, log_every in (None, recipe.log_every))
-        result = _judged(steps, scratch, found, bool(edited), plan, train)
+        result = _judged(steps, scratch, found, bool(edited), plan, train, order)
         told = [f"changed for this: {key} {then} -> {now}" for key, (then, now) in changes.items()]
         return result._replace(notes=[*result.notes, *told])
 
@@ -182,8 +184,8 @@ def _dump(
     batches.mkdir(parents=True, exist_ok=True)
     tell(f"drawing the images of each step in {batches}")
     for step in range(steps.first + 1, steps.last + 1):
-        how = {"micro_batch": rest["micro_batch"], "precision": rest["precision"], "sources": sources}
-        seen = look(recipe, step, recipe.batch_size, **how)
+        how = {"micro_batch": rest["micro_batch"], "precision": rest["precision"], "order_kind": kind_of(rest)}
+        seen = look(recipe, step, recipe.batch_size, sources=sources, **how)
         draw_seen(seen, batches / f"{name_of(step)}.png", f"{steps.run_dir}, step {step}")
         write_atomic(batches / f"{name_of(step)}.json", to_json(as_json(seen), indent=1))
 
@@ -207,7 +209,9 @@ def _differences(steps: Steps, scratch: Path, window: bool) -> list[str]:
     return found
 
 
-def _judged(steps: Steps, scratch: Path, found: list[str], edited: bool, plan: Plan, train: Source) -> Replay:
+def _judged(
+    steps: Steps, scratch: Path, found: list[str], edited: bool, plan: Plan, train: Source, order: Order
+) -> Replay:
     """The result, and what the differences come from as far as can be told."""
     of_run, again = read_metrics(steps.run_dir), read_metrics(scratch)
     parting = compared.compare_logs(of_run, again, steps.first, steps.last)
@@ -230,7 +234,7 @@ def _judged(steps: Steps, scratch: Path, found: list[str], edited: bool, plan: P
     if found and not close and (parting is None or not parting.same_images):
         upto = steps.last if parting is None else parting.step
         span, since = range(steps.first, upto), _trained_at(of_run, upto)
-        notes += compared.changed_files(train, build_order(plan.recipe, train), plan, span, since)
+        notes += compared.changed_files(train, order, plan, span, since)
     rows = [dict(row) for row in compared.log_lines(again, steps.first, steps.last)]
     step = None if parting is None else parting.step
     return Replay(steps.first, steps.last, not found, close, found, step, environment, notes, rows)

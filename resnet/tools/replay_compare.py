@@ -142,7 +142,7 @@ def _images_of(order: Order, plan: Plan, steps: range) -> Iterator[tuple[int, in
     seen: set[int] = set()
     for step in steps:
         first, last = plan.slot(step, 0)[0], plan.slot(step, plan.slots - 1)[1]
-        drawn: np.ndarray = order.epoch(step // plan.steps_per_epoch)[first:last]
+        drawn = order.at(step // plan.steps_per_epoch, np.arange(first, last))
         for index in drawn.tolist():
             if index not in seen:
                 seen.add(index)

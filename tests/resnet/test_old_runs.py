@@ -15,6 +15,8 @@ import torch
 import resnet
 from launch.runs.state import rows
 from recipes.load import load_file
+from resnet.checkpoint.commit import newest_first
+from resnet.checkpoint.snapshot import read_rest
 from resnet.rundir.evaluation import class_names
 from resnet.rundir.metrics_log import INPUT_DIGEST, read_metrics
 from resnet.rundir.provenance import read_provenance
@@ -72,6 +74,8 @@ def test_it_is_continued(run):
     trained = [row for row in rows if "train/loss" in row]
     assert [INPUT_DIGEST in row for row in trained] == [False] * 20 + [True] * 10
     assert len(read_provenance(run)["attempts"]) == 2
+    # Its order of the data is the one that it began with.
+    assert read_rest(newest_first(run / "checkpoints")[0])["order"] == "table"
     if "format" in json.loads((run / "evaluation.json").read_text()):
         assert "future" in status(run)
         assert "future" in (run / "recipe.yaml").read_text()

@@ -9,16 +9,19 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 
 import resnet.ending
 import resnet.loop
+import resnet.run
 import resnet.tools.report.report
 from recipes.load import load_file
 from recipes.schema.model import Model
 from resnet.checkpoint.commit import commit, name_of, newest_first, read_manifest
+from resnet.checkpoint.resume import Start
 from resnet.checkpoint.snapshot import REST, load_weights, read_rest
 from resnet.data.order import Order
 from resnet.data.sources.synthetic import Synthetic
@@ -149,13 +152,40 @@ def test_each_epoch_draws_each_position_once_over_any_number_of_restarts(tmp_pat
     firsts = [entry["first_step"] for entry in read_provenance(run)["attempts"]]
     assert firsts == [0, 2, 4, 6, 6] or firsts == [0, 2, 4, 6, 8], "a kill may come before the save of the step before"
     order = Order(Synthetic(IMAGES, IMAGES, 24).labels, 0, 16)
+    drawn = drawn_in(run)
+    assert drawn == {epoch: order.at(epoch, np.arange(IMAGES)).tolist() for epoch in range(3)}
+    assert all(sorted(images) == list(range(IMAGES)) for images in drawn.values())
+
+
+def drawn_in(run: Path) -> dict[int, list[int]]:
+    """The images of each epoch in the order of its positions."""
     drawn: dict[int, list[int]] = defaultdict(list)
     for step, batches in images_of_steps(run).items():
         assert [start for _, start, _ in batches] == [step % 5 * 16 + 4 * slot for slot in range(4)]
         for epoch, _, images in batches:
             drawn[epoch] += images
-    assert drawn == {epoch: order.epoch(epoch).tolist() for epoch in range(3)}
-    assert all(sorted(images) == list(range(IMAGES)) for images in drawn.values())
+    return drawn
+
+
+def test_a_run_of_an_older_version_goes_on_in_its_own_order(tmp_path, interrupt, monkeypatch):
+    facts = resnet.run._facts
+    with monkeypatch.context() as older:
+        older.setattr(Start, "order", "table")
+        older.setattr(resnet.run, "_facts", lambda *given: {k: v for k, v in facts(*given).items() if k != "order"})
+        assert attempt(tmp_path, "straight", "epochs=3") == [0]
+        interrupt |= {"step": 3, "signal": signal.SIGTERM}
+        assert attempt(tmp_path, "r", "epochs=3") == [85]
+    interrupt |= {"step": 9, "signal": signal.SIGKILL}
+    assert attempt(tmp_path, "r", "epochs=3") == [-9]
+    interrupt["step"] = None
+    assert attempt(tmp_path, "r", "epochs=3") == [0]
+    assert compare_runs(tmp_path / "straight", tmp_path / "r") == []
+    order = Order(Synthetic(IMAGES, IMAGES, 24).labels, 0, 16, kind="table")
+    assert drawn_in(tmp_path / "r") == {epoch: order.at(epoch, np.arange(IMAGES)).tolist() for epoch in range(3)}
+    assert read_provenance(tmp_path / "r")["plan"]["order"] == "table"
+    rest = read_rest(newest_first(tmp_path / "r" / "checkpoints")[0])
+    assert Start(tmp_path, "", is_new=False, rest=rest).order == "table"
+    assert Start(tmp_path, "", is_new=True, rest=rest).order == "bijection", "a new run from that checkpoint"
 
 
 # Keys whose effect reaches from one step to the next

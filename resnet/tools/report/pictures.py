@@ -104,9 +104,11 @@ def _open(recipe: Recipe) -> tuple[Source, Source]:
 
 def _training(recipe: Recipe, derived: Mapping[str, Any], sources: tuple[Source, Source]) -> list[Picture]:
     """The first images of the first step."""
+    from resnet.data.order import kind_of
     from resnet.tools.look import look
 
-    seen = look(recipe, 1, TRAINING, sources=sources, micro_batch=derived.get("micro_batch"))
+    how = {"micro_batch": derived.get("micro_batch"), "order_kind": kind_of(derived)}
+    seen = look(recipe, 1, TRAINING, sources=sources, **how)
     return [
         Picture(_jpeg(image), sample.label_text, sample.file)
         for image, sample in zip(seen.images, seen.samples, strict=True)

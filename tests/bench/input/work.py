@@ -11,7 +11,8 @@ import torch
 
 from recipes.load import load_values
 from recipes.schema.recipe import Recipe
-from resnet.data.order import Order, mix
+from resnet.data.bijection import mix
+from resnet.data.order import Order
 from resnet.data.sources.given import images_of
 from resnet.data.sources.registry import evenly
 from resnet.tools.prepare.forms import Form, store
@@ -65,8 +66,8 @@ class Held:
         """A micro-batch, of as many epochs as are asked for."""
         epoch, at = divmod(number, self.batches)
         positions = range(at * BATCH, min((at + 1) * BATCH, len(self)))
-        order = self.order().epoch(epoch)
-        files = [self.files[int(order[position])] for position in positions]
+        order = self.order().at(epoch, np.array(positions))
+        files = [self.files[index] for index in order.tolist()]
         return Work(epoch, positions.start, files, [mix(0, epoch, position, _AUGMENT) for position in positions])
 
 
