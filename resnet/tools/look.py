@@ -164,7 +164,7 @@ def _operates_on_gpu(run_dir: Path, augment: Augment) -> bool:
 
 
 def facts_of(run_dir: Path, with_data: bool = True) -> dict[str, Any]:
-    """What a run has noted of itself that `look` takes; and its data's digest, by the newest checkpoint (None: none)."""
+    """What a run has noted of itself that `look` takes, and its data's digest by the newest checkpoint (None: none)."""
     plan, digest = read_provenance(run_dir).get("plan", {}), None
     if with_data and (checkpoints := newest_first(run_dir / "checkpoints")):
         digest = read_rest(checkpoints[0]).get("data")
