@@ -40,7 +40,8 @@ def test_it_draws_each_thing_once_of_any_number():
 
 @given(st.lists(st.tuples(st.integers(1, 60), st.integers(0, 2**64 - 1)), min_size=1, max_size=8))
 def test_each_place_may_have_a_length_and_a_key_of_its_own(shuffles):
-    lengths, keys = (np.array(each, dtype=np.uint64) for each in zip(*shuffles, strict=True))
+    lengths = np.array([length for length, _ in shuffles])
+    keys = np.array([key for _, key in shuffles], dtype=np.uint64)
     places = np.concatenate([np.arange(length) for length in lengths])
     found = shuffled(places, np.repeat(lengths, lengths), np.repeat(keys, lengths))
     for length, part in zip(lengths, np.split(found, np.cumsum(lengths)[:-1]), strict=True):
