@@ -49,6 +49,7 @@ from resnet.pretrained import shaped_as_weights
 from resnet.process.environment import ATTEMPT
 from resnet.process.exit_codes import FAILED, FINISHED
 from resnet.process.mistakes import OfAllRanks
+from resnet.process.rank_logs import all_are_kept
 from resnet.process.signals import Signals
 from resnet.process.stages import reached
 from resnet.process.streams import kept_in, leave
@@ -126,9 +127,9 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals, notes: Seque
         information = together(
             lambda: open_run_dir(recipe, start, plan, len(train), state.step, accelerator, own) if rank == 0 else {}
         )
-        log = lifetime.enter_context(contextlib.closing(RankLog(start.run_dir, rank)))
-        attempt = first_of_ranks(information.get("attempt"))
-        kept = lifetime.enter_context(_kept_output(start.run_dir, attempt, rank))
+        attempt, ranks = first_of_ranks(information.get("attempt")), accelerator.num_processes
+        log = lifetime.enter_context(contextlib.closing(RankLog(start.run_dir, rank, ranks, attempt)))
+        kept = lifetime.enter_context(_kept_output(start.run_dir, attempt, rank, ranks))
         facts = _facts(recipe, plan, start, accelerator.mixed_precision, teacher, own)
         saver = Saver(start.run_dir, plan, train.classes, facts, start.lease, writes=rank == 0)
         progress = Progress(
@@ -209,9 +210,13 @@ def _open_logs(
     return metrics, tracker
 
 
-def _kept_output(run_dir: Path, attempt: int | None, rank: int) -> contextlib.AbstractContextManager[TextIO | None]:
-    """Keep what this rank prints in the run directory, unless the launcher that started it does."""
+def _kept_output(
+    run_dir: Path, attempt: int | None, rank: int, ranks: int
+) -> contextlib.AbstractContextManager[TextIO | None]:
+    """Keep what this rank prints in the run directory, unless the launcher that started it does, or there are many."""
     logs = run_dir / "logs"
+    if rank and not all_are_kept(ranks):
+        return contextlib.nullcontext()
     with contextlib.suppress(OSError):
         # `launch local` keeps what all ranks print in one file.
         if ATTEMPT in os.environ or any(

@@ -6,34 +6,52 @@ import contextlib
 import faulthandler
 import json
 import os
+import re
+import shutil
 import socket
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+from resnet.process.environment import ATTEMPT
 from resnet.process.processes import is_alive
+from resnet.process.rank_logs import all_are_kept, on_node, output_name
 from resnet.rundir.files import to_json, write_atomic
-from resnet.rundir.status import write_status
+from resnet.rundir.status import status_or_nothing, write_status
 
 _GRACE_SECONDS = 2.0
 """How long a failing rank waits for the others' records, to tell which was the first."""
 
 
 class RankLog:
-    """logs/rank-R.log: where and when the rank started, its errors, and its stacks when it hangs or crashes."""
+    """logs/rank-R.log: where and when the rank started, its errors, and its stacks when it hangs or crashes.
 
-    def __init__(self, run_dir: Path, rank: int) -> None:
+    Of many ranks all but the first keep it on their own node, and bring it to the run directory when they fail.
+    """
+
+    def __init__(self, run_dir: Path, rank: int, ranks: int = 1, attempt: int | None = None) -> None:
         self.run_dir, self.rank = run_dir, rank
+        self._attempt = os.environ.get(ATTEMPT) or str(attempt)
         self.speaker = 0
         """Rank that tells the user of a failure: the first, or the second where the first was killed."""
-        self._records = run_dir / "logs"
-        self._records.mkdir(parents=True, exist_ok=True)
-        _remove(self._failure_file(rank))
-        self.file: TextIO = open(self._records / f"rank-{rank}.log", "a", buffering=1)  # noqa: SIM115
+        self._all = all_are_kept(ranks)
+        self._kept = self._all or rank == 0
+        self._folder = run_dir / "logs"
+        self.place = self._folder / f"rank-{rank}.log"
+        """Where the log is, or will be once this rank has failed."""
+        if self._kept:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        for file in [self._file(f"failure-{rank}.json")] if self._all or rank else self._folder.glob("failure-*.json"):
+            _remove(file)
+        self.file: TextIO = open(self._file(f"rank-{rank}.log"), "a", buffering=1)  # noqa: SIM115
         self.write(f"rank {rank} starts: host {socket.gethostname()}, pid {os.getpid()}")
-        where = {"host": socket.gethostname(), "pid": os.getpid()}
-        write_atomic(self._records / f"rank-{rank}.json", to_json(where))
+        where = to_json({"host": socket.gethostname(), "pid": os.getpid()})
+        write_atomic(self._file(f"rank-{rank}.json"), where)
+        if not self._all and rank == 0:
+            # For those of its node, which look whether it lives.
+            write_atomic(self._on_node(f"rank-{rank}.json"), where)
         faulthandler.enable(self.file)
 
     def write(self, text: str) -> None:
@@ -43,6 +61,9 @@ class RankLog:
     def close(self) -> None:
         faulthandler.enable(sys.__stderr__ or sys.stderr)
         self.file.close()
+        if not self._all:
+            for name in ("rank-{}.log", "rank-{}.json", "failure-{}.json", output_name("{}")):
+                _remove(self._on_node(name.format(self.rank)))
 
     def fail(self, world_size: int, step: int, reason: str, kind: str, own_fault: bool) -> str:
         """Record this rank's failure; put the first failing rank's into status.json, and return it in words.
@@ -52,34 +73,92 @@ class RankLog:
         self.write(f"failed after step {step}: {reason}")
         record = {"rank": self.rank, "host": socket.gethostname(), "step": step, "reason": reason, "failure": kind}
         record |= {"time": time.time(), "own_fault": own_fault}
+        if not self._kept and self._is_worth_reading(kind, own_fault):
+            self._bring()
         with contextlib.suppress(OSError):
-            write_atomic(self._failure_file(self.rank), to_json(record))
+            write_atomic(self._file(f"failure-{self.rank}.json"), to_json(record))
         if world_size > 1:
             time.sleep(_GRACE_SECONDS)
         first = self._first_failure(world_size) or record
-        # That of silent corruption names ranks itself, or cannot.
-        where = "" if first["failure"] == "sdc" else f"rank {first['rank']} on {first['host']}, "
-        words = f"{where}after step {first['step']}: {first['reason']}"
+        words = f"rank {first['rank']} on {first['host']}, after step {first['step']}: {first['reason']}"
         with contextlib.suppress(OSError, ValueError):
-            write_status(self.run_dir, state="failed", reason=words, failure=first["failure"], eta_s=None)
+            if self._has_news(first):
+                write_status(self.run_dir, state="failed", reason=words, failure=first["failure"], eta_s=None)
         return words
 
+    def _is_worth_reading(self, kind: str, own_fault: bool) -> bool:
+        """Whether a person may want to read how this rank failed: not where many fail alike after the first."""
+        told = any(record["own_fault"] for record in self._records("failure").values())
+        return kind == "hang" or (own_fault and not told)
+
+    def _has_news(self, first: dict[str, Any]) -> bool:
+        """Whether the status does not tell it yet: that a peer was lost is less than which was."""
+        if self._all:
+            return True
+        known = status_or_nothing(self.run_dir)
+        if known.get("state") == "failed" and known.get("failure") != "peer":
+            return False
+        return first["failure"] != "peer" or self.rank == 0
+
+    def _bring(self) -> None:
+        """Go on with this rank's log, and what it prints, in the run directory."""
+        self._kept = True
+        with contextlib.suppress(OSError):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            _append(Path(self.file.name), self.place)
+            self.file = open(self.place, "a", buffering=1)  # noqa: SIM115
+            faulthandler.enable(self.file)
+            printed = self._on_node(output_name(self.rank))
+            if printed.is_file():
+                kept = self._folder / f"attempt-{self._attempt}" / f"rank-{self.rank}.log"
+                kept.parent.mkdir(exist_ok=True)
+                sys.stdout.flush()
+                _append(printed, kept)
+                with open(kept, "a") as file:
+                    os.dup2(file.fileno(), 1)
+                    os.dup2(file.fileno(), 2)
+
     def _first_failure(self, world_size: int) -> dict[str, Any] | None:
-        records = [r for r in (_read(self._failure_file(rank)) for rank in range(world_size)) if r]
+        failures = {rank: record for rank, record in self._records("failure").items() if rank < world_size}
+        records = [*failures.values()]
         own = [record for record in records if record["own_fault"]]
         if own:
             return min(own, key=lambda record: record["time"])
         # Those with a record of their own have left since another was gone: they are not the one that was killed.
-        for rank in sorted(set(range(world_size)) - {record["rank"] for record in records}):
-            place = _read(self._records / f"rank-{rank}.json")
+        for rank, place in sorted(self._records("rank").items()):
+            if rank >= world_size or rank in failures:
+                continue
             if place.get("host") == socket.gethostname() and not is_alive(place["pid"]):
                 step = records[0]["step"] if records else 0
                 self.speaker = int(rank == 0)
                 return {**place, "rank": rank, "step": step, "reason": "the process was killed", "failure": "killed"}
         return min(records, key=lambda record: record["time"]) if records else None
 
-    def _failure_file(self, rank: int) -> Path:
-        return self._records / f"failure-{rank}.json"
+    def _records(self, kind: str) -> dict[int, dict[str, Any]]:
+        """By rank what is in rank-R.json or failure-R.json, of those in the run directory or on this node."""
+        patterns = [self._folder / f"{kind}-*.json"]
+        if not self._all:
+            # Where a rank of another attempt ran may still be told in the run directory.
+            patterns = [*(patterns if kind == "failure" else ()), self._on_node(f"{kind}-*.json")]
+        return {rank: record for pattern in patterns for rank, record in _read_all(pattern)}
+
+    def _file(self, name: str) -> Path:
+        return self._folder / name if self._kept else self._on_node(name)
+
+    def _on_node(self, name: str) -> Path:
+        return on_node(self.run_dir, self._attempt, name)
+
+
+def _read_all(pattern: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    for file in pattern.parent.glob(pattern.name):
+        number = re.search(r"-(\d+)\.json$", file.name)
+        if number and (record := _read(file)):
+            yield int(number[1]), record
+
+
+def _append(source: Path, target: Path) -> None:
+    with open(source, "rb") as old, open(target, "ab") as new:
+        shutil.copyfileobj(old, new)
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -90,5 +169,5 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _remove(file: Path) -> None:
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(OSError):
         file.unlink()

@@ -37,7 +37,7 @@ class Watchdog:
             # Runs without Python's lock, should a hung library hold it and with it this thread.
             faulthandler.dump_traceback_later(self._seconds + 60, exit=True, file=self._log.file)
             if time.monotonic() - self._last > self._seconds:
-                reason = f"no step for {self._seconds / 60:g} minutes (a hang); the stacks are in {self._log.file.name}"
+                reason = f"no step for {self._seconds / 60:g} minutes (a hang); the stacks are in {self._log.place}"
                 faulthandler.dump_traceback(self._log.file, all_threads=True)
                 self._log.fail(1, self._step, reason, "hang", own_fault=True)
                 print(f"train.py: rank {self._log.rank}: {reason}", file=sys.stderr, flush=True)

@@ -22,6 +22,7 @@ import resnet.loop
 import resnet.rundir.lease
 import resnet.tools.report.report
 from resnet.checkpoint.commit import name_of, newest_first, newest_valid
+from resnet.process.rank_logs import LOCAL, RANK_LOGS, on_node
 from resnet.rundir.files import write_atomic
 from resnet.rundir.lease import Lease, LeaseHeld, read_lease
 from resnet.rundir.metrics_log import read_metrics
@@ -263,8 +264,9 @@ def test_the_death_of_a_rank_ends_the_job(tmp_path):
 # Failures of one rank of several
 
 
-@pytest.mark.parametrize(("ranks", "victim"), [(2, 0), (4, 2)])
-def test_the_rank_that_was_killed_is_named(tmp_path, in_step, ranks, victim):
+@pytest.mark.parametrize(("ranks", "victim", "kept"), [(2, 0, "all"), (4, 2, "first")])
+def test_the_rank_that_was_killed_is_named(tmp_path, in_step, monkeypatch, ranks, victim, kept):
+    monkeypatch.setenv(RANK_LOGS, kept)
     in_step(5, victim, lambda: os.kill(os.getpid(), signal.SIGKILL))
     children = begin(tmp_path, LONG, ranks=ranks)
     codes = wait_ranks(children, 60)
@@ -273,9 +275,19 @@ def test_the_rank_that_was_killed_is_named(tmp_path, in_step, ranks, victim):
     words = f"rank {victim} on {socket.gethostname()}, after step 5: the process was killed"
     assert read_status(tmp_path / "r")["reason"] == words
     assert (tmp_path / "r.txt").read_text().count(f"training failed: {words}") == 1
+    assert (tmp_path / "r" / "logs" / "rank-1.log").exists() == (kept == "all")
+    left = [*LOCAL.glob(on_node(tmp_path / "r", 1, "*").name)]
+    for file in left:
+        file.unlink()
+    # What the killed one could not take away.
+    names = ["rank-2.json", "rank-2.log"] if kept == "first" else []
+    assert sorted(left) == [on_node(tmp_path / "r", 1, name) for name in names]
 
 
-def test_the_rank_that_failed_first_is_named(tmp_path, in_step):
+@pytest.mark.parametrize("kept", ["all", "first"])
+def test_the_rank_that_failed_first_is_named(tmp_path, in_step, monkeypatch, kept):
+    monkeypatch.setenv(RANK_LOGS, kept)
+
     def fail():
         raise RuntimeError("the disk of this rank is gone")
 
