@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
 
 import torch
@@ -14,30 +15,68 @@ STEP_TIMEOUT = timedelta(minutes=10)
 """After which ranks that wait for one another in training give up."""
 
 
+Answer = Callable[[], int]
+"""Waits for a reduction that has been begun, and gives what it came to."""
+
+
 class Agreement:
     """Every step each rank says what it wishes, and learns the largest wish of all ranks of the step before.
 
-    The reduction runs on the CPU beside the step, so that neither host nor device waits for it.
+    The reduction goes beside the step, over the group that the gradients go over (the same order of operations on all
+    ranks, since each wishes at the same place of its program): neither host nor device waits for it, but for the host
+    of a GPU that has run more than a step ahead of it.
     """
 
-    def __init__(self) -> None:
-        self._group: dist.ProcessGroup | None = None
+    def __init__(self, device: torch.device) -> None:
+        self._begin: Callable[[int], Answer] | None = None
         if dist.is_initialized() and dist.get_world_size() > 1:
-            group = dist.new_group(backend="gloo", timeout=STEP_TIMEOUT)
-            assert isinstance(group, dist.ProcessGroup)
-            self._group = group
-        self._pending: tuple[dist.Work, torch.Tensor] | None = None
+            # Ranks that share a GPU, as in tests, reduce their gradients through the CPU, too.
+            self._begin = reduce_on_cpu if dist.get_backend() == "gloo" else ReduceOnDevice(device)
+        self._answer: Answer | None = None
 
     def reach(self, wish: int) -> int:
-        if self._group is None:
+        if self._begin is None:
             return wish
-        granted = NOTHING
-        if self._pending is not None:
-            work, tensor = self._pending
-            work.wait()
-            granted = int(tensor)
-        tensor = torch.tensor(wish)
-        work = dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
-        assert work is not None
-        self._pending = work, tensor
+        granted = NOTHING if self._answer is None else self._answer()
+        self._answer = self._begin(wish)
         return granted
+
+
+def reduce_on_cpu(wish: int) -> Answer:
+    """Begin to find the largest of all ranks' wishes."""
+    tensor = torch.tensor(wish)
+    work = dist.all_reduce(tensor, op=dist.ReduceOp.MAX, async_op=True)
+    assert work is not None
+
+    def answer() -> int:
+        work.wait()
+        return int(tensor)
+
+    return answer
+
+
+class ReduceOnDevice:
+    """As `reduce_on_cpu`, for a group that takes tensors of a GPU alone (NCCL); one at a time.
+
+    On a stream of its own: on that of the step the reduction would wait for the optimizer, and the next step for it.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._stream = device, torch.cuda.Stream(device)
+        self._copied = torch.cuda.Event(blocking=True)
+        self._found = torch.zeros((), dtype=torch.int32, pin_memory=True)
+
+    def __call__(self, wish: int) -> Answer:
+        with torch.cuda.stream(self._stream):
+            tensor = torch.full((), wish, dtype=torch.int32, device=self._device)
+            work = dist.all_reduce(tensor, op=dist.ReduceOp.MAX, async_op=True)
+            assert work is not None
+            # It is the stream that waits.
+            work.wait()
+            self._found.copy_(tensor, non_blocking=True)
+            self._copied.record()
+        return self._read
+
+    def _read(self) -> int:
+        self._copied.synchronize()
+        return int(self._found)

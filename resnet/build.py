@@ -36,6 +36,7 @@ from resnet.optim import build_optimizer
 from resnet.plugins import check_logits, own_model
 from resnet.pretrained import load_pretrained
 from resnet.process.environment import cores_of_rank, threads_asked
+from resnet.process.open_files import allow_open_files
 from resnet.ranks import first_of_ranks, of_node, together
 from resnet.state import TrainState
 
@@ -54,6 +55,10 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
         # Accelerate sets another number where this is not set.
         os.environ["OMP_NUM_THREADS"] = str(threads)
         torch.set_num_threads(threads)
+    if (ranks := os.environ.get("WORLD_SIZE", "")).isdigit() and int(ranks) > 1:
+        allow_open_files(int(ranks))
+        # From torch 2.8 on gloo connects to those alone that a rank talks to: the others of a ring, and of a tree.
+        os.environ.setdefault("TORCH_GLOO_LAZY_INIT", "1")
     # torch renames the argument in 2.15 and keeps the old name, which older versions need.
     warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
     accelerator = Accelerator(

@@ -48,6 +48,7 @@ class Window:
     """
 
     def __init__(self, device: torch.device) -> None:
+        self.device = device
         self._sums = torch.zeros(WINDOW, dtype=torch.float64, device=device)
         self._losses: list[torch.Tensor] = []
         self._right: list[torch.Tensor] = []

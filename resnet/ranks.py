@@ -1,6 +1,6 @@
 """What the ranks of a run tell one another beside training: small values, in set-up and where something went wrong.
 
-They go through the store that the process group was made by, a server on rank 0 (or of torchrun's agent) with one
+Those go through the store that the process group was made by, a server on rank 0 (or of torchrun's agent) with one
 connection to each rank. Rank 0 collects what all have to say and publishes one answer: messages grow with the number of
 ranks, connections not at all. A group of gloo or NCCL for it would connect all to all.
 """
@@ -16,7 +16,9 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import TypeVar
 
+import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.distributed.distributed_c10d import _get_default_store
 
 from recipes.text import listed
@@ -70,6 +72,33 @@ def least_of_ranks(value: int) -> int:
 def of_node(value: T | None) -> T | None:
     """The value of the first rank of this machine that has one."""
     return _answer((socket.gethostname(), value), _by_host).get(socket.gethostname())
+
+
+def gather(mine: Tensor) -> Tensor | None:
+    """All ranks' tensors, as (ranks, *mine.shape) on rank 0; None on the others."""
+    if not dist.is_initialized() or not mine.numel():
+        return mine[None].expand(dist.get_world_size() if dist.is_initialized() else 1, *mine.shape)
+    if dist.get_backend() == "gloo":
+        return _gather_as_tree(mine)
+    ranks = mine.new_empty(dist.get_world_size(), *mine.shape) if dist.get_rank() == 0 else None
+    dist.gather(mine, None if ranks is None else [*ranks.unbind()])
+    return ranks
+
+
+def _gather_as_tree(mine: Tensor) -> Tensor | None:
+    """Of neighbours, then of pairs of them, and so on, on the CPU: gloo's own gather would connect all to rank 0."""
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    found, width = mine[None].cpu().contiguous(), 1
+    while width < ranks:
+        if rank & width:
+            dist.send(found, rank - width)
+            return None
+        if rank + width < ranks:
+            theirs = found.new_empty(min(width, ranks - rank - width), *mine.shape)
+            dist.recv(theirs, rank + width)
+            found = torch.cat([found, theirs])
+        width *= 2
+    return found
 
 
 def leave_ranks(together: bool = True) -> None:

@@ -51,7 +51,7 @@ class RunHooks:
         self.run_dir, self.plan, self.state, self.saver = run_dir, plan, state, saver
         self.signals, self.progress, self.metrics, self.tracker = signals, progress, metrics, tracker
         self.watchdog, self.val, self.training_images = watchdog, val, training_images
-        self.agreement = Agreement()
+        self.agreement = Agreement(state.window.device)
         self.result: dict[str, Any] = {}
         """Of the last evaluation."""
         self.test_result: dict[str, Any] = {}

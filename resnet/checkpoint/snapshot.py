@@ -9,12 +9,12 @@ from typing import Any
 
 import safetensors.torch
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from resnet.batchnorm import running_statistics, scatter
 from resnet.checkpoint.commit import CheckpointError
 from resnet.metrics import SUMMED, WINDOW
+from resnet.ranks import gather
 from resnet.state import TrainState, networks
 from resnet.state_dicts import mismatches
 from resnet.weights_file import find_weights
@@ -36,12 +36,13 @@ class Snapshot:
 
     def take(self, state: TrainState, facts: dict[str, Any]) -> None:
         """Copy everything; called on all ranks (each contributes its statistics), the copy is of use on rank 0."""
-        per_rank = _per_rank(state)
-        if dist.is_initialized() and dist.get_rank() != 0:
+        statistics, windows = _per_rank(state)
+        if statistics is None or windows is None:
             return
         self.rest = {
             **facts,
-            "per_rank": self._copy("per_rank", per_rank),
+            "per_rank": self._copy("per_rank", statistics),
+            "windows": self._copy("windows", windows),
             "window": WINDOW,
             "counters": {name: getattr(state, name) for name in COUNTERS},
             "scaler": state.scaler.state_dict(),
@@ -53,7 +54,7 @@ class Snapshot:
         }
         self.model = self._copy_nested("model", state.model.state_dict())
         self.ema = self._copy_nested("ema", state.ema.module.state_dict()) if state.ema else None
-        if per_rank.device.type == "cuda":
+        if state.window.device.type == "cuda":
             self._copied = torch.cuda.Event()
             self._copied.record(torch.cuda.current_stream())
 
@@ -66,7 +67,7 @@ class Snapshot:
             self._copied.synchronize()
         weights = [self.model, *([self.ema] if self.ema is not None else [])]
         statistics = [t for one in weights for name, t in one.items() if name.endswith(("running_mean", "running_var"))]
-        scatter(self.rest["per_rank"][:, :-WINDOW].mean(0), statistics)
+        scatter(self.rest["per_rank"].double().mean(0), statistics)
         stream = io.BytesIO()
         torch.save(self.rest, stream)
         files = {MODEL: _safetensors(self.model, metadata), REST: stream.getvalue()}
@@ -97,15 +98,12 @@ def _safetensors(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> 
     return safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)
 
 
-def _per_rank(state: TrainState) -> torch.Tensor:
-    """(ranks, ...) float64: what differs from rank to rank, running statistics and the open logging window."""
-    parts = [b.flatten().double() for network in networks(state) for b in running_statistics(network)]
-    mine = torch.cat([*parts, state.window.sums])
-    if not dist.is_initialized():
-        return mine[None]
-    ranks = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
-    dist.all_gather(ranks, mine)
-    return torch.stack(ranks)
+def _per_rank(state: TrainState) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """What differs from rank to rank: running statistics (ranks, numbers) as they are, and the open logging window
+    (ranks, WINDOW) float64. On rank 0."""
+    parts = [buffer.flatten() for network in networks(state) for buffer in running_statistics(network)]
+    sums = state.window.sums
+    return gather(torch.cat([sums.new_empty(0, dtype=torch.float32), *parts])), gather(sums)
 
 
 def read_rest(checkpoint: Path) -> dict[str, Any]:
@@ -126,12 +124,15 @@ def read_rest(checkpoint: Path) -> dict[str, Any]:
         samples = per_rank[:, [-4]]
         digest = torch.where(samples > 0, float("nan"), 0.0).expand(-1, 2)
         rest |= {"window": WINDOW - 2, "per_rank": torch.cat([per_rank, digest], dim=1)}
+    if "windows" not in rest and isinstance(per_rank := rest.get("per_rank"), torch.Tensor) and per_rank.dim() == 2:
+        # Statistics, of float32, once stood in one tensor with the windows, of float64.
+        rest |= {"windows": per_rank[:, -WINDOW:], "per_rank": per_rank[:, :-WINDOW].float()}
     return rest
 
 
 def restore(state: TrainState, checkpoint: Path, rest: dict[str, Any], rank: int, world_size: int) -> None:
     """Put a checkpoint into the state, in place. Raises CheckpointError where anything is missing or does not fit."""
-    wanted = {"per_rank", "counters", "scaler", "optimizer", "optimizer_name", "ema_counter"}
+    wanted = {"per_rank", "windows", "counters", "scaler", "optimizer", "optimizer_name", "ema_counter"}
     if missing := wanted - rest.keys():
         raise CheckpointError(f"{checkpoint / REST} lacks {', '.join(sorted(missing))}")
     try:
@@ -172,10 +173,10 @@ def _restore(state: TrainState, checkpoint: Path, rest: dict[str, Any], rank: in
         state.callbacks.load_state_dict(rest.get("callbacks", {}))
     per_rank, statistics = rest["per_rank"], sum(buffer.numel() for buffer in running_statistics(state.model))
     if rest["ema_counter"] is not None and not state.ema:
-        per_rank = torch.cat([per_rank[:, :statistics], per_rank[:, -WINDOW:]], dim=1)
+        per_rank = per_rank[:, :statistics]
     if rest["ema_counter"] is None and state.ema:
         per_rank = torch.cat([per_rank[:, :statistics], per_rank], dim=1)
-    _restore_per_rank(state, per_rank, rank, world_size)
+    _restore_per_rank(state, per_rank, rest["windows"], rank, world_size)
 
 
 @torch.no_grad()
@@ -233,16 +234,18 @@ def _like(value: Any, parameter: torch.Tensor, counts_on_device: bool) -> Any:
 
 
 @torch.no_grad()
-def _restore_per_rank(state: TrainState, per_rank: torch.Tensor, rank: int, world_size: int) -> None:
+def _restore_per_rank(
+    state: TrainState, per_rank: torch.Tensor, windows: torch.Tensor, rank: int, world_size: int
+) -> None:
     """With as many ranks as before each gets its own back; otherwise all get the mean, and rank 0 the sums."""
     buffers = [buffer for network in networks(state) for buffer in running_statistics(network)]
-    if per_rank.dim() != 2 or per_rank.shape[1] != sum(buffer.numel() for buffer in buffers) + WINDOW:
+    numbers = sum(buffer.numel() for buffer in buffers)
+    if per_rank.dim() != 2 or per_rank.shape[1] != numbers or windows.shape != (len(per_rank), WINDOW):
         raise CheckpointError("the checkpoint's running statistics do not match this network")
     if len(per_rank) == world_size:
-        statistics, sums = per_rank[rank, :-WINDOW], per_rank[rank, -WINDOW:]
+        statistics, sums = per_rank[rank], windows[rank]
     else:
-        statistics, sums = per_rank[:, :-WINDOW].mean(0), per_rank[:, -WINDOW:].sum(0)
-        largest = per_rank[:, -WINDOW:].max(0).values
+        statistics, sums, largest = per_rank.double().mean(0), windows.sum(0), windows.max(0).values
         sums = torch.stack([sums[i] if i in SUMMED else largest[i] for i in range(WINDOW)])
         sums = sums if rank == 0 else torch.zeros_like(sums)
     scatter(statistics, buffers)

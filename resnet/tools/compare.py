@@ -11,7 +11,6 @@ import torch
 
 from resnet.checkpoint.commit import newest_first
 from resnet.checkpoint.snapshot import EMA, MODEL, read_rest
-from resnet.metrics import WINDOW
 from resnet.rundir.metrics_log import read_metrics
 from resnet.tools.difference import row_differences
 
@@ -47,7 +46,7 @@ def compare_checkpoints(first: Path, second: Path, window: bool = True) -> list[
     rests = [read_rest(checkpoint) for checkpoint in (first, second)]
     pair = [{key: value for key, value in rest.items() if key not in _NOT_STATE} for rest in rests]
     if not window or rests[0].get("window") != rests[1].get("window"):
-        pair = [rest | {"per_rank": rest["per_rank"][:, :-WINDOW]} for rest in pair]
+        pair = [{key: value for key, value in rest.items() if key != "windows"} for rest in pair]
     return found + list(_differences("state", *pair))
 
 

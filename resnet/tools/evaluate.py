@@ -23,7 +23,7 @@ from resnet.data.sources.source import targets_of
 from resnet.inference import count_logits, predict_logits
 from resnet.plugins import line_in
 from resnet.process.mistakes import OfAllRanks
-from resnet.ranks import together
+from resnet.ranks import of_all_ranks, together
 from resnet.rundir.provenance import read_provenance
 from resnet.tally import Tally, described
 from resnet.tools.eval_data import THE_RECIPES, DataOptions, EvalData, open_eval_data
@@ -248,10 +248,8 @@ def _pass_over(group: list[_Subject], over_ranks: bool, watch: Watch) -> tuple[_
             images += len(batch.labels)
     results = [subject.read(over_ranks) for subject in group]
     seconds = 0.0 if start is None else time.perf_counter() - start
-    parts = [(images, seconds, broken)]
-    if over_ranks:
-        parts = [(0, 0.0, [])] * ranks
-        dist.all_gather_object(parts, (images, seconds, broken))
+    mine = images, seconds, broken
+    parts = of_all_ranks(mine) if over_ranks else [mine]
     total = sum(part[0] for part in parts)
     speed = total / max(part[1] for part in parts) if total else None
     return _Pass(speed, [image for part in parts for image in part[2]]), results

@@ -495,8 +495,9 @@ def test_average_of_the_weights_absent_or_no_longer_wanted(tmp_path):
 def test_statistics_of_other_numbers_of_ranks(tmp_path):
     state = make_state(ema=False)
     train(state, 2)
-    mine = snapshot._per_rank(state)
-    path = write(tmp_path, state, per_rank=torch.cat([mine, mine + 2]))
+    statistics, windows = snapshot._per_rank(state)
+    of_two = {"per_rank": torch.cat([statistics, statistics + 2]), "windows": torch.cat([windows, windows + 2])}
+    path = write(tmp_path, state, **of_two)
     again = make_state(ema=False)
     restore(again, path, read_rest(path), 0, 2)
     assert everything(again) == everything(state)
@@ -654,7 +655,7 @@ def test_missing_pieces_are_errors(tmp_path):
     train(state, 1)
     path = write(tmp_path, state)
     rest = read_rest(path)
-    for key in ("per_rank", "counters", "scaler", "optimizer", "optimizer_name", "ema_counter"):
+    for key in ("per_rank", "windows", "counters", "scaler", "optimizer", "optimizer_name", "ema_counter"):
         with pytest.raises(CheckpointError, match=f"lacks {key}"):
             restore(make_state(), path, without(rest, key), 0, 1)
     for key in ("step", "evaluated", "best", "best_step"):
