@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
     ended = threading.Event()
     if directory.content["early_stop"]:
         threading.Thread(target=_watch, args=(directory.path, trial["name"], ended), daemon=True).start()
-    code = batch.Attempt(jobs, run_dir).run(argv[1:])
+    code = batch.Job(jobs, run_dir).run(argv[1:])
     ended.set()
     try:
         # Before the page, which may take until the time limit.

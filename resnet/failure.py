@@ -17,7 +17,7 @@ from resnet.trainer import TrainingError
 
 class Failure(NamedTuple):
     kind: str
-    """nan, data, oom, disk, lease, nccl, sdc (silent data corruption), peer, plugin or crash."""
+    """nan, data, oom, disk, lease, nccl, device, sdc (silent data corruption), peer, plugin or crash."""
     reason: str
     unexpected: bool = False
     """Whether the traceback tells more than the reason."""
@@ -32,6 +32,13 @@ class Failure(NamedTuple):
 
 _SIGNS_OF_NO_MEMORY = ("cublas_status_alloc_failed", "cudnn_status_alloc_failed", "cuda error: out of memory")
 """What a GPU's libraries say that need memory beside torch's own."""
+_SIGNS_OF_OUR_OWN_ERROR = (
+    "device-side assert triggered",
+    "invalid argument",
+    "invalid configuration",
+    "no kernel image",
+)
+"""What a GPU says where the program is wrong; its other errors (of memory, of the driver) need not come again."""
 _SIGNS_OF_A_LOST_PEER = (
     *("connection closed by peer", "connection reset by peer", "connection was likely closed", "broken pipe"),
     *("remote process exited", "connection refused", "read error", "timed out", "timeout"),
@@ -95,7 +102,8 @@ def _sorted(error: BaseException, plan: Plan) -> Failure:
         case RuntimeError() if is_out_of_memory(error):
             return Failure("oom", out_of_memory(error, plan.micro_batch))
         case torch.AcceleratorError():
-            return Failure("crash", f"{type(error).__name__}: {gist}", unexpected=True)
+            kind = "crash" if any(sign in text.lower() for sign in _SIGNS_OF_OUR_OWN_ERROR) else "device"
+            return Failure(kind, f"{type(error).__name__}: {gist}", unexpected=True)
         case OSError() if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return Failure("disk", text)
         case dist.DistError() | RuntimeError() if any(sign in text.lower() for sign in _SIGNS_OF_A_LOST_PEER):

@@ -1,13 +1,14 @@
-"""What the batch script of a job runs: start the ranks, see how they end, and requeue the job if it is to go on.
+"""What the batch script of a job runs: start the ranks, see how they end, start them again, or requeue the job.
 
     python -m slurm.batch JOBS_FILE COMMAND ...
 
-Only the standard library, and Python 3.9: with a container it runs on the host's Python. The decision to requeue is
-made here, when all ranks are out, and nowhere else.
+Only the standard library, and Python 3.9: with a container it runs on the host's Python. The decision to go on, in
+place or by way of the queue, is made here, when all ranks are out, and nowhere else.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
@@ -16,20 +17,32 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from resnet.process.environment import ATTEMPT, CORES, job_id
+from resnet.process.environment import ATTEMPT, CORES, RANKS, job_id
 from resnet.process.exit_codes import FAILED, FINISHED
 from resnet.rundir.attempts import ENDS, end_as_told, newest_step, read_attempts, told_to_end
 from resnet.rundir.files import append_line, write_atomic
 from resnet.rundir.find import is_sweep
 from resnet.rundir.lease import holder_elsewhere
+from resnet.rundir.provenance import read_provenance
 from resnet.rundir.status import status_or_nothing, status_text, write_status
 from resnet.rundir.sweep.results import has_ended
 from slurm.control import end_time, free_port, hostnames, job_state, was_preempted
-from slurm.ends import End, end_of_staging, end_of_training, port_was_taken, slurms_word
+from slurm.ends import (
+    MENDABLE,
+    OF_A_BAD_NODE,
+    End,
+    end_of_staging,
+    end_of_training,
+    lost_node,
+    port_was_taken,
+    slurms_word,
+)
+from slurm.nodes import Nodes
+from slurm.srun import Step, await_controller
 
 WITHOUT_PROGRESS = 2
 """Restarts in a row that reach no new checkpoint, after which a run ends."""
@@ -42,13 +55,15 @@ ASK_SECONDS = 60.0
 """From one question for the time limit to the next, where Slurm did not answer."""
 PAGE_SECONDS = 600
 """For the page of a sweep: one of 500 trials with 990 lines of metrics.jsonl each took 5.5 s."""
+CONTROLLER_SECONDS = 600.0
+"""For a controller that does not answer, before the job leaves it to the queue."""
 PORT_TRIES = 3
 """Ports that rank 0 may find taken, by a program that was quicker, before that is a failure."""
 
 
 def main(argv: Sequence[str]) -> int:
     jobs, run_dir = read_jobs(argv[0])
-    code = Attempt(jobs, run_dir).run(argv[1:])
+    code = Job(jobs, run_dir).run(argv[1:])
     report_sweep(run_dir, jobs.get("python"))
     return code
 
@@ -87,27 +102,40 @@ def stage_command(jobs: Mapping[str, Any], nodes: int) -> list[str]:
     return [*options, "bash", "-c", "\n".join(["set -e", *jobs["stage"]])]
 
 
-class Attempt:
-    """One start of a run in a job, from the first look at its directory to the requeue."""
+class Job:
+    """A run in a job: its ranks are started, and again in place where one was lost, until it ends or is queued again.
+
+    Each start of the ranks is an attempt, and a job step.
+    """
 
     def __init__(self, jobs: dict[str, Any], run_dir: Path) -> None:
         self.jobs, self.run_dir = jobs, run_dir
-        self.before = read_attempts(run_dir)
-        self.number = self.before[-1]["attempt"] + 1 if self.before else 1
-        self.logs = run_dir / "logs" / f"attempt-{self.number}"
         this_job = job_id()
         assert this_job, "a batch script runs in a job"
         self.job_id = this_job
+        self.nodes = Nodes(hostnames(), jobs.get("nodes"), jobs.get("local_ranks", 1))
         self.limit: float | None = None
         """Unix time of the time limit. Asked for early: of a job that is preempted Slurm tells when its grace ends."""
-        self.step = newest_step(run_dir)
         self.told: str | None = None
         """The signal that asked the batch script to end."""
-        self.lines: list[str] = []
-        """What srun said."""
+        self.srun = Step()
+        """The newest."""
+        self.cause: str | None = None
+        """Why this attempt was started in place of the one before; None for the first in the job."""
         self._log_start = os.fstat(2).st_size
+        self._own_kills: set[str | None] = set()
+        """Steps that were ended by this script, not by Slurm."""
+        self._prepared: set[str] = set()
         self._code: int | None = None
         self._finishing = threading.Lock()
+        self._next_attempt()
+
+    def _next_attempt(self) -> None:
+        self.before = read_attempts(self.run_dir)
+        self.number = self.before[-1]["attempt"] + 1 if self.before else 1
+        self.logs = self.run_dir / "logs" / f"attempt-{self.number}"
+        self.step = newest_step(self.run_dir)
+        """That the attempt starts from."""
 
     def run(self, command: Sequence[str]) -> int:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
@@ -125,14 +153,81 @@ class Attempt:
             self._tell(state="failed", reason=why, failure="budget", eta_s=None)
             print(why, file=sys.stderr)
             return FAILED
+        return self._run(command)
+
+    def _run(self, command: Sequence[str]) -> int:
+        while True:
+            self._begin()
+            end = self._prepare() or self._train(command)
+            if end.failure not in MENDABLE:
+                return self._finish(end)
+            # To be continued, here or by way of the queue.
+            end = end._replace(outcome="killed")
+            if not self._can_go_on_here(end):
+                return self._finish(end)
+            if (code := self._restart(end)) is not None:
+                return code
+
+    def _begin(self) -> None:
+        """Note that an attempt begins."""
         self.logs.mkdir(parents=True, exist_ok=True)
-        nodes = hostnames()
-        restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-        self._record(job_id=self.job_id, restart=restart, start=time.time(), nodes=nodes, step=self.step)
+        for file in self.run_dir.glob("logs/failure-*.json"):
+            # Of an attempt before.
+            with contextlib.suppress(OSError):
+                file.unlink()
+        nodes, restart = self.nodes.in_use, int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+        fields = {"job_id": self.job_id, "restart": restart, "start": time.time(), "nodes": nodes, "step": self.step}
+        self._record(**fields, **({"in_place": self.cause} if self.cause else {}))
         if status_or_nothing(self.run_dir).get("state") != "finished":
             fields = {"attempts": self.number, "job_id": self.job_id, "host": nodes[0], "failure": None, "eta_s": None}
-            self._tell(state="running", reason="starting", **fields)
-        return self._finish(self._stage(nodes) or self._train(command, nodes))
+            self._tell(
+                state="running", reason=f"restarting in place: {self.cause}" if self.cause else "starting", **fields
+            )
+
+    def _can_go_on_here(self, end: End) -> bool:
+        """Whether this job may start the ranks again, and has the nodes for it."""
+        if self._must_end() or self._is_near_limit() or self._slurms_word() is not None:
+            return False
+        self._blame(end)
+        return self.nodes.shrink(self._fits) and await_controller(CONTROLLER_SECONDS) and not self._must_end()
+
+    def _must_end(self) -> bool:
+        return bool(self.told or told_to_end(self.run_dir))
+
+    def _is_near_limit(self) -> bool:
+        return self.limit is not None and self.limit - time.time() <= self.jobs["signal_lead"] + EARLY_SECONDS
+
+    def _restart(self, end: End) -> int | None:
+        """Turn to the next attempt; returns the exit code where there is none, since there were too many."""
+        with self._finishing:
+            if self._code is None:
+                self._note_end(end, end.failure)
+                self._next_attempt()
+                if why := self._why_not():
+                    self._tell(state="failed", reason=f"{end.reason}\n{why}", failure=end.failure, eta_s=None)
+                    print(why, file=sys.stderr)
+                    self._code = FAILED
+            self.cause = end.reason.partition("\n")[0]
+            return self._code
+
+    def _blame(self, end: End) -> None:
+        """Leave a node out that failed, or, where another can take its place, one on which a second attempt failed."""
+        if end.node is None:
+            return
+        own = [attempt for attempt in self.before if attempt.get("job_id") == self.job_id]
+        again = any(attempt.get("node") == end.node for attempt in own)
+        if end.failure in OF_A_BAD_NODE or (again and self.nodes.spares):
+            self.nodes.leave_out(end.node, end.reason)
+            self._prepared.discard(end.node)
+            print(f"without {end.node} from here on: {end.reason}", file=sys.stderr)
+
+    def _fits(self, ranks: int) -> bool:
+        """Whether the run's global batch can be made on so many ranks of the micro-batches that it began with."""
+        try:
+            known = read_provenance(self.run_dir)["attempts"][-1]["plan"]
+            return newest_step(self.run_dir) > 0 and known["batch_size"] % (known["micro_batch"] * ranks) == 0
+        except (ValueError, OSError, KeyError, IndexError, TypeError):
+            return False
 
     def _note(self, number: int, _: Any) -> None:
         self.told = self.told or f"signal {signal.Signals(number).name}"
@@ -155,62 +250,68 @@ class Attempt:
             "(launch logs shows the last; launch retry tries once more)"
         )
 
+    def _prepare(self) -> End | None:
+        """Make the nodes ready that are new to the job; None where all is well.
+
+        A preparation takes them and returns an End where it failed: of a bad node the class `node` leaves it out.
+        """
+        new = [node for node in self.nodes.in_use if node not in self._prepared]
+        for preparation in (self._stage,):
+            if new and (end := preparation(new)):
+                return end
+        self._prepared.update(new)
+        return None
+
     def _stage(self, nodes: Sequence[str]) -> End | None:
-        """Bring the data to every node; None where all is well."""
+        """Bring the data to these nodes; None where all is well."""
         if not self.jobs["stage"]:
             return None
-        code = self._srun([f"--output={self.logs}/stage-%t.log"], stage_command(self.jobs, len(nodes)), {})
+        words = [*self.nodes.only(nodes), f"--output={self.logs}/stage-%t.log", *stage_command(self.jobs, len(nodes))]
+        code = self._srun(words, {})
         if why := self.told or told_to_end(self.run_dir):
             return End("stopped", why)
-        return end_of_staging(code, self.lines, nodes, self.logs) if code else None
+        return end_of_staging(code, self.srun.lines, nodes, self.logs) if code else None
 
-    def _train(self, command: Sequence[str], nodes: Sequence[str]) -> End:
-        code = 1
+    def _train(self, command: Sequence[str]) -> End:
+        code, nodes = 1, self.nodes.in_use
+        # In place a step must not wait for what Slurm still holds for the one before, on a node that is gone.
+        options = [*self.jobs["srun"], *self.nodes.options(), *(["--overlap"] if self.cause else [])]
         for number in range(PORT_TRIES):
             first_log = self.logs / "rank-0.log"
             seen = first_log.stat().st_size if first_log.exists() else 0
-            code = self._srun(
-                [*self.jobs["srun"], f"--output={self.logs}/rank-%t.log"],
-                command,
-                {
-                    "MASTER_ADDR": self.jobs["master"] or nodes[0],
-                    "MASTER_PORT": str(free_port(f"{self.job_id} {self.logs}", number)),
-                    ATTEMPT: str(self.number),
-                    CORES: str(self.jobs["cores"]),
-                },
-            )
+            environment = {
+                "MASTER_ADDR": self.jobs["master"] or nodes[0],
+                "MASTER_PORT": str(free_port(f"{self.job_id} {self.logs}", number)),
+                ATTEMPT: str(self.number),
+                CORES: str(self.jobs["cores"]),
+                RANKS: str(len(nodes) * self.nodes.ranks),
+            }
+            words = [*options, f"--output={self.logs}/rank-%t.log", *command]
+            code = self._srun(words, environment, lambda: self._end_of_training(1).failure in MENDABLE)
             if code == 0 or number == PORT_TRIES - 1 or not port_was_taken(first_log, seen):
                 break
-            self.lines.clear()
-        return end_of_training(
-            code, self.lines, status_or_nothing(self.run_dir), self.told, self.logs, self._node_of_failure(nodes)
-        )
+        return self._end_of_training(code)
 
-    def _node_of_failure(self, nodes: Sequence[str]) -> str | None:
+    def _end_of_training(self, code: int) -> End:
+        srun, status = self.srun, status_or_nothing(self.run_dir)
+        dead = lost_node([*srun.lines, *srun.last_lines], self.nodes.in_use if srun.is_cut_off else ())
+        return end_of_training(code, srun.lines, status, self.told, self.logs, self._node_of_failure(), dead)
+
+    def _node_of_failure(self) -> str | None:
         """The node of the rank that failed first by its own record, unless any node would have done the same."""
         records = [json.loads(file.read_text()) for file in self.run_dir.glob("logs/failure-*.json")]
         own = [r for r in records if r["own_fault"] and r["failure"] not in ("nan", "data", "disk", "lease", "oom")]
-        if not own:
-            return None
-        first: int = min(own, key=lambda r: r["time"])["rank"]
-        return nodes[first * len(nodes) // int(os.environ["SLURM_NTASKS"])]
+        return self.nodes.of_rank(min(own, key=lambda r: r["time"])["rank"]) if own else None
 
-    def _srun(self, options: Sequence[str], command: Sequence[str], environment: Mapping[str, str]) -> int:
+    def _srun(
+        self, words: Sequence[str], environment: Mapping[str, str], is_lost: Callable[[], bool] | None = None
+    ) -> int:
         """Run a job step; its own messages are kept, and go to the batch script's log too."""
         ended = threading.Event()
         threading.Thread(target=self._attend, args=(ended,), daemon=True).start()
-        step = subprocess.Popen(
-            ["srun", *options, *command],
-            env={**os.environ, **environment},
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-        )
-        assert step.stderr is not None
-        for line in step.stderr:
-            self.lines.append(line.rstrip())
-            print(line, end="", file=sys.stderr, flush=True)
-        code = step.wait()
+        self.srun = Step()
+        code = self.srun.run(words, environment, is_lost)
+        self._own_kills.add(self.srun.id)
         ended.set()
         return code
 
@@ -236,13 +337,8 @@ class Attempt:
             return self._code
 
     def _end(self, end: End) -> int:
-        last, cause = newest_step(self.run_dir), None
-        if end.outcome in ("stopped", "killed"):
-            cause = self._cause()
-        # A preemption is nobody's fault, as often as it happens.
-        fruitless = last == self.step and (cause == "walltime" or end.failure == "node")
-        fields = {"outcome": end.outcome, "cause": cause, "step": last, "reason": end.reason, "node": end.node}
-        self._record(end=time.time(), fruitless=fruitless, **fields)
+        cause = self._cause(end) if end.outcome in ("stopped", "killed") else None
+        self._note_end(end, cause)
         if end.outcome == "finished":
             return FINISHED
         if end.outcome == "failed":
@@ -251,16 +347,24 @@ class Attempt:
         if cause in ENDS:
             self._end_as_told(cause)
             return FINISHED
-        return self._requeue(f"{cause}: {end.reason}", end)
+        return self._requeue(end.reason if cause == end.failure else f"{cause}: {end.reason}", end)
 
-    def _cause(self) -> str:
+    def _note_end(self, end: End, cause: str | None) -> None:
+        last = newest_step(self.run_dir)
+        # A preemption is nobody's fault, as often as it happens.
+        fruitless = last == self.step and (cause in ("walltime", *MENDABLE) or end.failure == "node")
+        fields = {"outcome": end.outcome, "cause": cause, "step": last, "reason": end.reason, "node": end.node}
+        self._record(end=time.time(), fruitless=fruitless, **fields)
+
+    def _cause(self, end: End) -> str:
         if why := told_to_end(self.run_dir):
             return why
         word = self._slurms_word()
         if word == "":
             return "cancelled"
-        near = self.limit is not None and self.limit - time.time() <= self.jobs["signal_lead"] + EARLY_SECONDS
-        return "walltime" if near or word == "TIME LIMIT" else "preempted"
+        if self._is_near_limit() or word == "TIME LIMIT":
+            return "walltime"
+        return end.failure if end.failure in MENDABLE and not (word or self.told) else "preempted"
 
     def _end_as_told(self, why: str) -> None:
         self._tell(**end_as_told(why))
@@ -282,7 +386,7 @@ class Attempt:
         try:
             with open("/proc/self/fd/2", encoding="utf-8", errors="replace") as log:
                 log.seek(self._log_start)
-                return slurms_word(log.read())
+                return slurms_word(log.read(), self._own_kills)
         except OSError:
             return None
 

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 TAIL_LINES = 5
 _TASK = re.compile(r"srun: error: (?P<node>[^:\s]+): tasks? (?P<rank>\d+)[-,\d]*: (?P<how>.+)")
-_NODE = re.compile(r"srun: error: Node failure on (\S+)")
-_CANCELLED = re.compile(r"\*\*\* (?:JOB|STEP) \S+ ON \S+ CANCELLED AT \S+ (?:DUE TO )?([A-Z ]*)\*\*\*")
+_NODE = re.compile(r"srun: error: (?:Node failure on|Task launch for \S+ failed on node) ([^:\s]+)")
+_EXITED = "Exited with exit code"
+_CANCELLED = re.compile(r"\*\*\* (?:JOB|STEP) (\S+) ON \S+ CANCELLED AT \S+ (?:DUE TO )?([A-Z ]*)\*\*\*")
+
+
+MENDABLE = ("killed", "hang", "node", "peer", "nccl", "device", "sdc")
+"""Classes of failures that another start may mend, on other nodes or on the same; the others would only come again."""
+OF_A_BAD_NODE = ("node", "sdc")
+"""Those after which a node is left out at once; after the others when they come again on it."""
 
 
 class End(NamedTuple):
@@ -38,22 +45,58 @@ class Fate(NamedTuple):
         names = {"User defined signal 2": "SIGUSR2", "Terminated": "SIGTERM"}
         return next((name for words, name in names.items() if self.how.startswith(words)), None)
 
+    @property
+    def was_killed(self) -> bool:
+        """By a signal, which it may have brought upon itself (Segmentation fault)."""
+        return not (self.how.startswith(_EXITED) or self.by_signal or "memory" in self.how.lower())
+
+
+def fates(lines: Sequence[str]) -> list[Fate]:
+    """Of the ranks that srun reports, in its order."""
+    found = (match for line in lines if (match := _TASK.match(line)))
+    return [Fate(match["node"], int(match["rank"]), match["how"]) for match in found]
+
 
 def first_fate(lines: Sequence[str]) -> Fate | None:
     """Of the first rank that srun reports."""
-    found = next((match for line in lines if (match := _TASK.match(line))), None)
-    return Fate(found["node"], int(found["rank"]), found["how"]) if found else None
+    return next(iter(fates(lines)), None)
+
+
+def is_bad(line: str) -> bool:
+    """Whether srun says by it that a task is lost, or a node."""
+    return bool(_TASK.match(line) or _NODE.match(line))
+
+
+def only_signals(lines: Sequence[str]) -> bool:
+    """Whether nobody can have written down why he failed."""
+    return all(fate.was_killed for fate in fates(lines))
+
+
+def lost_node(lines: Sequence[str], nodes: Sequence[str] = ()) -> str | None:
+    """A node that failed by srun's word, or of whose tasks it never heard an end.
+
+    nodes: all of a step whose tasks have all ended, so that srun should have heard of them; empty: they have not.
+    """
+    found = next((match for line in lines if (match := _NODE.search(line))), None)
+    heard = {fate.node for fate in fates(lines)}
+    return found[1] if found else next((node for node in nodes if node not in heard), None)
 
 
 def end_of_training(
-    code: int, lines: Sequence[str], status: Mapping[str, Any], told: str | None, logs: Path, failed_node: str | None
+    code: int,
+    lines: Sequence[str],
+    status: Mapping[str, Any],
+    told: str | None,
+    logs: Path,
+    failed_node: str | None,
+    dead_node: str | None = None,
 ) -> End:
     """The end of the step of the ranks.
 
     code, lines: of srun. status: of the run. told: signal that the batch script got. logs: of the ranks.
-    failed_node: node of the rank that failed first by its own record.
+    failed_node: node of the rank that failed first by its own record. dead_node: one of which srun never heard again.
     """
-    state, fate = status.get("state"), first_fate(lines)
+    state, fate = status.get("state"), _culprit(fates(lines), status)
     # A rank that has trained to its end may still be killed on its way out.
     if state == "finished" or (code == 0 and state == "stopped"):
         return End(state, status.get("reason") or "")
@@ -63,12 +106,21 @@ def end_of_training(
         return End("stopped", told or status.get("reason") or "")
     if fate is None and told:
         return End("killed", told)
-    for line in lines:
-        if found := _NODE.search(line):
-            return End("killed", f"node {found[1]} failed", "node", found[1])
+    if dead_node := dead_node or lost_node(lines):
+        return End("killed", f"node {dead_node} failed", "node", dead_node)
     if fate is None:
         return End("failed", f"srun ended with code {code}{_last(lines)}", "crash")
+    if state == "failed" and fate.how.startswith(_EXITED):
+        # Ranks that lost another one, of which srun says no more than they do.
+        return End("failed", status.get("reason") or "", status.get("failure"), failed_node)
     return _end_of_rank(fate, lines, told, logs)
+
+
+def _culprit(found: Sequence[Fate], status: Mapping[str, Any]) -> Fate | None:
+    """The rank by which it began: where the others say that they lost one, that which was killed."""
+    lost = status.get("failure") in ("peer", "killed")
+    killed = (fate for fate in found if lost and fate.was_killed)
+    return next(killed, next(iter(found), None))
 
 
 def _end_of_rank(fate: Fate, lines: Sequence[str], told: str | None, logs: Path) -> End:
@@ -78,8 +130,9 @@ def _end_of_rank(fate: Fate, lines: Sequence[str], told: str | None, logs: Path)
     where, log = f"rank {rank} on {node}", logs / f"rank-{rank}.log"
     if "memory" in how.lower() or any("oom" in line.lower() for line in lines):
         return End("failed", f"{where} was killed for want of memory (slurm.mem, data.num_workers)", "oom")
-    if "killed" in how.lower():
-        return End("killed", told) if told else End("failed", f"{where} was killed{tail(log)}", "killed", node)
+    if fate.was_killed:
+        was = "was killed" if "killed" in how.lower() else f"was ended by a {how.lower()}"
+        return End("killed", told) if told else End("failed", f"{where} {was}{tail(log)}", "killed", node)
     kind = "mistake" if how.endswith("exit code 2") else "crash"
     for speaker in (rank, 0):
         if said := _message(logs / f"rank-{speaker}.log"):
@@ -105,12 +158,13 @@ def port_was_taken(log: Path, start: int) -> bool:
         return False
 
 
-def slurms_word(log: str) -> str | None:
+def slurms_word(log: str, ours: Collection[str | None] = ()) -> str | None:
     """Why Slurm ended the job, by the batch script's log (TIME LIMIT, PREEMPTION, JOB REQUEUE ...).
 
     Empty for a user's scancel, None where Slurm has not ended it. The job's state, COMPLETING, would not tell.
+    ours: steps that the batch script has ended itself.
     """
-    found = _CANCELLED.findall(log)
+    found = [match[2] for match in _CANCELLED.finditer(log) if match[1] not in ours]
     return found[-1].strip() if found else None
 
 

@@ -11,7 +11,7 @@ import sys
 import threading
 from pathlib import Path
 
-from resnet.process.environment import RANK_VARIABLES
+from resnet.process.environment import RANK_VARIABLES, RANKS
 from resnet.process.exit_codes import FAILED, FINISHED, STOPPED
 from resnet.process.signals import SIGNALS, Signals
 from resnet.process.streams import leave
@@ -69,23 +69,22 @@ def do_step(folder: str, number: int, ranks: int) -> None:
 
 def _join(ranks: int) -> None:
     """Tell torch of the other ranks in its own variables, from Slurm's."""
-    from submitit.helpers import TorchDistributedEnvironment
-
-    found = int(os.environ.get("SLURM_NTASKS", "1"))
+    ranks, found = int(os.environ.get(RANKS, ranks)), int(os.environ.get("SLURM_NTASKS", "1"))
     if found != ranks:
         _fail(f"{ranks} ranks were asked for and Slurm started {found}")
     if ranks == 1:
         for name in RANK_VARIABLES:
             os.environ.pop(name, None)
-    else:
-        first_node = os.environ["MASTER_ADDR"]
-        TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
-        os.environ["MASTER_ADDR"] = first_node
-        if not _resolves(first_node):
-            _fail(
-                f"the name of the first node, {first_node}, does not resolve on {socket.gethostname()} "
-                f"(tried for {RESOLVE_SECONDS:g} s): the nodes must know one another's names"
-            )
+        return
+    # Of the step, which need not have all of the job's nodes.
+    os.environ.update(RANK=os.environ["SLURM_PROCID"], WORLD_SIZE=str(ranks), LOCAL_RANK=os.environ["SLURM_LOCALID"])
+    os.environ["LOCAL_WORLD_SIZE"] = str(ranks // int(os.environ.get("SLURM_STEP_NUM_NODES", "1")))
+    first_node = os.environ["MASTER_ADDR"]
+    if not _resolves(first_node):
+        _fail(
+            f"the name of the first node, {first_node}, does not resolve on {socket.gethostname()} "
+            f"(tried for {RESOLVE_SECONDS:g} s): the nodes must know one another's names"
+        )
 
 
 def _resolves(host: str) -> bool:

@@ -59,6 +59,8 @@ class Profile(Group):
     """Reservation to run in."""
     nodes: Count = 1
     """Nodes of a run."""
+    spare_nodes: Annotated[int, Field(ge=0)] = 0
+    """Nodes more, idle until one of the others fails, whose place one of them takes without a new job."""
     gpus_per_node: Annotated[int, Field(ge=0)] = 1
     """GPUs of a node; one rank each. 0: CPUs only."""
     ranks_per_node: Count | None = None

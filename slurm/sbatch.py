@@ -23,6 +23,7 @@ from resnet.rundir.files import write_atomic
 from slurm.control import PATIENT_SECONDS, ask
 from slurm.job import do_step, train, words_of
 from slurm.profile import Profile, seconds
+from slurm.srun import DEFAULT
 
 
 class SlurmError(ValueError):
@@ -171,12 +172,14 @@ def _python(profile: Profile) -> str:
 def _jobs(submission: Submission) -> dict[str, Any]:
     """What the batch script needs to know."""
     profile = submission.profile
-    srun = ["--kill-on-bad-exit=1", "--unbuffered", "--open-mode=append", f"--cpus-per-task={profile.cpus_per_rank}"]
+    srun = [*DEFAULT, "--unbuffered", "--open-mode=append", f"--cpus-per-task={profile.cpus_per_rank}"]
     return {
         "runs": [str(run) for run in submission.runs],
         "srun": [*srun, *profile.srun_args],
         "stage": profile.stage,
         "cores": profile.cpus_per_rank,
+        "nodes": profile.nodes,
+        "local_ranks": profile.local_ranks,
         "node_cores": profile.cpus_per_rank * profile.local_ranks,
         "master": profile.environment.get("MASTER_ADDR"),
         "max_requeues": profile.max_requeues,
@@ -200,7 +203,7 @@ def _executor(submission: Submission) -> Any:
     executor.update_parameters(
         job_name=submission.name,
         time=math.ceil(seconds(profile.time) / 60),
-        nodes=profile.nodes,
+        nodes=profile.nodes + profile.spare_nodes,
         ntasks_per_node=profile.local_ranks,
         cpus_per_task=profile.cpus_per_rank,
         signal_delay_s=profile.signal_lead,
@@ -225,6 +228,8 @@ def _options(submission: Submission) -> dict[str, Any]:
         wanted = f"{profile.gpu_type}:{profile.gpus_per_node}" if profile.gpu_type else str(profile.gpus_per_node)
         options[profile.gpu_request] = f"gpu:{wanted}" if profile.gpu_request == "gres" else wanted
     options |= {"exclusive": profile.exclusive or None, "requeue": True}
+    # The job outlives a node of several: the batch script goes on without it, or requeues the job.
+    options["no-kill"] = True if profile.nodes + profile.spare_nodes > 1 else None
     options |= {name: value for name, value in profile.sbatch.items() if value is not False}
     if submission.after:
         # A job that waits for one that has failed would wait for ever.

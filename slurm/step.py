@@ -31,7 +31,7 @@ from resnet.rundir.chain import (
 )
 from resnet.rundir.files import read_json, to_json, write_atomic
 from resnet.rundir.status import status_or_nothing
-from slurm.batch import EARLY_SECONDS, Attempt, read_jobs, stage_command
+from slurm.batch import EARLY_SECONDS, Job, read_jobs, stage_command
 from slurm.control import end_time, hostnames, said
 from slurm.ends import first_fate, slurms_word
 
@@ -76,7 +76,7 @@ def _train(jobs: dict[str, Any], run_dir: Path, step: dict[str, Any], command: S
         refuse_foreign(step)
         record.parent.mkdir(parents=True)
         write_atomic(record, to_json({**step["job"], "job_id": job_id()}, indent=1))
-    Attempt(jobs, run_dir).run(command)
+    Job(jobs, run_dir).run(command)
     told = status_or_nothing(run_dir)
     state, reason = told.get("state"), told.get("reason")
     if state == "finished":

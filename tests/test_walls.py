@@ -38,7 +38,9 @@ DOORS = {
 }
 """Between two rooms, the one module that may be imported: where it takes seconds, inside a function only."""
 STANDARD_LIBRARY_ONLY = ("resnet.process", "resnet.rundir")
-IN_THE_BATCH_SCRIPT = ("recipes.text", "slurm.attempts", "slurm.batch", "slurm.control", "slurm.ends", "slurm.step")
+IN_THE_BATCH_SCRIPT = (
+    *("recipes.text", "slurm.batch", "slurm.control", "slurm.ends", "slurm.nodes", "slurm.srun", "slurm.step"),
+)
 """Run by whatever Python 3.9 the host of a container has."""
 WITHOUT_TORCH = ("launch", "slurm", "recipes", "resnet.process", "resnet.rundir")
 HEAVY = ("torch", "torchvision", "accelerate", "wandb", "datasets")

@@ -16,6 +16,9 @@ ATTEMPT = "RESNET_ATTEMPT"
 REHEARSAL = "RESNET_REHEARSAL"
 """In a rehearsal the number of steps after which each rank saves and stops."""
 
+RANKS = "RESNET_RANKS"
+"""How many ranks the batch script of a job starts, where that is not as many as the job was sent for."""
+
 
 def is_under_accelerate() -> bool:
     """Whether `accelerate launch` started this process."""

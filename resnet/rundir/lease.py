@@ -19,12 +19,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from resnet.process.environment import is_this_job, job_id
+from resnet.process.environment import ATTEMPT, is_this_job, job_id
 from resnet.rundir.files import to_json, write_atomic
 
 RENEW_SECONDS = 10.0
 STALE_SECONDS = 60.0
 """A lease of another machine that is not renewed for so long is a dead holder's."""
+HANDOVER_SECONDS = 5.0
+"""For the lock of an earlier attempt of the same job to be let go."""
 _NO_LOCKS_HERE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
@@ -48,12 +50,15 @@ class Lease:
     def acquire(self, say: Callable[[str], None] = print) -> None:
         """Take the lease, waiting for a machine's that may be dead. Raises LeaseHeld where its holder lives."""
         self._descriptor = os.open(self._lock_file, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in _NO_LOCKS_HERE:
+        deadline = time.monotonic() + HANDOVER_SECONDS
+        while not self._lock():
+            if not _is_earlier_attempt_of_this_job(read_lease(self._run_dir)):
                 self._close()
                 raise LeaseHeld(self._held_by(read_lease(self._run_dir))) from None
+            if time.monotonic() > deadline:
+                # On a node that is gone; should it live, it finds the lease taken over before it writes.
+                break
+            time.sleep(0.1)
         try:
             self._wait_while_another_machine_may_live(say)
         except LeaseHeld:
@@ -77,6 +82,15 @@ class Lease:
             with contextlib.suppress(OSError):
                 self._file.unlink()
         self._close()
+
+    def _lock(self) -> bool:
+        """Lock the file, if nobody else has; also true where the file system has no locks."""
+        assert self._descriptor is not None
+        try:
+            fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            return error.errno in _NO_LOCKS_HERE
+        return True
 
     def _close(self) -> None:
         if self._descriptor is not None:
@@ -104,7 +118,7 @@ class Lease:
 
     def _renew(self) -> None:
         self._count += 1
-        holder = {"host": socket.gethostname(), "pid": os.getpid(), "job_id": job_id()}
+        holder = {"host": socket.gethostname(), "pid": os.getpid(), "job_id": job_id(), "attempt": _attempt()}
         write_atomic(self._file, to_json({**holder, "token": self._token, "count": self._count, "time": time.time()}))
 
     def _keep(self) -> None:
@@ -114,6 +128,8 @@ class Lease:
                 if not self.check():
                     return
                 self._renew()
+                # Where an earlier attempt, on a node that is gone, had it longer than we waited.
+                self._lock()
 
 
 def read_lease(run_dir: Path) -> dict[str, Any]:
@@ -144,5 +160,16 @@ def holder_elsewhere(run_dir: Path) -> str | None:
 
 
 def _is_earlier_attempt_of_this_job(holder: dict[str, Any]) -> bool:
-    """Slurm has ended an earlier attempt of a job before it starts the next."""
-    return is_this_job(holder.get("job_id")) and os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+    """An earlier attempt of a job is ended, by Slurm or by the batch script, before the next begins."""
+    if not is_this_job(holder.get("job_id")):
+        return False
+    before, own = holder.get("attempt"), _attempt()
+    if isinstance(before, int) and own is not None:
+        return before < own
+    return os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+
+
+def _attempt() -> int | None:
+    """The number of the attempt in a job's batch script."""
+    number = os.environ.get(ATTEMPT, "")
+    return int(number) if number.isdigit() else None

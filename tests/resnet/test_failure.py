@@ -44,7 +44,7 @@ WORKER = (
         # Not that of another rank, which this one only waited for.
         (
             torch.AcceleratorError("CUDA error: the launch timed out and was terminated" + ADVICE),
-            "crash",
+            "device",
             "AcceleratorError: CUDA error: the launch timed out and was terminated",
         ),
         (

@@ -17,7 +17,7 @@ from resnet.rundir.attempts import end_file, newest_step, read_attempts
 from resnet.rundir.lease import Lease, holder_elsewhere, read_lease
 from resnet.rundir.status import read_status, write_status
 from slurm import batch
-from slurm.batch import Attempt
+from slurm.batch import Job
 from slurm.control import free_port
 from slurm.ends import End, end_of_staging, end_of_training, slurms_word
 from tests.fabricated import make_run, page_data
@@ -56,7 +56,7 @@ def commit(run_dir: Path, step: int) -> None:
 def why_not(run_dir: Path, step: int = 0, **jobs) -> str | None:
     if step:
         commit(run_dir, step)
-    return Attempt(JOBS | jobs, run_dir)._why_not()
+    return Job(JOBS | jobs, run_dir)._why_not()
 
 
 LOST = {"step": 40}
@@ -98,7 +98,7 @@ def test_there_is_a_cap_on_everything(run_dir):
 
 def test_a_run_that_is_not_tried_again_says_so(run_dir, capfd):
     record(run_dir, *({"step": 0},) * 3)
-    assert Attempt(JOBS, run_dir).run(["true"]) == 1
+    assert Job(JOBS, run_dir).run(["true"]) == 1
     status = read_status(run_dir)
     assert (status["state"], status["failure"]) == ("failed", "budget")
     assert len(read_attempts(run_dir)) == 3
@@ -106,7 +106,7 @@ def test_a_run_that_is_not_tried_again_says_so(run_dir, capfd):
 
 def test_a_cancelled_run_does_not_begin(run_dir):
     end_file(run_dir, "cancelled").touch()
-    assert Attempt(JOBS, run_dir).run(["false"]) == 0
+    assert Job(JOBS, run_dir).run(["false"]) == 0
     assert read_status(run_dir)["reason"] == "cancelled"
 
 
@@ -234,11 +234,11 @@ def test_the_grace_of_a_preemption_is_no_time_limit(run_dir, monkeypatch, at_sta
         write_status(run_dir, state="stopped")
         return 0
 
-    monkeypatch.setattr(Attempt, "_slurms_word", lambda _: None)
-    monkeypatch.setattr(Attempt, "_requeue", lambda *_: 0)
+    monkeypatch.setattr(Job, "_slurms_word", lambda _: None)
+    monkeypatch.setattr(Job, "_requeue", lambda *_: 0)
     monkeypatch.setattr(batch, "hostnames", lambda: ["n1"])
-    monkeypatch.setattr(Attempt, "_srun", srun)
-    assert Attempt(JOBS, run_dir).run(["true"]) == 0
+    monkeypatch.setattr(Job, "_srun", srun)
+    assert Job(JOBS, run_dir).run(["true"]) == 0
     assert read_attempts(run_dir)[-1]["cause"] == cause
 
 
@@ -259,8 +259,8 @@ def test_slurms_word_on_an_end(log, word):
 def test_a_damaged_status_does_not_keep_a_job_from_ending_well(run_dir, monkeypatch):
     (run_dir / "status.json").write_text("{")
     monkeypatch.setattr(batch, "hostnames", lambda: ["n1"])
-    monkeypatch.setattr(Attempt, "_srun", lambda *_, **__: 1)
-    assert Attempt(JOBS, run_dir).run(["true"]) == 1
+    monkeypatch.setattr(Job, "_srun", lambda *_, **__: 1)
+    assert Job(JOBS, run_dir).run(["true"]) == 1
     assert read_status(run_dir)["state"] == "failed"
 
 
@@ -301,7 +301,7 @@ def test_a_run_that_is_trained_elsewhere_does_not_stay_queued(run_dir, monkeypat
     (run_dir / "lease.json").write_text(json.dumps(holder))
     (run_dir / "lease.lock").touch()
     write_status(run_dir, state="queued")
-    assert Attempt(JOBS, run_dir).run(["true"]) == 1
+    assert Job(JOBS, run_dir).run(["true"]) == 1
     ended = read_status(run_dir)
     assert (ended["state"], ended["failure"]) == ("failed", "lease")
     assert "is being trained by process 7 on elsewhere, job 6" in ended["reason"]
@@ -326,18 +326,18 @@ def test_a_port_that_another_program_was_quicker_to_take_is_tried_again(run_dir,
     monkeypatch.setattr(batch, "hostnames", lambda: ["n1"])
     log, ports = run_dir / "logs" / "attempt-1" / "rank-0.log", []
 
-    def srun(attempt, options, command, environment):
+    def srun(job, words, environment, is_lost):
         ports.append(environment["MASTER_PORT"])
         assert environment[CORES] == "1"
         if len(ports) == 1:
             log.write_text("DistNetworkError: EADDRINUSE")
-            attempt.lines.append("srun: error: n1: task 0: Exited with exit code 1")
+            job.srun.lines.append("srun: error: n1: task 0: Exited with exit code 1")
             return 1
         write_status(run_dir, state="finished")
         return 0
 
-    monkeypatch.setattr(Attempt, "_srun", srun)
-    assert Attempt(JOBS, run_dir).run(["true"]) == 0
+    monkeypatch.setattr(Job, "_srun", srun)
+    assert Job(JOBS, run_dir).run(["true"]) == 0
     assert len(set(ports)) == 2
 
 
@@ -381,6 +381,6 @@ def test_the_batch_script_needs_no_package():
 def test_a_status_that_is_finished_stays_so(run_dir, monkeypatch):
     write_status(run_dir, state="finished")
     monkeypatch.setattr(batch, "hostnames", lambda: ["n1"])
-    monkeypatch.setattr(Attempt, "_srun", lambda *_, **__: 0)
-    assert Attempt(JOBS, run_dir).run(["true"]) == 0
+    monkeypatch.setattr(Job, "_srun", lambda *_, **__: 0)
+    assert Job(JOBS, run_dir).run(["true"]) == 0
     assert read_status(run_dir)["state"] == "finished"
