@@ -103,6 +103,11 @@ class Plan:
         due = step == self.end_step or (within == 0 and (epochs - start) % every == 0)
         return "average" if due else None
 
+    def rechecks(self, step: int) -> bool:
+        """Whether ranks compute a part of each other's gradients once more in the step made when `step` are done."""
+        every = self.recipe.recheck
+        return every is not None and self.world_size > 1 and (step + 1) % every == 0
+
     def evaluates_after(self, step: int) -> bool:
         """Whether an evaluation follows once `step` steps are done."""
         return step == self.end_step or (step > 0 and step % (self.steps_per_epoch * self.recipe.eval.every) == 0)

@@ -58,6 +58,10 @@ def open_batches(
         loaders.append(Loader(batches, keys, trainer.device, workers, recipe.data.prefetch))
         return loaders[-1]
 
+    def feed(batches: Prepared, look_up: Callable[[Iterator[Batch]], Iterator[Batch]] = iter) -> None:
+        trainer.batches = look_up(iter(loader(batches, trainer.keys())))
+        trainer.make = lambda key: next(look_up(iter(Loader(batches, [key], trainer.device, 0, recipe.data.prefetch))))
+
     def fill_cache() -> bool:
         say("data.cache=device: all images are decoded onto the device first")
         start = time.monotonic()
@@ -65,7 +69,7 @@ def open_batches(
             if filled is not None:
                 say(f"{filled.cache.bytes / 1e6:.0f} MB of images in {time.monotonic() - start:.1f} s")
                 batches = DrawnBatches(filled.train, filled.val, order, recipe.augment, operations_on_device=True)
-                trainer.batches = filled.cache.look_up(iter(loader(batches, trainer.keys())))
+                feed(batches, filled.cache.look_up)
             elif trainer.hooks.stop_now():
                 return False
         return True
@@ -77,8 +81,7 @@ def open_batches(
             size = memory.size / 1e6
             size = f"{size:.0f}" if size >= 10 else f"{size:.1f}"
             say(f"images are kept in memory as they are read: up to {size} MB on each machine")
-        batches = kept_batches(recipe, train, val, order, trainer.device, memory)
-        trainer.batches = iter(loader(batches, trainer.keys()))
+        feed(kept_batches(recipe, train, val, order, trainer.device, memory))
     return loaders
 
 

@@ -11,16 +11,14 @@ from recipes.unfreezing import what_trains
 from resnet.adaptive_clipping import clip_adaptively
 from resnet.data.batches import Batch
 from resnet.data.bijection import mix as mix_numbers
-from resnet.distill import distillation_loss
 from resnet.evaluation import evaluate_and_report
 from resnet.log_window import Clock, log_is_due, log_window
-from resnet.losses import training_loss
+from resnet.losses import loss_of_step
 from resnet.optim import set_hyper
 from resnet.plugins import check_logits
+from resnet.recheck import DROP, recheck
 from resnet.trainer import Trainer
 from resnet.training_input import training_input
-
-_DROP = 2
 
 
 def fit(trainer: Trainer) -> str:
@@ -64,12 +62,15 @@ def train_step(trainer: Trainer) -> torch.Tensor | None:
     for turn in range(plan.accumulation):
         last = turn == plan.accumulation - 1
         with contextlib.nullcontext() if last else trainer.accelerator.no_sync(trainer.network):
-            loss, share = _forward(trainer, trainer.next_batch(), turn)
+            batch = trainer.next_batch()
+            loss, share = _forward(trainer, batch, turn)
             # The gradient of a step is the mean over its samples, and DDP averages over ranks.
             weight = share * plan.world_size
             state.scaler.scale(loss if weight == 1 else loss * weight).backward()
         if trainer.statistics:
             trainer.statistics.after_micro_batch(last)
+        if last and plan.rechecks(step):
+            recheck(trainer, batch)
     for parameter in trainer.frozen_parameters:
         parameter.grad = None
     norm = _clip(trainer, step)
@@ -91,19 +92,13 @@ def _forward(trainer: Trainer, batch: Batch, turn: int) -> tuple[torch.Tensor, f
     # First, while nothing is held for the backward pass. It draws no random numbers.
     taught = None if trainer.teacher is None else trainer.teacher(given.images)
     if trainer.random_layers:
-        torch.manual_seed(mix_numbers(recipe.seed, step, slot, _DROP))
+        torch.manual_seed(mix_numbers(recipe.seed, step, slot, DROP))
     output = trainer.network(given.images)
     if trainer.unchecked is not None:
         check_logits(trainer.unchecked, output, len(given.images), trainer.classes)
         trainer.unchecked = None
     logits = output.float()
-    if trainer.own_loss is None:
-        loss = training_loss(logits, given, recipe, trainer.class_weights)
-    else:
-        assert given.targets is not None
-        loss = trainer.own_loss(logits, given.targets)
-    if taught is not None and recipe.distill:
-        loss = distillation_loss(loss, logits, taught, recipe.distill)
+    loss = loss_of_step(trainer, logits, given, taught)
     right = given.right(logits).sum()
     trainer.state.window.add(step, loss, right, given.checksum, len(batch.labels), len(batch.broken))
     return loss, len(batch.labels) / plan.samples_of_step(step)

@@ -10,7 +10,24 @@ import torch.nn.functional as F
 
 from recipes.schema.recipe import Recipe
 from recipes.text import listed
+from resnet.distill import distillation_loss
+from resnet.trainer import Trainer
 from resnet.training_input import TrainingInput
+
+
+def loss_of_step(
+    trainer: Trainer, logits: torch.Tensor, given: TrainingInput, taught: torch.Tensor | None
+) -> torch.Tensor:
+    """What a trainer minimises, float32 (): the mean over the micro-batch. logits, taught: float32 (N, classes), the
+    network's and its teacher's."""
+    if trainer.own_loss is None:
+        loss = training_loss(logits, given, trainer.recipe, trainer.class_weights)
+    else:
+        assert given.targets is not None
+        loss = trainer.own_loss(logits, given.targets)
+    if taught is not None and trainer.recipe.distill:
+        loss = distillation_loss(loss, logits, taught, trainer.recipe.distill)
+    return loss
 
 
 def training_loss(

@@ -74,7 +74,9 @@ def first_that_fits(
     # A network to be thrown away. BatchNorm of all ranks would wait for those whose memory is too small.
     # What is unfrozen later is trained from the first step on, as it will take memory.
     model = recipe.model.model_copy(update={"sync_batchnorm": False, "unfreeze": {}})
-    recipe = recipe.model_copy(update={"model": model, "compile": False, "epochs": 1000.0, "max_steps": None})
+    recipe = recipe.model_copy(
+        update={"model": model, "compile": False, "recheck": None, "epochs": 1000.0, "max_steps": None}
+    )
     network, _ = build_model_for(recipe, classes, pretrained=False)
     state = build_state(recipe, make_plan(recipe, recipe.batch_size, 1, recipe.batch_size), network, accelerator)
     held, too_large = torch.empty(reserved, dtype=torch.uint8, device=accelerator.device), None

@@ -107,7 +107,7 @@ def _blame(names: Sequence[str], sums: torch.Tensor) -> None:
     gathered = [torch.empty_like(sums) for _ in range(dist.get_world_size())]
     dist.all_gather(gathered, sums)
     rows = [tuple(row.tolist()) for row in gathered]
-    hosts, kinds = zip(*of_all_ranks((socket.gethostname(), _kind(sums.device))), strict=True)
+    hosts, kinds = zip(*of_all_ranks((socket.gethostname(), device_kind(sums.device))), strict=True)
     rank = dist.get_rank()
     for kind in dict.fromkeys(kinds):
         alike = [each for each in range(len(rows)) if kinds[each] == kind]
@@ -143,7 +143,7 @@ def listed(words: Sequence[str]) -> str:
     return ", ".join(words[:MOST_NAMED]) + more
 
 
-def _kind(device: torch.device) -> str:
+def device_kind(device: torch.device) -> str:
     """What decides, beside the bits that go in, how a device rounds."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)

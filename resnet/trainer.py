@@ -73,6 +73,10 @@ class Trainer:
     """Answers the images too, for the network to learn from; see `resnet.distill`."""
     class_weights: torch.Tensor | None = None
     """Of the classes in the loss, on the device (classes,); None: all weigh the same."""
+    make: Callable[[Key], Batch] | None = None
+    """Makes one of the micro-batches of training once more, here and now."""
+    rechecks: bool = True
+    """Whether `resnet.recheck` compares: not where this machine never computes the same twice."""
     stopped_early: str | None = None
     """Why the run ends before its last step; None: it does not."""
     broken: dict[str, None] = field(default_factory=dict)
@@ -116,6 +120,8 @@ class Trainer:
             yield from self.validation_keys()
         for step in range(start, plan.end_step):
             yield from training_keys(plan, self.rank, step)
+            if plan.rechecks(step):
+                yield [*training_keys(plan, (self.rank + 1) % plan.world_size, step)][-1]
             if plan.evaluates_after(step + 1):
                 yield from self.validation_keys()
 

@@ -91,6 +91,9 @@ class Recipe(Group):
     """Steps from one line of metrics.jsonl to the next; the end of each epoch has a line too."""
     watchdog: Annotated[Positive | None, BeforeValidator(off_is_none)] = 20
     """Minutes without a step after which a rank ends, with the stacks of its threads in its log; null: never."""
+    recheck: Annotated[Count | None, BeforeValidator(off_is_none)] = None
+    """Steps from one to the next in which ranks compute a part of each other's gradients too, to find a device that
+    computes wrong without an error; null: never. One takes a step or two of time: 200 costs less than 1%."""
     profile: Annotated[Profile | None, BeforeValidator(off_is_none)] = None
     wandb: Wandb = Wandb()
     run: Run = Run()
@@ -146,6 +149,11 @@ class Recipe(Group):
             raise ValueError(f"model.num_classes={stated}, but data.source={self.data.source} has {found} classes here")
         if self.device == "cpu" and self.precision == "fp16":
             raise ValueError("precision=fp16 needs a GPU, and device=cpu: use precision=no, or auto")
+        if self.recheck and self.model.sync_batchnorm:
+            raise ValueError(
+                "recheck computes a micro-batch on another device alone, and model.sync_batchnorm normalises over all: "
+                "set recheck=off"
+            )
         if self.device == "cpu" and self.model.sync_batchnorm:
             raise ValueError(
                 "model.sync_batchnorm needs GPUs (torch's SyncBatchNorm has no CPU version), and device=cpu"
@@ -254,6 +262,7 @@ NOT_TRAINING = (
     "profile",
     "log_every",
     "watchdog",
+    "recheck",
 )
 """Top-level keys that do not change what is trained."""
 NOT_IN_DIGEST: dict[str, Any] = {**dict.fromkeys(NOT_TRAINING, True), "data": {"index"}}

@@ -1,11 +1,12 @@
 """Flip bits in one rank's weights or moments, and see whether the next checkpoint finds it and names the rank.
 
-    python -m tests.bench.flips [--count 100] [--ranks 3] [--cost]
+    python -m tests.bench.flips [--count 100] [--ranks 3] [--cost] [--recheck]
 
 Each flip is of a random rank, tensor (weights, SGD's momentum or their average), element and bit, in a tiny net that
 real ranks (gloo, forked) hold. It counts as found where `Saver.save` ends in silent data corruption of that rank and
 that tensor, on all ranks, and writes nothing. Before each flip the unhurt state is saved: an alarm there is false.
 
+--recheck: processor time of a comparison of gradients (`recheck`) as a share of a step's, in a run of two ranks.
 --cost: seconds of the comparison beside those of a save of ResNet-50 with momentum and average, taking turns on one
 process with one thread, the reduction between ranks left out (two numbers a tensor).
 """
@@ -14,21 +15,25 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
+import resnet.loop
 from recipes.plan import make_plan
 from recipes.schema.recipe import Recipe
 from resnet.checkpoint.commit import name_of
 from resnet.checkpoint.saver import Saver
 from resnet.ema import Ema
+from resnet.main import main as main_of_training
 from resnet.metrics import Window
 from resnet.net import build_model
 from resnet.optim import build_optimizer
@@ -124,6 +129,48 @@ def cost(rounds: int) -> str:
     return f"ResNet-50 on one thread of a CPU: checksums {sums:.3f} s, a save's stall without them {save:.3f} s"
 
 
+def be_a_timed_rank(argv: Sequence[str]) -> int | None:
+    """Train; rank 0 writes down its seconds in steps, and of those in rechecks."""
+    seconds = {"train_step": 0.0, "recheck": 0.0}
+
+    def timed(name: str) -> Callable[..., Any]:
+        act = getattr(resnet.loop, name)
+
+        def counted(*given: Any) -> Any:
+            begin = time.thread_time()
+            try:
+                return act(*given)
+            finally:
+                seconds[name] += time.thread_time() - begin
+
+        return counted
+
+    for name in seconds:
+        setattr(resnet.loop, name, timed(name))
+    code = main_of_training([*argv[1:]])
+    if os.environ["RANK"] == "0":
+        (Path(argv[0]) / "seconds.json").write_text(json.dumps(seconds))
+    return code
+
+
+def cost_of_recheck() -> str:
+    words = [
+        *("recipe=quickstart", "device=cpu", "wandb.mode=disabled", "progress=off", "model.name=resnet18", "epochs=1"),
+        *("data={source: synthetic, samples: 640, classes: 4, size: 64, num_workers: 0}", "batch_size=32"),
+        *("augment={train_size: 64, val_resize: 64, val_size: 64}", "recheck=1"),
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "out.txt"
+        argv = [folder, *words, f"run.root={folder}"]
+        if any(codes := wait_ranks(start_ranks(argv, 2, output, program=be_a_timed_rank), SECONDS)):
+            raise RuntimeError(f"exit codes {codes}:\n{output.read_text()[-3000:]}")
+        seconds = json.loads((Path(folder) / "seconds.json").read_text())
+    share = seconds["recheck"] / (seconds["train_step"] - seconds["recheck"])
+    return (
+        f"ResNet-18 at 64 px, 16 images a rank: a recheck takes {share:.2f} of a step (recheck=200: {share / 2:.2f}%)"
+    )
+
+
 def processor_seconds(act: Callable[[], object]) -> float:
     """Of this thread: other programs on the machine disturb them less."""
     begin = time.thread_time()
@@ -136,6 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--ranks", type=int, default=3)
     parser.add_argument("--cost", action="store_true", help="also time the comparison beside a save")
+    parser.add_argument("--recheck", action="store_true", help="also time a comparison of gradients beside a step")
     given = parser.parse_args(arguments)
     outcomes = flips(given.count, given.ranks)
     for outcome in outcomes:
@@ -145,6 +193,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(
         f"{found} of {len(outcomes)} flips found and named, {moments} of them in moments and averages; no false alarm"
     )
+    if given.recheck:
+        print(cost_of_recheck())
     if given.cost:
         torch.set_num_threads(1)
         print(cost(6))

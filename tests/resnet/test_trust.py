@@ -6,12 +6,14 @@ import json
 
 import torch
 
+from resnet.recheck import Answer, who_is_wrong
 from resnet.replicas import checksums, odd_ones
+from resnet.tools.compare import compare_runs
 from tests.bench.flips import flips
 from tests.helpers import OFF, same, status, weights
 from tests.processes import start_ranks, wait_ranks
 
-FLIP = """
+OWN = """
 import pathlib
 import torch
 import torch.distributed as dist
@@ -24,6 +26,14 @@ class Flips:
         if step == 3 and dist.get_rank() == 1 and not self.once.exists():
             self.once.touch()
             next(model.parameters()).detach().view(torch.int32)[0, 0, 0, 0] ^= 1
+
+class Spoils:
+    def __init__(self, rank, at):
+        self.rank, self.at = rank, at
+
+    def on_step(self, step, model):
+        if step == self.at and dist.get_rank() == self.rank:
+            model.get_submodule("layer1").register_forward_hook(lambda _, given, made: made * (1 + 2**-20))
 """
 NET = ["recipe=quickstart", *OFF, "model={name: null, block: basic, layers: [1, 1], widths: [8, 16]}", "log_every=2"]
 DATA = ["data={source: synthetic, samples: 48, classes: 4, size: 20, num_workers: 0}", "batch_size=6", "epochs=1"]
@@ -73,7 +83,7 @@ def test_a_run_with_a_flipped_bit_ends_as_if_nothing_had_been(tmp_path):
         argv = [*SMALL, own, f"run.root={tmp_path}", f"run.name={name}"]
         return wait_ranks(start_ranks(argv, 3, tmp_path / f"{name}.txt"), 120)
 
-    (tmp_path / "own.py").write_text(FLIP)
+    (tmp_path / "own.py").write_text(OWN)
     (tmp_path / "never").touch()
     assert train("whole", "never") == [0, 0, 0], (tmp_path / "whole.txt").read_text()
     assert train("hurt", "once") == [1, 1, 1], (tmp_path / "hurt.txt").read_text()
@@ -85,3 +95,43 @@ def test_a_run_with_a_flipped_bit_ends_as_if_nothing_had_been(tmp_path):
     assert [record["own_fault"] for record in records] == [False, True, False]
     assert train("hurt", "once") == [0, 0, 0], (tmp_path / "hurt.txt").read_text()
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "hurt"))
+
+
+def test_a_rank_that_computes_wrong_gradients_is_named_before_the_update(tmp_path):
+    (tmp_path / "own.py").write_text(OWN)
+    steps = ["batch_size=24", "max_batch_per_device=4", "epochs=2", "augment.mixup=0.2", "model.dropout=0.2"]
+
+    def train(name: str, at: int, *words: str) -> list[int]:
+        own = f"plugins.callbacks=[{{path: '{tmp_path}/own.py:Spoils', args: {{rank: 2, at: {at}}}}}]"
+        argv = [*SMALL, *steps, own, *words, f"run.root={tmp_path}", f"run.name={name}"]
+        return wait_ranks(start_ranks(argv, 3, tmp_path / f"{name}.txt"), 120)
+
+    # What is computed twice leaves no trace.
+    assert train("without", 9) == [0, 0, 0], (tmp_path / "without.txt").read_text()
+    assert train("with", 9, "recheck=1") == [0, 0, 0], (tmp_path / "with.txt").read_text()
+    assert compare_runs(tmp_path / "without", tmp_path / "with") == []
+    assert train("hurt", 3, "recheck=2") == [1, 1, 1], (tmp_path / "hurt.txt").read_text()
+    found = status(tmp_path / "hurt")
+    assert (found["state"], found["failure"]) == ("failed", "sdc")
+    assert "after step 3: silent data corruption: rank 2 on " in found["reason"]
+    assert "makes other gradients of the same images" in found["reason"]
+
+
+def test_who_computed_wrong_is_told_by_a_third_or_by_a_repetition():
+    def judged(answers: list[list[int]], repeated: list[int], third: int) -> tuple[list[int], bool] | None:
+        """answers: by rank, of each micro-batch. repeated: each rank's second answer of its own."""
+        ranks = len(answers)
+        asked = [(rank + 1, rank + third) for rank in range(ranks)]
+        other, thirds = ([answers[rank][pair[i] % ranks] for rank, pair in enumerate(asked)] for i in (0, 1))
+        made = ([answers[rank][rank] for rank in range(ranks)], other, repeated, thirds)
+        return who_is_wrong(*([Answer(0, value) for value in values] for values in made))
+
+    right = [[10, 20, 30, 40] for _ in range(4)]
+    spoilt = [*right[:2], [11, 21, 31, 41], right[3]]
+    assert judged(spoilt, [10, 20, 31, 40], 2) == ([2], True)
+    once = [*right[:2], [10, 20, 31, 40], right[3]]
+    assert judged(once, [10, 20, 30, 40], 2) == ([2], True)
+    # Where most do not repeat themselves, nothing is known of any.
+    assert judged(spoilt, [12, 22, 32, 40], 2) is None
+    assert judged([[10, 20], [11, 21]], [10, 21], 1) == ([0, 1], False)
+    assert judged([[10, 20], [11, 21]], [10, 22], 1) == ([1], True)
