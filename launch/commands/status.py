@@ -8,6 +8,7 @@ import shlex
 import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,10 +24,13 @@ from launch.runs.state import by_key, find, folders, matches, ordered, rows
 from recipes.text import format_duration, table
 from resnet.rundir.attempts import read_attempts
 from resnet.rundir.files import to_json
-from resnet.rundir.find import ROOT, SWEEP_FILE, find_sweep, roots
+from resnet.rundir.find import ROOT, find_sweep, roots, sweeps_in
 from resnet.rundir.stages import described, read_stages
 
 REDRAW_SECONDS, REDRAW_SLURM_SECONDS = 2, 10
+PATIENCE, REDRAW_MOST_SECONDS = 10, 300
+"""A look that takes long, of a slow controller or a slow file system, is repeated after so many times its length."""
+MOST_OF_A_STATE = 20
 NAME_LEAST, RECIPE_LEAST, NOTE_LEAST, NOTE_MOST, TAIL_LINES = 20, 16, 20, 160, 10
 DROPPED_FIRST = ("tries", "img/s", "loss", "saved", "recipe", "ETA", "epoch", "best", "%")
 """What is left out on a narrow terminal, in this order."""
@@ -48,6 +52,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         help="only runs with KEY=VALUE, as state=failed or optimizer.lr=0.4, or with the text in name or recipe",
+    )
+    parser.add_argument(
+        "--all",
+        action="store_true",
+        help=f"all runs; a terminal is shown {MOST_OF_A_STATE} of each state, unless --filter or --sort is given",
     )
     shape = parser.add_mutually_exclusive_group()
     shape.add_argument("--watch", action="store_true", help="redraw until all runs are over, or Ctrl-C")
@@ -95,8 +104,10 @@ def _sweep_view(sweep_dir: Path) -> View:
 def _watch(look: Callable[[], View]) -> None:
     with contextlib.suppress(KeyboardInterrupt):
         while True:
+            start = time.monotonic()
             view = look()
-            lines = view.lines
+            pause, told = _pause(time.monotonic() - start, view.asked_slurm)
+            lines = [*view.lines, *told]
             if sys.stdout.isatty():
                 height = shutil.get_terminal_size().lines
                 if len(lines) >= height:
@@ -105,7 +116,15 @@ def _watch(look: Callable[[], View]) -> None:
             print("\n".join(lines), flush=True)
             if view.over:
                 return
-            time.sleep(REDRAW_SLURM_SECONDS if view.asked_slurm else REDRAW_SECONDS)
+            time.sleep(pause)
+
+
+def _pause(took: float, asked_slurm: bool) -> tuple[float, list[str]]:
+    """Seconds to the next look, and a line that says so where it is later than usual. took: seconds of this one."""
+    usual = REDRAW_SLURM_SECONDS if asked_slurm else REDRAW_SECONDS
+    pause = min(max(usual, PATIENCE * took), REDRAW_MOST_SECONDS)
+    slow = "Slurm is slow" if asked_slurm else "looking is slow"
+    return pause, [f"{slow} ({took:.1f} s): the next look is in {format_duration(pause)}"] if pause >= 2 * usual else []
 
 
 def _width() -> int | None:
@@ -133,9 +152,30 @@ def _lines(found: Sequence[dict[str, Any]], arguments: argparse.Namespace) -> li
     if len(_named(arguments)[0]) == 1 and found:
         return describe(found[0])
     places = [] if arguments.runs or arguments.filter else roots(arguments.root)
-    sweeps = sorted(file.parent for place in places for file in place.glob(f"*/{SWEEP_FILE}"))
+    sweeps = [sweep for place in places if place.is_dir() for sweep in sweeps_in(place)]
     told = [f"sweep {path.name}: launch status {shlex.quote(path.name)}" for path in sweeps]
-    return [*(run_table(found, _width()) if found else []), *told] or [f"no runs in {arguments.root}"]
+    shown = found if arguments.all or arguments.filter or arguments.sort else _first(found)
+    lines = [*run_table(shown, _width()), *_left_out(found, shown)] if found else []
+    return [*lines, *told] or [f"no runs in {arguments.root}"]
+
+
+def _first(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """On a terminal so many of each state, so that what needs a look stays in sight."""
+    if not sys.stdout.isatty():
+        return [*found]
+    number: Counter[str] = Counter()
+    shown = []
+    for row in found:
+        number[row["state"]] += 1
+        shown += [row] if number[row["state"]] <= MOST_OF_A_STATE else []
+    return shown
+
+
+def _left_out(found: Sequence[dict[str, Any]], shown: Sequence[dict[str, Any]]) -> list[str]:
+    more = Counter(row["state"] for row in found)
+    more.subtract(row["state"] for row in shown)
+    states = ", ".join(f"{number:,} {state}" for state, number in more.items() if number)
+    return [f"... and {states} more: --all, or --filter state=STATE"] if states else []
 
 
 def run_table(found: Sequence[dict[str, Any]], width: int | None = None) -> list[str]:

@@ -130,9 +130,12 @@ def matches(row: Mapping[str, Any], wanted: str) -> bool:
 
 def _read_all(run_dirs: Sequence[Path]) -> list[Run]:
     """What the runs say; where a folder holds many, of those that are over as it was when they were last read."""
-    number = Counter(run.parent for run in run_dirs)
-    indexes = {folder: Index(folder / INDEX, VERSION) for folder, count in number.items() if count >= LEAST_RUNS}
-    runs = [_read_again(run, indexes[run.parent]) if run.parent in indexes else _read(run) for run in run_dirs]
+    # Not by Path.parent, which takes longer than to read an index.
+    parents = [os.path.dirname(run) for run in run_dirs]
+    many = {parent for parent, number in Counter(parents).items() if number >= LEAST_RUNS}
+    indexes = {parent: Index(Path(parent, INDEX), VERSION) for parent in many}
+    pairs = zip(run_dirs, parents, strict=True)
+    runs = [_read_again(run, indexes[parent]) if parent in many else _read(run) for run, parent in pairs]
     for index in indexes.values():
         index.save()
     return runs

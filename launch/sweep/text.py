@@ -167,12 +167,17 @@ def write_best(sweep_dir: Path, board: Board) -> Path | None:
     """
     if board.best is None:
         return None
-    from recipes.load import dump, load, load_file
-    from recipes.schema.training import Run
-
     trial = next(trial for trial in board.trials if trial.name == board.best.best_trial)
     # What was trained: the files that the words name may have changed since.
     own = sweep_dir / trial.name / "recipe.yaml"
+    about = [f"Best of the sweep {board.name}: {board.best.label}", f"{_value_told(board)}; this is {trial.name}"]
+    head = "".join(f"# {' '.join(line.split())}\n" for line in about)
+    if _is_of(best_file(sweep_dir), head, own):
+        return best_file(sweep_dir)
+    # Takes longer than all else that `launch status SWEEP` does.
+    from recipes.load import dump, load, load_file
+    from recipes.schema.training import Run
+
     if own.is_file():
         recipe = load_file(own).recipe
     else:
@@ -186,13 +191,21 @@ def write_best(sweep_dir: Path, board: Board) -> Path | None:
         evidence = evidence.model_copy(update={"notes": f"{note} {evidence.notes}".strip()})
     wandb = recipe.wandb.model_copy(update={"group": None, "sweep": None, "tags": []})
     recipe = recipe.model_copy(update={"run": Run(), "wandb": wandb, "evidence": evidence})
-    about = [f"Best of the sweep {board.name}: {board.best.label}", f"{_value_told(board)}; this is {trial.name}"]
     if recipe.data.fold:
-        about.append(f"It trains without fold {recipe.data.fold}: to train on all images set data.fold=null and give")
-        about.append("a validation set")
-    text = "".join(f"# {' '.join(line.split())}\n" for line in about) + dump(recipe)
+        head += f"# It trains without fold {recipe.data.fold}: to train on all images set data.fold=null and give\n"
+        head += "# a validation set\n"
+    text = head + dump(recipe)
     file = best_file(sweep_dir)
     with contextlib.suppress(OSError):
         if not file.is_file() or file.read_text(encoding="utf-8") != text:
             write_atomic(file, text)
     return file if file.is_file() else None
+
+
+def _is_of(best: Path, head: str, recipe: Path) -> bool:
+    """Whether best.yaml was made of a trial's recipe as that is now."""
+    try:
+        newer = best.stat().st_mtime_ns > recipe.stat().st_mtime_ns
+        return newer and best.read_text(encoding="utf-8").startswith(head)
+    except (OSError, ValueError):
+        return False

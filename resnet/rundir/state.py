@@ -6,6 +6,7 @@ import os
 import socket
 import time
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ _FIGURES = (
     *("step", "total_steps", "percent", "epoch", "epochs"),
     *("loss", "top1", "best", "test_top1", "images_per_second"),
 )
+_TIMES = ("eta_s", "last_checkpoint_time", "updated")
 
 
 class Verdict(NamedTuple):
@@ -86,7 +88,7 @@ def _verdict(folder: Path, status: Mapping[str, Any], now: float) -> Verdict:
 
 def row_of(folder: Path, status: Mapping[str, Any], verdict: Verdict, now: float) -> dict[str, Any]:
     """A run as plain values. status: what status.json says. now: unix time."""
-    figures = {key: number(status.get(key)) for key in status}
+    figures = {key: number(status.get(key)) for key in (*_FIGURES, *_TIMES, "attempts") if key in status}
     saved = max(figures.get("last_checkpoint_time") or 0, _mtime(f"{folder}/checkpoints/latest"))
     return {
         "name": name_of(folder),
@@ -117,9 +119,14 @@ def _recipe(status: Mapping[str, Any]) -> str | None:
     if not isinstance(name, str):
         return None
     differs = differs if isinstance(differs, dict) else {}
-    # As `every` alone says nothing.
-    short = labels(differs, with_group=("checkpoint", "distill", "early_stopping", "ema", "eval"))
+    short = _labels(tuple(differs))
     return " ".join([name, *(f"{short[key]}={show(value)}" for key, value in differs.items())])
+
+
+@lru_cache
+def _labels(keys: tuple[str, ...]) -> dict[str, str]:
+    # As `every` alone says nothing.
+    return labels(keys, with_group=("checkpoint", "distill", "early_stopping", "ema", "eval"))
 
 
 def signs_of_life(folder: Path, status: Mapping[str, Any], sent: bool, now: float) -> tuple[bool | None, float]:

@@ -8,7 +8,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ from recipes.metric import cost
 from recipes.text import plural
 from resnet.rundir.attempts import read_attempts
 from resnet.rundir.files import number
+from resnet.rundir.index import LEAST_RUNS, Index, identity
 from resnet.rundir.metrics_log import Point, read_points
 from resnet.rundir.provenance import read_provenance
 from resnet.rundir.state import has_ended as run_has_ended
@@ -25,6 +26,9 @@ from resnet.rundir.sweep.result_types import Comparison, Setting, Share, Trial, 
 from resnet.rundir.sweep.sweep_file import read_sweep
 
 STATES = ("finished", "running", "queued", "not sent", "pruned", "stopped", "failed", "damaged", "unknown")
+
+INDEX = ".results-index"
+"""File in a sweep's directory that keeps what its trials that are over have measured."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +98,13 @@ def results(sweep: Mapping[str, Any], run_rows: Iterable[Mapping[str, Any]], now
     sweep: of `sweep_so_far`. run_rows: `own_rows(folders(sweep))`. now: unix time.
     """
     now = time.time() if now is None else now
-    by_name = {Path(row["run_dir"]).name: row for row in run_rows}
-    trials = [_trial(sweep, listed, by_name.get(listed["name"]), now) for listed in sweep["trials"]]
+    by_name = {os.path.basename(row["run_dir"]): row for row in run_rows}
+    index = None
+    if len(by_name) >= LEAST_RUNS:
+        index = Index(Path(sweep["folder"], INDEX), f"1 {sweep['metric']} {sweep['goal']}")
+    trials = [_trial(sweep, listed, by_name.get(listed["name"]), now, index) for listed in sweep["trials"]]
+    if index:
+        index.save()
     settings = ranked(trials, sweep)
     counted = Counter(trial.state for trial in trials)
     end = now if goes_on(trials) else max((trial.updated or 0 for trial in trials), default=0)
@@ -118,17 +127,23 @@ def results(sweep: Mapping[str, Any], run_rows: Iterable[Mapping[str, Any]], now
     )
 
 
-def _trial(sweep: Mapping[str, Any], listed: Mapping[str, Any], row: Mapping[str, Any] | None, now: float) -> Trial:
-    trial = Trial(listed["name"], listed.get("point") or {}, "not sent")
+def _trial(
+    sweep: Mapping[str, Any],
+    listed: Mapping[str, Any],
+    row: Mapping[str, Any] | None,
+    now: float,
+    index: Index | None,
+) -> Trial:
+    name, point = listed["name"], listed.get("point") or {}
     if row is None:
-        return trial
+        return Trial(name, point, "not sent")
     run_dir = row["run_dir"]
-    best, last, problem = _evaluations(run_dir, sweep["metric"], sweep["goal"])
+    (best, last, problem), seconds = _measured(sweep, row, now, index if row["over"] else None)
     pruned = row["state"] == "stopped" and os.path.exists(f"{run_dir}/slurm/pruned")
-    seconds = _seconds(Path(run_dir), row, now)
     devices = 0 if sweep.get("gpus_per_trial") == 0 else sweep.get("ranks") or 1
-    return replace(
-        trial,
+    return Trial(
+        name,
+        point,
         state="pruned" if pruned else row["state"],
         value=best.value if best else None,
         last=last.value if last else None,
@@ -152,6 +167,24 @@ class Evaluations(NamedTuple):
     best: Point | None = None
     last: Point | None = None
     problem: str | None = None
+
+
+def _measured(
+    sweep: Mapping[str, Any], row: Mapping[str, Any], now: float, index: Index | None
+) -> tuple[Evaluations, float]:
+    """Evaluations and seconds of a trial. index: of trials that are over, by which unchanged files are not read."""
+    run_dir, name = row["run_dir"], os.path.basename(row["run_dir"])
+    files = [identity(f"{run_dir}/status.json"), identity(f"{run_dir}/metrics.jsonl")] if index else []
+    known = index.get(name, files) if index else None
+    with contextlib.suppress(KeyError, TypeError):
+        if known:
+            best, last = (known[key] and Point(*known[key]) for key in ("best", "last"))
+            return Evaluations(best, last, known["problem"]), float(known["seconds"])
+    found = _evaluations(run_dir, sweep["metric"], sweep["goal"])
+    seconds = _seconds(Path(run_dir), row, now)
+    if index:
+        index.put(name, files, {**found._asdict(), "seconds": seconds})
+    return found, seconds
 
 
 def _evaluations(run_dir: str, metric: str, goal: str) -> Evaluations:
