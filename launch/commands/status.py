@@ -122,9 +122,11 @@ def _watch(look: Callable[[], View]) -> None:
 def _pause(took: float, asked_slurm: bool) -> tuple[float, list[str]]:
     """Seconds to the next look, and a line that says so where it is later than usual. took: seconds of this one."""
     usual = REDRAW_SLURM_SECONDS if asked_slurm else REDRAW_SECONDS
-    pause = min(max(usual, PATIENCE * took), REDRAW_MOST_SECONDS)
+    patient = min(PATIENCE * took, REDRAW_MOST_SECONDS)
+    if patient < 2 * usual:
+        return usual, []
     slow = "Slurm is slow" if asked_slurm else "looking is slow"
-    return pause, [f"{slow} ({took:.1f} s): the next look is in {format_duration(pause)}"] if pause >= 2 * usual else []
+    return patient, [f"{slow} ({took:.1f} s): the next look is in {format_duration(patient)}"]
 
 
 def _width() -> int | None:

@@ -499,6 +499,41 @@ def test_watch_does_not_load_the_controller(tmp_path, launch, monkeypatch, slurm
     assert pauses == [10]
 
 
+def test_watch_asks_a_slow_controller_less_often(tmp_path, launch, monkeypatch):
+    make(tmp_path, "r", job="5", state="running")
+    clock, pauses = [0.0], []
+
+    def queued():
+        clock[0] += 8 if not pauses else 600
+        return {"5": Job("RUNNING", start=5.0)}
+
+    def sleep(seconds):
+        pauses.append(seconds)
+        if len(pauses) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(slurms_word, "queued", queued)
+    monkeypatch.setattr(status.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(status.time, "sleep", sleep)
+    assert "Slurm is slow (8.0 s): the next look is in 1m20s" in launch("--watch")[1]
+    assert pauses == [80, 300]
+
+
+def test_a_terminal_is_shown_some_runs_of_each_state(tmp_path, launch, monkeypatch):
+    for number in range(25):
+        make(tmp_path, f"done-{number}", state="finished", updated=1000 + number)
+    make(tmp_path, "broken", state="failed", failure="nan", reason="not finite")
+    assert len(launch()[1].splitlines()) == 27, "a pipe is given all"
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    lines = launch()[1].splitlines()
+    assert [line.split()[0] for line in lines[:3]] == ["name", "broken", "done-24"]
+    assert lines[-2:] == [lines[-2], "... and 5 finished more: --all, or --filter state=STATE"]
+    assert lines[-2].split()[0] == "done-5"
+    for words in (["--all"], ["--filter", "state=finished"]):
+        monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+        assert "done-0" in launch(*words)[1]
+
+
 def test_on_a_terminal_watch_clears_it(tmp_path):
     make(tmp_path, "r", state="finished")
     parent, child = pty.openpty()
