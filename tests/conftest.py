@@ -15,7 +15,7 @@ PROCESSES = (
     *("test_eval", "test_example_pages", "test_examples", "test_export", "test_features"),
     *("test_front_doors", "test_kept", "test_local", "test_logs", "test_look", "test_old_runs"),
     *("test_parity", "test_pinning", "test_plugins", "test_predict", "test_prepare", "test_progress", "test_prune"),
-    *("test_quantize", "test_recipe_runs", "test_replay", "test_report_ends", "test_resume"),
+    *("test_quantize", "test_ranks", "test_recipe_runs", "test_replay", "test_report_ends", "test_resume"),
     *("test_stage", "test_step", "test_sweep", "test_tools", "test_tour", "test_tracker", "test_train", "test_trust"),
     *("test_wandb_page", "test_weights_file"),
 )
@@ -23,7 +23,7 @@ PROCESSES = (
 LONGEST = (
     *("test_slurm_ends.py", "test_sweep.py", "test_tour.py", "test_slurm.py", "test_local.py", "test_ends.py"),
     *("test_resume.py", "test_look.py", "test_bad_input.py", "test_example_pages.py", "test_quantize.py"),
-    *("test_export.py", "test_prune.py", "test_early_stopping.py", "test_splits.py", "test_trust.py"),
+    *("test_export.py", "test_prune.py", "test_early_stopping.py", "test_splits.py", "test_ranks.py", "test_trust.py"),
 )
 """Files that take minutes, most of them in waiting, and those that fork ranks: a process in which autograd has started
 threads, as some tests make it do, can no longer be forked for that."""

@@ -511,6 +511,19 @@ def test_statistics_of_other_numbers_of_ranks(tmp_path):
     torch.testing.assert_close(fourth.model[1].running_mean, state.model[1].running_mean + 1)
 
 
+def test_statistics_and_windows_that_an_earlier_version_kept_in_one_tensor(tmp_path):
+    state = make_state()
+    train(state, 2)
+    path = write(tmp_path, state)
+    rest = torch.load(path / REST, weights_only=True)
+    assert rest["per_rank"].dtype == torch.float32
+    rest["per_rank"] = torch.cat([rest["per_rank"].double(), rest.pop("windows")], dim=1)
+    torch.save(rest, path / REST)
+    other = make_state(seed=1)
+    restore(other, path, read_rest(path), 0, 1)
+    assert everything(other) == everything(state)
+
+
 class Evil:
     def __init__(self, path):
         self.path = path

@@ -1,0 +1,132 @@
+"""Ranks as real processes: what they tell one another, how they agree, and what that costs them."""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import _get_default_store
+
+from recipes.load import load_values
+from recipes.plan import make_plan
+from resnet.agreement import NOTHING, SAVE, STOP, Agreement
+from resnet.failure import explain
+from resnet.process.mistakes import OfAllRanks
+from resnet.process.open_files import allow_open_files
+from resnet.ranks import (
+    first_of_ranks,
+    gather,
+    least_of_ranks,
+    leave_ranks,
+    of_all_ranks,
+    of_node,
+    together,
+)
+from tests.bench import ranks as bench
+from tests.processes import start_ranks, wait_ranks
+
+
+def on_ranks(ranks: int, output: Path, what: Callable[[int], object]) -> list[int]:
+    """Call something on so many ranks, which have joined, with the number of each; their exit codes."""
+
+    def program(_: object) -> int:
+        os.environ["TORCH_GLOO_LAZY_INIT"] = "1"
+        dist.init_process_group("gloo")
+        what(dist.get_rank())
+        leave_ranks()
+        return 0
+
+    return wait_ranks(start_ranks([], ranks, output, program), 60)
+
+
+def test_what_ranks_tell_one_another(tmp_path):
+    def talk(rank: int) -> None:
+        assert of_all_ranks(f"rank {rank}") == [f"rank {other}" for other in range(5)]
+        kept = _get_default_store().num_keys()
+        for turn in range(10):
+            assert first_of_ranks(rank + turn if rank in (2, 4) else None) == 2 + turn
+            assert least_of_ranks(10 - rank) == 6
+            assert of_node(rank or None) == 1
+            assert first_of_ranks(None) is None
+        if rank == 0:
+            # Besides those of ranks that have come to the next exchange already.
+            assert _get_default_store().num_keys() <= kept + 5
+
+        def task() -> int:
+            if rank in (1, 3):
+                raise ValueError(f"the mistake of rank {rank}")
+            return rank
+
+        with pytest.raises(OfAllRanks, match="the mistake of rank 1"):
+            together(task)
+        assert together(lambda: rank) == rank
+        mine = torch.arange(6, dtype=torch.float64).view(2, 3) + 10 * rank
+        found = gather(mine)
+        assert (found is None) == (rank > 0)
+        if found is not None:
+            assert torch.equal(found, torch.stack([mine + 10 * other for other in range(5)]))
+        assert gather(torch.empty(0)) is not None
+
+    assert on_ranks(5, tmp_path / "out.txt", talk) == [0] * 5, (tmp_path / "out.txt").read_text()
+
+
+def test_a_wish_is_granted_to_all_at_the_same_step_one_late_beside_the_gradients(tmp_path):
+    wishes = {(2, 1): SAVE, (5, 3): STOP, (5, 0): SAVE}
+    """By step and rank."""
+
+    def steps(rank: int) -> None:
+        agreement, sums, granted = Agreement(torch.device("cpu")), torch.zeros(1000), []
+        for step in range(8):
+            time.sleep(0.02 * (rank == step % 4))
+            work = dist.all_reduce(sums.fill_(rank), async_op=True)
+            granted.append(agreement.reach(wishes.get((step, rank), NOTHING)))
+            assert work is not None
+            work.wait()
+            assert sums.eq(6).all()
+        assert granted == [NOTHING] * 3 + [SAVE, NOTHING, NOTHING, STOP, NOTHING]
+
+    assert on_ranks(4, tmp_path / "out.txt", steps) == [0] * 4, (tmp_path / "out.txt").read_text()
+
+
+def test_the_loss_of_the_first_rank_is_that_of_a_peer(tmp_path):
+    plan = make_plan(load_values("quickstart", {"batch_size": 16}).recipe, 160, 1)
+
+    def lose(rank: int) -> None:
+        if rank == 0:
+            os._exit(0)
+        with pytest.raises(dist.DistError) as lost:
+            first_of_ranks(rank)
+        assert explain(lost.value, plan).kind == "peer"
+
+    assert on_ranks(3, tmp_path / "out.txt", lose) == [0] * 3, (tmp_path / "out.txt").read_text()
+
+
+def test_eight_ranks_join_train_agree_to_stop_save_and_leave():
+    row = bench.measure(8)
+    assert max(row["files"], row["files_0"]) <= 64 + 8
+    assert row["threads"] <= 16
+
+
+@pytest.fixture
+def few_files() -> Iterator[int]:
+    """The hard limit, while the soft one is low."""
+    before = soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 1024), hard))
+    yield hard
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_the_limit_of_open_files_is_raised_or_named(few_files):
+    allow_open_files(2)
+    allowed, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert (allowed, hard) == (2**16 if few_files < 0 else min(few_files, 2**16), few_files)
+    with pytest.raises(
+        ValueError, match=rf"^{allowed} ranks need {allowed + 256} open files .* allows {allowed} .*-Hn"
+    ):
+        allow_open_files(allowed)
