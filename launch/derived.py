@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from recipes import unfreezing
+from recipes import save_interval, unfreezing
 from recipes.errors import COMMAND_LINE
 from recipes.evidence import told
 from recipes.load import Loaded
@@ -49,6 +49,7 @@ def follows(loaded: Loaded, gpus: int, samples: int | None = None) -> dict[str, 
         "unfreeze": unfreezing.told(recipe.model.unfreeze),
         "ema": _ema(recipe),
         "swa": _swa(plan),
+        "saves": save_interval.told(gpus) if recipe.checkpoint.every.unit == "auto" else None,
         "expected": _expected(loaded),
     }
 

@@ -111,7 +111,7 @@ def _word(kind: Any, limits: list[Any]) -> str:
     if origin is dict:
         return "a group of names and values"
     if kind is Duration:
-        return "a span as 500 steps, 1 epochs or 30 minutes"
+        return "a span as 500 steps, 1 epochs or 30 minutes, or auto"
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         return "a group of keys"
     name = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}.get(kind, str(kind))

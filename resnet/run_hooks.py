@@ -121,6 +121,9 @@ class RunHooks:
         at_end = step % self.plan.steps_per_epoch == 0 or step == self.plan.end_step
         if granted == STOP or timely or at_end or self.saver.due(step):
             self.save(wait=granted == STOP)
+        if note := self.saver.note:
+            self.saver.note = ""
+            self.progress.message(note)
         return granted == STOP
 
     def before_evaluation(self) -> None:

@@ -106,6 +106,8 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
     if epochs := facts["swa"]:
         after = ", ".join(map(str, epochs[:3])) + (f" ... {epochs[-1]}" if len(epochs) > 3 else "")
         rows.append(("SWA", f"the mean of the weights after {plural(len(epochs), 'epoch')}: {after}"))
+    if facts["saves"]:
+        rows.append(("checkpoints", facts["saves"]))
     rows.append(("expected top-1", _expected(facts["expected"])))
     rows.append(("not checked yet", "the images, files of weights and the devices: training begins with that"))
     for title, text in rows:

@@ -51,18 +51,21 @@ class Duration(NamedTuple):
     """A span of training in the unit the user wrote it in."""
 
     value: float
-    unit: Literal["steps", "epochs", "minutes"]
+    unit: Literal["steps", "epochs", "minutes", "auto"]
+    """auto: as often as pays, by `recipes.save_interval`; the value is 0."""
 
     def __str__(self) -> str:
-        return f"{self.value:g} {self.unit}"
+        return self.unit if self.unit == "auto" else f"{self.value:g} {self.unit}"
 
 
 def _parse_duration(value: Any) -> Duration:
     if isinstance(value, Duration):
         return value
+    if value == "auto":
+        return Duration(0, "auto")
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(step|epoch|minute)s?\s*", str(value))
     if not found or float(found[1]) <= 0:
-        raise ValueError("must be a number and a unit, as in '500 steps', '1 epoch' or '30 minutes'")
+        raise ValueError("must be a number and a unit, as in '500 steps', '1 epoch' or '30 minutes'; or auto")
     duration = Duration(float(found[1]), f"{found[2]}s")  # pyright: ignore[reportArgumentType]
     if duration.unit != "minutes" and duration.value != int(duration.value):
         raise ValueError(f"must be a whole number of {duration.unit}")
@@ -73,7 +76,7 @@ DurationField = Annotated[
     Duration,
     BeforeValidator(_parse_duration),
     PlainSerializer(str, return_type=str),
-    WithJsonSchema({"type": "string", "pattern": r"^\d+(\.\d+)? (step|epoch|minute)s?$"}),
+    WithJsonSchema({"type": "string", "pattern": r"^(auto|\d+(\.\d+)? (step|epoch|minute)s?)$"}),
 ]
 
 

@@ -92,7 +92,8 @@ class Checkpoint(Group):
     """What is kept of the run's state."""
 
     every: DurationField = Duration(1, "epochs")
-    """Steps, epochs or minutes from one checkpoint to the next."""
+    """Steps, epochs or minutes from one checkpoint to the next; auto: as often as pays, by what a save is measured to
+    cost and the number of devices (see `launch show`)."""
     keep: Count = 2
     """Newest checkpoints to keep."""
     weights_every: Count | None = None

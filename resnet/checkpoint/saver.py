@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from recipes.plan import Plan
+from recipes.save_interval import OFTEN, interval
 from resnet.checkpoint import commit as checkpoint
 from resnet.checkpoint.commit import commit, prune
 from resnet.checkpoint.snapshot import EMA, MODEL, Snapshot
+from resnet.checkpoint.stopwatch import Stopwatch
 from resnet.replicas import check_replicas
 from resnet.rundir.files import write_atomic
 from resnet.rundir.lease import Lease
@@ -51,21 +53,30 @@ class Saver:
         self._thread: threading.Thread | None = None
         self._job: tuple[int, int | None, Path | None] | None = None
         self._last = time.monotonic()
+        self._stopwatch: Stopwatch | None = None
+        self._written = 0
+        self._interval = 0.0
+        """Seconds, with checkpoint.every=auto; at first it is saved at once, to see what that costs."""
+        self.note = ""
+        """How often that is, once it is known."""
 
     def due(self, step: int) -> bool:
         """Whether a save is due after a step by steps or epochs; the same on all ranks."""
         if self._archive(step):
             return True
         every = self.settings.every
-        if every.unit == "minutes":
+        if every.unit in ("minutes", "auto"):
             return False
         length = every.value * (self.plan.steps_per_epoch if every.unit == "epochs" else 1)
         return step % int(length) == 0
 
     def due_by_time(self) -> bool:
         """Whether a save is due by this rank's clock."""
-        every = self.settings.every
-        return every.unit == "minutes" and time.monotonic() - self._last >= 60 * every.value
+        every, elapsed = self.settings.every, time.monotonic() - self._last
+        if every.unit == "auto":
+            # By the clock of the rank that writes, which alone knows how long that takes.
+            return self.writes and elapsed >= self._interval and not (self._thread and self._thread.is_alive())
+        return every.unit == "minutes" and elapsed >= 60 * every.value
 
     def save(self, state: TrainState, log_length: int | None, wait: bool = False) -> None:
         """Copy the state and write it in the background; `wait` until it is on disk, or has failed.
@@ -78,9 +89,11 @@ class Saver:
         """
         start = time.perf_counter()
         if state.step != self.saved_step:
-            check_replicas(state)
             self.wait()
+            self._stopwatch = Stopwatch(state.window.device)
+            check_replicas(state)
             self._snapshot.take(state, {**self.facts, "log_length": log_length})
+            self._stopwatch.stop()
             self.saved_step, self._last = state.step, time.monotonic()
             self._job = (state.step, state.best_step, self._archive(state.step))
             self._start()
@@ -121,6 +134,7 @@ class Saver:
 
     def _write(self, step: int, best_step: int | None, archive: Path | None) -> None:
         files: dict[str, bytes] = {}
+        begun = time.perf_counter()
         try:
             if self.lease is not None and not self.lease.check():
                 raise OSError("another process has taken the run over")
@@ -135,13 +149,26 @@ class Saver:
             commit(self.folder, step, files, facts)
             prune(self.folder, step, self.settings.keep, best_step)
             self.failures, self.committed_time = 0, time.time()
+            self._settle_interval(time.perf_counter() - begun)
         except Exception as error:
             # Of any kind: what ends this thread would otherwise let the run go on without checkpoints.
             self.failures += 1
+            self._interval = max(self._interval, OFTEN)
             self.problem = getattr(error, "strerror", None) or str(error) or type(error).__name__
             needed = sum(map(len, files.values()))
             told = _explain(self.problem, self.folder, needed, self.failures, MOST_FAILURES)
             print(told, file=sys.stderr, flush=True)
+
+    def _settle_interval(self, writing: float) -> None:
+        """After a save that took so many seconds to write; the first one's memory is made as it is taken."""
+        self._written += 1
+        if self._written < 2 or self._stopwatch is None or self.settings.every.unit != "auto":
+            return
+        stall, before = self._stopwatch.seconds(), self._interval
+        self._interval = interval(stall, writing, self.plan.world_size)
+        if not before:
+            cost = f"a save holds training up for {1e3 * stall:.3g} ms and is written in {writing:.2g} s"
+            self.note = f"checkpoint.every=auto: each {self._interval:.0f} s ({cost})"
 
 
 def _explain(problem: str, folder: Path, needed: int, failures: int, most: int) -> str:

@@ -417,7 +417,7 @@ KEYS = {
     "model.layers": st.none(),
     "data.max_train": st.none() | st.integers(1, 10**9),
     "data.train": WORDS,
-    "checkpoint.every": st.sampled_from(["1 epoch", "20 steps", "2.5 minutes"]),
+    "checkpoint.every": st.sampled_from(["1 epoch", "20 steps", "2.5 minutes", "auto"]),
     "ema": st.none() | st.fixed_dictionaries({"decay": st.floats(0.1, 0.99), "every": st.integers(1, 9)}),
     "grad_clip_norm": st.none() | FLOATS,
     "seed": st.integers(0, 2**63 - 1),

@@ -489,6 +489,18 @@ def test_checkpoints_by_the_clock(tmp_path):
     assert names == [name_of(10), name_of(5)], "always before an evaluation"
 
 
+def test_checkpoints_as_often_as_pays(tmp_path):
+    """The first two as soon as can be, to see what they cost; then none in such a short run but before evaluations."""
+    assert attempt(tmp_path, "r", "checkpoint.every=auto", "checkpoint.keep=100", "epochs=3", ranks=2) == [0, 0]
+    steps = [int(path.name.removeprefix("step-")) for path in newest_first(tmp_path / "r" / "checkpoints")]
+    assert {5, 10, 15} <= set(steps)
+    assert steps[-1] <= 2
+    assert len(steps) <= 5
+    told = re.search(r"checkpoint.every=auto: each (\d+) s \(a save holds training up for", output(tmp_path, "r"))
+    assert told
+    assert int(told[1]) >= 30
+
+
 def test_a_finished_run_is_finished(tmp_path):
     assert attempt(tmp_path, "r", "epochs=1") == [0]
     files = {file: file.read_bytes() for file in (tmp_path / "r").rglob("*") if file.is_file()}
