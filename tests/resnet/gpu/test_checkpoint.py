@@ -1,5 +1,7 @@
 """Checkpoints of a run on a GPU: what they hold, and what continues from them."""
 
+import time
+
 import pytest
 import safetensors.torch
 import torch
@@ -7,11 +9,12 @@ import torch
 import resnet.build
 from resnet.checkpoint.commit import name_of
 from resnet.checkpoint.snapshot import EMA, MODEL, Snapshot, read_rest
+from resnet.checkpoint.stopwatch import Stopwatch
 from resnet.rundir.status import read_status
 from resnet.tools.compare import compare_runs
 from resnet.trainer import Trainer
 from tests.helpers import column, same
-from tests.resnet.gpu.support import CUDA, before_each_step, occupy, run, stopped
+from tests.resnet.gpu.support import CUDA, ON_CUDA, before_each_step, occupy, run, stopped
 
 ADAMW = "optimizer={name: adamw, lr: 0.002}"
 LAMB = "optimizer={name: lamb, lr: 0.01, weight_decay: 0.01}"
@@ -135,3 +138,18 @@ def test_a_run_continues_on_another_device(tmp_path, monkeypatch, capsys, begun,
     # bf16 has 8 bits of mantissa: near, and not the same.
     assert losses[5:] != expected[5:]
     assert losses == pytest.approx(expected, rel=0.2)
+
+
+@pytest.mark.parametrize("where", [ON_CUDA])
+def test_a_stopwatch_tells_what_the_gpu_takes_and_does_not_wait(where):
+    device = torch.device(where)
+    factor = torch.randn(4096, 4096, device=device)
+    torch.cuda.synchronize()
+    begin = time.perf_counter()
+    watch = Stopwatch(device)
+    for _ in range(50):
+        factor @ factor
+    watch.stop()
+    asked = time.perf_counter() - begin
+    torch.cuda.synchronize()
+    assert asked < watch.seconds() <= time.perf_counter() - begin
