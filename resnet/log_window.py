@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from typing import Any
 
 import torch
 
 from recipes.plan import Plan
+from resnet.ranks import gather, of_all_ranks
 from resnet.rundir.metrics_log import INPUT_DIGEST
+from resnet.stragglers import Seconds, StepTimes, told
 from resnet.trainer import Trainer, TrainingError
 
 
@@ -20,7 +23,10 @@ def log_is_due(plan: Plan, step: int) -> bool:
 def log_window(trainer: Trainer, clock: Clock, norm: torch.Tensor | None) -> None:
     """Write a line on the steps since the last one. Raises TrainingError where training has gone wrong."""
     plan, state = trainer.plan, trainer.state
+    begin = time.perf_counter()
     means = state.window.read()
+    if trainer.times:
+        trainer.times.add_line(time.perf_counter() - begin)
     if means.bad_step >= 0:
         bad = means.bad_step + 1
         raise TrainingError(
@@ -56,17 +62,34 @@ class Clock:
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
+        self.hosts: list[str] = []
+        if trainer.plan.world_size > 1:
+            self.hosts = of_all_ranks(socket.gethostname())
+            trainer.times = StepTimes(trainer.device, trainer.parameters[0])
         self.restart()
 
     def restart(self) -> None:
-        self.start, self.samples = time.perf_counter(), self.trainer.plan.samples_seen(self.trainer.state.step)
+        self.start, self.step = time.perf_counter(), self.trainer.state.step
         self.trainer.waited = 0.0
+        if self.trainer.times:
+            self.trainer.times.read(0)
 
-    def read(self) -> dict[str, float]:
+    def read(self) -> dict[str, Any]:
         seconds = max(time.perf_counter() - self.start, 1e-9)
-        samples = self.trainer.plan.samples_seen(self.trainer.state.step) - self.samples
+        plan, step = self.trainer.plan, self.trainer.state.step
+        samples = plan.samples_seen(step) - plan.samples_seen(self.step)
         row = {"images_per_second": samples / seconds, "data_wait": min(self.trainer.waited / seconds, 1.0)}
+        row |= self._of_ranks(seconds, step - self.step)
         if self.trainer.device.type == "cuda":
             row["memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
         self.restart()
         return row
+
+    def _of_ranks(self, seconds: float, steps: int) -> dict[str, Any]:
+        """What several ranks take a step: four numbers of each go to rank 0, which tells of them."""
+        if not self.trainer.times or not steps:
+            return {}
+        compute, wait = self.trainer.times.read(steps * self.trainer.plan.accumulation)
+        mine = torch.tensor([seconds, self.trainer.waited, compute, wait], dtype=torch.float64) / steps
+        ranks = gather(mine.to(self.trainer.device))
+        return {} if ranks is None else told([Seconds(*values) for values in ranks.tolist()], self.hosts)

@@ -63,10 +63,14 @@ def train_step(trainer: Trainer) -> torch.Tensor | None:
         last = turn == plan.accumulation - 1
         with contextlib.nullcontext() if last else trainer.accelerator.no_sync(trainer.network):
             batch = trainer.next_batch()
+            if trainer.times:
+                trainer.times.begin()
             loss, share = _forward(trainer, batch, turn)
             # The gradient of a step is the mean over its samples, and DDP averages over ranks.
             weight = share * plan.world_size
             state.scaler.scale(loss if weight == 1 else loss * weight).backward()
+            if trainer.times:
+                trainer.times.end()
         if trainer.statistics:
             trainer.statistics.after_micro_batch(last)
         if last and plan.rechecks(step):

@@ -20,7 +20,7 @@ from resnet.process.environment import REHEARSAL
 from resnet.process.signals import Signals
 from resnet.process.stages import reached
 from resnet.rundir.evaluation import write_evaluation
-from resnet.rundir.metrics_log import INPUT_DIGEST, MetricsLog
+from resnet.rundir.metrics_log import INPUT_DIGEST, SLOW_RANKS, MetricsLog
 from resnet.rundir.stages import write_stages
 from resnet.rundir.status import write_status
 from resnet.state import TrainState
@@ -83,6 +83,7 @@ class RunHooks:
             eta_s=self.progress.eta_seconds,
             **self.last_checkpoint,
             **{name: row[key] for key, name in shown.items() if key in row},
+            **({SLOW_RANKS: row.get(SLOW_RANKS)} if "slowest_ratio" in row else {}),
         )
 
     @property
@@ -92,8 +93,8 @@ class RunHooks:
         return {} if saved is None else {"last_checkpoint_time": saved}
 
     def _for_tracker(self, row: dict[str, Any]) -> dict[str, Any]:
-        # A digest is nothing to draw.
-        shown = {key: value for key, value in row.items() if key != INPUT_DIGEST}
+        # A digest and names are nothing to draw.
+        shown = {k: value for k, value in row.items() if k != INPUT_DIGEST and not isinstance(value, str)}
         if "images_per_second" in row:
             shown["images_per_second_per_device"] = row["images_per_second"] / self.plan.world_size
         return shown

@@ -22,6 +22,7 @@ from resnet.net import has_randomness
 from resnet.plugins import own_loss
 from resnet.process.stages import reached
 from resnet.state import TrainState
+from resnet.stragglers import StepTimes
 
 _MOST_NAMED = 20
 """Unreadable images that a rank names as it meets them."""
@@ -81,6 +82,8 @@ class Trainer:
     """Why the run ends before its last step; None: it does not."""
     broken: dict[str, None] = field(default_factory=dict)
     """Images this rank could not read, each with the reason, in the order they were met."""
+    times: StepTimes | None = None
+    """Of several ranks, what this one's steps take."""
     waited: float = 0.0
     """Seconds spent waiting for data since the last line of the log."""
 

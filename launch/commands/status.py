@@ -25,7 +25,9 @@ from recipes.text import format_duration, table
 from resnet.rundir.attempts import read_attempts
 from resnet.rundir.files import to_json
 from resnet.rundir.find import ROOT, find_sweep, roots, sweeps_in
+from resnet.rundir.metrics_log import SLOW_RANKS
 from resnet.rundir.stages import described, read_stages
+from resnet.rundir.status import status_or_nothing
 
 REDRAW_SECONDS, REDRAW_SLURM_SECONDS = 2, 10
 PATIENCE, REDRAW_MOST_SECONDS = 10, 300
@@ -261,6 +263,7 @@ def describe(row: dict[str, Any]) -> list[str]:
         ),
         "checkpoint": _join(_checkpoint(run_dir), _labelled("", _time("last_checkpoint_age_s")(row), " ago")),
         "attempts": _attempts(row),
+        "slow": _slow(row["state"], run_dir),
         "start": described(read_stages(run_dir, int(row["attempts"] or 0)).get("seconds", {})),
         "job": _job(row),
         "directory": str(run_dir),
@@ -306,6 +309,12 @@ def _attempts(row: dict[str, Any]) -> str:
     last = ended[-1]
     cause = f" ({last['cause']})" if last.get("cause") else ""
     return _join(count, f"number {last['attempt']} {last['outcome']}{cause} at step {last.get('last_step')}")
+
+
+def _slow(state: str, run_dir: Path) -> str:
+    """Of a run that goes on, the ranks that the others wait for."""
+    slow = status_or_nothing(run_dir).get(SLOW_RANKS) if state == "running" else None
+    return str(slow or "")
 
 
 def _job(row: dict[str, Any]) -> str:

@@ -13,6 +13,9 @@ from resnet.rundir.files import number, to_json
 
 INPUT_DIGEST = "input_digest"
 """Key of a whole number that the training images since the last line make: the same for the same images."""
+SLOW_RANKS = "slow_ranks"
+"""Key of the ranks that others wait for, in words: each with its host, its time in those of the median, and what it
+takes it for."""
 DIGEST_RANGE = 2**53
 """Digests are added modulo this: a double, as many readers of JSON keep numbers in, holds them exactly."""
 

@@ -12,11 +12,14 @@ from recipes.text import show
 from resnet.checkpoint.commit import MANIFEST, newest_first
 from resnet.rundir.evaluation import read_evaluation
 from resnet.rundir.files import read_json
-from resnet.rundir.metrics_log import INPUT_DIGEST, read_metrics
+from resnet.rundir.metrics_log import INPUT_DIGEST, SLOW_RANKS, read_metrics
 from resnet.rundir.provenance import read_provenance
 from resnet.rundir.state import true_status
 
-CLOCK = ("time", "images_per_second", "images_per_second_per_device", "data_wait", "memory_gb")
+CLOCK = (
+    *("time", "images_per_second", "images_per_second_per_device", "data_wait", "memory_gb"),
+    *("slowest_rank", "slowest_ratio", "slowest_by", "network_wait", SLOW_RANKS),
+)
 """Keys of the log that two equal runs need not share."""
 FAR = 0.01
 """Relative difference of two losses that is more than rounding makes in the first steps."""

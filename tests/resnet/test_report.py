@@ -48,6 +48,7 @@ def make_run(folder: Path, classes: list[str] = CLASSES, epochs: int = 6, confus
             "lr": 0.2 * (1 - step / 40 / epochs),
         }
         row |= {"train/loss": loss, "train/top1": 100 - 40 * loss, "images_per_second": 140 + 9 * rng.random()}
+        row |= {"slowest_rank": 1, "slowest_ratio": 1.3, "slow_ranks": "rank 1 on <n2>: 1.30 times the median (data)"}
         rows.append(row | {"data_wait": 0.04, "memory_gb": 1.5})
         if step % 40 == 0:
             row = {"step": step, "epoch": step / 40, "time": 1.7e9 + step, "val/samples": 500}
@@ -73,6 +74,7 @@ def test_report_holds_the_run_and_nothing_from_outside(tmp_path):
     page = write_report(run).read_text()
     assert "first &lt;try&gt;" in page
     assert "<try>" not in page
+    assert "lines of the log; rank 1 on &lt;n2&gt;: 1.30 times the median (data)" in page
     assert "<b>star" not in page
     assert "&lt;b&gt;star&lt;/b&gt;" in page
     assert "default-src 'none'" in page

@@ -8,13 +8,15 @@ import torch
 
 from resnet.recheck import Answer, who_is_wrong
 from resnet.replicas import checksums, odd_ones
+from resnet.stragglers import Seconds, told
 from resnet.tools.compare import compare_runs
 from tests.bench.flips import flips
-from tests.helpers import OFF, same, status, weights
+from tests.helpers import OFF, metrics, same, status, weights
 from tests.processes import start_ranks, wait_ranks
 
 OWN = """
 import pathlib
+import time
 import torch
 import torch.distributed as dist
 
@@ -26,6 +28,10 @@ class Flips:
         if step == 3 and dist.get_rank() == 1 and not self.once.exists():
             self.once.touch()
             next(model.parameters()).detach().view(torch.int32)[0, 0, 0, 0] ^= 1
+
+class Sleeps:
+    def on_step(self, step, model):
+        time.sleep(0.2 * (dist.get_rank() == 1))
 
 class Spoils:
     def __init__(self, rank, at):
@@ -108,8 +114,13 @@ def test_a_rank_that_computes_wrong_gradients_is_named_before_the_update(tmp_pat
 
     # What is computed twice leaves no trace.
     assert train("without", 9) == [0, 0, 0], (tmp_path / "without.txt").read_text()
-    assert train("with", 9, "recheck=1") == [0, 0, 0], (tmp_path / "with.txt").read_text()
+    sleeps = f"plugins.callbacks=[{{path: '{tmp_path}/own.py:Sleeps'}}]"
+    assert train("with", 9, "recheck=1", sleeps) == [0, 0, 0], (tmp_path / "with.txt").read_text()
     assert compare_runs(tmp_path / "without", tmp_path / "with") == []
+    # Nor does a rank that is slow, which is named.
+    slow = metrics(tmp_path / "with", "slow_ranks")[-1]
+    assert (slow["slowest_rank"], slow["slowest_by"]) == (1, "other"), slow
+    assert status(tmp_path / "with")["slow_ranks"] == slow["slow_ranks"]
     assert train("hurt", 3, "recheck=2") == [1, 1, 1], (tmp_path / "hurt.txt").read_text()
     found = status(tmp_path / "hurt")
     assert (found["state"], found["failure"]) == ("failed", "sdc")
@@ -135,3 +146,18 @@ def test_who_computed_wrong_is_told_by_a_third_or_by_a_repetition():
     assert judged(spoilt, [12, 22, 32, 40], 2) is None
     assert judged([[10, 20], [11, 21]], [10, 21], 1) == ([0, 1], False)
     assert judged([[10, 20], [11, 21]], [10, 22], 1) == ([1], True)
+
+
+def test_a_slow_rank_is_named_with_the_reason():
+    def line(**slow: float) -> dict:
+        # Two that wait 0.05 s for the network, and longer for a third that takes more of something.
+        extra = sum(slow.values())
+        quick = Seconds(0.4 + extra, data=0.05, compute=0.25, wait=0.05 + extra)
+        parts = {"data": 0.05 + slow.get("data", 0), "compute": 0.25 + slow.get("compute", 0)}
+        return told([quick, quick, Seconds(0.4 + extra, **parts, wait=0.05)], ["a", "a", "b"])
+
+    assert (line()["slowest_ratio"], line()["network_wait"]) == (1, 0.125)
+    assert line(compute=0.05)["slowest_ratio"] == 1.143
+    assert "slow_ranks" not in line(compute=0.05)
+    for part in ("data", "compute", "other"):
+        assert line(**{part: 0.35})["slow_ranks"] == f"rank 2 on b: 2.00 times the median ({part})"

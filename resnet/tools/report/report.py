@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from html import escape
 from pathlib import Path
@@ -24,7 +25,7 @@ from resnet.run_recipe import load_run_recipe
 from resnet.rundir.attempts import newest_step
 from resnet.rundir.evaluation import read_evaluation
 from resnet.rundir.files import write_atomic
-from resnet.rundir.metrics_log import read_metrics
+from resnet.rundir.metrics_log import SLOW_RANKS, read_metrics
 from resnet.rundir.provenance import read_provenance
 from resnet.rundir.status import read_status
 from resnet.tools.report.artefacts import artefact_table
@@ -182,6 +183,11 @@ def _facts(
         waits = _values(rows, "data_wait")
         what += f"; {100 * median(waits):.0f}% of the time waiting for data" if waits else ""
         found.append((f"{median(speeds):,.0f}", what, ""))
+    if slow := [row for row in rows if SLOW_RANKS in row]:
+        rank, lines = Counter(row["slowest_rank"] for row in slow).most_common(1)[0]
+        last = next(row for row in reversed(slow) if row["slowest_rank"] == rank)
+        what = f"named slow in {lines} of {len(_values(rows, 'slowest_ratio'))} lines of the log; {last[SLOW_RANKS]}"
+        found.append((f"rank {rank}", what, "bad" if 2 * lines > len(_values(rows, "slowest_ratio")) else ""))
     if memory := _values(rows, "memory_gb"):
         found.append((f"{max(memory):.1f} GB", "most memory of a device", ""))
     return facts(found)
