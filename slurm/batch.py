@@ -23,6 +23,7 @@ from typing import Any
 
 from resnet.process.environment import ATTEMPT, CORES, RANKS, job_id
 from resnet.process.exit_codes import FAILED, FINISHED
+from resnet.process.rank_logs import RANK_LOGS
 from resnet.rundir.attempts import ENDS, end_as_told, newest_step, read_attempts, told_to_end
 from resnet.rundir.files import append_line, write_atomic
 from resnet.rundir.find import is_sweep
@@ -41,7 +42,9 @@ from slurm.ends import (
     port_was_taken,
     slurms_word,
 )
+from slurm.environment_copy import Copies
 from slurm.nodes import Nodes
+from slurm.rank_output import bring, kept, output
 from slurm.srun import Step, await_controller
 
 WITHOUT_PROGRESS = 2
@@ -63,8 +66,10 @@ PORT_TRIES = 3
 
 def main(argv: Sequence[str]) -> int:
     jobs, run_dir = read_jobs(argv[0])
-    code = Job(jobs, run_dir).run(argv[1:])
-    report_sweep(run_dir, jobs.get("python"))
+    job = Job(jobs, run_dir)
+    code = job.run(argv[1:])
+    report_sweep(run_dir, job.copies.word(jobs.get("python") or "") or None)
+    job.leave_nodes()
     return code
 
 
@@ -98,8 +103,12 @@ def report_sweep(run_dir: Path, python: str | None) -> None:
 
 def stage_command(jobs: Mapping[str, Any], nodes: int) -> list[str]:
     """What srun is to do so that the data is brought to every node: its options and the command."""
-    options = ["--ntasks-per-node=1", f"--ntasks={nodes}", f"--cpus-per-task={jobs['node_cores']}"]
-    return [*options, "bash", "-c", "\n".join(["set -e", *jobs["stage"]])]
+    return [*node_task(jobs, nodes), "bash", "-c", "\n".join(["set -e", *jobs["stage"]])]
+
+
+def node_task(jobs: Mapping[str, Any], nodes: int) -> list[str]:
+    """What srun is told to start one task on each of so many nodes."""
+    return ["--ntasks-per-node=1", f"--ntasks={nodes}", f"--cpus-per-task={jobs['node_cores']}"]
 
 
 class Job:
@@ -126,6 +135,7 @@ class Job:
         self._own_kills: set[str | None] = set()
         """Steps that were ended by this script, not by Slurm."""
         self._prepared: set[str] = set()
+        self.copies = Copies(jobs, self._step_on)
         self._code: int | None = None
         self._finishing = threading.Lock()
         self._next_attempt()
@@ -256,7 +266,7 @@ class Job:
         A preparation takes them and returns an End where it failed: of a bad node the class `node` leaves it out.
         """
         new = [node for node in self.nodes.in_use if node not in self._prepared]
-        for preparation in (self._stage,):
+        for preparation in (self._stage, self._bring_environment):
             if new and (end := preparation(new)):
                 return end
         self._prepared.update(new)
@@ -272,10 +282,30 @@ class Job:
             return End("stopped", why)
         return end_of_staging(code, self.srun.lines, nodes, self.logs) if code else None
 
+    def _bring_environment(self, nodes: Sequence[str]) -> End | None:
+        """Bring the program and its environment to these nodes' own disks; None where all is well."""
+        first = not self.cause and os.environ.get("SLURM_RESTART_COUNT", "0") == "0"
+        code = self.copies.bring(nodes, first)
+        if why := self.told or told_to_end(self.run_dir):
+            return End("stopped", why)
+        return end_of_staging(code, self.srun.lines, nodes, self.logs) if code else None
+
+    def _step_on(self, nodes: Sequence[str], command: Sequence[str]) -> int:
+        """Run a command once on each of these nodes."""
+        options = [f"--output={self.logs}/stage-%t.log", "--open-mode=append", *node_task(self.jobs, len(nodes))]
+        return self._srun([*self.nodes.only(nodes), *options, *command], {})
+
+    def leave_nodes(self) -> None:
+        """Remove what the job has brought to its nodes, unless it may use that again."""
+        if status_or_nothing(self.run_dir).get("state") != "queued":
+            self.copies.remove(self.nodes.good)
+
     def _train(self, command: Sequence[str]) -> End:
         code, nodes = 1, self.nodes.in_use
         # In place a step must not wait for what Slurm still holds for the one before, on a node that is gone.
         options = [*self.jobs["srun"], *self.nodes.options(), *(["--overlap"] if self.cause else [])]
+        to, before = output(self.jobs, self.run_dir, self.number, self.logs)
+        command = [*before, *command]
         for number in range(PORT_TRIES):
             first_log = self.logs / "rank-0.log"
             seen = first_log.stat().st_size if first_log.exists() else 0
@@ -285,17 +315,28 @@ class Job:
                 ATTEMPT: str(self.number),
                 CORES: str(self.jobs["cores"]),
                 RANKS: str(len(nodes) * self.nodes.ranks),
+                RANK_LOGS: kept(self.jobs),
+                **self.copies.variables(),
             }
-            words = [*options, f"--output={self.logs}/rank-%t.log", *command]
+            words = self.copies.words([*options, *self.copies.options(), to, *command])
             code = self._srun(words, environment, lambda: self._end_of_training(1).failure in MENDABLE)
             if code == 0 or number == PORT_TRIES - 1 or not port_was_taken(first_log, seen):
                 break
+        if code:
+            dead = self._dead_node()
+            alive = [node for node in nodes if node != dead]
+            where = [*self.nodes.only(alive), *node_task(self.jobs, len(alive))]
+            bring(self.jobs, self.run_dir, self.number, self.logs, where, self.srun.lines)
         return self._end_of_training(code)
 
     def _end_of_training(self, code: int) -> End:
-        srun, status = self.srun, status_or_nothing(self.run_dir)
-        dead = lost_node([*srun.lines, *srun.last_lines], self.nodes.in_use if srun.is_cut_off else ())
-        return end_of_training(code, srun.lines, status, self.told, self.logs, self._node_of_failure(), dead)
+        lines, status = self.srun.lines, status_or_nothing(self.run_dir)
+        failed = self._node_of_failure()
+        return end_of_training(code, lines, status, self.told, self.logs, failed, self._dead_node())
+
+    def _dead_node(self) -> str | None:
+        said = [*self.srun.lines, *self.srun.last_lines]
+        return lost_node(said, self.nodes.in_use if self.srun.is_cut_off else ())
 
     def _node_of_failure(self) -> str | None:
         """The node of the rank that failed first by its own record, unless any node would have done the same."""

@@ -43,7 +43,7 @@ esac
 mv -T "$new" "$place" 2>/dev/null || test -e "$place"
 rm -f "$place.part"
 """
-"""On each node: a whole copy takes its place at once. needs: what must be in what is unpacked; empty: it is an image."""
+"""On each node: a whole copy takes its place at once. needs: what must be in it, empty for an image."""
 
 
 def kind_of(path: str) -> str:
@@ -108,10 +108,11 @@ class Copies:
     srun: runs a job step on nodes, with so many options and command, and returns its exit code.
     """
 
-    def __init__(self, jobs: Mapping[str, Any], snapshot: Path, srun: Callable[[Sequence[str], Sequence[str]], int]):
+    def __init__(self, jobs: Mapping[str, Any], srun: Callable[[Sequence[str], Sequence[str]], int]) -> None:
         self._environment: Mapping[str, str] | None = jobs.get("environment")
         self._base = f"{jobs.get('scratch') or LOCAL}/resnet-{job_id()}"
-        self._snapshot, self._srun = snapshot, srun
+        # As the shell names it, which went there.
+        self._snapshot, self._srun = Path(os.environ.get("PWD", os.getcwd())), srun
         self._ships_code = "environment" in jobs
         """Unless it has failed on a node. A job of an older version does not say where its ranks may look."""
         self._moved: dict[str, str] = {}
@@ -129,7 +130,7 @@ class Copies:
             if code := self._bring(told["file"], place, told["needs"], nodes, first):
                 return code
             self._moved[told["path"]] = place
-        if self._ships_code and (told or len(nodes) > 1):
+        if self._ships_code and (told or len(nodes) > 1 or str(self._snapshot) in self._moved):
             place = f"{self._base}-code-{self._snapshot.name}"
             if self._bring_code(place, nodes, first):
                 print("the ranks import the program from the shared file system", file=sys.stderr)
@@ -161,7 +162,7 @@ class Copies:
 
     def words(self, words: Sequence[str]) -> list[str]:
         """A command line with the copies' paths in the place of what they are copies of."""
-        return [self._rerooted(word) for word in words]
+        return [self.word(word) for word in words]
 
     def options(self) -> list[str]:
         """What srun is told, so that Python finds the copy of the program where it looks first."""
@@ -169,9 +170,9 @@ class Copies:
         return [f"--chdir={place}"] if place else []
 
     def variables(self) -> dict[str, str]:
-        return {name: self._rerooted(os.environ[name]) for name in PATHS if name in os.environ}
+        return {name: self.word(os.environ[name]) for name in PATHS if name in os.environ}
 
-    def _rerooted(self, text: str) -> str:
+    def word(self, text: str) -> str:
         for path, place in self._moved.items():
             text = re.sub(rf"(?<![\w.-]){re.escape(path)}(?=$|[/:,\s'\"])", lambda _, place=place: place, text)
         return text

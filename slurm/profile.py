@@ -16,6 +16,7 @@ from recipes.load import parse_value
 from recipes.schema.fields import Count, Group
 from recipes.text import show, suggestion
 from recipes.yaml12 import UNREADABLE, Loader
+from slurm.environment_copy import kind_of
 
 FOLDER = Path(__file__).parent / "clusters"
 TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
@@ -99,6 +100,12 @@ class Profile(Group):
     """Folder on each node's own disk, in $SCRATCH for `stage`; data below it is not looked for at submission."""
     stage: list[str] = []
     """Shell lines that bring data to a node's own disk, run once on every node before the ranks start."""
+    stage_environment: Word | None = None
+    """Environment of Python on a file system that the nodes share: a folder (a venv), an archive of one (.tar, .tar.gz,
+    .tar.zst, .tar.xz) or an image (.sif, .sqsh) that `container` or `srun_args` names. Once before the ranks start it
+    is brought to each node's own disk (`scratch`, or /tmp), from which they run."""
+    rank_logs: Literal["first", "all"] = "first"
+    """Whose logs the run directory gets: the first rank's and those of ranks that fail, or all."""
     interface: str | None = None
     """Network interface between nodes, for NCCL and gloo, as in ib0."""
     environment: dict[str, str] = {}
@@ -112,9 +119,28 @@ class Profile(Group):
             raise ValueError("ranks_per_node is for gpus_per_node=0: with GPUs there is one rank for each")
         if (limit := seconds(self.time)) <= self.signal_lead:
             raise ValueError(f"signal_lead ({self.signal_lead} s) must be less than time ({limit} s)")
+        if self.stage_environment:
+            self._environment_fits(self.stage_environment)
         if unusable := sorted(OURS & {name.replace("_", "-") for name in self.sbatch}):
             raise ValueError(f"sbatch may not set {', '.join(unusable)}: the profile's other keys, or the program, do")
         return self
+
+    def _environment_fits(self, path: str) -> None:
+        try:
+            kind = kind_of(path)
+        except ValueError as error:
+            raise ValueError(f"stage_environment={path} {error}") from None
+        if not path.startswith("/"):
+            raise ValueError(f"stage_environment={path} must be a whole path, as /shared/venv")
+        if kind == "image":
+            if not any(path in words for words in (self.container or "", *self.srun_args)):
+                raise ValueError(f"stage_environment={path} is an image, which container or srun_args must name")
+        elif self.container:
+            raise ValueError(f"stage_environment={path} must be the image of container={self.container}")
+        elif self.python and not self.python.startswith(f"{path.rstrip('/')}/"):
+            raise ValueError(
+                f"python={self.python} is not in stage_environment={path}: leave it out for its bin/python"
+            )
 
     @property
     def local_ranks(self) -> int:

@@ -51,9 +51,9 @@ def bring(
     if kept(jobs) == "all":
         return
     # The first one's, too: what went wrong before it began is not yet in its log.
-    lost = dict.fromkeys([fate.rank for fate in fates(lines)][:MOST_LOST] + [0])
+    lost = dict.fromkeys([*[fate.rank for fate in fates(lines)][:MOST_LOST], 0])
     prefix, folder = str(on_node(run_dir, attempt, "")), str(run_dir / "logs")
-    step = ["srun", "--overlap", "--ntasks-per-node=1", "--cpus-per-task=1", "--kill-on-bad-exit=0", *where]
+    step = ["srun", "--overlap", "--kill-on-bad-exit=0", *where]
     command = ["sh", "-c", _BRING, "sh", prefix, folder, str(logs), *map(str, lost)]
     try:
         subprocess.run([*step, *command], stdin=subprocess.DEVNULL, timeout=BRING_SECONDS)

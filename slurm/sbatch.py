@@ -21,6 +21,7 @@ from typing import Any
 from resnet.process.environment import is_launchers
 from resnet.rundir.files import write_atomic
 from slurm.control import PATIENT_SECONDS, ask
+from slurm.environment_copy import kind_of, prepare
 from slurm.job import do_step, train, words_of
 from slurm.profile import Profile, seconds
 from slurm.srun import DEFAULT
@@ -165,8 +166,27 @@ def refusal(said: str, profile: Profile) -> str:
 
 def _python(profile: Profile) -> str:
     """What starts the ranks' Python, as the shell takes it."""
-    python = profile.python or ("python3" if profile.container else shlex.quote(sys.executable))
-    return f"{profile.container} {python}" if profile.container else python
+    if profile.container:
+        return f"{profile.container} {profile.python or 'python3'}"
+    if environment := profile.stage_environment:
+        ours = sys.executable if sys.executable.startswith(f"{environment.rstrip('/')}/") else None
+        return profile.python or shlex.quote(ours or f"{environment.rstrip('/')}/bin/python")
+    return profile.python or shlex.quote(sys.executable)
+
+
+def _host_python(profile: Profile) -> str:
+    """What starts the batch script's Python, before anything is brought to the nodes."""
+    archived = profile.stage_environment and kind_of(profile.stage_environment) == "archive"
+    return "python3" if profile.container or archived else _python(profile)
+
+
+def _environment(submission: Submission) -> dict[str, str] | None:
+    """What the batch script needs to know of the environment that it brings to the nodes."""
+    profile = submission.profile
+    if not (path := profile.stage_environment):
+        return None
+    [python] = shlex.split(_python(profile)) if kind_of(path) != "image" else [""]
+    return prepare(path.rstrip("/"), python.removeprefix(path.rstrip("/")).lstrip("/"), submission.snapshot.parent)
 
 
 def _jobs(submission: Submission) -> dict[str, Any]:
@@ -188,6 +208,9 @@ def _jobs(submission: Submission) -> dict[str, Any]:
         "chain": str(submission.folder) if submission.step else None,
         "step": submission.step,
         "python": _python(profile),
+        "rank_logs": profile.rank_logs,
+        "scratch": profile.scratch,
+        "environment": _environment(submission),
     }
 
 
@@ -196,7 +219,7 @@ def _executor(submission: Submission) -> Any:
 
     profile = submission.profile
     python = _python(profile)
-    host_python = "python3" if profile.container else python
+    host_python = _host_python(profile)
     # The ranks are started by the supervisor, not by submitit, and the script's own process is that.
     command = f"exec {host_python} -m {submission.supervisor} {shlex.quote(str(submission.jobs_file))} {python}"
     executor = SlurmExecutor(submission.folder, python=command)

@@ -31,9 +31,10 @@ from resnet.rundir.chain import (
 )
 from resnet.rundir.files import read_json, to_json, write_atomic
 from resnet.rundir.status import status_or_nothing
-from slurm.batch import EARLY_SECONDS, Job, read_jobs, stage_command
+from slurm.batch import EARLY_SECONDS, Job, node_task, read_jobs, stage_command
 from slurm.control import end_time, hostnames, said
 from slurm.ends import first_fate, slurms_word
+from slurm.environment_copy import Copies
 
 
 class End(NamedTuple):
@@ -76,7 +77,9 @@ def _train(jobs: dict[str, Any], run_dir: Path, step: dict[str, Any], command: S
         refuse_foreign(step)
         record.parent.mkdir(parents=True)
         write_atomic(record, to_json({**step["job"], "job_id": job_id()}, indent=1))
-    Job(jobs, run_dir).run(command)
+    job = Job(jobs, run_dir)
+    job.run(command)
+    job.leave_nodes()
     told = status_or_nothing(run_dir)
     state, reason = told.get("state"), told.get("reason")
     if state == "finished":
@@ -94,7 +97,11 @@ def _run(jobs: dict[str, Any], command: Sequence[str]) -> End:
     code = 0
     if jobs["stage"]:
         code = _srun(stage_command(jobs, 1))
-    code = code or _srun([*jobs["srun"], *command], {CORES: str(jobs["cores"])})
+    copies = Copies(jobs, lambda nodes, words: _srun([*node_task(jobs, len(nodes)), *words]))
+    code = code or copies.bring([hostnames()[0]], False)
+    words = copies.words([*jobs["srun"], *copies.options(), *command])
+    code = code or _srun(words, {CORES: str(jobs["cores"]), **copies.variables()})
+    copies.remove([hostnames()[0]])
     log = Path(os.path.realpath("/proc/self/fd/2"))
     printed = log.read_bytes()[start:].decode(errors="replace")
     word, fate = slurms_word(printed), first_fate(printed.splitlines())

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from launch.arguments import add_root
-from launch.runs.logs import attempts, first_failure, log_file, log_files, newest_batch_files
+from launch.runs.logs import attempts, first_failure, log_file, log_files, newest_batch_files, place_of_log
 from launch.runs.state import find, rows
 from resnet.rundir.status import status_or_nothing
 
@@ -72,6 +72,8 @@ def _no_rank(run_dir: Path, rank: int, attempt: int | None) -> str | None:
     known = log_files(run_dir, attempt)
     if not known or rank in known:
         return None
+    if place := place_of_log(run_dir, rank, attempt):
+        return place
     of = f"of attempt {attempt}" if attempt else f"of attempt {attempts(run_dir)[-1]}" if attempts(run_dir) else ""
     return f"no log of rank {rank}{' ' * bool(of)}{of}: there are {_ranges(list(known))}"
 

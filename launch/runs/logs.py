@@ -7,6 +7,8 @@ import json
 import re
 from pathlib import Path
 
+from resnet.process.rank_logs import on_node, output_name
+from resnet.rundir.attempts import read_attempts
 from resnet.rundir.provenance import read_provenance
 from resnet.rundir.status import status_or_nothing
 
@@ -36,6 +38,24 @@ def log_files(run_dir: Path, attempt: int | None = None) -> dict[int, Path]:
 def log_file(run_dir: Path, rank: int, attempt: int | None = None) -> Path | None:
     """The log of a rank, if there is one yet."""
     return log_files(run_dir, attempt).get(rank)
+
+
+def place_of_log(run_dir: Path, rank: int, attempt: int | None = None) -> str | None:
+    """Where the log of a rank that kept none in the run directory is, or was; None: the attempt had no such rank."""
+    with contextlib.suppress(ValueError, OSError, KeyError, TypeError):
+        ranks = read_provenance(run_dir)["world_size"]
+        of_job = [row for row in read_attempts(run_dir) if attempt in (None, row["attempt"])]
+        if rank >= ranks:
+            return None
+        if not of_job:
+            return f"of {ranks} ranks only the first keeps its log, and those that fail"
+        number, nodes = of_job[-1]["attempt"], of_job[-1]["nodes"]
+        node, file = nodes[rank * len(nodes) // ranks], on_node(run_dir, number, output_name(rank))
+        kept = "slurm.rank_logs=all keeps all ranks' logs in the run directory"
+        if "end" in of_job[-1]:
+            return f"rank {rank}'s log was on {node}, and was removed when it had ended; {kept}"
+        return f"rank {rank}'s log is on {node}, in {file}, until it ends; {kept}"
+    return None
 
 
 def newest_batch_files(run_dir: Path) -> list[Path]:
