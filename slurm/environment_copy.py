@@ -110,11 +110,13 @@ class Copies:
 
     def __init__(self, jobs: Mapping[str, Any], srun: Callable[[Sequence[str], Sequence[str]], int]) -> None:
         self._environment: Mapping[str, str] | None = jobs.get("environment")
-        self._base = f"{jobs.get('scratch') or LOCAL}/resnet-{job_id()}"
         # As the shell names it, which went there.
         self._snapshot, self._srun = Path(os.environ.get("PWD", os.getcwd())), srun
+        # Two clusters that share a machine may have the same numbers.
+        self._base = f"{jobs.get('scratch') or LOCAL}/resnet-job-{job_id()}-{_key([str(self._snapshot)])[:6]}"
         self._ships_code = "environment" in jobs
         """Unless it has failed on a node. A job of an older version does not say where its ranks may look."""
+        self._began = False
         self._moved: dict[str, str] = {}
         """By a path on the shared file system its copy's on each node."""
 
@@ -141,12 +143,14 @@ class Copies:
         return 0
 
     def _bring(self, source: str, place: str, needs: str, nodes: Sequence[str], first: bool) -> int:
+        self._began = True
         if first:
             # Where that fails each node reads the file for itself.
             subprocess.run(["sbcast", "--force", source, f"{place}.part"], stdin=subprocess.DEVNULL)
         return self._srun(nodes, ["sh", "-c", _PLACE, "sh", source, place, needs])
 
     def _bring_code(self, place: str, nodes: Sequence[str], first: bool) -> int:
+        self._began = True
         if first:
             packed = f"{place}.tar"
             try:
@@ -179,6 +183,5 @@ class Copies:
 
     def remove(self, nodes: Sequence[str]) -> None:
         """Remove the copies from nodes, at the job's end."""
-        if self._moved:
-            places = " ".join(f"'{place}'*" for place in self._moved.values())
-            self._srun(nodes, ["timeout", str(REMOVE_SECONDS), "sh", "-c", f"rm -rf {places}"])
+        if self._began:
+            self._srun(nodes, ["timeout", str(REMOVE_SECONDS), "sh", "-c", f"rm -rf '{self._base}'-*"])

@@ -39,7 +39,8 @@ DOORS = {
 """Between two rooms, the one module that may be imported: where it takes seconds, inside a function only."""
 STANDARD_LIBRARY_ONLY = ("resnet.process", "resnet.rundir")
 IN_THE_BATCH_SCRIPT = (
-    *("recipes.text", "slurm.batch", "slurm.control", "slurm.ends", "slurm.nodes", "slurm.srun", "slurm.step"),
+    *("recipes.text", "slurm.batch", "slurm.control", "slurm.ends", "slurm.environment_copy", "slurm.nodes"),
+    *("slurm.rank_output", "slurm.srun", "slurm.step"),
 )
 """Run by whatever Python 3.9 the host of a container has."""
 WITHOUT_TORCH = ("launch", "slurm", "recipes", "resnet.process", "resnet.rundir")

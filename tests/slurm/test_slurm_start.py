@@ -45,15 +45,16 @@ def test_ranks_run_from_their_nodes_own_disks(cluster: Cluster, tiny, tmp_path):
     cluster.launch("submit", *tiny, *ON_CLUSTER, f"slurm.stage_environment={broken}", "run.name=broken")
 
     assert cluster.wait_end("staged")["state"] == "finished"
-    place = f"{LOCAL}/resnet-{cluster.job('staged')}"
     prefix, *modules = (tmp_path / "where").read_text().splitlines()
-    assert prefix.startswith(f"{place}-")
+    place, _, key = prefix.rpartition("-")
+    assert place.startswith(f"{LOCAL}/resnet-job-{cluster.job('staged')}-")
+    assert cluster.run_dir("staged").parent.joinpath(".code", f"environment-{key}.tar").is_file()
     assert all(module.startswith(f"{place}-code-") for module in modules)
-    assert [*LOCAL.glob(f"resnet-{cluster.job('staged')}-*")] == []
     ended = cluster.wait_end("broken")
     assert (ended["state"], ended["failure"]) == ("failed", "data")
     assert "staging failed on 127.0.0." in ended["reason"]
     assert "This does not look like a tar archive" in ended["reason"]
+    assert [*LOCAL.glob(f"resnet-job-*-{place.rpartition('-')[2]}*")] == []
 
 
 def test_only_the_first_rank_writes_to_the_run_directory_until_one_is_lost(cluster: Cluster, tiny):
