@@ -7,7 +7,7 @@ import json
 import os
 import time
 from array import array
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -100,6 +100,14 @@ class Names:
         names = cls(())
         names.joined, names.ends = joined, ends
         return names
+
+    @classmethod
+    def chained(cls, parts: Sequence[Names]) -> Names:
+        """The names of several, one behind the other."""
+        starts = np.cumsum([0, *(len(part.joined) for part in parts)])
+        ends = [part.ends[1:] + start for part, start in zip(parts, starts[:-1], strict=True)]
+        joined = [part.joined for part in parts] or [np.empty(0, dtype=np.uint8)]
+        return cls.of(np.concatenate(joined), np.concatenate([starts[:1], *ends]))
 
     def __len__(self) -> int:
         return len(self.ends) - 1

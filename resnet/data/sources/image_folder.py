@@ -15,6 +15,7 @@ from resnet.data.sources.files import (
     THREADS,
     Files,
     Lister,
+    Names,
     Place,
     Seen,
     digest_of_texts,
@@ -81,9 +82,9 @@ def read_folder(root: Path, key: str, classes: list[str] | None = None) -> Files
     seen = Seen(root)
     folders, loose = _class_folders(root, key, seen)
     with ThreadPoolExecutor(THREADS) as pool:
-        names = list(pool.map(lambda folder: sorted(images_below(seen, folder)), folders))
+        names = list(pool.map(lambda folder: Names(sorted(images_below(seen, folder))), folders))
         if not any(names):
-            names = list(pool.map(lambda folder: sorted(images_below(seen, folder, ARRAYS)), folders))
+            names = list(pool.map(lambda folder: Names(sorted(images_below(seen, folder, ARRAYS))), folders))
     if not folders:
         what = f"{plural(loose, 'image')}, but no folder for each class" if loose else "no folders of images"
         flat = " (for a flat validation folder give data.val_labels)" if loose and key == "data.val" else ""
@@ -98,7 +99,7 @@ def read_folder(root: Path, key: str, classes: list[str] | None = None) -> Files
     index = {name: number for number, name in enumerate(classes)}
     labels = [index.get(folder, -1) for folder in folders]
     counts = [len(found) for found in names]
-    files = Files(root, (name for found in names for name in found), np.repeat(labels, counts), classes)
+    files = Files(root, Names.chained(names), np.repeat(labels, counts), classes)
     files.seen = seen
     return files
 
