@@ -184,7 +184,7 @@ class Index:
     def _write_entry(self, place: Place, files: Files, digest: str) -> None:
         assert files.seen is not None
         rows = [[path, *stamp] for path, stamp in sorted(files.seen.stamps.items())]
-        content = {"terms": dict(place.terms), "list": digest, "images": len(files), "seen": rows}
+        content = {"terms": dict(place.terms), "list": digest, "seen": rows}
         write_atomic(self._entry(place), json.dumps(content))
 
     def _clean(self) -> None:
