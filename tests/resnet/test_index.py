@@ -221,6 +221,8 @@ def test_where_nothing_can_be_written_the_images_are_listed(images, tmp_path):
 
 def test_lists_that_nothing_has_any_more_are_removed_after_a_month(images, tmp_path):
     opened("image_folder", images, Index(tmp_path / FOLDER))
+    for number, damaged in enumerate((b"{", b"[]", b'{"list": {}}')):
+        (tmp_path / FOLDER / f"{number}.json").write_bytes(damaged)
     for name in ("c.jpg", "d.jpg", "e.jpg"):
         for path in lists(tmp_path):
             os.utime(path, (0, time.time() - 31 * 24 * AN_HOUR))

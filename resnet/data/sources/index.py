@@ -175,10 +175,11 @@ class Index:
         self._folder.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(OSError, ValueError):
             return read_files(path, digest, place)
-        self._clean()
         with open_atomic(path) as file:
             for part in parts_of(files):
                 file.write(part)
+        with contextlib.suppress(OSError):
+            self._clean()
         return read_files(path, digest, place)
 
     def _write_entry(self, place: Place, files: Files, digest: str) -> None:
@@ -189,7 +190,7 @@ class Index:
 
     def _clean(self) -> None:
         """Remove lists of what has changed since, and what a killed process left, a month after their last use."""
-        lists = {read_json(entry).get("list") for entry in self._folder.glob("*.json")}
+        lists = {_list_of(entry) for entry in self._folder.glob("*.json")}
         for path in self._folder.iterdir():
             is_old = time.time() - path.stat().st_mtime > _KEPT_SECONDS
             if is_old and path.suffix in (".files", ".tmp") and path.stem not in lists:
@@ -204,6 +205,12 @@ class Index:
         if not re.fullmatch(r"[0-9a-f]{64}", digest):
             raise ValueError(f"{digest!r} is no digest")
         return self._folder / f"{digest}.files"
+
+
+def _list_of(entry: Path) -> str:
+    with contextlib.suppress(OSError, ValueError):
+        return str(read_json(entry).get("list"))
+    return ""
 
 
 def _is_settled(seen: Seen | None) -> bool:
