@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from slurm.control import ask, unix_time
 
-IDS_PER_CALL = 5000
-"""Job ids of one `sacct`: Linux takes 128 KiB in one argument."""
+IDS_PER_CALL = 11_000
+"""Job ids, of up to ten digits, of one `sacct`: Linux takes 128 KiB in one argument."""
 
 WAITING = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT"})
 """States of a job that is to start, or to start again."""

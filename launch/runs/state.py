@@ -15,6 +15,7 @@ from launch.runs.chain import Chain, step_rows
 from launch.runs.chain import read as read_chain
 from launch.runs.job_record import job_file
 from recipes.text import format_duration, suggestion
+from resnet.rundir.attempts import ENDS
 from resnet.rundir.files import number, read_json
 from resnet.rundir.find import ROOT, find_run, places, roots, runs_in
 from resnet.rundir.index import LEAST_RUNS, Index, identity
@@ -181,7 +182,10 @@ def _ask_slurm(runs: Sequence[Run]) -> tuple[dict[str, Job], str | None]:
 
     def forgotten(known: Mapping[str, Job]) -> Iterator[str]:
         for run in open_runs:
-            unsure = run.status["state"] != "failed" or run.status.get("failure") in _UNSURE
+            state, failure, reason = (run.status.get(key) for key in ("state", "failure", "reason"))
+            # As thousands of a sweep's trials may be that early stopping ended.
+            as_told = state == "stopped" and reason in ENDS
+            unsure = not as_told and (state != "failed" or failure in _UNSURE)
             if run.job_id and unsure and _job_of(run, known) is None:
                 yield run.job_id
         for chain in chains:

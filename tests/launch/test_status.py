@@ -224,6 +224,7 @@ def test_slurm_is_asked_once_however_many_runs_there_are(tmp_path, slurm):
     runs += [make(tmp_path, f"done{n}", job=f"8_{n}", state="finished") for n in range(5)]
     runs += [make(tmp_path, f"nan{n}", job=f"9_{n}", state="failed", failure="nan") for n in range(5)]
     runs += [make(tmp_path, "peer", job="10", state="failed", failure="peer")]
+    runs += [make(tmp_path, f"cut{n}", job=f"11_{n}", state="stopped", reason="pruned") for n in range(5)]
     queue = {f"7_{n}": Job("RUNNING", None, 5.0, 60.0, "n1") for n in range(10)}
     questions = slurm(queue, {"7_11": Job("TIMEOUT"), "10": Job("NODE_FAIL")})
     found = {row["name"]: row for row in rows(runs)}

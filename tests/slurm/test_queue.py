@@ -186,3 +186,9 @@ def _until(true, seconds: float = 20) -> None:
     while not true():
         assert time.monotonic() < deadline
         time.sleep(0.2)
+
+
+def test_ten_thousand_jobs_are_one_question(client):
+    calls = client("sacct", "9000000007|COMPLETED|1700000000|n1|name\n")
+    assert list(accounted(str(9_000_000_000 + number) for number in range(10_000))) == ["9000000007"]
+    assert len(calls()) == 1
