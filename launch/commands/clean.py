@@ -14,11 +14,13 @@ from launch.runs.leftovers import (
     CHECKPOINT,
     CODE,
     FAILED,
+    INDEX,
     UNFINISHED,
     Leftover,
     failed_runs,
     old_checkpoints,
     old_copies,
+    old_lists,
     take_away,
     unfinished_files,
 )
@@ -33,6 +35,7 @@ KINDS = {
     CODE: "copies of the program that no run needs which is not finished",
     CHECKPOINT: "of finished runs, neither the best nor the last",
     UNFINISHED: "left by processes that were killed while they wrote",
+    INDEX: "of folders that are gone, unused for a month",
     FAILED: "which came to no checkpoint",
 }
 
@@ -86,6 +89,7 @@ def _found(arguments: argparse.Namespace) -> list[Leftover]:
         chosen = [row for row in every if {Path(row["run_dir"]), Path(row["run_dir"]).parent} & {*named}]
     return [
         *(copy for place in cleaned for copy in old_copies(place, _within(every, place))),
+        *(entry for place in cleaned for entry in old_lists(place)),
         *old_checkpoints(chosen, every),
         *unfinished_files(cleaned, chosen),
         *(failed_runs(chosen) if arguments.failed else ()),

@@ -26,7 +26,12 @@ from slurm.queue import queued
 
 YOUNG_SECONDS = 3600.0
 """Files and copies of the code that may be about to be used, or are being written, are not older."""
+UNUSED_SECONDS = 30 * 86400.0
+"""After which a list of images counts as unused: a folder that is not here may be on a node's own disk."""
 CODE, CHECKPOINT, UNFINISHED, FAILED = "code snapshot", "checkpoint", "unfinished file", "failed run"
+INDEX = "image list"
+LISTS = ".index"
+"""Folder beside the runs with what `resnet.data.sources.index` keeps: NAME-KEY.json and, by digest, lists."""
 Row = Mapping[str, Any]
 
 
@@ -150,6 +155,26 @@ def _is_given_up(file: Path) -> bool:
     return _is_old(file) and not holder_elsewhere(_run_of(file))
 
 
+def old_lists(place: Path) -> list[Leftover]:
+    """Lists of images, and what names them, whose folder is gone; if nobody has used them in a month."""
+    entries = [file for file in _folder(place / LISTS) if file.suffix == ".json" and _is_own(file)]
+    gone, used = [], set()
+    for entry in entries:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            content = read_json(entry)
+            listed, terms = place / LISTS / f"{content['list']}.files", content["terms"]
+            at = terms.get("folder") or terms["csv"]
+            if not os.path.isabs(at) or os.path.exists(at) or not _is_unused(listed):
+                used.add(listed)
+            else:
+                gone += [entry, listed]
+    return [Leftover(INDEX, file, size_of(file)) for file in dict.fromkeys(gone) if file not in used and file.exists()]
+
+
+def _is_unused(file: Path) -> bool:
+    return _is_old(file, UNUSED_SECONDS) or not file.exists()
+
+
 def _run_of(file: Path) -> Path:
     return file.parent.parent if file.parent.name in ("checkpoints", "slurm") else file.parent
 
@@ -183,6 +208,7 @@ def take_away(leftover: Leftover) -> bool:
         CODE: _is_old,
         CHECKPOINT: lambda path: path in spare_checkpoints(path.parent.parent),
         UNFINISHED: _is_given_up,
+        INDEX: lambda path: path.suffix == ".json" or _is_unused(path),
         FAILED: lambda path: status_or_nothing(path).get("state") == "failed" and not holder_elsewhere(path),
     }
     if not still[leftover.kind](path):
@@ -191,9 +217,9 @@ def take_away(leftover: Leftover) -> bool:
     return True
 
 
-def _is_old(path: Path) -> bool:
+def _is_old(path: Path, seconds: float = YOUNG_SECONDS) -> bool:
     with contextlib.suppress(OSError):
-        return time.time() - path.lstat().st_mtime > YOUNG_SECONDS
+        return time.time() - path.lstat().st_mtime > seconds
     return False
 
 

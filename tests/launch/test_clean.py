@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -14,7 +15,10 @@ from launch import cli
 from launch.commands import clean as command
 from launch.runs.job_record import Job, write_job
 from launch.runs.send import SNAPSHOTS
+from recipes.schema.data import ImageFolderData
 from resnet.checkpoint.commit import commit, newest_valid
+from resnet.data.sources.image_folder import open_image_folder
+from resnet.data.sources.index import Index
 from resnet.rundir import files
 from resnet.rundir.status import write_status
 from slurm.code_copy import take_snapshot
@@ -180,3 +184,26 @@ def test_failed_runs_go_by_a_word_of_their_own():
     assert late.is_dir()
     assert (sweep / "0.1").is_dir()
     assert [*Path("runs").glob(".*old*")] == []
+
+
+def test_lists_of_images_whose_folder_is_gone(tmp_path):
+    index = Path("runs/.index")
+    for name in ("here", "gone", "used"):
+        (tmp_path / name / "cat").mkdir(parents=True)
+        (tmp_path / name / "cat" / f"{name}.jpg").touch()
+        for path in (tmp_path / name).rglob("*"):
+            age(path)
+        age(tmp_path / name)
+        data = ImageFolderData(source="image_folder", train=str(tmp_path / name), val=None, val_fraction=0.5)
+        open_image_folder(data, Index(index))
+        if name != "here":
+            shutil.rmtree(tmp_path / name)
+    of = {
+        entry.name.partition("-")[0]: index / f"{json.loads(entry.read_text())['list']}.files"
+        for entry in index.glob("*.json")
+    }
+    for name in ("here", "gone"):
+        age(of[name], 31 * 86400)
+    assert clean("--yes") == 0
+    assert {name: path.exists() for name, path in of.items()} == {"here": True, "gone": False, "used": True}
+    assert len([*index.glob("*.json")]) == 2
