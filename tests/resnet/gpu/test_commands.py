@@ -126,13 +126,15 @@ def test_two_ranks_on_one_gpu_train_as_one_does(tmp_path, exact_float32, where):
     words += ["model.activation=silu", "model.maxpool=false", "optimizer.lr=0.01", "ema.decay=0.5", "eval.batch_size=7"]
     world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
     ranks = [
-        start("-m", "tests.resnet.gpu.ranks", *words, "run.name=two", RANK=rank, LOCAL_RANK=rank, **world)
+        start("-m", "tests.resnet.gpu.ranks", *words, "recheck=2", "run.name=two", RANK=rank, LOCAL_RANK=rank, **world)
         for rank in range(2)
     ]
     one = run(tmp_path, "one", *words[len(TINY) + 1 :])
     for done in [finish(rank) for rank in ranks]:
         assert done.returncode == 0, done.stderr
+        assert "gradients are not compared" not in done.stderr
     two = tmp_path / "two"
+    assert all(ratio >= 1 for ratio in column(two, "slowest_ratio"))
     assert [read_provenance(found)["world_size"] for found in (one, two)] == [1, 2]
     for key in ("train/loss", "grad_norm", "val/loss", "val/samples"):
         assert column(two, key) == pytest.approx(column(one, key), rel=1e-4), key

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from resnet.replicas import checksums
 from resnet.rundir.status import read_status
 from resnet.trainer import Trainer
 from tests.helpers import column
@@ -201,3 +202,11 @@ def test_out_of_memory_ends_in_one_message(tmp_path, monkeypatch, capsys, device
     if device == "cuda":
         after = run(tmp_path, "after", "device=cuda", "max_steps=2")
         assert len(column(after, "train/loss")) == 2, "with all the memory again"
+
+
+def test_checksums_of_replicas_are_those_of_a_cpu_and_wait_for_nothing(device):
+    tensors = [torch.randn(64, 3, 7, 7).to(memory_format=torch.channels_last), torch.randn(5).half(), torch.ones(1)]
+    there = [tensor.to(device) for tensor in tensors]
+    with no_waiting(device):
+        found = checksums(there)
+    assert found.tolist() == checksums(tensors).tolist()
