@@ -7,6 +7,7 @@ file, broadcast by Slurm (sbcast) where it can, else read once by each node. Onl
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -73,7 +74,11 @@ def prepare(path: str, needs: str, packed: Path) -> dict[str, str]:
         raise ValueError(f"slurm.stage_environment={path}: there is no {needs} in it")
     key = _key(_content(source))
     file = packed / f"environment-{key}.tar"
-    if not file.is_file():
+    if file.is_file():
+        # One that is about to be used is not old, to `launch clean`.
+        with contextlib.suppress(OSError):
+            os.utime(file)
+    else:
         packed.mkdir(parents=True, exist_ok=True)
         print(f"packing {path} (once, until it changes)", file=sys.stderr, flush=True)
         new = packed / f".{file.name}.{uuid.uuid4().hex[:8]}.tmp"

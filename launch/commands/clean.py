@@ -13,6 +13,7 @@ from launch.arguments import add_root
 from launch.runs.leftovers import (
     CHECKPOINT,
     CODE,
+    ENVIRONMENT,
     FAILED,
     INDEX,
     UNFINISHED,
@@ -20,6 +21,7 @@ from launch.runs.leftovers import (
     failed_runs,
     old_checkpoints,
     old_copies,
+    old_environments,
     old_lists,
     take_away,
     unfinished_files,
@@ -35,6 +37,7 @@ KINDS = {
     CODE: "copies of the program that no run needs which is not finished",
     CHECKPOINT: "of finished runs, neither the best nor the last",
     UNFINISHED: "left by processes that were killed while they wrote",
+    ENVIRONMENT: "of slurm.stage_environment, while no run is queued or trained",
     INDEX: "of folders that are gone, unused for a month",
     FAILED: "which came to no checkpoint",
 }
@@ -89,6 +92,7 @@ def _found(arguments: argparse.Namespace) -> list[Leftover]:
         chosen = [row for row in every if {Path(row["run_dir"]), Path(row["run_dir"]).parent} & {*named}]
     return [
         *(copy for place in cleaned for copy in old_copies(place, _within(every, place))),
+        *(file for place in cleaned for file in old_environments(place, _within(every, place))),
         *(entry for place in cleaned for entry in old_lists(place)),
         *old_checkpoints(chosen, every),
         *unfinished_files(cleaned, chosen),

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from launch.runs.asked import job_by_name
-from launch.runs.chain import goes_on
+from launch.runs.chain import chain_rows, goes_on
 from launch.runs.chain import read as read_chain
 from launch.runs.job_record import job_file, read_job
 from launch.runs.send import SNAPSHOTS
@@ -29,7 +30,7 @@ YOUNG_SECONDS = 3600.0
 UNUSED_SECONDS = 30 * 86400.0
 """After which a list of images counts as unused: a folder that is not here may be on a node's own disk."""
 CODE, CHECKPOINT, UNFINISHED, FAILED = "code snapshot", "checkpoint", "unfinished file", "failed run"
-INDEX = "image list"
+INDEX, ENVIRONMENT = "image list", "packed environment"
 LISTS = ".index"
 """Folder beside the runs with what `resnet.data.sources.index` keeps: NAME-KEY.json and, by digest, lists."""
 Row = Mapping[str, Any]
@@ -61,7 +62,7 @@ def old_copies(place: Path, found: Sequence[Row]) -> list[Leftover]:
 
     found: the rows of the folder's runs and of its sweeps' trials, whoever's they are.
     """
-    copies = [copy for copy in _folder(place / SNAPSHOTS) if _is_old(copy) and _is_own(copy)]
+    copies = [copy for copy in _folder(place / SNAPSHOTS, _is_digest) if _is_old(copy) and _is_own(copy)]
     if not copies:
         return []
     unfinished = [Path(row["run_dir"]) for row in found if row["state"] != "finished"]
@@ -70,7 +71,24 @@ def old_copies(place: Path, found: Sequence[Row]) -> list[Leftover]:
         return []
     used = {name for run in unfinished for name in _copy_of_run(run)}
     used |= {name for subject in _subjects(place, found) for name in _copies_of_chain(subject)}
-    return [Leftover(CODE, copy, size_of(copy)) for copy in copies if copy.name not in used]
+    return _listed(CODE, (copy for copy in copies if copy.name not in used))
+
+
+def _is_digest(name: str) -> bool:
+    return re.fullmatch(r"[0-9a-f]{16}", name) is not None
+
+
+def old_environments(place: Path, found: Iterable[Row]) -> list[Leftover]:
+    """Environments that were packed for jobs' nodes, where no run is under way: a retry packs its own anew."""
+    packed = _folder(place / SNAPSHOTS, lambda name: name.startswith("environment-") and name.endswith(".tar"))
+    chosen = [file for file in packed if _is_old(file) and _is_own(file)]
+    if not chosen or any(not row["over"] or goes_on(row["chain"]) for row in found):
+        return []
+    return [] if any(goes_on(chain_rows(sweep)) for sweep in _subjects(place, ())) else _listed(ENVIRONMENT, chosen)
+
+
+def _listed(kind: str, paths: Iterable[Path]) -> list[Leftover]:
+    return [Leftover(kind, path, size_of(path)) for path in paths]
 
 
 def _subjects(place: Path, found: Sequence[Row]) -> Iterator[Path]:
@@ -98,7 +116,7 @@ def old_checkpoints(chosen: Iterable[Row], found: Iterable[Row]) -> list[Leftove
     spare = [path for row in finished for path in spare_checkpoints(Path(row["run_dir"]))]
     named = _recipes_to_come(found) if spare else ""
     needed = {run: f"{run.name}/checkpoints" in named or f"{run.name}@" in named for run in _runs_of(spare)}
-    return [Leftover(CHECKPOINT, path, size_of(path)) for path in spare if not needed[path.parent.parent]]
+    return _listed(CHECKPOINT, (path for path in spare if not needed[path.parent.parent]))
 
 
 def _runs_of(checkpoints: Iterable[Path]) -> set[Path]:
@@ -148,7 +166,7 @@ def unfinished_files(places: Iterable[Path], chosen: Iterable[Row]) -> list[Left
     folders = [folder for place in places for folder in (place, place / SNAPSHOTS)]
     folders += [folder for run in over for folder in (run, run / "checkpoints", run / "slurm")]
     files = [file for folder in folders for file in _folder(folder, lambda name: name.endswith(".tmp"))]
-    return [Leftover(UNFINISHED, file, size_of(file)) for file in files if _is_own(file) and _is_given_up(file)]
+    return _listed(UNFINISHED, (file for file in files if _is_own(file) and _is_given_up(file)))
 
 
 def _is_given_up(file: Path) -> bool:
@@ -168,7 +186,7 @@ def old_lists(place: Path) -> list[Leftover]:
                 used.add(listed)
             else:
                 gone += [entry, listed]
-    return [Leftover(INDEX, file, size_of(file)) for file in dict.fromkeys(gone) if file not in used and file.exists()]
+    return _listed(INDEX, (file for file in dict.fromkeys(gone) if file not in used and file.exists()))
 
 
 def _is_unused(file: Path) -> bool:
@@ -206,6 +224,7 @@ def take_away(leftover: Leftover) -> bool:
     path = leftover.path
     still = {
         CODE: _is_old,
+        ENVIRONMENT: _is_old,
         CHECKPOINT: lambda path: path in spare_checkpoints(path.parent.parent),
         UNFINISHED: _is_given_up,
         INDEX: lambda path: path.suffix == ".json" or _is_unused(path),

@@ -26,6 +26,7 @@ from slurm.profile import load_profile
 from tests.fabricated import a_sweep, make_run
 
 STEPS = (10, 20, 30, 40)
+COPIES = {name: f"{number:016x}" for number, name in enumerate(("finished", "retry", "chained", "young", "trial"))}
 
 
 @pytest.fixture(autouse=True)
@@ -97,11 +98,11 @@ def test_what_a_run_to_come_starts_from_stays():
 
 
 def test_copies_of_the_code_that_only_finished_runs_used(capsys):
-    copies = [Path("runs") / SNAPSHOTS / name for name in ("finished", "retry", "chained", "young", "trial")]
+    copies = [Path("runs") / SNAPSHOTS / name for name in COPIES.values()]
     for copy in copies:
         copy.mkdir(parents=True)
         (copy / "train.py").touch()
-        age(copy, 0 if copy.name == "young" else 7200)
+        age(copy, 0 if copy.name == COPIES["young"] else 7200)
     sent(a_run("done"), copies[0].absolute())
     sent(failed := a_run("failed", "failed", failure="oom"), copies[1].absolute())
     sweep = a_sweep(Path("runs/sweep"), **{"0.1": 70.0, "0.2": None})
@@ -112,11 +113,11 @@ def test_copies_of_the_code_that_only_finished_runs_used(capsys):
     content = {
         "format": 1,
         "subject": str(failed.parent / "done"),
-        "steps": [step | {"job": {"snapshot": "/x/chained"}}],
+        "steps": [step | {"job": {"snapshot": f"/x/{COPIES['chained']}"}}],
     }
     (chain / "chain.json").write_text(json.dumps(content))
     assert clean("--yes") == 0
-    assert sorted(copy.name for copy in copies if copy.exists()) == ["chained", "retry", "trial", "young"]
+    assert [name for name, digest in COPIES.items() if (Path("runs") / SNAPSHOTS / digest).exists()] == [*COPIES][1:]
     # A run that is being sent has not said yet which it runs.
     copies[0].mkdir()
     age(copies[0])
@@ -156,6 +157,18 @@ def test_a_kill_in_the_middle_leaves_the_rest_loadable(monkeypatch):
     assert clean("--yes") == 0
     assert not left.exists()
     assert kept(run) == [20, 40]
+
+
+def test_packed_environments_stay_while_a_run_is_under_way():
+    packed = Path("runs") / SNAPSHOTS / "environment-0123456789ab.tar"
+    packed.parent.mkdir(parents=True)
+    packed.touch()
+    run = make_run(Path("runs/r"), state="queued")
+    for state, there in (("queued", True), ("finished", False)):
+        write_status(run, state=state)
+        age(packed)
+        assert clean("--yes") == 0
+        assert packed.exists() == there
 
 
 def test_what_killed_processes_left(capsys):
