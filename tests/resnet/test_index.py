@@ -20,6 +20,7 @@ from recipes.schema.data import Data
 from resnet.build import build_data, build_splits_of_ranks
 from resnet.data.sources.index import FOLDER, Index
 from resnet.data.sources.registry import open_splits
+from resnet.main import main
 from resnet.ranks import leave_ranks
 from tests.helpers import TINY
 from tests.processes import start_ranks, wait_ranks
@@ -255,50 +256,51 @@ def words(tmp_path) -> list[str]:
     return [*kept, *data, f"run.root={tmp_path}/runs"]
 
 
-def on_ranks(words: list[str], tmp_path: Path, places: list[Path]) -> tuple[list[int], str, dict[int, dict]]:
-    """Open the images on three ranks, one on a node of its own and two on another, each node with its own $PLACE."""
+def on_ranks(words: list[str], tmp_path: Path, places: list[Path], program: Callable) -> list[int]:
+    """Exit codes of three ranks, one on a node of its own and two on another, each node with its own $PLACE."""
+
+    def placed(argv):
+        rank = int(os.environ["RANK"])
+        os.environ |= {"PLACE": str(places[rank > 0]), "LOCAL_RANK": str(max(0, rank - 1))}
+        return program(argv)
+
+    return wait_ranks(start_ranks(words, 3, tmp_path / "out.txt", placed), 60)
+
+
+def opened_on_ranks(words: list[str], tmp_path: Path, places: list[Path]) -> list[dict]:
+    """By rank what it opened and what it asked of the file system."""
 
     def program(argv):
-        rank = int(os.environ["RANK"])
-        local_rank, place = max(0, rank - 1), places[rank > 0]
-        os.environ |= {"PLACE": str(place), "LOCAL_RANK": str(local_rank)}
+        rank, local_rank = (int(os.environ[name]) for name in ("RANK", "LOCAL_RANK"))
         dist.init_process_group("gloo")
-        listed, stats = [], []
+        recipe, listed, stats = load(argv).recipe, [], []
         os.scandir, os.stat = noted(os.scandir, listed), noted(os.stat, stats)
-        try:
-            splits = build_splits_of_ranks(load(argv).recipe, {}, rank, local_rank)
-        except ValueError as error:
-            print(error if rank == 0 else "")
-            return 2
-        finally:
-            leave_ranks()
-        of_data = [path for path in stats if str(place) in path]
+        splits = build_splits_of_ranks(recipe, {}, rank, local_rank)
+        of_data = [path for path in stats if os.environ["PLACE"] in path]
         told = {"listed": listed, "stats": of_data, "content": content(splits)}
         (tmp_path / f"{rank}.json").write_text(json.dumps(told))
+        leave_ranks()
         return 0
 
-    codes = wait_ranks(start_ranks(words, 3, tmp_path / "out.txt", program), 60)
-    found = {rank: json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(3) if not codes[rank]}
-    return codes, (tmp_path / "out.txt").read_text(), found
+    assert on_ranks(words, tmp_path, places, program) == [0, 0, 0], (tmp_path / "out.txt").read_text()
+    return [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(3)]
 
 
 def test_one_rank_lists(images, words, tmp_path):
-    codes, output, found = on_ranks(words, tmp_path, [images, images])
-    assert codes == [0, 0, 0], output
-    assert found[0]["content"] == found[1]["content"] == found[2]["content"]
-    assert found[0]["listed"]
-    assert found[1]["listed"] == found[2]["listed"] == found[2]["stats"] == []
-    assert found[1]["stats"], "to tell whether it is the same folder"
+    first, second, third = opened_on_ranks(words, tmp_path, [images, images])
+    assert first["content"] == second["content"] == third["content"]
+    assert first["listed"]
+    assert second["listed"] == third["listed"] == third["stats"] == []
+    assert second["stats"], "to tell whether it is the same folder"
 
 
 def test_a_copy_on_another_node_is_listed_once(images, words, tmp_path):
     copy = shutil.copytree(images, tmp_path / "copy")
-    codes, output, found = on_ranks(words, tmp_path, [images, copy])
-    assert codes == [0, 0, 0], output
-    assert found[1]["content"] == found[2]["content"]
-    assert json.dumps(found[0]["content"]).replace(str(images), str(copy)) == json.dumps(found[1]["content"])
-    assert found[1]["listed"]
-    assert found[2]["listed"] == []
+    first, second, third = opened_on_ranks(words, tmp_path, [images, copy])
+    assert second["content"] == third["content"]
+    assert json.dumps(first["content"]).replace(str(images), str(copy)) == json.dumps(second["content"])
+    assert second["listed"]
+    assert third["listed"] == []
 
 
 OTHERS = {
@@ -325,6 +327,7 @@ OTHERS = {
 def test_other_files_on_another_node_end_all_ranks(images, words, tmp_path, change, told):
     copy = shutil.copytree(images, tmp_path / "copy")
     change(copy)
-    codes, output, _ = on_ranks(words, tmp_path, [images, copy])
+    codes = on_ranks(words, tmp_path, [images, copy], main)
+    output = (tmp_path / "out.txt").read_text()
     assert codes == [2, 2, 2], output
     assert re.search(told, output), output
