@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from slurm.environment_copy import LOCAL
+
 MARKS = Path(__file__).parent / "start_marks"
 """On PYTHONPATH, its sitecustomize.py shows each stage's end as a stat of /start-stage/NAME."""
 LOOKS = ("stat", "lstat", "newfstatat", "statx", "access", "faccessat", "faccessat2", "readlink", "readlinkat")
@@ -36,6 +38,7 @@ def parts(program: Path, run_dir: Path, data: Path) -> list[tuple[str, tuple[str
     return [
         ("run directory", (str(run_dir), str(run_dir.parent))),
         ("data", (str(data),)),
+        ("copies on the node", (f"{LOCAL}/resnet-job-",)),
         ("our code", (str(program), str(run_dir.parent / ".code"))),
         ("environment", tuple(sorted(environment))),
         ("/proc, /sys, /dev", ("/proc", "/sys", "/dev")),
@@ -95,7 +98,8 @@ def _calls(lines: Iterable[str], end: float) -> Iterator[tuple[str, str, str, st
 
 
 def _is_below(path: str, folders: Iterable[str]) -> bool:
-    return any(path == folder or path.startswith(folder.rstrip("/") + "/") for folder in folders)
+    """Whether a path is one of the folders, or in it; one that ends with a hyphen is the beginning of names."""
+    return any(path == folder or path.startswith(folder.rstrip("/") + "/" * (folder[-1] != "-")) for folder in folders)
 
 
 def table(counts: Counts) -> str:
