@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import pickle
 import socket
 import time
@@ -23,6 +24,7 @@ from torch.distributed.distributed_c10d import _get_default_store
 
 from recipes.text import listed
 from resnet.process.mistakes import OfAllRanks
+from resnet.process.processes import is_alive
 
 T = TypeVar("T")
 A = TypeVar("A")
@@ -111,7 +113,8 @@ def leave_ranks(together: bool = True) -> None:
         with contextlib.suppress(dist.DistError, RuntimeError):
             store.set(f"ranks/left/{dist.get_rank()}", "")
             if dist.get_rank() == 0:
-                _wait(store, [f"ranks/left/{rank}" for rank in range(dist.get_world_size())], LEAVE_TIMEOUT)
+                _wait(store, [f"ranks/left/{rank}" for rank in range(1, dist.get_world_size())], LEAVE_TIMEOUT)
+    _processes.clear()
     dist.destroy_process_group()
 
 
@@ -129,34 +132,50 @@ _numbers = itertools.count()
 def _answer(value: T, of: Callable[[Sequence[T]], A]) -> A:
     """On every rank what rank 0 makes of all ranks' values, in their order.
 
-    Values are pickled, so small and of this program's own. Raises dist.DistError where rank 0 is gone. Another rank's
-    end is its launcher's to notice, which ends them all.
+    Values are pickled, so small and of this program's own. Raises dist.DistError where rank 0 is gone, or a rank of its
+    machine; one of another machine is for the launcher to notice, which ends them all.
     """
     if not dist.is_initialized():
         return of([value])
     store, rank, ranks, number = _get_default_store(), dist.get_rank(), dist.get_world_size(), next(_numbers)
     answer = f"ranks/{number}/answer"
-    if rank == 0:
-        keys = [f"ranks/{number}/{other}" for other in range(1, ranks)]
-        _wait(store, keys, SETUP_TIMEOUT)
-        told = store.multi_get(keys) if keys else []
-        found = of([value, *(pickle.loads(one) for one in told)])
-        store.set(answer, pickle.dumps(found))  # pyright: ignore[reportArgumentType]
-        # All have read the answer before: they have come to this one.
-        for key in [*keys, f"ranks/{number - 1}/answer"]:
-            store.delete_key(key)
-        return found
-    store.set(f"ranks/{number}/{rank}", pickle.dumps(value))  # pyright: ignore[reportArgumentType]
-    _wait(store, [answer], SETUP_TIMEOUT)
-    return pickle.loads(store.get(answer))
+    if rank > 0:
+        place = socket.gethostname(), os.getpid()
+        store.set(f"ranks/{number}/{rank}", pickle.dumps((place, value)))  # pyright: ignore[reportArgumentType]
+        _wait(store, [answer], SETUP_TIMEOUT)
+        return pickle.loads(store.get(answer))
+    keys = [f"ranks/{number}/{other}" for other in range(1, ranks)]
+    _wait(store, keys, SETUP_TIMEOUT)
+    told = [pickle.loads(one) for one in (store.multi_get(keys) if keys else [])]
+    # They wait for the answer: one that is not seen to be alive is of another machine, or of another container of this.
+    _processes[:] = [pid if host == socket.gethostname() and is_alive(pid) else None for (host, pid), _ in told]
+    found = of([value, *(one for _, one in told)])
+    store.set(answer, pickle.dumps(found))  # pyright: ignore[reportArgumentType]
+    # All have read the answer before: they have come to this one.
+    for key in [*keys, f"ranks/{number - 1}/answer"]:
+        store.delete_key(key)
+    return found
+
+
+_processes: list[int | None] = []
+"""On rank 0: the process of each other rank of this machine, once it has said anything."""
 
 
 def _wait(store: dist.Store, keys: list[str], timeout: timedelta) -> None:
-    """Until a store has all keys. Raises dist.DistStoreError after the timeout."""
-    end, pause = time.monotonic() + timeout.total_seconds(), _SHORTEST
+    """Until a store has all keys. Raises dist.DistError after the timeout, or where a rank is seen to be gone."""
+    start, pause = time.monotonic(), _SHORTEST
     while not store.check(keys):
-        if time.monotonic() > end:
+        waited = time.monotonic() - start
+        if waited > timeout.total_seconds():
             missing = [key for key in keys if not store.check([key])]
             raise dist.DistStoreError(f"timed out after {timeout}, waiting for {listed(missing)}")
+        if waited > 1:
+            _look_for_the_dead(store, keys)
         time.sleep(pause)
         pause = min(_LONGEST, 1.25 * pause)
+
+
+def _look_for_the_dead(store: dist.Store, keys: list[str]) -> None:
+    for process, key in zip(_processes, keys, strict=False):
+        if process is not None and not is_alive(process) and not store.check([key]):
+            raise dist.DistNetworkError(f"remote process exited: {process}, without {key}")

@@ -94,14 +94,18 @@ def test_a_wish_is_granted_to_all_at_the_same_step_one_late_beside_the_gradients
     assert on_ranks(4, tmp_path / "out.txt", steps) == [0] * 4, (tmp_path / "out.txt").read_text()
 
 
-def test_the_loss_of_the_first_rank_is_that_of_a_peer(tmp_path):
+@pytest.mark.parametrize("lost_rank", [0, 2])
+def test_the_loss_of_a_rank_is_that_of_a_peer(lost_rank, tmp_path):
     plan = make_plan(load_values("quickstart", {"batch_size": 16}).recipe, 160, 1)
 
     def lose(rank: int) -> None:
-        if rank == 0:
+        of_all_ranks(rank)
+        if rank == lost_rank:
+            time.sleep(1)
             os._exit(0)
         with pytest.raises(dist.DistError) as lost:
             first_of_ranks(rank)
+        # Rank 0 holds the store of the others, who notice that it is gone.
         assert explain(lost.value, plan).kind == "peer"
 
     assert on_ranks(3, tmp_path / "out.txt", lose) == [0] * 3, (tmp_path / "out.txt").read_text()
