@@ -140,7 +140,7 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals, notes: Seque
             metrics, tracker = _open_logs(recipe, start, information, lifetime)
             for message in dict.fromkeys([*notes, *start.messages]):
                 print(message, file=sys.stderr)
-        watchdog = Watchdog(recipe.watchdog, log, state.step) if recipe.watchdog else None
+        watchdog = Watchdog(recipe.watchdog, log, state.step, plan.world_size) if recipe.watchdog else None
         hooks = RunHooks(
             start.run_dir, plan, state, saver, signals, progress, metrics, tracker, val, len(train), watchdog, attempt
         )

@@ -113,7 +113,8 @@ class RunHooks:
     def after_step(self) -> bool:
         step = self.state.step
         self.progress.update(step)
-        self._beat()
+        if self.watchdog is not None:
+            self.watchdog.step_made(step, self._kind_of_step(step))
         self._note_first_step()
         wish = STOP if self._must_stop() else SAVE if self.saver.due_by_time() else NOTHING
         granted = self.agreement.reach(wish)
@@ -121,6 +122,9 @@ class RunHooks:
         timely = granted == SAVE and step > self.saver.saved_step + 1
         at_end = step % self.plan.steps_per_epoch == 0 or step == self.plan.end_step
         if granted == STOP or timely or at_end or self.saver.due(step):
+            if self.watchdog is not None:
+                # On all ranks: those that write nothing wait in the next step for the one that does.
+                self.watchdog.expect_long()
             self.save(wait=granted == STOP)
         if note := self.saver.note:
             self.saver.note = ""
@@ -128,10 +132,13 @@ class RunHooks:
         return granted == STOP
 
     def before_evaluation(self) -> None:
+        if self.watchdog is not None:
+            self.watchdog.rest()
         self.save()
 
     def stop_now(self) -> bool:
-        self._beat()
+        if self.watchdog is not None:
+            self.watchdog.beat()
         if self.agreement.reach(STOP if self._must_stop() else NOTHING) == STOP:
             self.saver.wait()
             return True
@@ -193,9 +200,13 @@ class RunHooks:
         if self.watchdog is not None:
             self.watchdog.stop()
 
-    def _beat(self) -> None:
-        if self.watchdog is not None:
-            self.watchdog.beat(self.state.step)
+    def _kind_of_step(self, step: int) -> tuple[int, ...]:
+        """What makes a step unlike another, so that its first may take long: it may be compiled anew."""
+        plan = self.plan
+        if step >= plan.end_step:
+            return ()
+        parts = sum(epoch * plan.steps_per_epoch <= step for epoch in plan.recipe.model.unfreeze or ())
+        return plan.image_size(step), plan.samples_of_step(step), parts
 
     def _must_stop(self) -> bool:
         rehearsed = 0 < self._rehearsed_steps <= self.state.step - self.first_step

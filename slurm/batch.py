@@ -25,6 +25,7 @@ from resnet.process.environment import ATTEMPT, CORES, RANKS, job_id
 from resnet.process.exit_codes import FAILED, FINISHED
 from resnet.process.rank_logs import RANK_LOGS
 from resnet.rundir.attempts import ENDS, end_as_told, newest_step, read_attempts, told_to_end
+from resnet.rundir.failures import first_failure, read_failures
 from resnet.rundir.files import append_line, write_atomic
 from resnet.rundir.find import is_sweep
 from resnet.rundir.lease import holder_elsewhere
@@ -340,9 +341,10 @@ class Job:
 
     def _node_of_failure(self) -> str | None:
         """The node of the rank that failed first by its own record, unless any node would have done the same."""
-        records = [json.loads(file.read_text()) for file in self.run_dir.glob("logs/failure-*.json")]
-        own = [r for r in records if r["own_fault"] and r["failure"] not in ("nan", "data", "disk", "lease", "oom")]
-        return self.nodes.of_rank(min(own, key=lambda r: r["time"])["rank"]) if own else None
+        first = first_failure(read_failures(self.run_dir), len(self.nodes.in_use) * self.nodes.ranks)
+        if first is None or first["failure"] in ("nan", "data", "disk", "lease", "oom"):
+            return None
+        return self.nodes.of_rank(first["rank"])
 
     def _srun(
         self, words: Sequence[str], environment: Mapping[str, str], is_lost: Callable[[], bool] | None = None

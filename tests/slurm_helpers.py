@@ -92,6 +92,25 @@ class Cluster:
 
         return read_attempts(self.run_dir(name))
 
+    def fail_node(self, node: str) -> None:
+        """What a node that loses its power is to the others: its slurmd, steps and tasks are gone at once."""
+        conf, name = f"SLURM_CONF={self.folder}/slurm.conf".encode(), f"SLURMD_NODENAME={node}".encode()
+        gone = set(self._slurmd(node))
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if {conf, name} <= {*(process / "environ").read_bytes().split(b"\0")}:
+                    parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+                    is_step = (Path("/proc") / str(parent) / "comm").read_text().startswith("slurmstepd")
+                    gone |= {int(process.name), *([parent] if is_step else [])}
+        for pid in gone:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def _slurmd(self, node: str) -> list[int]:
+        words = f"slurmd\0-D\0-N\0{node}\0".encode()
+        pids = testcluster.status(self.folder).daemons["slurmd"]
+        return [pid for pid in pids if Path(f"/proc/{pid}/cmdline").read_bytes() == words]
+
     def _why(self) -> str:
         logs = [*self.work.glob("runs/*/slurm/*_log.out"), *self.work.glob("runs/*/logs/attempt-*/*.log")]
         tails = "\n".join(f"{log}:\n{log.read_text(errors='replace')[-1500:]}" for log in logs)

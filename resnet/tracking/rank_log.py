@@ -18,11 +18,14 @@ from typing import Any, TextIO
 from resnet.process.environment import ATTEMPT
 from resnet.process.processes import is_alive
 from resnet.process.rank_logs import all_are_kept, on_node, output_name
+from resnet.rundir.failures import first_failure
 from resnet.rundir.files import to_json, write_atomic
 from resnet.rundir.status import status_or_nothing, write_status
 
 _GRACE_SECONDS = 2.0
 """How long a failing rank waits for the others' records, to tell which was the first."""
+_HANG_GRACE_SECONDS = 6.0
+"""The same in a hang, which each rank notices by its own watch."""
 
 
 class RankLog:
@@ -65,22 +68,26 @@ class RankLog:
             for name in ("rank-{}.log", "rank-{}.json", "failure-{}.json", output_name("{}")):
                 _remove(self._on_node(name.format(self.rank)))
 
-    def fail(self, world_size: int, step: int, reason: str, kind: str, own_fault: bool) -> str:
+    def fail(
+        self, world_size: int, step: int, reason: str, kind: str, own_fault: bool, since: float | None = None
+    ) -> str:
         """Record this rank's failure; put the first failing rank's into status.json, and return it in words.
 
-        own_fault: False where this rank failed since another was gone.
+        own_fault: False where this rank failed since another was gone. since: unix time from which on it hangs.
         """
         self.write(f"failed after step {step}: {reason}")
         record = {"rank": self.rank, "host": socket.gethostname(), "step": step, "reason": reason, "failure": kind}
-        record |= {"time": time.time(), "own_fault": own_fault}
+        record |= {"time": time.time(), "own_fault": own_fault} | ({} if since is None else {"since": since})
         if not self._kept and self._is_worth_reading(kind, own_fault):
             self._bring()
         with contextlib.suppress(OSError):
             write_atomic(self._file(f"failure-{self.rank}.json"), to_json(record))
         if world_size > 1:
-            time.sleep(_GRACE_SECONDS)
+            time.sleep(_HANG_GRACE_SECONDS if kind == "hang" else _GRACE_SECONDS)
         first = self._first_failure(world_size) or record
-        words = f"rank {first['rank']} on {first['host']}, after step {first['step']}: {first['reason']}"
+        # That of silent corruption names ranks itself, or cannot.
+        where = "" if first["failure"] == "sdc" else f"rank {first['rank']} on {first['host']}, "
+        words = f"{where}after step {first['step']}: {first['reason']}"
         with contextlib.suppress(OSError, ValueError):
             if self._has_news(first):
                 write_status(self.run_dir, state="failed", reason=words, failure=first["failure"], eta_s=None)
@@ -121,9 +128,10 @@ class RankLog:
     def _first_failure(self, world_size: int) -> dict[str, Any] | None:
         failures = {rank: record for rank, record in self._records("failure").items() if rank < world_size}
         records = [*failures.values()]
-        own = [record for record in records if record["own_fault"]]
-        if own:
-            return min(own, key=lambda record: record["time"])
+        if first := first_failure(records, world_size):
+            place = self._records("rank").get(first["rank"], {})
+            self.speaker = 0 if first["rank"] in failures else min(failures)
+            return {**first, "host": first["host"] or place.get("host", "another node")}
         # Those with a record of their own have left since another was gone: they are not the one that was killed.
         for rank, place in sorted(self._records("rank").items()):
             if rank >= world_size or rank in failures:

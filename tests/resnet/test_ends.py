@@ -29,6 +29,8 @@ from resnet.rundir.metrics_log import read_metrics
 from resnet.rundir.provenance import read_provenance
 from resnet.rundir.status import read_status
 from resnet.tools.compare import compare_runs
+from resnet.tracking.rank_log import RankLog
+from resnet.tracking.watchdog import Watchdog
 from tests.bench import kill
 from tests.helpers import PROGRAM, finish, start
 from tests.processes import start_ranks, wait_ranks
@@ -316,6 +318,21 @@ def test_a_hang_ends_with_the_stacks(tmp_path, in_step):
     assert (found["state"], found["failure"]) == ("failed", "hang")
     assert "step 3: no step for 0.1 minutes (a hang)" in found["reason"]
     assert "in hang\n" in (run / "logs" / "rank-1.log").read_text()
+
+
+def test_a_hang_is_noticed_in_a_minute_where_steps_are_quick(tmp_path):
+    watchdog = Watchdog(20, RankLog(tmp_path, 0), 0)
+    limits = []
+    for step in range(12):
+        watchdog.step_made(step, kind=step // 6)
+        if step == 10:
+            watchdog.expect_long()
+        limits.append(watchdog.limit())
+    watchdog.rest()
+    limits.append(watchdog.limit())
+    watchdog.stop()
+    # The first three of a kind may be compiled for, and one that waits for a checkpoint takes its time.
+    assert limits == [1200] * 4 + [60] * 2 + [1200] * 4 + [1200, 60] + [1200]
 
 
 # One writer

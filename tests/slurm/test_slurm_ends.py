@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
@@ -13,9 +15,18 @@ import pytest
 
 from resnet.checkpoint.commit import name_of
 from tests.helpers import column, metrics, newest, same, status, weights
-from tests.slurm_helpers import ON_CLUSTER, Cluster, tell_ranks, train_here
+from tests.slurm_helpers import ON_CLUSTER, Cluster, need_slurm, running_cluster, tell_ranks, train_here
 
 pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory) -> Iterator[Cluster]:
+    """With a node to spare."""
+    need_slurm()
+    work = tmp_path_factory.mktemp("a folder with spaces")
+    with running_cluster(tmp_path_factory.mktemp("cluster"), work, nodes=3) as running:
+        yield running
 
 
 def hold_until_the_limit(cluster: Cluster, name: str) -> None:
@@ -91,7 +102,7 @@ def test_interrupted_in_every_way_it_ends_as_if_it_had_not_been(cluster: Cluster
 
 
 def test_a_killed_rank_costs_seconds_and_no_place_in_the_queue(cluster: Cluster, tiny, tmp_path):
-    words = [*tiny, "epochs=12", "eval.every=12", "checkpoint.every=5 steps"]
+    words = [*tiny, "epochs=12", "eval.every=12", "checkpoint.every=5 steps", "watchdog=0.3"]
     nodes = ["slurm.nodes=2", "slurm.gpus_per_node=1"]
     cluster.launch("submit", *words, *ON_CLUSTER, *nodes, "run.name=killed")
     job, run = cluster.job("killed"), cluster.run_dir("killed")
@@ -100,14 +111,17 @@ def test_a_killed_rank_costs_seconds_and_no_place_in_the_queue(cluster: Cluster,
     cluster.wait_step("killed", 20, attempt=2)
     # Rank 0 too, which holds the lease.
     os.kill(int(json.loads((run / "logs" / "rank-0.json").read_text())["pid"]), signal.SIGKILL)
+    cluster.wait_step("killed", 40, attempt=3)
+    os.kill(int(json.loads((run / "logs" / "rank-1.json").read_text())["pid"]), signal.SIGSTOP)
     ended = cluster.wait_end("killed")
-    assert (ended["state"], ended["step"], ended["attempts"]) == ("finished", 120, 3)
+    assert (ended["state"], ended["step"], ended["attempts"]) == ("finished", 120, 4)
     attempts = cluster.attempts("killed")
     assert {attempt["job_id"] for attempt in attempts} == {job}
-    assert [attempt["restart"] for attempt in attempts] == [0, 0, 0]
-    assert [attempt["cause"] for attempt in attempts] == ["killed", "killed", None]
-    assert [attempt["node"] for attempt in attempts] == ["127.0.0.2", "127.0.0.1", None]
+    assert [attempt["restart"] for attempt in attempts] == [0, 0, 0, 0]
+    assert [attempt["cause"] for attempt in attempts] == ["killed", "killed", "hang", None]
+    assert [attempt.get("node") for attempt in attempts] == ["127.0.0.2", "127.0.0.1", "127.0.0.2", None]
     assert attempts[1]["in_place"] == "rank 1 on 127.0.0.2 was killed"
+    assert re.match(r"rank 1 on .*: it is stopped or hangs, .*no step for 0.3 minutes", attempts[3]["in_place"])
     assert same(weights(run), weights(train_here(words, tmp_path / "reference", 2)))
 
 
@@ -180,3 +194,19 @@ def test_a_signal_while_data_is_staged_is_a_stop(cluster: Cluster, tiny):
     assert cluster.attempts("staging")[0]["outcome"] == "stopped"
     cluster.wait("its turn", lambda: status(cluster.run_dir("staging"))["state"] == "queued")
     assert "is cancelled" in cluster.launch("cancel", "staging", "--now").stdout
+
+
+def test_a_spare_takes_the_place_of_a_node_that_fails(cluster: Cluster, tiny, tmp_path):
+    # The last test: the node stays away.
+    words = [*tiny, "epochs=12", "eval.every=12", "checkpoint.every=5 steps"]
+    nodes = ["slurm.nodes=2", "slurm.gpus_per_node=1", "slurm.spare_nodes=1"]
+    cluster.launch("submit", *words, *ON_CLUSTER, *nodes, "run.name=spared")
+    cluster.wait_step("spared", 7)
+    cluster.fail_node("127.0.0.2")
+    ended = cluster.wait_end("spared")
+    assert (ended["state"], ended["step"], ended["attempts"]) == ("finished", 120, 2)
+    before, after = cluster.attempts("spared")
+    assert before["nodes"] == ["127.0.0.1", "127.0.0.2"]
+    assert (before["cause"], before["node"]) == ("node", "127.0.0.2")
+    assert (after["restart"], after["nodes"]) == (0, ["127.0.0.1", "127.0.0.3"])
+    assert same(weights(cluster.run_dir("spared")), weights(train_here(words, tmp_path / "reference", 2)))
