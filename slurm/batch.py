@@ -32,7 +32,7 @@ from resnet.rundir.lease import holder_elsewhere
 from resnet.rundir.provenance import read_provenance
 from resnet.rundir.status import status_or_nothing, status_text, write_status
 from resnet.rundir.sweep.results import has_ended
-from slurm.control import end_time, free_port, hostnames, job_state, was_preempted
+from slurm.control import end_time, free_port, give_node_back, hostnames, job_state, said, was_preempted
 from slurm.ends import (
     MENDABLE,
     OF_A_BAD_NODE,
@@ -228,9 +228,14 @@ class Job:
         own = [attempt for attempt in self.before if attempt.get("job_id") == self.job_id]
         again = any(attempt.get("node") == end.node for attempt in own)
         if end.failure in OF_A_BAD_NODE or (again and self.nodes.spares):
-            self.nodes.leave_out(end.node, end.reason)
-            self._prepared.discard(end.node)
-            print(f"without {end.node} from here on: {end.reason}", file=sys.stderr)
+            self.leave_out(end.node, end.reason)
+
+    def leave_out(self, node: str, why: str) -> None:
+        """Train on other nodes of the job, if there are enough, from the next attempt on."""
+        self.nodes.leave_out(node, why)
+        print(f"without {node} from here on: {why}", file=sys.stderr)
+        if node not in self.nodes.kept and (problem := give_node_back(self.nodes.kept)):
+            print(f"{node} stays in the job, which Slurm ends with it: {problem}", file=sys.stderr)
 
     def _fits(self, ranks: int) -> bool:
         """Whether the run's global batch can be made on so many ranks of the micro-batches that it began with."""
@@ -416,6 +421,9 @@ class Job:
         self._tell(state="queued", reason=reason, failure=None, eta_s=None)
         done = subprocess.run(["scontrol", "requeue", self.job_id], capture_output=True, text=True)
         # Slurm may have requeued it by itself (preemption, a failed node, scontrol requeue), and ends us soon.
+        if done.returncode == 0 and self.nodes.left_out:
+            nodes = ",".join(filter(None, [self.jobs.get("exclude"), *self.nodes.left_out]))
+            said("scontrol", "update", f"JobId={self.job_id}", f"ExcNodeList={nodes}")
         time.sleep(2)
         by_slurm = self._slurms_word() not in (None, "", "TIME LIMIT")
         if done.returncode == 0 or by_slurm or job_state(self.job_id) in ("PENDING", "REQUEUED", "REQUEUE_HOLD"):

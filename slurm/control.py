@@ -9,6 +9,7 @@ import re
 import shutil
 import socket
 import subprocess
+import tempfile
 import zlib
 from collections.abc import Sequence
 
@@ -83,6 +84,18 @@ def was_preempted(job: str, start: float) -> bool:
         if state.startswith("PREEMPTED") and abs((unix_time(begun) or 0) - start) < 60:
             return True
     return False
+
+
+def give_node_back(kept: Sequence[str]) -> str | None:
+    """Keep only these of the job's nodes, so that Slurm does not end the job with another; returns why it could not.
+
+    The first, on which the batch script runs, has to be among them.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        # Where scontrol leaves two scripts that set the shell's variables anew.
+        words = ["scontrol", "update", f"JobId={os.environ['SLURM_JOB_ID']}", f"NodeList={','.join(kept)}"]
+        done = subprocess.run(words, cwd=folder, capture_output=True, text=True)
+    return None if done.returncode == 0 else " ".join(done.stderr.split())
 
 
 def unix_time(text: str) -> float | None:

@@ -22,6 +22,11 @@ class Nodes:
         return [name for name in self.names if name not in self.left_out]
 
     @property
+    def kept(self) -> list[str]:
+        """Those that stay in the job: the good ones, and the first, on which the batch script runs."""
+        return [name for name in self.names if name == self.names[0] or name not in self.left_out]
+
+    @property
     def in_use(self) -> list[str]:
         return self.good[: self.wanted]
 

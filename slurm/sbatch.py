@@ -199,6 +199,7 @@ def _jobs(submission: Submission) -> dict[str, Any]:
         "stage": profile.stage,
         "cores": profile.cpus_per_rank,
         "nodes": profile.nodes,
+        "exclude": profile.exclude,
         "local_ranks": profile.local_ranks,
         "node_cores": profile.cpus_per_rank * profile.local_ranks,
         "master": profile.environment.get("MASTER_ADDR"),
@@ -251,8 +252,6 @@ def _options(submission: Submission) -> dict[str, Any]:
         wanted = f"{profile.gpu_type}:{profile.gpus_per_node}" if profile.gpu_type else str(profile.gpus_per_node)
         options[profile.gpu_request] = f"gpu:{wanted}" if profile.gpu_request == "gres" else wanted
     options |= {"exclusive": profile.exclusive or None, "requeue": True}
-    # The job outlives a node of several: the batch script goes on without it, or requeues the job.
-    options["no-kill"] = True if profile.nodes + profile.spare_nodes > 1 else None
     options |= {name: value for name, value in profile.sbatch.items() if value is not False}
     if submission.after:
         # A job that waits for one that has failed would wait for ever.

@@ -1,9 +1,8 @@
-"""What NCCL's flight recorder of torch knows of the collective in which a rank hangs."""
+"""What torch's flight recorder knows of the collective in which a rank hangs."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,27 +10,29 @@ from resnet.rundir.files import write_atomic
 
 
 def last_collective(file: Path) -> str:
-    """Write what the recorder holds into a file, and tell of the last collective in words; empty without NCCL.
+    """Write what the recorder holds into a file, and tell in words of the first collective that has not ended.
 
-    The recorder keeps the last 2,000 (TORCH_FR_BUFFER_SIZE), whose fields torch/csrc/distributed/c10d/
-    FlightRecorder.hpp names; `state` is scheduled, started or completed.
+    Empty where all have, or nothing is recorded. The recorder keeps the last 2,000 (TORCH_FR_BUFFER_SIZE), NCCL's and
+    gloo's apart. Of their fields `retired` tells that one has ended, `state` with NCCL only (torch 2.11, 2.14).
     """
     try:
-        from torch._C import _distributed_c10d
+        # Where the watchdog is made without a process group, torch need not have been loaded.
+        from torch._C import _distributed_c10d as recorder
 
-        dump: Callable[..., bytes] = _distributed_c10d._dump_nccl_trace_json  # pyright: ignore[reportAttributeAccessIssue]
-        dumped = dump(includeCollectives=True, onlyActive=False)
-        entries: list[dict[str, Any]] = json.loads(dumped).get("entries") or []
-        if not entries:
-            return ""
-        write_atomic(file, dumped.decode())
-        waits = [entry for entry in entries if entry.get("state") != "completed"]
-        entry = (waits or entries[-1:])[0]
-        sizes = "x".join(str(size) for size in entry.get("input_sizes", [[]])[0])
-        name, number = entry.get("profiling_name", "?"), entry.get("collective_seq_id", "?")
-        return f" in {name} number {number} ({entry.get('state')}{', of ' + sizes if sizes else ''}); NCCL: {file}"
-    except (ImportError, AttributeError):
-        return ""
+        for name in ("_dump_nccl_trace_json", "_dump_fr_trace_json"):
+            dumped: bytes = getattr(recorder, name)(includeCollectives=True, onlyActive=False)
+            if entries := json.loads(dumped).get("entries"):
+                write_atomic(file, dumped.decode())
+                return _described(entries)
     except Exception as error:
         # Whatever it is, the hang has to be told.
-        return f" (the flight recorder: {type(error).__name__}: {error})"
+        return f" (no word of the flight recorder: {type(error).__name__}: {error})"
+    return ""
+
+
+def _described(entries: list[dict[str, Any]]) -> str:
+    waits = (entry for entry in entries if not entry.get("retired") and entry.get("state") != "completed")
+    if (entry := next(waits, None)) is None:
+        return ""
+    size = "x".join(str(size) for size in (entry.get("input_sizes") or [[]])[0])
+    return f" in {entry.get('profiling_name')} {entry.get('collective_seq_id')}{f' of {size}' if size else ''}"
