@@ -240,7 +240,7 @@ class Job:
     def _fits(self, ranks: int) -> bool:
         """Whether the run's global batch can be made on so many ranks of the micro-batches that it began with."""
         try:
-            known = read_provenance(self.run_dir)["attempts"][-1]["plan"]
+            known = read_provenance(self.run_dir)["plan"]
             return newest_step(self.run_dir) > 0 and known["batch_size"] % (known["micro_batch"] * ranks) == 0
         except (ValueError, OSError, KeyError, IndexError, TypeError):
             return False

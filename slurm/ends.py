@@ -14,7 +14,7 @@ _EXITED = "Exited with exit code"
 _CANCELLED = re.compile(r"\*\*\* (?:JOB|STEP) (\S+) ON \S+ CANCELLED AT \S+ (?:DUE TO )?([A-Z ]*)\*\*\*")
 
 
-MENDABLE = ("killed", "hang", "node", "peer", "nccl", "device", "sdc")
+MENDABLE = ("killed", "hang", "node", "peer", "nccl", "device", "sdc", "slurm")
 """Classes of failures that another start may mend, on other nodes or on the same; the others would only come again."""
 OF_A_BAD_NODE = ("node", "sdc")
 """Those after which a node is left out at once; after the others when they come again on it."""
@@ -109,7 +109,8 @@ def end_of_training(
     if dead_node := dead_node or lost_node(lines):
         return End("killed", f"node {dead_node} failed", "node", dead_node)
     if fate is None:
-        return End("failed", f"srun ended with code {code}{_last(lines)}", "crash")
+        kind = "slurm" if any("contact slurm controller" in line for line in lines) else "crash"
+        return End("failed", f"srun ended with code {code}{_last(lines)}", kind)
     if state == "failed" and fate.how.startswith(_EXITED):
         # Ranks that lost another one, of which srun says no more than they do.
         return End("failed", status.get("reason") or "", status.get("failure"), failed_node)

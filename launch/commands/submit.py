@@ -10,6 +10,7 @@ from launch.runs.send import SNAPSHOTS, prepare, shown, submit
 from recipes.load import load
 from recipes.plan import Plan, samples_known
 from recipes.schema.recipe import Recipe
+from recipes.text import plural
 from resnet.rundir.attempts import read_attempts
 from slurm.code_copy import snapshot_path
 from slurm.profile import Profile, load_profile
@@ -49,7 +50,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _size(profile: Profile) -> str:
     each = f"{profile.gpus_per_node} GPUs" if profile.gpus_per_node else f"{profile.local_ranks} CPU ranks"
-    return f"{profile.nodes} nodes x {each}" if profile.nodes > 1 else f"1 node, {each}"
+    size = f"{profile.nodes} nodes x {each}" if profile.nodes > 1 else f"1 node, {each}"
+    return f"{size} and {plural(profile.spare_nodes, 'node')} to spare" if profile.spare_nodes else size
 
 
 def _batch(plan: Plan, recipe: Recipe) -> str:

@@ -185,6 +185,21 @@ def test_the_last_trial_to_end_writes_the_sweeps_page(tmp_path, capfd):
             End("killed", "node n2 failed", "node", "n2"),
         ),
         (
+            ["srun: error: Unable to create step for job 7: Unable to contact slurm controller (connect failure)"],
+            "",
+            End(
+                "failed",
+                "srun ended with code 1\n  srun: error: Unable to create step for job 7: "
+                "Unable to contact slurm controller (connect failure)",
+                "slurm",
+            ),
+        ),
+        (
+            ["srun: error: n2: task 3: Segmentation fault"],
+            "",
+            End("failed", "rank 3 on n2 was ended by a segmentation fault", "killed", "n2"),
+        ),
+        (
             ["srun: error: Unable to create step"],
             "",
             End("failed", "srun ended with code 1\n  srun: error: Unable to create step", "crash"),
@@ -254,6 +269,65 @@ def test_the_grace_of_a_preemption_is_no_time_limit(run_dir, monkeypatch, at_sta
 )
 def test_slurms_word_on_an_end(log, word):
     assert slurms_word(f"something\n{log}more\n") == word
+
+
+def see_it_end(run_dir, monkeypatch, srun: list[str], names: str, **jobs) -> list[dict]:
+    """Run the job with programs in the place of Slurm's that take down their words; returns the attempts.
+
+    srun: shell lines that the steps are, one after another, the last also of all after it. names: of the job's nodes.
+    """
+    programs = run_dir / "bin"
+    programs.mkdir()
+    turns = "".join(f"{turn}) {line};;\n" for turn, line in enumerate(srun[:-1], 1))
+    texts = {
+        "srun": f"echo x >> {run_dir}/turns; case $(wc -l < {run_dir}/turns) in\n{turns}*) {srun[-1]};;\nesac",
+        "scontrol": f"case $1 in show) echo {names};; ping) echo is UP;; esac",
+    }
+    for name, text in texts.items():
+        (programs / name).write_text(f'#!/bin/sh\necho {name} "$@" >> {run_dir}/said\n{text}\n')
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    for name in ("batch.end_time", "batch.job_state"):
+        monkeypatch.setattr(f"slurm.{name}", lambda _: None)
+    Job(JOBS | jobs, run_dir).run(["train"])
+    return read_attempts(run_dir)
+
+
+KILLED = 'echo "srun: error: n2: task 1: Killed" >&2; exit 137'
+FAILED_NODE = 'echo "srun: error: Task launch for StepId=7.0 failed on node n2: no answer" >&2; exit 1'
+FINISHES = """echo '{"state": "finished"}' > status.json"""
+
+
+def test_a_rank_that_dies_at_each_start_ends_the_run(run_dir, monkeypatch, capfd):
+    attempts = see_it_end(run_dir, monkeypatch, [KILLED], "n1 n2")
+    assert [(attempt["node"], attempt["cause"], attempt["fruitless"]) for attempt in attempts] == [
+        ("n2", "killed", True)
+    ] * 3
+    ended = read_status(run_dir)
+    assert (ended["state"], ended["failure"]) == ("failed", "killed")
+    assert re.match(r"rank 1 on n2 was killed\n3 attempts in a row ended without a checkpoint", ended["reason"])
+
+
+def test_a_node_that_kills_ranks_twice_makes_room_for_a_spare(run_dir, monkeypatch, capfd):
+    monkeypatch.chdir(run_dir)
+    attempts = see_it_end(run_dir, monkeypatch, [KILLED, KILLED, FINISHES], "n1 n2 n3", nodes=2)
+    assert [attempt["nodes"] for attempt in attempts] == [["n1", "n2"], ["n1", "n2"], ["n1", "n3"]]
+    said = (run_dir / "said").read_text()
+    assert "scontrol update JobId=7 NodeList=n1,n3\n" in said
+    assert "srun --nodes=2 --nodelist=n1,n3 --ntasks=2 --ntasks-per-node=1 --overlap" in said
+
+
+@pytest.mark.parametrize(("saved", "nodes"), [(20, ["n1", "n3"]), (0, None)])
+def test_without_a_spare_fewer_nodes_make_the_same_batches(run_dir, monkeypatch, capfd, saved, nodes):
+    """Three ranks would not: 16 is no multiple of 3 x 4. Before the first checkpoint nothing says what a batch is."""
+    monkeypatch.chdir(run_dir)
+    if saved:
+        commit(run_dir, saved)
+    (run_dir / "provenance.json").write_text('{"plan": {"batch_size": 16, "micro_batch": 4}}')
+    attempts = see_it_end(run_dir, monkeypatch, [FAILED_NODE, FINISHES], "n1 n2 n3 n4")
+    assert [attempt["nodes"] for attempt in attempts[1:]] == ([nodes] if nodes else [])
+    assert ("scontrol requeue 7" in (run_dir / "said").read_text()) == (nodes is None)
+    assert ("ExcNodeList=n2" in (run_dir / "said").read_text()) == (nodes is None)
 
 
 def test_a_damaged_status_does_not_keep_a_job_from_ending_well(run_dir, monkeypatch):
