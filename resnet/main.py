@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 
 from recipes.load import load
@@ -15,6 +16,7 @@ from resnet.process.exit_codes import MISTAKE, STOPPED
 from resnet.process.signals import Signals, die_with_launcher
 from resnet.process.stages import begin, reached
 from resnet.process.streams import forgive_output
+from resnet.rundir.read_ahead import read_ahead
 
 
 def main(argv: Sequence[str], signals: Signals | None = None) -> int:
@@ -31,6 +33,8 @@ def main(argv: Sequence[str], signals: Signals | None = None) -> int:
     try:
         recipe, _, notes = load([argument for argument in argv if argument != "--debug"])
         reached("recipe")
+        if recipe.run.name:
+            read_ahead(Path(recipe.run.root).expanduser() / recipe.run.name)
         # Only now, so that a mistake is told at once.
         program = _heavy()
         reached("imports")

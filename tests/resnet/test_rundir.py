@@ -1,16 +1,21 @@
+import errno
 import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
+import resnet.main
 from resnet.rundir import files as rundir
 from resnet.rundir import provenance
 from resnet.rundir.find import find_run
 from resnet.rundir.metrics_log import read_metrics
+from resnet.rundir.read_ahead import read_ahead
 from resnet.rundir.status import read_status, write_status
+from tests.helpers import train
 
 
 def test_write_atomic_replaces_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -128,3 +133,44 @@ def test_imports_no_torch():
     code += "print(json := [m for m in ('torch', 'wandb', 'matplotlib') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == []
+
+
+def is_in_cache(path: Path) -> bool:
+    """Whether all of a file is in the kernel's memory."""
+    with path.open("rb") as file:
+        try:
+            return os.preadv(file.fileno(), [bytearray(path.stat().st_size)], 0, os.RWF_NOWAIT) == path.stat().st_size
+        except OSError as error:
+            if error.errno == errno.EAGAIN:
+                return False
+            pytest.skip(f"this file system does not tell ({error.strerror})")
+
+
+@pytest.mark.skipif(not hasattr(os, "RWF_NOWAIT"), reason="needs Linux")
+def test_the_newest_checkpoint_is_read_while_modules_are_imported(tmp_path, monkeypatch):
+    checkpoint = tmp_path / "runs" / "r" / "checkpoints" / "step-00000010"
+    checkpoint.mkdir(parents=True)
+    (checkpoint.parent / "latest").write_text("step-00000010\n")
+    file = checkpoint / "model.safetensors"
+    with file.open("wb") as written:
+        written.write(os.urandom(1 << 23))
+        os.fsync(written.fileno())
+        os.posix_fadvise(written.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if is_in_cache(file):
+        pytest.skip("this file system lies in memory")
+
+    def imports():
+        [thread] = [thread for thread in threading.enumerate() if thread.name == "read ahead"]
+        thread.join()
+        raise ValueError("no further")
+
+    monkeypatch.setattr(resnet.main, "_heavy", imports)
+    assert train("recipe=quickstart", f"run.root={tmp_path / 'runs'}", "run.name=r") == 2
+    assert is_in_cache(file)
+
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert read_ahead(checkpoint.parents[1]) is None, "once a machine"
+    monkeypatch.delenv("LOCAL_RANK")
+    (checkpoint.parent / "latest").write_text("../../elsewhere/step-00000010")
+    assert read_ahead(checkpoint.parents[1]) is None
+    assert read_ahead(tmp_path) is None
