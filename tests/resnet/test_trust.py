@@ -95,7 +95,7 @@ def test_a_run_with_a_flipped_bit_ends_as_if_nothing_had_been(tmp_path):
     assert train("hurt", "once") == [1, 1, 1], (tmp_path / "hurt.txt").read_text()
     found = status(tmp_path / "hurt")
     assert (found["state"], found["failure"]) == ("failed", "sdc")
-    assert "after step 4: silent data corruption: rank 1 on " in found["reason"]
+    assert found["reason"].startswith("after step 4: silent data corruption: rank 1 on ")
     assert (tmp_path / "hurt/checkpoints/latest").read_text().strip() == "step-00000002"
     records = [json.loads((tmp_path / f"hurt/logs/failure-{rank}.json").read_text()) for rank in range(3)]
     assert [record["own_fault"] for record in records] == [False, True, False]
@@ -124,7 +124,7 @@ def test_a_rank_that_computes_wrong_gradients_is_named_before_the_update(tmp_pat
     assert train("hurt", 3, "recheck=2") == [1, 1, 1], (tmp_path / "hurt.txt").read_text()
     found = status(tmp_path / "hurt")
     assert (found["state"], found["failure"]) == ("failed", "sdc")
-    assert "after step 3: silent data corruption: rank 2 on " in found["reason"]
+    assert found["reason"].startswith("after step 3: silent data corruption: rank 2 on ")
     assert "makes other gradients of the same images" in found["reason"]
 
 
