@@ -119,8 +119,8 @@ class Copies:
         self._snapshot, self._srun = Path(os.environ.get("PWD", os.getcwd())), srun
         # Two clusters that share a machine may have the same numbers.
         self._base = f"{jobs.get('scratch') or LOCAL}/resnet-job-{job_id()}-{_key([str(self._snapshot)])[:6]}"
-        self._ships_code = "environment" in jobs
-        """Unless it has failed on a node. A job of an older version does not say where its ranks may look."""
+        self._ships_code = jobs.get("ship_code", False)
+        """Until it has failed on a node."""
         self._began = False
         self._moved: dict[str, str] = {}
         """By a path on the shared file system its copy's on each node."""

@@ -212,6 +212,8 @@ def _jobs(submission: Submission) -> dict[str, Any]:
         "rank_logs": profile.rank_logs,
         "scratch": profile.scratch,
         "environment": _environment(submission),
+        # What of a node's disk a container sees is its own affair.
+        "ship_code": not (profile.container or any("--container" in words for words in profile.srun_args)),
     }
 
 

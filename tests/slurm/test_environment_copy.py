@@ -47,7 +47,7 @@ def copies(told: dict[str, str] | None, folder: Path, monkeypatch) -> Copies:
     def srun(nodes, command):
         return subprocess.run(command, env=os.environ | {"SLURM_NODEID": "0"}).returncode
 
-    return Copies({"environment": told, "scratch": str(folder / "scratch")}, srun)
+    return Copies({"environment": told, "ship_code": True, "scratch": str(folder / "scratch")}, srun)
 
 
 @pytest.mark.parametrize("kind", ["folder", "archive", "image"])
