@@ -32,7 +32,16 @@ from resnet.rundir.lease import holder_elsewhere
 from resnet.rundir.provenance import read_provenance
 from resnet.rundir.status import status_or_nothing, status_text, write_status
 from resnet.rundir.sweep.results import has_ended
-from slurm.control import end_time, free_port, give_node_back, hostnames, job_state, said, was_preempted
+from slurm.control import (
+    end_time,
+    free_port,
+    give_node_back,
+    hostnames,
+    job_state,
+    keep_away,
+    said,
+    was_preempted,
+)
 from slurm.ends import (
     MENDABLE,
     OF_A_BAD_NODE,
@@ -44,6 +53,7 @@ from slurm.ends import (
     slurms_word,
 )
 from slurm.environment_copy import Copies
+from slurm.node_check import check_nodes
 from slurm.nodes import Nodes
 from slurm.rank_output import bring, kept, output
 from slurm.srun import Step, await_controller
@@ -272,11 +282,27 @@ class Job:
         A preparation takes them and returns an End where it failed: of a bad node the class `node` leaves it out.
         """
         new = [node for node in self.nodes.in_use if node not in self._prepared]
-        for preparation in (self._stage, self._bring_environment):
+        for preparation in (self._bring_environment, self._check, self._stage):
             if new and (end := preparation(new)):
                 return end
         self._prepared.update(new)
         return None
+
+    def _check(self, nodes: Sequence[str]) -> End | None:
+        """Look at these nodes before they are used; the bad ones are left out, and the first of them is told."""
+        if not self.jobs.get("check"):
+            return None
+
+        def step(words: Sequence[str], environment: Mapping[str, str]) -> int:
+            words = self.copies.words([*self.copies.options(), *words])
+            return self._srun(words, {**environment, **self.copies.variables()})
+
+        found = check_nodes(self.jobs, self.nodes, nodes, self.run_dir, self.logs, step)
+        self._record(check=found._asdict())
+        for node, why in found.bad.items():
+            self.nodes.leave_out(node, why)
+        why = self.told or told_to_end(self.run_dir)
+        return End("stopped", why) if why else found.end
 
     def _stage(self, nodes: Sequence[str]) -> End | None:
         """Bring the data to these nodes; None where all is well."""
@@ -426,6 +452,8 @@ class Job:
             said("scontrol", "update", f"JobId={self.job_id}", f"ExcNodeList={nodes}")
         time.sleep(2)
         by_slurm = self._slurms_word() not in (None, "", "TIME LIMIT")
+        if self.nodes.left_out:
+            keep_away(self.job_id, self.nodes.left_out)
         if done.returncode == 0 or by_slurm or job_state(self.job_id) in ("PENDING", "REQUEUED", "REQUEUE_HOLD"):
             return FINISHED
         problem = " ".join(done.stderr.split())

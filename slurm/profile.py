@@ -106,6 +106,8 @@ class Profile(Group):
     is brought to each node's own disk (`scratch`, or /tmp), from which they run."""
     rank_logs: Literal["first", "all"] = "first"
     """Whose logs the run directory gets: the first rank's and those of ranks that fail, or all."""
+    check: bool = False
+    """Look at every node before the ranks start, in some ten seconds (docs/rehearse.md), and leave bad ones out."""
     interface: str | None = None
     """Network interface between nodes, for NCCL and gloo, as in ib0."""
     environment: dict[str, str] = {}

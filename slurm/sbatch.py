@@ -197,6 +197,7 @@ def _jobs(submission: Submission) -> dict[str, Any]:
         "runs": [str(run) for run in submission.runs],
         "srun": [*srun, *profile.srun_args],
         "stage": profile.stage,
+        "check": profile.check,
         "cores": profile.cpus_per_rank,
         "nodes": profile.nodes,
         "exclude": profile.exclude,

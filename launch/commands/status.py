@@ -265,6 +265,7 @@ def describe(row: dict[str, Any]) -> list[str]:
         "attempts": _attempts(row),
         "slow": _slow(row["state"], run_dir),
         "start": described(read_stages(run_dir, int(row["attempts"] or 0)).get("seconds", {})),
+        "nodes": _nodes(run_dir),
         "job": _job(row),
         "directory": str(run_dir),
         "W&B": row["wandb_url"],
@@ -315,6 +316,16 @@ def _slow(state: str, run_dir: Path) -> str:
     """Of a run that goes on, the ranks that the others wait for."""
     slow = status_or_nothing(run_dir).get(SLOW_RANKS) if state == "running" else None
     return str(slow or "")
+
+
+def _nodes(run_dir: Path) -> str:
+    """What start checks found: bad nodes, and what the newest has to say beside."""
+    checks = [attempt["check"] for attempt in read_attempts(run_dir) if isinstance(attempt.get("check"), dict)]
+    if not checks:
+        return ""
+    bad = {node: why for check in checks for node, why in (check.get("bad") or {}).items()}
+    without = [f"without {node}: {why}" for node, why in bad.items()]
+    return "; ".join([*without, *(checks[-1].get("notes") or [])]) or "start check: all well"
 
 
 def _job(row: dict[str, Any]) -> str:
