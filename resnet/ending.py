@@ -20,7 +20,7 @@ from resnet.last_evaluation import FinalTest, evaluate_at_the_end
 from resnet.last_files import summary, write_final_weights
 from resnet.loop import fit
 from resnet.process.command_lines import continue_command
-from resnet.process.environment import ATTEMPT
+from resnet.process.environment import ATTEMPT, REHEARSED
 from resnet.process.exit_codes import FAILED, FINISHED, STOPPED
 from resnet.process.stages import reached
 from resnet.ranks import first_of_ranks
@@ -132,7 +132,7 @@ def _train(trainer: Trainer, hooks: RunHooks, log: RankLog, loaders: Sequence[Lo
     if outcome == "finished":
         return End(outcome, trainer.stopped_early or "finished")
     # Nobody has to ask a rehearsal to stop.
-    return End(outcome, f"signal {signal}" if signal else "rehearsed")
+    return End(outcome, f"signal {signal}" if signal else REHEARSED)
 
 
 def _saving_failed(hooks: RunHooks, ended: bool) -> Failure | None:

@@ -3,41 +3,56 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import math
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from launch.arguments import WORDS_USAGE, split_words
+from launch.runs.estimate import shown_by_runs, told
 from launch.runs.send import SNAPSHOTS, prepare, shown, submit
 from recipes.load import load
 from recipes.plan import Plan, samples_known
 from recipes.schema.recipe import Recipe
 from recipes.text import plural
+from resnet.process.exit_codes import FINISHED
 from resnet.rundir.attempts import read_attempts
 from slurm.code_copy import snapshot_path
-from slurm.profile import Profile, load_profile
+from slurm.profile import Profile, load_profile, seconds
 from slurm.sbatch import Submission, expected_start, script
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.usage = f"launch submit recipe=NAME cluster=NAME {WORDS_USAGE} [--dry-run] [--debug]"
+    parser.usage = f"launch submit recipe=NAME cluster=NAME {WORDS_USAGE} [--dry-run | --rehearse [--keep]] [--debug]"
     parser.add_argument(
         "words",
         nargs="*",
         metavar="KEY=VALUE",
         help="recipe=NAME and changes to it; cluster=NAME or FILE.yaml and changes to it, as in slurm.nodes=4",
     )
-    parser.add_argument("--dry-run", action="store_true", help="print what would be sent, and when it would start")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--dry-run", action="store_true", help="print what would be sent, and what is expected")
+    how.add_argument("--rehearse", action="store_true", help="send it for a few steps and tell what would go wrong")
+    parser.add_argument("--keep", action="store_true", help="keep the directory of a rehearsal in which all was well")
 
 
-def run(arguments: argparse.Namespace) -> None:
+def run(arguments: argparse.Namespace) -> int:
     words = split_words(arguments.words)
     if words.cluster is None:
         raise ValueError("give cluster=NAME: a profile of the cluster (`launch doctor` lists and checks them)")
     profile = load_profile(words.cluster, words.slurm)
-    prepared = prepare(load(words.recipe), profile)
+    if arguments.keep and not arguments.rehearse:
+        raise ValueError("--keep is for --rehearse: a run's directory always stays")
+    loaded = load(words.recipe)
+    if arguments.rehearse:
+        from launch.runs.rehearsal import rehearse
+
+        return rehearse(loaded, words.cluster, profile, arguments.keep)
+    prepared = prepare(loaded, profile)
     run_dir, recipe, plan, _ = prepared
     if arguments.dry_run:
-        print(_dry_run(run_dir, profile, plan, recipe))
-        return
+        print(_dry_run(run_dir, words.cluster, profile, plan, recipe))
+        return FINISHED
     job_id = submit(prepared, words.cluster, profile)
     name = shown(run_dir)
     print(
@@ -46,6 +61,7 @@ def run(arguments: argparse.Namespace) -> None:
         f"  end      launch cancel {name}     (saves a checkpoint first; launch retry {name} goes on)\n"
         f"  logs     {run_dir / 'logs' / f'attempt-{len(read_attempts(run_dir)) + 1}'}"
     )
+    return FINISHED
 
 
 def _size(profile: Profile) -> str:
@@ -65,11 +81,26 @@ def _batch(plan: Plan, recipe: Recipe) -> str:
     )
 
 
-def _dry_run(run_dir: Path, profile: Profile, plan: Plan, recipe: Recipe) -> str:
+def _dry_run(run_dir: Path, cluster: str, profile: Profile, plan: Plan, recipe: Recipe) -> str:
     files = run_dir / "slurm"
     snapshot = snapshot_path(run_dir.parent / SNAPSHOTS)
     submission = Submission(profile, run_dir.name, files, snapshot, Path.cwd(), [run_dir], [files / "recipe.yaml"])
     start = expected_start(submission)
     facts = [f"run directory   {run_dir}", f"ranks           {plan.world_size}: {_size(profile)}"]
-    facts += [f"training        {_batch(plan, recipe)}", f"expected start  {start}", "nothing was sent"]
+    facts += [f"training        {_batch(plan, recipe)}", f"expected start  {start}"]
+    facts += [*_takes(run_dir.parent, cluster, profile, recipe, start), "nothing was sent"]
     return "\n".join([script(submission), "", *(f"# {fact}" for fact in facts)])
+
+
+def _takes(root: Path, cluster: str, profile: Profile, recipe: Recipe, start: str) -> list[str]:
+    """What the run would take and when it would end, where others have shown it; else nothing."""
+    if (speed := shown_by_runs(recipe, cluster, profile, root)) is None:
+        return []
+    line, spent = told(recipe, profile, speed)
+    lines = [f"takes           {line}"]
+    with contextlib.suppress(ValueError):
+        end = datetime.fromisoformat(start) + timedelta(seconds=spent)
+        attempts = math.ceil(spent / (seconds(profile.time) - profile.signal_lead))
+        waits = f", and the queue before {attempts - 1} more starts" if attempts > 1 else ""
+        lines.append(f"expected end    {end:%Y-%m-%d %H:%M}{waits}")
+    return lines

@@ -9,6 +9,7 @@ import shlex
 import shutil
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,8 +45,16 @@ def uninterrupted() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def send(run_dir: Path, recipe: Recipe, cluster: str, profile: Profile, snapshot: Path, cwd: Path) -> str:
-    """Send a run to Slurm; returns the id of its job.
+def send(
+    run_dir: Path,
+    recipe: Recipe,
+    cluster: str,
+    profile: Profile,
+    snapshot: Path,
+    cwd: Path,
+    supervisor: str = Submission.supervisor,
+) -> str:
+    """Send a run to Slurm; returns the id of its job. supervisor: module that the batch script runs.
 
     Raises SlurmError where Slurm refuses it, and leaves the run as it was.
     """
@@ -65,7 +74,7 @@ def send(run_dir: Path, recipe: Recipe, cluster: str, profile: Profile, snapshot
         job = Job.to_send(run_dir.name, cluster, profile, snapshot, cwd)
         try:
             submission = Submission(profile, run_dir.name, files, snapshot, cwd, [run_dir], [resolved])
-            job_id = submit_jobs(submission)[0]
+            job_id = submit_jobs(replace(submission, supervisor=supervisor))[0]
         except BaseException:
             if before:
                 write_status(run_dir, **{key: before.get(key) for key in ("state", "reason", "failure")})
@@ -121,7 +130,7 @@ def prepare(loaded: Loaded, profile: Profile) -> Prepared:
     return Prepared(run_dir, recipe.model_copy(update={"run": run, "resume": resume}), plan, is_new)
 
 
-def submit(prepared: Prepared, cluster: str, profile: Profile) -> str:
+def submit(prepared: Prepared, cluster: str, profile: Profile, supervisor: str = Submission.supervisor) -> str:
     """Send a prepared run to Slurm; returns the id of its job. Raises SlurmError, with nothing left behind."""
     run_dir, recipe, _, is_new = prepared
     snapshot = take_snapshot(run_dir.parent / SNAPSHOTS)
@@ -132,7 +141,7 @@ def submit(prepared: Prepared, cluster: str, profile: Profile) -> str:
         recipe = with_own_copies(recipe, run_dir)
         if is_new:
             write_atomic(run_dir / "recipe.yaml", run_recipe_text(recipe, run_dir / "recipe.yaml"))
-        job_id = send(run_dir, recipe, cluster, profile, snapshot, Path.cwd())
+        job_id = send(run_dir, recipe, cluster, profile, snapshot, Path.cwd(), supervisor)
     except BaseException:
         if is_new:
             shutil.rmtree(run_dir, ignore_errors=True)

@@ -15,6 +15,8 @@ ATTEMPT = "RESNET_ATTEMPT"
 """The number of the attempt, which the batch script of a job tells its ranks, and nobody else has."""
 REHEARSAL = "RESNET_REHEARSAL"
 """In a rehearsal the number of steps after which each rank saves and stops."""
+REHEARSED = "rehearsed"
+"""Why a run has stopped that did."""
 
 RANKS = "RESNET_RANKS"
 """How many ranks the batch script of a job starts, where that is not as many as the job was sent for."""

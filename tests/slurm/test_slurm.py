@@ -200,6 +200,33 @@ except SystemExit as left:
     cluster.launch("cancel", tmp_path / "light")
 
 
+def test_a_rehearsal_leaves_a_bad_node_out_and_tells_what_the_job_takes(cluster: Cluster, tiny, tmp_path):
+    # A node that computes wrong cannot be had: there the check is told so.
+    python = tmp_path / "python"
+    python.write_text(
+        f"""#!/bin/sh
+[ "$SLURMD_NODENAME" = 127.0.0.1 ] && [ "$2" = resnet.tools.check_node ] || exec {sys.executable} "$@"
+exec {sys.executable} -c 'import sys
+from resnet.tools import check_node
+check_node.wrong_products = lambda device: ["1 wrong number"]
+check_node.main(sys.argv[1:])' "$3"
+"""
+    )
+    python.chmod(0o755)
+    where = [*ON_CLUSTER, f"slurm.python={python}", "slurm.gpus_per_node=1", "slurm.spare_nodes=1"]
+    said = cluster.launch("submit", "--rehearse", "--keep", *tiny, *where, "run.name=tried").stdout
+    run = cluster.run_dir("tried-rehearsal")
+    attempts = cluster.attempts(run.name)
+    assert [attempt["nodes"] for attempt in attempts] == [["127.0.0.1"], ["127.0.0.2"], ["127.0.0.2"]]
+    assert [attempt.get("last_step") for attempt in attempts] == [0, 3, 4]
+    assert (status(run)["state"], status(run)["reason"]) == ("stopped", "rehearsed")
+    assert "note   without 127.0.0.1: 1 wrong number" in said
+    for stage in ("start check", "imports", "first step", "last save", "second start"):
+        assert f"\n  {stage}" in said
+    assert "went on from the checkpoint and left" in said
+    assert "without 127.0.0.1: 1 wrong number" in cluster.launch("status", run.name).stdout
+
+
 def test_python_submits_as_the_command_does(cluster: Cluster, tmp_path):
     code = f"""
 import sys, launch, resnet
