@@ -32,7 +32,7 @@ class Rehearsal(Job):
 
 def main(argv: Sequence[str]) -> int:
     jobs, run_dir = read_jobs(argv[0])
-    code, bad = FINISHED, {}
+    job, code, bad = None, FINISHED, {}
     for steps in STEPS:
         os.environ[REHEARSAL] = str(steps)
         job = Rehearsal(jobs, run_dir)
@@ -43,6 +43,8 @@ def main(argv: Sequence[str]) -> int:
             break
         # What has been looked at and brought to the nodes is there.
         jobs, bad = {**jobs, "check": False, "stage": []}, job.nodes.left_out
+    if job:
+        job.leave_nodes()
     return code
 
 
