@@ -38,7 +38,6 @@ from slurm.control import (
     give_node_back,
     hostnames,
     job_state,
-    keep_away,
     said,
     was_preempted,
 )
@@ -299,8 +298,9 @@ class Job:
 
         found = check_nodes(self.jobs, self.nodes, nodes, self.run_dir, self.logs, step)
         self._record(check=found._asdict())
-        for node, why in found.bad.items():
-            self.nodes.leave_out(node, why)
+        # The first is left out for the end that tells of it.
+        for node in list(found.bad)[1:]:
+            self.leave_out(node, found.bad[node])
         why = self.told or told_to_end(self.run_dir)
         return End("stopped", why) if why else found.end
 
@@ -452,8 +452,6 @@ class Job:
             said("scontrol", "update", f"JobId={self.job_id}", f"ExcNodeList={nodes}")
         time.sleep(2)
         by_slurm = self._slurms_word() not in (None, "", "TIME LIMIT")
-        if self.nodes.left_out:
-            keep_away(self.job_id, self.nodes.left_out)
         if done.returncode == 0 or by_slurm or job_state(self.job_id) in ("PENDING", "REQUEUED", "REQUEUE_HOLD"):
             return FINISHED
         problem = " ".join(done.stderr.split())

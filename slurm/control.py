@@ -11,7 +11,7 @@ import socket
 import subprocess
 import tempfile
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 PORTS = range(10_000, 32_000)
 """Below those that Linux hands out to outgoing connections."""
@@ -96,13 +96,6 @@ def give_node_back(kept: Sequence[str]) -> str | None:
         words = ["scontrol", "update", f"JobId={os.environ['SLURM_JOB_ID']}", f"NodeList={','.join(kept)}"]
         done = subprocess.run(words, cwd=folder, capture_output=True, text=True)
     return None if done.returncode == 0 else " ".join(done.stderr.split())
-
-
-def keep_away(job: str, nodes: Iterable[str]) -> None:
-    """Have a job that waits to start again stay away from these nodes too; where Slurm refuses, it may come back."""
-    excluded = re.search(r"\bExcNodeList=(\S+)", said("scontrol", "show", "job", "-o", job))
-    before = [excluded[1]] if excluded and excluded[1] != "(null)" else []
-    said("scontrol", "update", f"JobId={job}", f"ExcNodeList={','.join([*before, *nodes])}")
 
 
 def unix_time(text: str) -> float | None:
