@@ -142,10 +142,10 @@ def _run_ranks(
 def _trace_job(program: Path, ranks: int, root: Path, cluster: Path, words: list[str]) -> dict[int, list[Path]]:
     """Let a job of two ranks a node train; returns the traces of each rank."""
     starter = root / "traced.sh"
-    starter.write_text(f'exec {" ".join(traced(root / "trace"))}-$SLURM_PROCID "$@"\n')
+    traced_command = f"{' '.join(traced(root / 'trace'))}-$SLURM_PROCID"
+    starter.write_text(f'case "$*" in *slurm.batch*) exec "$@" ;; *) exec {traced_command} "$@" ;; esac\n')
     slurm = ["cluster=local-test", f"slurm.nodes={max(1, ranks // 2)}", f"slurm.gpus_per_node={min(2, ranks)}"]
-    slurm += [f"slurm.container=sh {starter}", f"slurm.python={sys.executable}", "slurm.time=10"]
-    slurm += [f"slurm.environment.PYTHONPATH={MARKS}"]
+    slurm += [f"slurm.python=sh {starter} {sys.executable}", "slurm.time=10", f"slurm.environment.PYTHONPATH={MARKS}"]
     command = [sys.executable, "-m", "launch", "submit", *words, *slurm]
     environment = os.environ | {"SLURM_CONF": str(cluster / "slurm.conf"), "PYTHONPATH": str(program)}
     subprocess.run(command, cwd=root, env=environment, check=True, stdout=subprocess.DEVNULL)
