@@ -100,7 +100,8 @@ def count_calls(programs: list[Path], ranks: int, cluster: Path | None, words: l
                 f"run.root={root / 'runs'}",
             ]
             # Which draws the images.
-            _run_ranks(program, ranks, root, [*keys, "run.name=first", *words], {})
+            plain = [word for word in words if not word.startswith("slurm.")]
+            _run_ranks(program, ranks, root, [*keys, "run.name=first", *plain], {})
             print(f"\n{program}, {ranks} ranks{' of a job' if cluster else ''}")
             run_dir = root / "runs" / "counted"
             again = [*keys, "run.name=counted", *words]
