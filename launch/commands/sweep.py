@@ -19,6 +19,7 @@ from launch.runs.send import shown
 from launch.sweep.directory import Place, SweepDir, comparable
 from launch.sweep.dry_run import dry_run
 from launch.sweep.points import grid, sample
+from launch.sweep.study import crowding
 from launch.sweep.sweep_json import sweep_json
 from launch.sweep.sweep_types import Sweep, Values
 from launch.sweep.trials import Trial, trials
@@ -86,7 +87,8 @@ def run(arguments: argparse.Namespace) -> int:
     sweep_dir = _place(sweep, recipe, profile, arguments)
     place = Place(words.cluster or "local", profile, Path.cwd(), arguments.parallel)
     count = sweep.run_cap if sweep.method == "bayes" else None
-    for note in (*sweep.notes, *notes):
+    crowded = crowding(count, arguments.parallel or (count if profile else 1)) if count else None
+    for note in filter(None, (*sweep.notes, *notes, crowded)):
         print(f"note: {note}", file=sys.stderr)
     if arguments.dry_run:
         print("\n".join(dry_run(sweep, listed, count, sweep_dir, place)))

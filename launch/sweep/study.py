@@ -23,6 +23,7 @@ from launch.sweep.sweep_json import sweep_of
 from launch.sweep.sweep_types import Distribution, Sweep, Values
 from launch.sweep.trials import to_words
 from recipes.metric import METRICS, best_of
+from recipes.text import format_duration
 from resnet.rundir.attempts import told_to_end
 from resnet.rundir.files import to_json, write_atomic
 from resnet.rundir.metrics_log import read_metrics
@@ -34,6 +35,11 @@ if TYPE_CHECKING:
 
 MOST_STARTUP = 10
 """Trials that have to end before TPE suggests any: Optuna's own number; fewer in a sweep of less than 40 trials."""
+
+SECONDS_A_TRIAL, SECONDS_A_RECORD = 0.02, 3e-4
+"""Processor time of ask and tell together, all under the sweep's lock, and what each earlier trial adds to it: measured
+(docs/sweeps.md). A database in the journal's place takes longer, and the lock is the same."""
+CROWDED_SECONDS = 60.0
 
 End = Literal["finished", "pruned", "failed"]
 
@@ -75,6 +81,18 @@ def tell(sweep_dir: Path, number: int, state: End, value: float | None = None) -
     data = read_sweep(sweep_dir)
     with locked(sweep_dir):
         _Study(sweep_dir, data, sweep_of(data)).end(number, state, value)
+
+
+def crowding(trials: int, at_once: int) -> str | None:
+    """What is to be said before a search of so many trials; None where they will hardly wait for one another."""
+    at_once, each = min(at_once, trials), SECONDS_A_TRIAL + SECONDS_A_RECORD * trials
+    if each * at_once < CROWDED_SECONDS:
+        return None
+    shortest = format_duration(each * at_once)
+    return (
+        f"at the end of {trials:,} trials the search takes {each:.1f} s for each, one after the other: with {at_once} "
+        f"at once, trials of less than {shortest} wait for one another (--parallel runs fewer)"
+    )
 
 
 def suggest(sweep: Sweep, seed: int, number: int, history: Iterable[optuna.trial.FrozenTrial]) -> dict[str, str]:

@@ -15,7 +15,7 @@ import pytest
 import launch.trial
 from launch.sweep.halving import goes_on, let_go_on, should_stop
 from launch.sweep.points import sample
-from launch.sweep.study import _distributions, _position, ask, suggest, tell, trial_name, values
+from launch.sweep.study import _distributions, _position, ask, crowding, suggest, tell, trial_name, values
 from launch.sweep.sweep_json import sweep_json, sweep_of
 from launch.sweep.sweep_types import Distribution, HalvingRule, Sweep, Values
 from launch.sweep.words import from_words
@@ -42,6 +42,15 @@ def make(folder: Path, sweep: Sweep, seed: int = 0, storage: str | None = None) 
     more = {"name": folder.name, "seed": seed, "storage": storage, "created": 1_700_000_000.5}
     write_atomic(folder / "sweep.json", to_json(sweep_json(sweep) | more))
     return folder
+
+
+@pytest.mark.parametrize(
+    ("trials", "at_once", "told"), [(256, 64, ""), (2000, 256, "less than 2m39s wait"), (40, 1000, ""), (1000, 1, "")]
+)
+def test_a_search_that_waits_for_itself_says_so(trials, at_once, told):
+    note = crowding(trials, at_once)
+    assert bool(note) == bool(told)
+    assert told in (note or "")
 
 
 def log(run_dir: Path, losses: list[float], state: str = "running") -> None:
