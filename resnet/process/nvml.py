@@ -16,10 +16,9 @@ SLOWED = {
     0x08: "slowed down by its hardware (HW slowdown: heat or power)",
     0x40: "slowed down by its hardware for heat (HW thermal slowdown)",
     0x80: "slowed down by the node's power supply (HW power brake)",
-    0x20: "slowed down by the driver for heat (SW thermal slowdown)",
 }
 """By bit of the reasons (nvmlClocksEventReason...) for which clocks are lower than they might be: those that are no
-part of normal work, as the limit of power is."""
+part of normal work, as the limit of power is. The first may show for a moment, when clocks change."""
 
 
 class Health(NamedTuple):

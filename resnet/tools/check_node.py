@@ -61,15 +61,24 @@ def _device_and_what_is_wrong(local_rank: int, facts: dict[str, Any]) -> tuple[t
     device = torch.device("cuda", local_rank % torch.cuda.device_count())
     try:
         torch.cuda.set_device(device)
-        return device, [*_of_gpu(device, facts), *wrong_products(device)]
+        before = _told(device)
+        wrong = wrong_products(device)
+        return device, [*_of_gpu(device, before, facts), *wrong]
     except RuntimeError as error:
         return device, [f"{device}: {str(error).strip().splitlines()[0]}"]
 
 
-def _of_gpu(device: torch.device, facts: dict[str, Any]) -> list[str]:
-    """What is wrong with the GPU by its driver's word, and by who else uses it."""
-    properties = torch.cuda.get_device_properties(device)
-    name, told = f"GPU {device.index} ({properties.name}, {properties.uuid})", health(f"GPU-{properties.uuid}")
+def _told(device: torch.device) -> Health | None:
+    return health(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
+
+
+def _of_gpu(device: torch.device, before: Health | None, facts: dict[str, Any]) -> list[str]:
+    """What is wrong with the GPU by its driver's word, now and a while before, and by who else uses it."""
+    properties, told = torch.cuda.get_device_properties(device), _told(device)
+    name = f"GPU {device.index} ({properties.name}, {properties.uuid})"
+    if told and before:
+        # For a moment it may be for other reasons than a defect.
+        told = told._replace(slowed=[why for why in told.slowed if why in before.slowed])
     free, whole = torch.cuda.mem_get_info(device)
     held = (whole - free - torch.cuda.memory_reserved(device)) / 1e9
     facts["gpu"] = {"name": properties.name, "free_gb": round(free / 1e9, 1)} | (told._asdict() if told else {})
