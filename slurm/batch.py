@@ -334,8 +334,7 @@ class Job:
 
     def _train(self, command: Sequence[str]) -> End:
         code, nodes = 1, self.nodes.in_use
-        # In place a step must not wait for what Slurm still holds for the one before, on a node that is gone.
-        options = [*self.jobs["srun"], *self.nodes.options(), *(["--overlap"] if self.cause else [])]
+        options = [*self.jobs["srun"], *self.nodes.options()]
         to, before = output(self.jobs, self.run_dir, self.number, self.logs)
         command = [*before, *command]
         for number in range(PORT_TRIES):
@@ -384,7 +383,8 @@ class Job:
         ended = threading.Event()
         threading.Thread(target=self._attend, args=(ended,), daemon=True).start()
         self.srun = Step()
-        code = self.srun.run(words, environment, is_lost)
+        # In place a step must not wait for what Slurm still holds for the one before, on a node that is gone.
+        code = self.srun.run([*(["--overlap"] if self.cause else []), *words], environment, is_lost)
         self._own_kills.add(self.srun.id)
         ended.set()
         return code

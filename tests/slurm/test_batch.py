@@ -314,7 +314,7 @@ def test_a_node_that_kills_ranks_twice_makes_room_for_a_spare(run_dir, monkeypat
     assert [attempt["nodes"] for attempt in attempts] == [["n1", "n2"], ["n1", "n2"], ["n1", "n3"]]
     said = (run_dir / "said").read_text()
     assert "scontrol update JobId=7 NodeList=n1,n3\n" in said
-    assert "srun --nodes=2 --nodelist=n1,n3 --ntasks=2 --ntasks-per-node=1 --overlap" in said
+    assert "srun --overlap --nodes=2 --nodelist=n1,n3 --ntasks=2 --ntasks-per-node=1" in said
 
 
 @pytest.mark.parametrize(("saved", "nodes"), [(20, ["n1", "n3"]), (0, None)])
