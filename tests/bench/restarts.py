@@ -56,6 +56,7 @@ def seconds_of(cluster: Cluster, name: str, attempt: int, killed: float) -> dict
 
 
 def wait_for_progress(cluster: Cluster, name: str, attempt: int) -> None:
+    cluster.wait("the attempt", lambda: len(cluster.attempts(name)) == attempt)
     start = cluster.attempts(name)[-1]["step"]
     cluster.wait_step(name, start + 2, attempt)
     cluster.wait("a checkpoint", lambda: newest_step(cluster.run_dir(name)) > start)
