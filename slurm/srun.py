@@ -60,7 +60,8 @@ class Step:
         if is_lost and not self._over.is_set():
             self._end_the_others(srun, is_lost)
         code = srun.wait()
-        reader.join()
+        # Its helper process may hold the pipe for longer.
+        reader.join(REAP_SECONDS)
         return code
 
     def _read(self, srun: subprocess.Popen[str]) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from resnet.process.environment import CORES, cores_of_rank
+from resnet.process.environment import ATTEMPT, CORES, cores_of_rank
 from resnet.rundir.attempts import end_file, newest_step, read_attempts
 from resnet.rundir.lease import Lease, holder_elsewhere, read_lease
 from resnet.rundir.status import read_status, write_status
@@ -356,17 +356,21 @@ def test_what_another_trains_is_left_alone(run_dir, monkeypatch):
     assert (read_status(run_dir)["state"], read_status(run_dir)["step"]) == ("running", 7)
 
 
-@pytest.mark.parametrize("noted", ["100_2", "102"])
-def test_the_lease_of_an_earlier_attempt_in_an_array_is_its_own(run_dir, monkeypatch, noted):
-    """noted: by this version, and by 0.1.0, which noted a task's plain number."""
-    for name, value in {"JOB_ID": 102, "ARRAY_JOB_ID": 100, "ARRAY_TASK_ID": 2, "RESTART_COUNT": 1}.items():
+@pytest.mark.parametrize(("noted", "restarts", "attempt"), [("100_2", 1, None), ("102", 1, None), ("100_2", 0, 3)])
+def test_the_lease_of_an_earlier_attempt_in_an_array_is_its_own(run_dir, monkeypatch, noted, restarts, attempt):
+    """noted: by this version, and by 0.1.0, which noted a task's plain number. attempt: that began in place."""
+    for name, value in {"JOB_ID": 102, "ARRAY_JOB_ID": 100, "ARRAY_TASK_ID": 2, "RESTART_COUNT": restarts}.items():
         monkeypatch.setenv(f"SLURM_{name}", str(value))
+    monkeypatch.setenv(ATTEMPT, str(attempt or ""))
+    said: list[str] = []
     holder = {"host": "elsewhere", "pid": 7, "job_id": noted, "token": "another", "count": 1, "time": time.time()}
+    holder |= {"attempt": attempt - 1} if attempt else {}
     (run_dir / "lease.json").write_text(json.dumps(holder))
     assert holder_elsewhere(run_dir) is None
     lease = Lease(run_dir)
-    lease.acquire()
-    assert read_lease(run_dir)["job_id"] == "100_2"
+    lease.acquire(said.append)
+    # It waits for nobody.
+    assert (read_lease(run_dir)["job_id"], said) == ("100_2", [])
     lease.release()
 
 
