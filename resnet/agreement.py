@@ -8,6 +8,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from resnet.ranks import processes_of_node, wait_beside
+
 NOTHING, SAVE, STOP = 0, 1, 2
 """What a rank may wish for; the largest wish is granted to all."""
 
@@ -30,8 +32,9 @@ class Agreement:
     def __init__(self, device: torch.device) -> None:
         self._begin: Callable[[int], Answer] | None = None
         if dist.is_initialized() and dist.get_world_size() > 1:
-            # Ranks that share a GPU, as in tests, reduce their gradients through the CPU, too.
-            self._begin = reduce_on_cpu if dist.get_backend() == "gloo" else ReduceOnDevice(device)
+            # With gloo ranks that share a GPU, as in tests, reduce their gradients through the CPU.
+            over_device = device.type == "cuda" and dist.get_backend() != "gloo"
+            self._begin = ReduceOnDevice(device) if over_device else reduce_on_cpu
         self._answer: Answer | None = None
 
     def reach(self, wish: int) -> int:
@@ -63,8 +66,9 @@ class ReduceOnDevice:
 
     def __init__(self, device: torch.device) -> None:
         self._device, self._stream = device, torch.cuda.Stream(device)
-        self._copied = torch.cuda.Event(blocking=True)
+        self._copied = torch.cuda.Event()
         self._found = torch.zeros((), dtype=torch.int32, pin_memory=True)
+        self._neighbours = processes_of_node()
 
     def __call__(self, wish: int) -> Answer:
         with torch.cuda.stream(self._stream):
@@ -78,5 +82,5 @@ class ReduceOnDevice:
         return self._read
 
     def _read(self) -> int:
-        self._copied.synchronize()
+        wait_beside(self._neighbours, self._copied.query)
         return int(self._found)

@@ -76,6 +76,24 @@ def of_node(value: T | None) -> T | None:
     return _answer((socket.gethostname(), value), _by_host).get(socket.gethostname())
 
 
+def processes_of_node() -> list[int]:
+    """Of the ranks of this machine, as far as they are to be seen from here (not those of another container)."""
+    found = _answer((socket.gethostname(), os.getpid()), _all_by_host)[socket.gethostname()]
+    return [process for process in found if is_alive(process)]
+
+
+def wait_beside(processes: Sequence[int], done: Callable[[], bool]) -> None:
+    """Until something is done that needs all ranks, which may be for ever where one is gone: NCCL does not notice the
+    end of a process of the same machine. Raises dist.DistNetworkError where one of the processes has ended.
+    """
+    start, pause = time.monotonic(), _SHORTEST / 10
+    while not done():
+        if time.monotonic() - start > 1 and (gone := [process for process in processes if not is_alive(process)]):
+            raise dist.DistNetworkError(f"remote process exited: {listed(gone)}")
+        time.sleep(pause)
+        pause = min(_LONGEST / 100, 1.25 * pause)
+
+
 def gather(mine: Tensor) -> Tensor | None:
     """All ranks' tensors, as (ranks, *mine.shape) on rank 0; None on the others."""
     if not dist.is_initialized() or not mine.numel():
@@ -124,6 +142,13 @@ def _first(values: Sequence[T | None]) -> T | None:
 
 def _by_host(values: Sequence[tuple[str, T | None]]) -> dict[str, T]:
     return {host: value for host, value in reversed(values) if value is not None}
+
+
+def _all_by_host(values: Sequence[tuple[str, int]]) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for host, process in values:
+        found.setdefault(host, []).append(process)
+    return found
 
 
 _numbers = itertools.count()

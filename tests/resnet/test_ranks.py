@@ -26,7 +26,9 @@ from resnet.ranks import (
     leave_ranks,
     of_all_ranks,
     of_node,
+    processes_of_node,
     together,
+    wait_beside,
 )
 from tests.bench import ranks as bench
 from tests.processes import start_ranks, wait_ranks
@@ -109,6 +111,23 @@ def test_the_loss_of_a_rank_is_that_of_a_peer(lost_rank, tmp_path):
         assert explain(lost.value, plan).kind == "peer"
 
     assert on_ranks(3, tmp_path / "out.txt", lose) == [0] * 3, (tmp_path / "out.txt").read_text()
+
+
+def test_a_wait_for_the_device_ends_with_a_rank_of_the_machine(tmp_path):
+    """As where NCCL waits for one that was killed, without a sign of it."""
+
+    def wait(rank: int) -> None:
+        processes = processes_of_node()
+        assert len(processes) == 3
+        wait_beside(processes, iter([False, False, True]).__next__)
+        if rank == 1:
+            os._exit(0)
+        with pytest.raises(dist.DistNetworkError, match="remote process exited"):
+            wait_beside(processes, lambda: False)
+        time.sleep(1)
+        os._exit(0)
+
+    assert on_ranks(3, tmp_path / "out.txt", wait) == [0] * 3, (tmp_path / "out.txt").read_text()
 
 
 def test_eight_ranks_join_train_agree_to_stop_save_and_leave():
