@@ -101,6 +101,6 @@ def _takes(root: Path, cluster: str, profile: Profile, recipe: Recipe, start: st
     with contextlib.suppress(ValueError):
         end = datetime.fromisoformat(start) + timedelta(seconds=spent)
         attempts = math.ceil(spent / (seconds(profile.time) - profile.signal_lead))
-        waits = f", and the queue before {attempts - 1} more starts" if attempts > 1 else ""
+        waits = f", and the queue before {plural(attempts - 1, 'further start')}" if attempts > 1 else ""
         lines.append(f"expected end    {end:%Y-%m-%d %H:%M}{waits}")
     return lines

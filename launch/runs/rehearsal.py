@@ -67,8 +67,7 @@ def _renamed(loaded: Loaded, run_dir: Path) -> Loaded:
     recipe = loaded.recipe
     run = recipe.run.model_copy(update={"name": run_dir.name, "root": str(run_dir.parent)})
     wandb = recipe.wandb.model_copy(update={"mode": "disabled"})
-    resume = "auto" if recipe.resume == "never" else recipe.resume
-    told = recipe.model_copy(update={"run": run, "wandb": wandb, "resume": resume})
+    told = recipe.model_copy(update={"run": run, "wandb": wandb})
     return loaded._replace(recipe=told, origins={**loaded.origins, "run.root": "the rehearsal"})
 
 

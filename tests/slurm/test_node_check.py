@@ -2,23 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from launch.commands.status import describe
-from launch.runs.estimate import shown_by_runs, told
-from launch.runs.job_record import Job, write_job
-from launch.runs.rehearsal_report import report_on
-from launch.runs.state import rows
-from recipes.load import load
-from resnet.rundir.files import append_line, to_json
-from resnet.rundir.stages import stages_file
 from slurm.node_check import judge
-from slurm.profile import Profile
-from tests.fabricated import make_run
-from tests.helpers import OFF
 
 NODES = ["n1", "n2", "n3"]
 
@@ -85,101 +73,3 @@ def test_what_is_no_reason_to_leave_a_node_out_is_told():
     assert many.notes[-1] == "... and 190 more such lines"
     [only] = judge([alone("n1", 0, bad=("wrong",))], ["n1"]).bad
     assert only == "n1"
-
-
-STARTED = 1_700_000_100.0
-
-
-@pytest.fixture
-def rehearsed(tmp_path):
-    """The directory of a rehearsal of two starts, by what its first one's stages and its check say."""
-
-    def make(seconds: dict[str, float], check: dict[str, Any] | None = None, state: str = "stopped", **status) -> Path:
-        run = make_run(tmp_path / "x-rehearsal", *OFF, state=state, **{"reason": "rehearsed"} | status)
-        (run / "slurm").mkdir()
-        write_job(run, job_of(run.name, Profile(gpus_per_node=2)), "1")
-        for number in (1, 2):
-            begin = STARTED + 100 * (number - 1)
-            record = {"attempt": number, "job_id": "1", "start": begin, "nodes": ["n1"], "step": 0}
-            append_line(run / "slurm" / "attempts.jsonl", record | ({"check": check} if check and number == 1 else {}))
-            append_line(run / "slurm" / "attempts.jsonl", record | {"end": begin + 90})
-            if seconds:
-                stages_file(run, number).parent.mkdir(parents=True)
-                facts = {"started": begin + 12, "seconds": seconds, "first_step": 0, "step": 3, "further_images": 50}
-                stages_file(run, number).write_text(to_json(facts))
-        return run
-
-    return make
-
-
-def job_of(name: str, profile: Profile, cluster: str = "there") -> Job:
-    return Job.to_send(name, cluster, profile, Path("code"), Path("here"))
-
-
-WELL = {"python": 0.5, "imports": 6.0, "join": 3.0, "step": 2.0, "steps": 1.0, "save": 4.0, "end": 1.0}
-CHECK = {"bad": {}, "notes": [], "all_reduce_gbs": 80.0, "seconds": 8.0}
-
-
-def test_a_rehearsal_tells_its_seconds_and_what_the_run_takes(rehearsed):
-    run = rehearsed(WELL, CHECK)
-    report = report_on(run, load(["recipe=quickstart", "epochs=8", *OFF]).recipe, Profile(gpus_per_node=2))
-    assert report.problems == []
-    table = {line[2:38].strip(): line[38:].split() for line in report.lines if line.startswith("  ")}
-    assert [(name, cells[0]) for name, cells in table.items()] == [
-        *[("queue", "0.0"), ("start check", "8.0"), ("preparing nodes, starting the ranks", "4.0")],
-        *[("starting Python", "0.5"), ("imports", "6.0"), ("joining the other ranks", "3.0"), ("first step", "2.0")],
-        *[("further steps", "1.0"), ("last save", "4.0"), ("report and last files", "1.0"), ("leaving", "60.5")],
-        ("second start, one step and save", "29.5"),
-    ]
-    assert table["further steps"][1:] == ["50", "img/s"]
-    # 8 epochs of 10 steps of quickstart's 250 images at 50 a second, on 2 GPUs.
-    batch = load(["recipe=quickstart"]).recipe.batch_size
-    assert f"about {8 * 10 * batch / 50 * 2 / 3600:.2g} GPU-hours" in "\n".join(report.lines)
-    assert "start check: all well" in "\n".join(describe(rows([run])[0]))
-
-
-@pytest.mark.parametrize(
-    ("seconds", "check", "status", "profile", "words"),
-    [
-        ({}, None, {"state": "failed", "reason": "rank 1: out of files", "failure": "crash"}, {}, "WRONG  rank 1: out"),
-        ({}, None, {"reason": "n1 failed the start check: heat"}, {}, "WRONG  n1 failed the start check: heat"),
-        ({}, None, {}, {}, "WRONG  the ranks did not come to a first step"),
-        (WELL, {"notes": ["n1 cannot read data.train=/x: no"]}, {}, {}, "WRONG  n1 cannot read data.train=/x: no"),
-        (WELL, {"bad": {"n2": "heat"}}, {}, {}, "note   without n2: heat"),
-        (WELL, None, {}, {"signal_lead": 5}, "note   to save takes 4 s: slurm.signal_lead=5 is short, give 17"),
-        (WELL, None, {}, {"time": "0:0:40", "signal_lead": 30}, "note   each attempt of slurm.time=0:0:40 spends 12s"),
-        (WELL | {"steps": 4000.0}, None, {}, {"signal_lead": 9000}, "note   an epoch takes about 5h33m, more than"),
-    ],
-)
-def test_a_rehearsal_tells_what_would_go_wrong(rehearsed, seconds, check, status, profile, words):
-    run = rehearsed(seconds, CHECK | check if check else None, **status)
-    profile = Profile(gpus_per_node=2, **{"time": "8:00:00", **profile})
-    report = report_on(run, load(["recipe=quickstart", *OFF]).recipe, profile)
-    assert any(line.startswith(words) for line in report.lines), report.lines
-    assert bool(report.problems) == words.startswith("WRONG")
-
-
-def test_runs_that_train_the_same_at_the_same_place_tell_what_it_takes(tmp_path):
-    here = Profile(gpus_per_node=8, gpu_type="h100")
-    for name, changes, profile, rate in (
-        ("alike", [], here, 100.0),
-        ("other lr", ["optimizer.lr=0.3"], here, 300.0),
-        ("elsewhere", [], Profile(gpus_per_node=8, gpu_type="a100"), 5.0),
-        ("larger", ["augment.train_size=96"], here, 5.0),
-        ("no speed yet", [], here, None),
-    ):
-        run = make_run(tmp_path / name, *OFF, *changes, images_per_second=rate)
-        (run / "slurm").mkdir()
-        write_job(run, job_of(name, profile), "1")
-    make_run(tmp_path / "never sent", *OFF, images_per_second=5.0)
-    recipe = load(["recipe=quickstart", "epochs=40", "batch_size=20", *OFF]).recipe
-    assert shown_by_runs(recipe, "there", here, tmp_path) is None
-    recipe = load(["recipe=quickstart", "epochs=40", *OFF]).recipe
-    speed = shown_by_runs(recipe, "there", here, tmp_path)
-    assert speed is not None
-    assert (speed.images_per_second, speed.steps_per_epoch) == (200.0, 10)
-    line, seconds = told(recipe, here, speed)
-    assert seconds == 40 * 10 * recipe.batch_size / 200
-    assert line.startswith(f"about {seconds * 8 / 3600:.2g} GPU-hours, ")
-    assert "of 8 GPUs (by 2 runs, 2 of them finished: 200 img/s" in line
-    assert shown_by_runs(recipe, "elsewhere", here, tmp_path) is None
