@@ -143,6 +143,8 @@ def _end_of_rank(fate: Fate, lines: Sequence[str], told: str | None, logs: Path)
 
 def end_of_staging(code: int, lines: Sequence[str], nodes: Sequence[str], logs: Path) -> End:
     """The end of a step that was to bring the data to the nodes, and did not."""
+    if dead := lost_node(lines):
+        return End("killed", f"node {dead} failed", "node", dead)
     fate = first_fate(lines) or Fate(nodes[0], 0, f"code {code}{_last(lines)}")
     if fate.by_signal:
         return End("stopped", f"signal {fate.by_signal}, while the data was staged")
