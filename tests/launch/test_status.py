@@ -395,7 +395,8 @@ def test_table_fits_the_terminal(tmp_path, width):
 
 def test_one_run_in_full(tmp_path, launch, slurm):
     fields = {"step": 40, "total_steps": 100, "percent": 40.0, "epoch": 4, "epochs": 10, "eta_s": 65, "attempts": 2}
-    run_dir = make(tmp_path, "r", job="5", state="running", wandb_url="https://w.example/r", **fields)
+    slow = "rank 1 on n2: 1.43 times the median (data)"
+    run_dir = make(tmp_path, "r", job="5", state="running", wandb_url="https://w.example/r", slow_ranks=slow, **fields)
     (run_dir / "slurm" / "attempts.jsonl").write_text(
         '{"attempt": 1, "start": 1, "step": 0, "nodes": ["n1"]}\n'
         '{"attempt": 1, "end": 2, "outcome": "stopped", "cause": "preempted", "step": 20}\n{"attempt": 2, "step": 20}\n'
@@ -415,6 +416,7 @@ def test_one_run_in_full(tmp_path, launch, slurm):
         "2, number 1 stopped (preempted) at step 20",
         "5 running on n[1-2], time left 2h00m",
         "https://w.example/r",
+        slow,
         "logs/attempt-2/rank-0.log",
         "launch logs r -f",
         "launch cancel r",
