@@ -172,7 +172,7 @@ def stranger(ends: list[int], labels: list[int], names: bytes, **header) -> byte
     return head + struct.pack(f"<{len(ends) + len(labels)}q", *ends, *labels) + names
 
 
-RIGHT = stranger([0, 2, 4], [0, 1], b"a.b.")
+RIGHT = stranger([0, 3, 6, 14], [0, 1, 1], b"a....ab..c/..d")
 HOSTILE = {
     "ends beyond": stranger([0, 2, 5000], [0, 1], b"a.b."),
     "ends before": stranger([0, -8, 4], [0, 1], b"a.b."),
@@ -189,6 +189,7 @@ HOSTILE = {
     "a whole path": stranger([0, 2, 6], [0, 1], b"a./etc"),
     "a way up": stranger([0, 2, 6], [0, 1], b"a.../b"),
     "a way up inside": stranger([0, 2, 8], [0, 1], b"a.b/../c"),
+    "a way up at the end": stranger([0, 2, 6], [0, 1], b"a.b/.."),
     "a pickle": b"\x80\x04cos\nsystem\n(S'false'\ntR.",
 }
 

@@ -75,7 +75,7 @@ def read_files(path: Path, digest: str, place: Place) -> Files:
         raise ValueError(f"{path} has names that are not where it says")
     if images and not 0 <= labels.min() <= labels.max() < len(classes):
         raise ValueError(f"{path} has labels of no class")
-    if mapped.find(b"\0", len(mapped) - length) >= 0 or (place.inside and _leads_out(mapped, joined, ends)):
+    if mapped.find(b"\0", len(mapped) - length) >= 0 or (place.inside and _leads_out(joined, ends)):
         raise ValueError(f"{path} has names of no files in {place.root}")
     return Files(place.root, Names.of(joined, ends), labels, classes)
 
@@ -93,13 +93,13 @@ def _header(line: bytes) -> tuple[list[str], int, int]:
     return classes, images, length
 
 
-def _leads_out(mapped: mmap.mmap, joined: np.ndarray, ends: np.ndarray) -> bool:
+def _leads_out(joined: np.ndarray, ends: np.ndarray) -> bool:
     """Whether one of the names is a whole path, or goes up."""
-    starts, last = ends[:-1], len(joined) - 1
-    dots = (joined[starts] == ord(".")) & (joined[np.minimum(starts + 1, last)] == ord("."))
-    goes_up = dots & (joined[np.minimum(starts + 2, last)] == ord("/"))
-    whole = joined[starts] == ord("/")
-    return bool(goes_up.any() or whole.any()) or mapped.find(b"/../", len(mapped) - len(joined)) >= 0
+    slash, dot, last = ord("/"), ord("."), len(joined) - 1
+    dots = np.flatnonzero((joined[:-1] == dot) & (joined[1:] == dot))
+    begin = (ends[np.searchsorted(ends, dots)] == dots) | (joined[dots - 1] == slash)
+    end = (ends[np.searchsorted(ends, dots + 2)] == dots + 2) | (joined[np.minimum(dots + 2, last)] == slash)
+    return bool((begin & end).any() or (joined[ends[:-1]] == slash).any())
 
 
 class Listed(NamedTuple):
