@@ -353,9 +353,9 @@ class Job:
             code = self._srun(words, environment, lambda: self._end_of_training(1).failure in MENDABLE)
             if code == 0 or number == PORT_TRIES - 1 or not port_was_taken(first_log, seen):
                 break
-        if code:
-            dead = self._dead_node()
-            alive = [node for node in nodes if node != dead]
+        dead = self._dead_node()
+        alive = [node for node in nodes if node != dead]
+        if code and alive and not self.told:
             where = [*self.nodes.only(alive), *node_task(self.jobs, len(alive))]
             bring(self.jobs, self.run_dir, self.number, self.logs, where, self.srun.lines)
         return self._end_of_training(code)
