@@ -38,9 +38,11 @@ def rehearse(loaded: Loaded, cluster: str, profile: Profile, keep: bool) -> int:
     _make_room(run_dir)
     prepared = prepare(_renamed(loaded, run_dir), _short(profile))
     job = submit(prepared, cluster, _short(profile), supervisor="slurm.rehearsal")
-    (run_dir / "slurm" / MARK).touch()
-    print(f"{run_dir.name} is job {job} on {cluster}: {plural(profile.ranks, 'rank')}; Ctrl-C cancels it", flush=True)
     try:
+        (run_dir / "slurm" / MARK).touch()
+        print(
+            f"{run_dir.name} is job {job} on {cluster}: {plural(profile.ranks, 'rank')}; Ctrl-C cancels it", flush=True
+        )
         _follow(run_dir)
     except KeyboardInterrupt:
         end_file(run_dir, "cancelled").touch()
