@@ -119,6 +119,8 @@ def test_a_wait_for_the_device_ends_with_a_rank_of_the_machine(tmp_path):
     def wait(rank: int) -> None:
         processes = processes_of_node()
         assert len(processes) == 3
+        # All have looked by now.
+        assert least_of_ranks(rank) == 0
         wait_beside(processes, iter([False, False, True]).__next__)
         if rank == 1:
             os._exit(0)
