@@ -36,10 +36,10 @@ def parts(program: Path, run_dir: Path, data: Path) -> list[tuple[str, tuple[str
     """By name, the folders whose files count as one part; the first that fits a path counts."""
     environment = {sys.prefix, sys.base_prefix, *sysconfig.get_paths().values(), "/usr", "/lib", "/lib64"}
     return [
+        ("our code", (str(program), str(run_dir.parent / ".code"))),
         ("run directory", (str(run_dir), str(run_dir.parent))),
         ("data", (str(data),)),
         ("copies on the node", (f"{LOCAL}/resnet-job-",)),
-        ("our code", (str(program), str(run_dir.parent / ".code"))),
         ("environment", tuple(sorted(environment))),
         ("/proc, /sys, /dev", ("/proc", "/sys", "/dev")),
         ("/tmp, /etc, other", ("/",)),
