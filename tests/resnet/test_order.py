@@ -91,13 +91,13 @@ def of_orders(shuffles):
 
 def of_neighbours(shuffles):
     """How far apart the next one is."""
-    found = shuffles(200, 997)
+    found = shuffles(80, 997)
     return chi_square(np.bincount((np.diff(found, axis=1) % 997).ravel(), minlength=997)[1:])
 
 
 def of_correlation(shuffles):
     """Whether the next one is larger where this one is."""
-    found = shuffles(200, 997)
+    found = shuffles(80, 997)
     first, second = found[:, :-1].ravel(), found[:, 1:].ravel()
     return np.corrcoef(first, second)[0, 1] * len(first) ** 0.5
 
