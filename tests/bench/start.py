@@ -155,6 +155,9 @@ def _trace_job(program: Path, ranks: int, root: Path, cluster: Path, words: list
         time.sleep(1)
     if state != "finished":
         raise RuntimeError(status.read_text())
+    # The job has yet to remove its copies.
+    while subprocess.run(["squeue", "-h"], env=environment, capture_output=True).stdout.strip():
+        time.sleep(1)
     return {rank: [*root.glob(f"trace-{rank}.*")] for rank in range(ranks)}
 
 
