@@ -38,6 +38,9 @@ MOST_PAUSE = 20.0
 DOWN = 5.0
 """Seconds for which what was killed of Slurm's own is gone."""
 PATIENCE = 600.0
+UNSAVED = 15.0
+"""Seconds after a job's start in which slurmctld, killed, could forget that it has started: it saves its state later, and
+holds a job that it finds running against its memory (launch failed requeued held), which only an administrator mends."""
 KINDS = {"rank": 5, "node": 2, "controller": 1, "batch": 1}
 """What is killed, with its weight in the draw."""
 
@@ -95,6 +98,9 @@ def _parent_node(pid: int) -> str | None:
 
 
 def kill_controller(cluster: Cluster, run: Path, draw_from: random.Random) -> str | None:
+    attempts = cluster.attempts(run.name)
+    if not attempts or time.time() - attempts[-1]["start"] < UNSAVED:
+        return None
     for pid, (line, _) in processes_of(cluster).items():
         if line.startswith("slurmctld"):
             kill(pid)
