@@ -39,8 +39,8 @@ DOWN = 5.0
 """Seconds for which what was killed of Slurm's own is gone."""
 PATIENCE = 600.0
 UNSAVED = 15.0
-"""Seconds after a job's start in which slurmctld, killed, could forget that it has started: it saves its state later, and
-holds a job that it finds running against its memory (launch failed requeued held), which only an administrator mends."""
+"""Seconds after a job's start in which slurmctld, killed, could forget that it has started: it saves its state later,
+and holds a job that it finds running against its memory ("launch failed requeued held"): an administrator's to mend."""
 KINDS = {"rank": 5, "node": 2, "controller": 1, "batch": 1}
 """What is killed, with its weight in the draw."""
 
@@ -67,12 +67,14 @@ def kill(pid: int) -> bool:
 
 
 def kill_rank(cluster: Cluster, run: Path, draw_from: random.Random) -> str | None:
-    ranks = [
-        pid
-        for pid, (line, variables) in processes_of(cluster).items()
-        if "submitit" in line and "SLURM_PROCID" in variables
-    ]
+    found = processes_of(cluster).items()
+    ranks = [pid for pid, (line, variables) in found if is_rank(line) and "SLURM_PROCID" in variables]
     return f"rank process {pid}" if ranks and kill(pid := draw_from.choice(sorted(ranks))) else None
+
+
+def is_rank(line: str) -> bool:
+    """Of a process by its command line; those of srun and the batch script hold it, too."""
+    return "submitit" in line and "slurm.batch" not in line and not line.startswith("srun ")
 
 
 def kill_node(cluster: Cluster, run: Path, draw_from: random.Random) -> str | None:
