@@ -38,7 +38,7 @@ def take_snapshot(root: Path, program: Path = PROGRAM) -> Path:
     name = _digest(program, files)
     place = root / name
     if place.is_dir():
-        if sum(file.is_symlink() or file.is_file() for file in place.rglob("*")) >= len(files):
+        if all(os.path.lexists(place / file.relative_to(program)) for file in files):
             # One that is about to be used is not old, to `launch clean`.
             with contextlib.suppress(OSError):
                 os.utime(place)

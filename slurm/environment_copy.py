@@ -11,9 +11,11 @@ import contextlib
 import hashlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -157,16 +159,17 @@ class Copies:
     def _bring_code(self, place: str, nodes: Sequence[str], first: bool) -> int:
         self._began = True
         if first:
-            packed = f"{place}.tar"
             try:
-                subprocess.run([sys.executable, "-m", "compileall", "-q", str(self._snapshot)], capture_output=True)
-                with tarfile.open(packed, "w") as file:
-                    file.add(self._snapshot, ".")
-                subprocess.run(["sbcast", "--force", packed, f"{place}.part"], stdin=subprocess.DEVNULL)
+                with tempfile.TemporaryDirectory(dir=Path(place).parent) as folder:
+                    code, packed = f"{folder}/code", f"{folder}/code.tar"
+                    shutil.copytree(self._snapshot, code, symlinks=True)
+                    # Not in the shared copy, which is to hold what was sent and nothing else.
+                    subprocess.run([sys.executable, "-m", "compileall", "-q", code], capture_output=True)
+                    with tarfile.open(packed, "w") as file:
+                        file.add(code, ".")
+                    subprocess.run(["sbcast", "--force", packed, f"{place}.part"], stdin=subprocess.DEVNULL)
             except OSError as error:
                 print(f"the program could not be packed: {error}", file=sys.stderr)
-            finally:
-                Path(packed).unlink(missing_ok=True)
         return self._srun(nodes, ["sh", "-c", _PLACE, "sh", str(self._snapshot), place, "train.py"])
 
     def words(self, words: Sequence[str]) -> list[str]:

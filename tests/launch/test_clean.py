@@ -139,6 +139,16 @@ def test_a_copy_of_the_code_that_is_about_to_be_used_is_young_again(tmp_path):
     assert not copy.exists()
 
 
+def test_a_copy_of_the_code_that_lost_a_file_is_made_anew(tmp_path):
+    program = tmp_path / "program"
+    program.mkdir()
+    (program / "train.py").write_text("print()")
+    copy = take_snapshot(tmp_path / "runs" / SNAPSHOTS, program)
+    # As Python, which ran it, leaves its own there.
+    (copy / "train.py").rename(copy / "train.pyc")
+    assert (take_snapshot(tmp_path / "runs" / SNAPSHOTS, program) / "train.py").is_file()
+
+
 def test_a_kill_in_the_middle_leaves_the_rest_loadable(monkeypatch):
     run, remove = a_run("done"), files.remove
 

@@ -83,6 +83,24 @@ def test_commands_name_the_copies(environment, tmp_path, monkeypatch, kind):
     assert [*(tmp_path / "scratch").iterdir()] == []
 
 
+def test_the_program_is_compiled_for_the_nodes_and_not_where_it_lies(tmp_path, monkeypatch):
+    code, tools = tmp_path / "code", tmp_path / "tools"
+    for folder in (code, tools):
+        folder.mkdir()
+    (code / "train.py").touch()
+    # On the one node there is, as Slurm's does it.
+    (tools / "sbcast").write_text('#!/bin/sh\nexec cp "$2" "$3"\n')
+    (tools / "sbcast").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tools), prepend=os.pathsep)
+    moved = copies(None, tmp_path, monkeypatch)
+    assert moved.bring(["n1", "n2"], first=True) == 0
+    [option] = moved.options()
+    assert sorted(path.suffix for path in Path(option.partition("=")[2]).rglob("train*")) == [".py", ".pyc"]
+    assert [path.name for path in code.iterdir()] == ["train.py"]
+    moved.remove(["n1", "n2"])
+    assert [*(tmp_path / "scratch").iterdir()] == []
+
+
 def test_a_folder_is_packed_once_until_it_changes(environment, tmp_path, capsys):
     first = prepare(str(environment), "bin/python", tmp_path / ".code")
     assert prepare(str(environment), "bin/python", tmp_path / ".code") == first
