@@ -24,7 +24,7 @@ LOOK_SECONDS = 5.0
 
 def main(argv: Sequence[str]) -> int:
     jobs, run_dir = batch.read_jobs(argv[0])
-    directory = SweepDir(Path(jobs["sweep"]))
+    job, directory = batch.Job(jobs, run_dir), SweepDir(Path(jobs["sweep"]))
     trial = directory.trial(run_dir.name)
     if directory.is_search and not (run_dir / "slurm" / "recipe.yaml").is_file():
         try:
@@ -32,18 +32,18 @@ def main(argv: Sequence[str]) -> int:
         except ValueError as error:
             note_mistake(directory, trial, error)
             print(error, file=sys.stderr)
-            batch.report_sweep(run_dir, jobs.get("python"))
+            batch.leave(job)
             return FAILED
     ended = threading.Event()
     if directory.content["early_stop"]:
         threading.Thread(target=_watch, args=(directory.path, trial["name"], ended), daemon=True).start()
-    code = batch.Job(jobs, run_dir).run(argv[1:])
+    code = job.run(argv[1:])
     ended.set()
     try:
         # Before the page, which may take until the time limit.
         finish_trial(directory, trial)
     finally:
-        batch.report_sweep(run_dir, jobs.get("python"))
+        batch.leave(job)
     return code
 
 

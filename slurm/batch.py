@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -27,11 +26,9 @@ from resnet.process.rank_logs import RANK_LOGS
 from resnet.rundir.attempts import ENDS, end_as_told, newest_step, read_attempts, told_to_end
 from resnet.rundir.failures import first_failure, read_failures
 from resnet.rundir.files import append_line, write_atomic
-from resnet.rundir.find import is_sweep
 from resnet.rundir.lease import holder_elsewhere
 from resnet.rundir.provenance import read_provenance
 from resnet.rundir.status import status_or_nothing, status_text, write_status
-from resnet.rundir.sweep.results import has_ended
 from slurm.control import (
     end_time,
     free_port,
@@ -45,17 +42,16 @@ from slurm.ends import (
     MENDABLE,
     OF_A_BAD_NODE,
     End,
-    end_of_staging,
     end_of_training,
     lost_node,
     port_was_taken,
     slurms_word,
 )
-from slurm.environment_copy import Copies
-from slurm.node_check import check_nodes
 from slurm.nodes import Nodes
-from slurm.rank_output import bring, kept, output
+from slurm.on_nodes import OnNodes
+from slurm.rank_output import kept, output
 from slurm.srun import Step, await_controller
+from slurm.sweep_page import report_sweep
 
 WITHOUT_PROGRESS = 2
 """Restarts in a row that reach no new checkpoint, after which a run ends."""
@@ -66,8 +62,6 @@ EARLY_SECONDS = 60
 REMIND_SECONDS = 5.0
 ASK_SECONDS = 60.0
 """From one question for the time limit to the next, where Slurm did not answer."""
-PAGE_SECONDS = 600
-"""For the page of a sweep: one of 500 trials with 990 lines of metrics.jsonl each took 5.5 s."""
 CONTROLLER_SECONDS = 600.0
 """For a controller that does not answer, before the job leaves it to the queue."""
 PORT_TRIES = 3
@@ -78,8 +72,7 @@ def main(argv: Sequence[str]) -> int:
     jobs, run_dir = read_jobs(argv[0])
     job = Job(jobs, run_dir)
     code = job.run(argv[1:])
-    report_sweep(run_dir, job.copies.word(jobs.get("python") or "") or None)
-    job.leave_nodes()
+    leave(job)
     return code
 
 
@@ -93,32 +86,10 @@ def read_jobs(file: str) -> tuple[dict[str, Any], Path]:
     return jobs, Path(jobs["runs"][int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))])
 
 
-def report_sweep(run_dir: Path, python: str | None) -> None:
-    """Let a sweep's page be written where this trial of it was the last to end: that one sees the others' ends.
-
-    Of two that end at once each may write the page, which is replaced whole. Trouble with it fails nothing.
-    python: what starts the ranks' Python, as the shell takes it: this one may lack what the page needs. None: a job
-    of an older version does not say.
-    """
-    sweep_dir = run_dir.parent
-    try:
-        if python and is_sweep(sweep_dir) and has_ended(sweep_dir):
-            command = ["bash", "-c", f"{python} -m resnet report {shlex.quote(str(sweep_dir))}"]
-            done = subprocess.run(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=PAGE_SECONDS)
-            if done.returncode:
-                raise ValueError(done.stderr.decode(errors="replace").strip().rpartition("\n")[2])
-    except Exception as error:
-        print(f"the sweep's page could not be written: {error or type(error).__name__}", file=sys.stderr)
-
-
-def stage_command(jobs: Mapping[str, Any], nodes: int) -> list[str]:
-    """What srun is to do so that the data is brought to every node: its options and the command."""
-    return [*node_task(jobs, nodes), "bash", "-c", "\n".join(["set -e", *jobs["stage"]])]
-
-
-def node_task(jobs: Mapping[str, Any], nodes: int) -> list[str]:
-    """What srun is told to start one task on each of so many nodes."""
-    return ["--ntasks-per-node=1", f"--ntasks={nodes}", f"--cpus-per-task={jobs['node_cores']}"]
+def leave(job: Job) -> None:
+    """What follows on every job's last attempt, whatever script it ran."""
+    report_sweep(job.run_dir, job.on_nodes.copies.word(job.jobs.get("python") or "") or None)
+    job.on_nodes.leave()
 
 
 class Job:
@@ -144,8 +115,7 @@ class Job:
         self._log_start = os.fstat(2).st_size
         self._own_kills: set[str | None] = set()
         """Steps that were ended by this script, not by Slurm."""
-        self._prepared: set[str] = set()
-        self.copies = Copies(jobs, self._step_on)
+        self.on_nodes = OnNodes(self)
         self._code: int | None = None
         self._finishing = threading.Lock()
         self._next_attempt()
@@ -178,7 +148,7 @@ class Job:
     def _run(self, command: Sequence[str]) -> int:
         while True:
             self._begin()
-            end = self._prepare() or self._train(command)
+            end = self.on_nodes.prepare() or self._train(command)
             if end.failure not in MENDABLE:
                 return self._finish(end)
             # To be continued, here or by way of the queue.
@@ -197,7 +167,7 @@ class Job:
                 file.unlink()
         nodes, restart = self.nodes.in_use, int(os.environ.get("SLURM_RESTART_COUNT", "0"))
         fields = {"job_id": self.job_id, "restart": restart, "start": time.time(), "nodes": nodes, "step": self.step}
-        self._record(**fields, **({"in_place": self.cause} if self.cause else {}))
+        self.record(**fields, **({"in_place": self.cause} if self.cause else {}))
         if status_or_nothing(self.run_dir).get("state") != "finished":
             fields = {"attempts": self.number, "job_id": self.job_id, "host": nodes[0], "failure": None, "eta_s": None}
             self._tell(
@@ -206,13 +176,14 @@ class Job:
 
     def _can_go_on_here(self, end: End) -> bool:
         """Whether this job may start the ranks again, and has the nodes for it."""
-        if self._must_end() or self._is_near_limit() or self._slurms_word() is not None:
+        if self.must_end() or self._is_near_limit() or self._slurms_word() is not None:
             return False
         self._blame(end)
-        return self.nodes.shrink(self._fits) and await_controller(CONTROLLER_SECONDS) and not self._must_end()
+        return self.nodes.shrink(self._fits) and await_controller(CONTROLLER_SECONDS) and not self.must_end()
 
-    def _must_end(self) -> bool:
-        return bool(self.told or told_to_end(self.run_dir))
+    def must_end(self) -> str | None:
+        """Why, if so."""
+        return self.told or told_to_end(self.run_dir)
 
     def _is_near_limit(self) -> bool:
         return self.limit is not None and self.limit - time.time() <= self.jobs["signal_lead"] + EARLY_SECONDS
@@ -275,63 +246,6 @@ class Job:
             "(launch logs shows the last; launch retry tries once more)"
         )
 
-    def _prepare(self) -> End | None:
-        """Make the nodes ready that are new to the job; None where all is well.
-
-        A preparation takes them and returns an End where it failed: of a bad node the class `node` leaves it out.
-        """
-        new = [node for node in self.nodes.in_use if node not in self._prepared]
-        for preparation in (self._bring_environment, self._check, self._stage):
-            if new and (end := preparation(new)):
-                return end
-        self._prepared.update(new)
-        return None
-
-    def _check(self, nodes: Sequence[str]) -> End | None:
-        """Look at these nodes before they are used; the bad ones are left out, and the first of them is told."""
-        if not self.jobs.get("check"):
-            return None
-
-        def step(words: Sequence[str], environment: Mapping[str, str]) -> int:
-            words = self.copies.words([*self.copies.options(), *words])
-            return self._srun(words, {**environment, **self.copies.variables()})
-
-        found = check_nodes(self.jobs, self.nodes, nodes, self.run_dir, self.logs, step)
-        self._record(check=found._asdict())
-        # The first is left out for the end that tells of it.
-        for node in list(found.bad)[1:]:
-            self.leave_out(node, found.bad[node])
-        why = self.told or told_to_end(self.run_dir)
-        return End("stopped", why) if why else found.end
-
-    def _stage(self, nodes: Sequence[str]) -> End | None:
-        """Bring the data to these nodes; None where all is well."""
-        if not self.jobs["stage"]:
-            return None
-        words = [*self.nodes.only(nodes), f"--output={self.logs}/stage-%t.log", *stage_command(self.jobs, len(nodes))]
-        code = self._srun(words, {})
-        if why := self.told or told_to_end(self.run_dir):
-            return End("stopped", why)
-        return end_of_staging(code, self.srun.lines, nodes, self.logs) if code else None
-
-    def _bring_environment(self, nodes: Sequence[str]) -> End | None:
-        """Bring the program and its environment to these nodes' own disks; None where all is well."""
-        first = not self.cause and os.environ.get("SLURM_RESTART_COUNT", "0") == "0"
-        code = self.copies.bring(nodes, first)
-        if why := self.told or told_to_end(self.run_dir):
-            return End("stopped", why)
-        return end_of_staging(code, self.srun.lines, nodes, self.logs) if code else None
-
-    def _step_on(self, nodes: Sequence[str], command: Sequence[str]) -> int:
-        """Run a command once on each of these nodes."""
-        options = [f"--output={self.logs}/stage-%t.log", "--open-mode=append", *node_task(self.jobs, len(nodes))]
-        return self._srun([*self.nodes.only(nodes), *options, *command], {})
-
-    def leave_nodes(self) -> None:
-        """Remove what the job has brought to its nodes, unless it may use that again."""
-        if status_or_nothing(self.run_dir).get("state") != "queued":
-            self.copies.remove(self.nodes.good)
-
     def _train(self, command: Sequence[str]) -> End:
         code, nodes = 1, self.nodes.in_use
         options = [*self.jobs["srun"], *self.nodes.options()]
@@ -347,17 +261,16 @@ class Job:
                 CORES: str(self.jobs["cores"]),
                 RANKS: str(len(nodes) * self.nodes.ranks),
                 RANK_LOGS: kept(self.jobs),
-                **self.copies.variables(),
+                **self.on_nodes.copies.variables(),
             }
-            words = self.copies.words([*options, *self.copies.options(), to, *command])
-            code = self._srun(words, environment, lambda: self._end_of_training(1).failure in MENDABLE)
+            words = self.on_nodes.copies.words([*options, *self.on_nodes.copies.options(), to, *command])
+            code = self.run_step(words, environment, lambda: self._end_of_training(1).failure in MENDABLE)
             if code == 0 or number == PORT_TRIES - 1 or not port_was_taken(first_log, seen):
                 break
         dead = self._dead_node()
         alive = [node for node in nodes if node != dead]
         if code and alive and not self.told:
-            where = [*self.nodes.only(alive), *node_task(self.jobs, len(alive))]
-            bring(self.jobs, self.run_dir, self.number, self.logs, where, self.srun.lines)
+            self.on_nodes.bring_logs(alive)
         return self._end_of_training(code)
 
     def _end_of_training(self, code: int) -> End:
@@ -376,7 +289,7 @@ class Job:
             return None
         return self.nodes.of_rank(first["rank"])
 
-    def _srun(
+    def run_step(
         self, words: Sequence[str], environment: Mapping[str, str], is_lost: Callable[[], bool] | None = None
     ) -> int:
         """Run a job step; its own messages are kept, and go to the batch script's log too."""
@@ -428,7 +341,7 @@ class Job:
         # A preemption is nobody's fault, as often as it happens.
         fruitless = last == self.step and (cause in ("walltime", *MENDABLE) or end.failure == "node")
         fields = {"outcome": end.outcome, "cause": cause, "step": last, "reason": end.reason, "node": end.node}
-        self._record(end=time.time(), fruitless=fruitless, **fields)
+        self.record(end=time.time(), fruitless=fruitless, **fields)
 
     def _cause(self, end: End) -> str:
         if why := told_to_end(self.run_dir):
@@ -467,7 +380,7 @@ class Job:
         except OSError:
             return None
 
-    def _record(self, **fields: Any) -> None:
+    def record(self, **fields: Any) -> None:
         """Add to attempts.jsonl. A disk that is full must not keep the job from going on."""
         try:
             append_line(self.run_dir / "slurm" / "attempts.jsonl", {"attempt": self.number, **fields})

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from resnet.process.environment import REHEARSAL, REHEARSED
 from resnet.process.exit_codes import FAILED, FINISHED
 from resnet.rundir.status import status_or_nothing
-from slurm.batch import Job, read_jobs
+from slurm.batch import Job, leave, read_jobs
 from slurm.ends import End
 
 STEPS = (3, 1)
@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
         # What has been looked at and brought to the nodes is there.
         jobs, bad = {**jobs, "check": False, "stage": []}, job.nodes.left_out
     if job:
-        job.leave_nodes()
+        leave(job)
     return code
 
 

@@ -31,10 +31,11 @@ from resnet.rundir.chain import (
 )
 from resnet.rundir.files import read_json, to_json, write_atomic
 from resnet.rundir.status import status_or_nothing
-from slurm.batch import EARLY_SECONDS, Job, node_task, read_jobs, stage_command
+from slurm.batch import EARLY_SECONDS, Job, leave, read_jobs
 from slurm.control import end_time, hostnames, said
 from slurm.ends import first_fate, slurms_word
 from slurm.environment_copy import Copies
+from slurm.on_nodes import node_task, stage_command
 
 
 class End(NamedTuple):
@@ -79,7 +80,7 @@ def _train(jobs: dict[str, Any], run_dir: Path, step: dict[str, Any], command: S
         write_atomic(record, to_json({**step["job"], "job_id": job_id()}, indent=1))
     job = Job(jobs, run_dir)
     job.run(command)
-    job.leave_nodes()
+    leave(job)
     told = status_or_nothing(run_dir)
     state, reason = told.get("state"), told.get("reason")
     if state == "finished":

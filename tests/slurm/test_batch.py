@@ -20,6 +20,7 @@ from slurm import batch
 from slurm.batch import Job
 from slurm.control import free_port
 from slurm.ends import End, end_of_staging, end_of_training, slurms_word
+from slurm.sweep_page import report_sweep
 from tests.fabricated import make_run, page_data
 from tests.helpers import PROGRAM
 
@@ -125,24 +126,24 @@ def test_the_last_trial_to_end_writes_the_sweeps_page(tmp_path, capfd):
     trials = [{"name": f"t{number}", "point": {"seed": str(number)}} for number in range(3)]
     runs = [make_run(study / "t0"), make_run(study / "t1", state="failed"), make_run(study / "t2", state="running")]
     (study / "sweep.json").write_text(json.dumps(content | {"trials": trials}))
-    batch.report_sweep(runs[1], python)
+    report_sweep(runs[1], python)
     long_ago = {"updated": time.time() - 3600}
     # It was requeued, and waits in the queue.
     (runs[2] / "status.json").write_text(json.dumps(read_status(runs[2]) | {"state": "queued"} | long_ago))
-    batch.report_sweep(runs[2], python)
+    report_sweep(runs[2], python)
     assert not (study / "report.html").exists()
     # Ended without a word, long ago: nobody waits for it.
     (runs[2] / "status.json").write_text(json.dumps(read_status(runs[2]) | {"state": "running"} | long_ago))
-    batch.report_sweep(runs[1], python)
+    report_sweep(runs[1], python)
     states = [trial["state"] for trial in page_data(study / "report.html")["trials"]]
     assert states == ["finished", "failed", "running"]
     capfd.readouterr()
     (study / "report.html").unlink()
     (study / "report.html").mkdir()
-    batch.report_sweep(runs[1], python)
+    report_sweep(runs[1], python)
     assert re.fullmatch(r"the sweep's page could not be written: .*report.html.*\n", capfd.readouterr().err)
     (study / "sweep.json").write_text(json.dumps(content | {"trials": [{"name": 1}]}))
-    batch.report_sweep(runs[1], python)
+    report_sweep(runs[1], python)
     assert re.fullmatch(r"the sweep's page could not be written: .*\n", capfd.readouterr().err)
 
 
@@ -252,7 +253,7 @@ def test_the_grace_of_a_preemption_is_no_time_limit(run_dir, monkeypatch, at_sta
     monkeypatch.setattr(Job, "_slurms_word", lambda _: None)
     monkeypatch.setattr(Job, "_requeue", lambda *_: 0)
     monkeypatch.setattr(batch, "hostnames", lambda: ["n1"])
-    monkeypatch.setattr(Job, "_srun", srun)
+    monkeypatch.setattr(Job, "run_step", srun)
     assert Job(JOBS, run_dir).run(["true"]) == 0
     assert read_attempts(run_dir)[-1]["cause"] == cause
 
@@ -333,7 +334,7 @@ def test_without_a_spare_fewer_nodes_make_the_same_batches(run_dir, monkeypatch,
 def test_a_damaged_status_does_not_keep_a_job_from_ending_well(run_dir, monkeypatch):
     (run_dir / "status.json").write_text("{")
     monkeypatch.setattr(batch, "hostnames", lambda: ["n1"])
-    monkeypatch.setattr(Job, "_srun", lambda *_, **__: 1)
+    monkeypatch.setattr(Job, "run_step", lambda *_, **__: 1)
     assert Job(JOBS, run_dir).run(["true"]) == 1
     assert read_status(run_dir)["state"] == "failed"
 
@@ -414,7 +415,7 @@ def test_a_port_that_another_program_was_quicker_to_take_is_tried_again(run_dir,
         write_status(run_dir, state="finished")
         return 0
 
-    monkeypatch.setattr(Job, "_srun", srun)
+    monkeypatch.setattr(Job, "run_step", srun)
     assert Job(JOBS, run_dir).run(["true"]) == 0
     assert len(set(ports)) == 2
 
@@ -459,6 +460,6 @@ def test_the_batch_script_needs_no_package():
 def test_a_status_that_is_finished_stays_so(run_dir, monkeypatch):
     write_status(run_dir, state="finished")
     monkeypatch.setattr(batch, "hostnames", lambda: ["n1"])
-    monkeypatch.setattr(Job, "_srun", lambda *_, **__: 0)
+    monkeypatch.setattr(Job, "run_step", lambda *_, **__: 0)
     assert Job(JOBS, run_dir).run(["true"]) == 0
     assert read_status(run_dir)["state"] == "finished"

@@ -1,0 +1,101 @@
+"""What a job brings to its nodes before it trains on them, and what it leaves there. Standard library, Python 3.9."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from resnet.rundir.status import status_or_nothing
+from slurm.ends import End, end_of_staging
+from slurm.environment_copy import Copies
+from slurm.node_check import check_nodes
+from slurm.rank_output import bring
+
+if TYPE_CHECKING:
+    from slurm.batch import Job
+
+
+def stage_command(jobs: Mapping[str, Any], nodes: int) -> list[str]:
+    """What srun is to do so that the data is brought to every node: its options and the command."""
+    return [*node_task(jobs, nodes), "bash", "-c", "\n".join(["set -e", *jobs["stage"]])]
+
+
+def node_task(jobs: Mapping[str, Any], nodes: int) -> list[str]:
+    """What srun is told to start one task on each of so many nodes."""
+    return ["--ntasks-per-node=1", f"--ntasks={nodes}", f"--cpus-per-task={jobs['node_cores']}"]
+
+
+class OnNodes:
+    """What of a job lies on its nodes."""
+
+    def __init__(self, job: Job) -> None:
+        self._job, self._jobs = job, job.jobs
+        self._prepared: set[str] = set()
+        self.copies = Copies(job.jobs, self._step_on)
+
+    def prepare(self) -> End | None:
+        """Make the nodes ready that are new to the job; None where all is well.
+
+        A preparation takes them and returns an End where it failed: of a bad node the class `node` leaves it out.
+        """
+        new = [node for node in self._job.nodes.in_use if node not in self._prepared]
+        for preparation in (self._bring_environment, self._check, self._stage):
+            if new and (end := preparation(new)):
+                return end
+        self._prepared.update(new)
+        return None
+
+    def leave(self) -> None:
+        """Remove what the job has brought to its nodes, unless it may use that again."""
+        if status_or_nothing(self._job.run_dir).get("state") != "queued":
+            self.copies.remove(self._job.nodes.good)
+
+    def bring_logs(self, nodes: Sequence[str]) -> None:
+        """After an attempt that failed: bring the logs of the ranks that were lost from these nodes."""
+        job = self._job
+        where = [*job.nodes.only(nodes), *node_task(self._jobs, len(nodes))]
+        bring(self._jobs, job.run_dir, job.number, job.logs, where, job.srun.lines)
+
+    def _check(self, nodes: Sequence[str]) -> End | None:
+        """Look at these nodes before they are used; the bad ones are left out, and the first of them is told."""
+        job = self._job
+        if not self._jobs.get("check"):
+            return None
+
+        def step(words: Sequence[str], environment: Mapping[str, str]) -> int:
+            words = self.copies.words([*self.copies.options(), *words])
+            return job.run_step(words, {**environment, **self.copies.variables()})
+
+        found = check_nodes(self._jobs, job.nodes, nodes, job.run_dir, job.logs, step)
+        job.record(check=found._asdict())
+        # The first is left out for the end that tells of it.
+        for node in list(found.bad)[1:]:
+            job.leave_out(node, found.bad[node])
+        why = job.must_end()
+        return End("stopped", why) if why else found.end
+
+    def _stage(self, nodes: Sequence[str]) -> End | None:
+        """Bring the data to these nodes; None where all is well."""
+        job = self._job
+        if not self._jobs["stage"]:
+            return None
+        command = stage_command(self._jobs, len(nodes))
+        code = job.run_step([*job.nodes.only(nodes), f"--output={job.logs}/stage-%t.log", *command], {})
+        return self._end_of_staging(code, nodes)
+
+    def _bring_environment(self, nodes: Sequence[str]) -> End | None:
+        """Bring the program and its environment to these nodes' own disks; None where all is well."""
+        first = not self._job.cause and os.environ.get("SLURM_RESTART_COUNT", "0") == "0"
+        return self._end_of_staging(self.copies.bring(nodes, first), nodes)
+
+    def _end_of_staging(self, code: int, nodes: Sequence[str]) -> End | None:
+        if why := self._job.must_end():
+            return End("stopped", why)
+        return end_of_staging(code, self._job.srun.lines, nodes, self._job.logs) if code else None
+
+    def _step_on(self, nodes: Sequence[str], command: Sequence[str]) -> int:
+        """Run a command once on each of these nodes."""
+        job = self._job
+        options = [f"--output={job.logs}/stage-%t.log", "--open-mode=append", *node_task(self._jobs, len(nodes))]
+        return job.run_step([*job.nodes.only(nodes), *options, *command], {})
