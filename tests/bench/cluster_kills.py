@@ -78,25 +78,20 @@ def is_rank(line: str) -> bool:
 
 
 def kill_node(cluster: Cluster, run: Path, draw_from: random.Random) -> str | None:
-    """A node that loses its power: its slurmd, the steps' daemons and the tasks are gone at once."""
-    node = f"127.0.0.{draw_from.randint(1, 3)}"
-    gone = 0
-    for pid, (line, variables) in processes_of(cluster).items():
-        of_node = variables.get("SLURMD_NODENAME") == node or ("slurmd" in line and f"-N {node}" in line)
-        of_node = of_node or (line.startswith("slurmstepd") and _parent_node(pid) == node)
-        gone += of_node and kill(pid)
+    """A node that loses its power: its slurmd, the steps' daemons and the tasks are gone before any can tell."""
+    node, found = f"127.0.0.{draw_from.randint(1, 3)}", processes_of(cluster)
+    tasks = [pid for pid, (_, variables) in found.items() if variables.get("SLURMD_NODENAME") == node]
+    parents = {parent for pid in tasks if found.get(parent := parent_of(pid), ("",))[0].startswith("slurmstepd")}
+    daemons = [pid for pid, (line, _) in found.items() if line.startswith("slurmd ") and f"-N {node} " in f"{line} "]
+    gone = [kill(pid) for pid in (*daemons, *parents, *tasks)]
     _again(lambda: testcluster.start_daemon(cluster.folder, "slurmd", node))
-    return f"node {node} ({gone} processes)"
+    return f"node {node} ({sum(gone)} processes)"
 
 
-def _parent_node(pid: int) -> str | None:
-    """The node of a step's daemon, by the name of its spool folder that its log's file descriptor names."""
+def parent_of(pid: int) -> int:
     with contextlib.suppress(OSError):
-        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
-            target = os.readlink(descriptor)
-            if "/127.0.0." in target:
-                return "127.0.0." + target.partition("/127.0.0.")[2].partition("/")[0][:1]
-    return None
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return 0
 
 
 def kill_controller(cluster: Cluster, run: Path, draw_from: random.Random) -> str | None:
