@@ -3,9 +3,10 @@
     python -m tests.bench.cluster_kills --kills 100 [--accounting] [--seed 0] [--out kills.json]
 
 A cluster of three nodes trains the same run on two of them, with one to spare, again and again; every run has to end
-with the weights, the metrics and the steps of one that nobody disturbed, by one attempt alone. A kill that follows two
-without a new checkpoint waits for one: a third attempt in a row without progress ends a run, as it should. Where a job
-ends without its run, as with its batch script, `launch retry` sends the run again, as a user would.
+with the weights, the metrics and the steps of one that nobody disturbed, and by one attempt alone. (To rounding, where
+two nodes failed and it went on on one.) A kill that follows two without a new checkpoint waits for one: a third attempt
+in a row without progress ends a run, as it should. Where a job ends without its run, `launch retry` sends it again, as
+a user would.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+import torch
 
 import resnet.run  # noqa: F401  (imported before ranks are forked)
 from resnet.data.sources.shapes import draw
@@ -66,10 +69,10 @@ def kill(pid: int) -> bool:
     return False
 
 
-def kill_rank(cluster: Cluster, run: Path, draw_from: random.Random) -> str | None:
+def kill_rank(cluster: Cluster, run: Path, chance: random.Random) -> str | None:
     found = processes_of(cluster).items()
     ranks = [pid for pid, (line, variables) in found if is_rank(line) and "SLURM_PROCID" in variables]
-    return f"rank process {pid}" if ranks and kill(pid := draw_from.choice(sorted(ranks))) else None
+    return f"rank process {pid}" if ranks and kill(pid := chance.choice(sorted(ranks))) else None
 
 
 def is_rank(line: str) -> bool:
@@ -77,9 +80,9 @@ def is_rank(line: str) -> bool:
     return "submitit" in line and "slurm.batch" not in line and not line.startswith("srun ")
 
 
-def kill_node(cluster: Cluster, run: Path, draw_from: random.Random) -> str | None:
+def kill_node(cluster: Cluster, run: Path, chance: random.Random) -> str | None:
     """A node that loses its power: its slurmd, the steps' daemons and the tasks are gone before any can tell."""
-    node, found = f"127.0.0.{draw_from.randint(1, 3)}", processes_of(cluster)
+    node, found = f"127.0.0.{chance.randint(1, 3)}", processes_of(cluster)
     tasks = [pid for pid, (_, variables) in found.items() if variables.get("SLURMD_NODENAME") == node]
     parents = {parent for pid in tasks if found.get(parent := parent_of(pid), ("",))[0].startswith("slurmstepd")}
     daemons = [pid for pid, (line, _) in found.items() if line.startswith("slurmd ") and f"-N {node} " in f"{line} "]
@@ -94,7 +97,7 @@ def parent_of(pid: int) -> int:
     return 0
 
 
-def kill_controller(cluster: Cluster, run: Path, draw_from: random.Random) -> str | None:
+def kill_controller(cluster: Cluster, run: Path, chance: random.Random) -> str | None:
     attempts = cluster.attempts(run.name)
     if not attempts or time.time() - attempts[-1]["start"] < UNSAVED:
         return None
@@ -105,7 +108,7 @@ def kill_controller(cluster: Cluster, run: Path, draw_from: random.Random) -> st
     return "controller"
 
 
-def kill_batch(cluster: Cluster, run: Path, draw_from: random.Random) -> str | None:
+def kill_batch(cluster: Cluster, run: Path, chance: random.Random) -> str | None:
     found = [pid for pid, (line, _) in processes_of(cluster).items() if "slurm.batch" in line and " srun " not in line]
     return f"batch script {pid}" if found and kill(pid := found[0]) else None
 
@@ -118,22 +121,21 @@ def _again(begin: Callable[[], None]) -> None:
 KILLERS = {"rank": kill_rank, "node": kill_node, "controller": kill_controller, "batch": kill_batch}
 
 
-def torment(cluster: Cluster, name: str, count: int, draw_from: random.Random, done: collections.Counter) -> list[dict]:
+def torment(cluster: Cluster, name: str, count: int, chance: random.Random) -> list[dict]:
     """Kill what belongs to a run until it is over or so many kills are done; returns what was done and when."""
     run, log, fruitless, last_step = cluster.run_dir(name), [], 0, 0
     while len(log) < count:
-        pause = time.monotonic() + draw_from.uniform(0, MOST_PAUSE)
+        pause = time.monotonic() + chance.uniform(0, MOST_PAUSE)
         while time.monotonic() < pause or (fruitless >= 2 and newest_step(run) <= last_step):
             if over(cluster, name):
                 return log
             time.sleep(0.2)
-        kind = draw_from.choices([*KINDS], [*KINDS.values()])[0]
+        kind = chance.choices([*KINDS], [*KINDS.values()])[0]
         now = newest_step(run)
         fruitless = fruitless + 1 if now <= last_step else 1
         last_step = now
-        if what := KILLERS[kind](cluster, run, draw_from):
+        if what := KILLERS[kind](cluster, run, chance):
             log.append({"kind": kind, "what": what, "step": now, "time": time.time()})
-            done[kind] += 1
             print(f"  {name}: killed {what} after checkpoint {now}", flush=True)
     return log
 
@@ -166,12 +168,57 @@ def compare(cluster: Cluster, name: str, reference: Path) -> list[str]:
     for key in ("train/loss", "train/top1", "val/loss"):
         if column(run, key) != column(reference, key):
             wrong.append(f"{key} differs")
-    if not same(weights(run), weights(reference)):
+    attempts, found, wanted = cluster.attempts(name), weights(run), weights(reference)
+    if on_fewer(attempts):
+        # BatchNorm's statistics of one rank are averaged in another order than those of two.
+        close = all(torch.allclose(found[key], value, rtol=1e-5, atol=1e-6) for key, value in wanted.items())
+    else:
+        close = same(found, wanted)
+    if not close:
         wrong.append("final weights differ")
-    attempts = cluster.attempts(name)
     if sum(attempt.get("outcome") == "finished" for attempt in attempts) > 1:
         wrong.append("finished twice")
     return wrong
+
+
+def on_fewer(attempts: list[dict]) -> bool:
+    """Whether two nodes failed of three, so that the run went on on one."""
+    return any(len(attempt["nodes"]) < 2 for attempt in attempts)
+
+
+def one_run(cluster: Cluster, name: str, words: list[str], kills: int, chance: random.Random, reference: Path) -> dict:
+    """Send a run, kill what belongs to it, and see it end; returns what became of it."""
+    cluster.retried = 0
+    cluster.launch("submit", *words, *WHERE, f"run.name={name}")
+    log = torment(cluster, name, kills, chance)
+    cluster.wait(f"{name} ends", lambda: over(cluster, name), PATIENCE)
+    cluster.wait("the queue is empty", lambda: not cluster.queue(), PATIENCE)
+    attempts = cluster.attempts(name)
+    # An attempt of the same job and the same number of Slurm's restarts as the one before is one in place.
+    starts = [(attempt["job_id"], attempt["restart"]) for attempt in attempts]
+    jobs = {job for job, _ in starts}
+    counts = {"in_place": len(starts) - len({*starts}), "requeues": len({*starts}) - len(jobs)}
+    counts |= {"retries": cluster.retried, "on_fewer": on_fewer(attempts)}
+    return {"name": name, "kills": log, **counts, "wrong": compare(cluster, name, reference)}
+
+
+def describe(found: dict) -> str:
+    equal = "equal to the undisturbed run" + (" but for rounding: it went on on one node" * found["on_fewer"])
+    return (
+        f"{found['name']}: {len(found['kills'])} kills, {found['in_place']} restarts in place, {found['requeues']} "
+        f"requeues, {found['retries']} retries; {'; '.join(found['wrong']) or equal}"
+    )
+
+
+def summary(runs: list[dict]) -> str:
+    kinds = collections.Counter(kill["kind"] for run in runs for kill in run["kills"])
+    total = {key: sum(run[key] for run in runs) for key in ("in_place", "requeues", "retries", "on_fewer")}
+    equal = sum(not run["wrong"] for run in runs)
+    return (
+        f"{kinds.total()} kills ({', '.join(f'{kind} {count}' for kind, count in sorted(kinds.items()))}) of {len(runs)} "
+        f"runs: {total['in_place']} restarts in place, {total['requeues']} requeues, {total['retries']} by launch retry; "
+        f"{equal} of {len(runs)} runs equal to the undisturbed one ({total['on_fewer']} of them but for rounding)"
+    )
 
 
 def main() -> None:
@@ -182,44 +229,22 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    draw_from, done = random.Random(arguments.seed), collections.Counter()
-    runs = []
+    chance, runs, left = random.Random(arguments.seed), [], arguments.kills
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         draw(folder / "shapes", per_class=16, size=40)
         words = [*TINY, f"data.train={folder / 'shapes'}", *SHAPE]
         reference = train_here(words, folder / "reference", 2)
         with running_cluster(folder / "cluster", folder, nodes=3, accounting=arguments.accounting) as cluster:
-            while sum(done.values()) < arguments.kills:
-                name, cluster.retried = f"run-{len(runs)}", 0
-                cluster.launch("submit", *words, *WHERE, f"run.name={name}")
-                left = min(arguments.per_run, arguments.kills - sum(done.values()))
-                log = torment(cluster, name, left, draw_from, done)
-                cluster.wait(f"{name} ends", lambda name=name: over(cluster, name), PATIENCE)
-                cluster.wait("the queue is empty", lambda: not cluster.queue(), PATIENCE)
-                attempts = cluster.attempts(name)
-                # An attempt of the same job and the same number of Slurm's restarts as the one before is one in place.
-                starts = [(attempt["job_id"], attempt["restart"]) for attempt in attempts]
-                in_place = len(starts) - len({*starts})
-                requeues = len({*starts}) - len({job for job, _ in starts})
-                wrong = compare(cluster, name, reference)
-                told = {"name": name, "kills": log, "attempts": len(attempts), "in_place": in_place}
-                runs.append({**told, "requeues": requeues, "retries": cluster.retried, "wrong": wrong})
-                print(f"{name}: {len(log)} kills, {in_place} restarts in place, {requeues} requeues, ", end="")
-                print(f"{cluster.retried} retries; {'; '.join(wrong) or 'equal to the undisturbed run'}", flush=True)
+            while left > 0:
+                found = one_run(cluster, f"run-{len(runs)}", words, min(arguments.per_run, left), chance, reference)
+                runs.append(found)
+                left -= len(found["kills"])
+                print(describe(found), flush=True)
                 if arguments.out:
                     arguments.out.write_text(json.dumps(runs, indent=1))
-    total = {key: sum(run[key] for run in runs) for key in ("in_place", "requeues", "retries")}
-    bad = [run["name"] for run in runs if run["wrong"]]
-    print(
-        f"{sum(done.values())} kills ({', '.join(f'{kind} {count}' for kind, count in sorted(done.items()))}) of ",
-        end="",
-    )
-    print(f"{len(runs)} runs: {total['in_place']} restarts in place, {total['requeues']} requeues, ", end="")
-    print(
-        f"{total['retries']} by launch retry; {len(runs) - len(bad)} of {len(runs)} runs equal to the undisturbed one"
-    )
-    sys.exit(bool(bad))
+    print(summary(runs))
+    sys.exit(any(run["wrong"] for run in runs))
 
 
 if __name__ == "__main__":
