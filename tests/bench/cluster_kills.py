@@ -214,9 +214,10 @@ def summary(runs: list[dict]) -> str:
     kinds = collections.Counter(kill["kind"] for run in runs for kill in run["kills"])
     total = {key: sum(run[key] for run in runs) for key in ("in_place", "requeues", "retries", "on_fewer")}
     equal = sum(not run["wrong"] for run in runs)
+    by_kind = ", ".join(f"{kind} {count}" for kind, count in sorted(kinds.items()))
     return (
-        f"{kinds.total()} kills ({', '.join(f'{kind} {count}' for kind, count in sorted(kinds.items()))}) of {len(runs)} "
-        f"runs: {total['in_place']} restarts in place, {total['requeues']} requeues, {total['retries']} by launch retry; "
+        f"{kinds.total()} kills ({by_kind}) of {len(runs)} runs: {total['in_place']} restarts in place, "
+        f"{total['requeues']} requeues, {total['retries']} by launch retry; "
         f"{equal} of {len(runs)} runs equal to the undisturbed one ({total['on_fewer']} of them but for rounding)"
     )
 
