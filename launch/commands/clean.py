@@ -19,6 +19,7 @@ from launch.runs.leftovers import (
     UNFINISHED,
     Leftover,
     failed_runs,
+    given_up,
     old_checkpoints,
     old_copies,
     old_environments,
@@ -76,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _found(arguments: argparse.Namespace) -> list[Leftover]:
     named = [_named(text, arguments.root) for text in arguments.runs]
-    places = [path.absolute() for path in roots(arguments.root) if path.is_dir()]
+    places = [path.resolve() for path in roots(arguments.root) if path.is_dir()]
     if not named and not places:
         raise ValueError(f"no folder {arguments.root}")
     # Also where a single run is named: what the others start from is seen there.
@@ -94,14 +95,15 @@ def _found(arguments: argparse.Namespace) -> list[Leftover]:
         *(copy for place in cleaned for copy in old_copies(place, _within(every, place))),
         *(file for place in cleaned for file in old_environments(place, _within(every, place))),
         *(entry for place in cleaned for entry in old_lists(place)),
-        *old_checkpoints(chosen, every),
+        *old_checkpoints(chosen, every, places),
         *unfinished_files(cleaned, chosen),
         *(failed_runs(chosen) if arguments.failed else ()),
     ]
 
 
 def _named(text: str, root: str) -> Path:
-    return find_sweep(text, root) or find(text, root).absolute()
+    path = find_sweep(text, root) or find(text, root).absolute()
+    return path.parent.resolve() / path.name
 
 
 def _within(every: Iterable[dict[str, Any]], place: Path) -> list[dict[str, Any]]:
@@ -130,15 +132,15 @@ def _size(size: float) -> str:
     return f"{size:.4g} GB"
 
 
-def _remove(found: Iterable[Leftover]) -> int:
+def _remove(found: Sequence[Leftover]) -> int:
     code, removed = exit_codes.FINISHED, []
-    for leftover in found:
+    for leftover in given_up(found):
         try:
             removed += [leftover] if take_away(leftover) else []
         except OSError as error:
             code = exit_codes.FAILED
             print(f"launch clean: {leftover.path}: {error.strerror}", file=sys.stderr)
-    kept = len([*found]) - len(removed)
+    kept = len(found) - len(removed)
     by_kind = {kind: sum(one.kind == kind for one in removed) for kind in KINDS}
     told = ", ".join(plural(number, kind) for kind, number in by_kind.items() if number)
     print(f"removed {told or 'nothing'}: {_size(sum(one.size for one in removed))}", end="")

@@ -18,11 +18,14 @@ from launch.runs.chain import chain_rows, goes_on
 from launch.runs.chain import read as read_chain
 from launch.runs.job_record import job_file, read_job
 from launch.runs.send import SNAPSHOTS
+from launch.runs.state import rows
+from recipes.load import dump, load_values
 from resnet.rundir.attempts import newest_step, step_of_name
-from resnet.rundir.files import discard, read_json
-from resnet.rundir.find import is_sweep
+from resnet.rundir.files import OLD, discard, number, read_json, to_json
+from resnet.rundir.find import SWEEP_FILE, is_run, is_sweep
 from resnet.rundir.lease import holder_elsewhere
-from resnet.rundir.status import status_or_nothing
+from resnet.rundir.status import NAME, status_or_nothing
+from resnet.rundir.sweep.sweep_file import read_sweep
 from slurm.queue import queued
 
 YOUNG_SECONDS = 3600.0
@@ -33,6 +36,8 @@ CODE, CHECKPOINT, UNFINISHED, FAILED = "code snapshot", "checkpoint", "unfinishe
 INDEX, ENVIRONMENT = "image list", "packed environment"
 LISTS = ".index"
 """Folder beside the runs with what `resnet.data.sources.index` keeps: NAME-KEY.json and, by digest, lists."""
+RECIPES = ("recipe.yaml", "slurm/recipe.yaml")
+"""Of a run, and of one that was sent: before it has begun, or as it is to go on."""
 Row = Mapping[str, Any]
 
 
@@ -44,6 +49,8 @@ class Leftover(NamedTuple):
     path: Path
     size: int
     """Bytes."""
+    updated: float | None = None
+    """Unix time at which a failed run, as it is listed, last said how it is."""
 
 
 def own_rows(found: Iterable[Row]) -> list[Row]:
@@ -104,17 +111,25 @@ def _copy_of_run(run: Path) -> Iterator[str]:
 
 
 def _copies_of_chain(subject: Path) -> Iterator[str]:
+    for step in _steps_to_come(subject):
+        yield Path((step.get("job") or {}).get("snapshot") or "").name
+
+
+def _steps_to_come(subject: Path) -> list[dict[str, Any]]:
+    """The steps of a chain that are not finished."""
     chain = read_chain(subject)
-    for step, told in zip(chain.content["steps"], chain.told, strict=False) if chain else ():
-        if told.get("state") != "finished":
-            yield Path((step.get("job") or {}).get("snapshot") or "").name
+    pairs = zip(chain.content["steps"], chain.told, strict=False) if chain else ()
+    return [step for step, told in pairs if told.get("state") != "finished"]
 
 
-def old_checkpoints(chosen: Iterable[Row], found: Iterable[Row]) -> list[Leftover]:
-    """Checkpoints of finished runs beside the best, the last and what those start from that are `found` unfinished."""
+def old_checkpoints(chosen: Iterable[Row], found: Iterable[Row], places: Iterable[Path]) -> list[Leftover]:
+    """Checkpoints of finished runs, but the best, the last, and all that something to come may start from.
+
+    chosen: runs whose checkpoints may go. found: all runs, places: the folders they lie in, for what is to come.
+    """
     finished = [row for row in own_rows(chosen) if row["state"] == "finished" and not goes_on(row["chain"])]
     spare = [path for row in finished for path in spare_checkpoints(Path(row["run_dir"]))]
-    named = _recipes_to_come(found) if spare else ""
+    named = "\n".join(_texts_to_come(found, places)) if spare else ""
     needed = {run: f"{run.name}/checkpoints" in named or f"{run.name}@" in named for run in _runs_of(spare)}
     return _listed(CHECKPOINT, (path for path in spare if not needed[path.parent.parent]))
 
@@ -148,10 +163,37 @@ def _is_whole(checkpoint: Path) -> bool:
         return False
 
 
-def _recipes_to_come(found: Iterable[Row]) -> str:
-    """What the recipes of all runs that are not finished say: `resume` and others may name a checkpoint."""
-    runs = [Path(row["run_dir"]) for row in found if row["state"] != "finished"]
-    return "\n".join(_text(run / name) for run in runs for name in ("recipe.yaml", "slurm/recipe.yaml"))
+def _texts_to_come(found: Iterable[Row], places: Iterable[Path]) -> Iterator[str]:
+    """All that may name a checkpoint to start from: recipes of unfinished runs, trials and steps that are to come."""
+    for row in found:
+        if row["state"] != "finished":
+            yield from (_text(Path(row["run_dir"]) / name) for name in RECIPES)
+    for place in places:
+        yield from _texts_of_sweep(place) if is_sweep(place) else ()
+        yield from (to_json(_steps_to_come(subject)) for subject in _subjects(place, ()))
+
+
+def _texts_of_sweep(sweep: Path) -> Iterator[str]:
+    """What trials that have no recipe of their own yet are made of."""
+    try:
+        content = read_sweep(sweep)
+    except (ValueError, OSError):
+        yield _text(sweep / SWEEP_FILE)
+        return
+    if all(_has_recipe(sweep / trial["name"]) for trial in content["trials"]):
+        return
+    yield to_json(content)
+    swept = content["parameters"].get("recipe") or {}
+    for named in (content["fixed"].get("recipe"), *swept.get("values", ())):
+        if isinstance(named, str) and "/" in named:
+            try:
+                yield dump(load_values(named).recipe)
+            except (ValueError, OSError):
+                yield _text(Path(named))
+
+
+def _has_recipe(run: Path) -> bool:
+    return any(os.path.isfile(run / name) for name in RECIPES)
 
 
 def _text(file: Path) -> str:
@@ -165,12 +207,27 @@ def unfinished_files(places: Iterable[Path], chosen: Iterable[Row]) -> list[Left
     over = (Path(row["run_dir"]) for row in own_rows(chosen) if row["over"])
     folders = [folder for place in places for folder in (place, place / SNAPSHOTS)]
     folders += [folder for run in over for folder in (run, run / "checkpoints", run / "slurm")]
-    files = [file for folder in folders for file in _folder(folder, lambda name: name.endswith(".tmp"))]
+    files = [file for folder in folders for file in _folder(folder, _is_temporary)]
     return _listed(UNFINISHED, (file for file in files if _is_own(file) and _is_given_up(file)))
 
 
+def _is_temporary(name: str) -> bool:
+    """Whether it is a name that only we give, and only to what is being written or removed: users' files stay."""
+    of_process_or_chance = r"\..+(-\d+|\.[0-9a-f]{8})\.tmp"
+    is_checkpoint = name.endswith(".tmp") and step_of_name(name[: -len(".tmp")]) is not None
+    return is_checkpoint or _is_removed(name) or re.fullmatch(of_process_or_chance, name) is not None
+
+
+def _is_removed(name: str) -> bool:
+    return name.startswith(".") and name.endswith(OLD)
+
+
 def _is_given_up(file: Path) -> bool:
-    return _is_old(file) and not holder_elsewhere(_run_of(file))
+    if _is_removed(file.name):
+        # Whatever it was, a run too.
+        return os.path.lexists(file) and not holder_elsewhere(_run_of(file))
+    is_something = is_run(file) or is_sweep(file) or (file / NAME).exists()
+    return _is_old(file) and not is_something and not holder_elsewhere(_run_of(file))
 
 
 def old_lists(place: Path) -> list[Leftover]:
@@ -202,6 +259,11 @@ def failed_runs(found: Iterable[Row]) -> list[Leftover]:
 
     Raises ValueError where one of them was sent to Slurm, which does not answer: it may be in the queue again.
     """
+    chosen = [(Path(row["run_dir"]), row["updated"]) for row in _failed(found)]
+    return [Leftover(FAILED, run, size_of(run), updated) for run, updated in chosen]
+
+
+def _failed(found: Iterable[Row]) -> list[Row]:
     failed = [row for row in own_rows(found) if row["state"] == "failed" and row["over"] and has_nothing(row)]
     jobs = queued() if any(row["job_id"] for row in failed) else {}
     if jobs is None:
@@ -209,12 +271,21 @@ def failed_runs(found: Iterable[Row]) -> list[Leftover]:
     waiting = {
         row["run_dir"] for row in failed if (job := job_by_name(jobs, row["job_id"], row["name"])) and not job.over
     }
-    chosen = [Path(row["run_dir"]) for row in failed if row["run_dir"] not in waiting]
-    return [Leftover(FAILED, run, size_of(run)) for run in chosen]
+    return [row for row in failed if row["run_dir"] not in waiting]
+
+
+def given_up(found: Sequence[Leftover]) -> list[Leftover]:
+    """Without runs that, since they were listed, are failed no longer: Slurm is asked once of them all."""
+    failed = [one.path for one in found if one.kind == FAILED]
+    still = {row["run_dir"] for row in _failed(rows(failed))}
+    return [one for one in found if one.kind != FAILED or str(one.path) in still]
 
 
 def has_nothing(row: Row) -> bool:
     run = Path(row["run_dir"])
+    if row["failure"] == "gone" and status_or_nothing(run).get("state") == "queued":
+        # Of another cluster that shares this folder, whose queue is not seen from here.
+        return False
     with_weights = newest_step(run) or (run / "final.safetensors").exists() or (run / "weights").exists()
     return not (with_weights or is_sweep(run.parent) or goes_on(row["chain"]) or holder_elsewhere(run))
 
@@ -228,12 +299,16 @@ def take_away(leftover: Leftover) -> bool:
         CHECKPOINT: lambda path: path in spare_checkpoints(path.parent.parent),
         UNFINISHED: _is_given_up,
         INDEX: lambda path: path.suffix == ".json" or _is_unused(path),
-        FAILED: lambda path: status_or_nothing(path).get("state") == "failed" and not holder_elsewhere(path),
+        FAILED: lambda path: _has_not_changed(path, leftover.updated) and not holder_elsewhere(path),
     }
     if not still[leftover.kind](path):
         return False
     discard(path)
     return True
+
+
+def _has_not_changed(run: Path, updated: float | None) -> bool:
+    return number(status_or_nothing(run).get("updated")) == updated
 
 
 def _is_old(path: Path, seconds: float = YOUNG_SECONDS) -> bool:

@@ -17,7 +17,7 @@ from launch.runs.job_record import job_file
 from recipes.text import format_duration, suggestion
 from resnet.rundir.attempts import ENDS
 from resnet.rundir.files import number, read_json
-from resnet.rundir.find import ROOT, find_run, places, roots, runs_in
+from resnet.rundir.find import ROOT, distinct, find_run, places, roots, runs_in
 from resnet.rundir.index import LEAST_RUNS, Index, identity
 from resnet.rundir.state import STATES, Verdict, name_of, own_verdict, row_of, signs_of_life
 from resnet.rundir.status import read_status
@@ -61,7 +61,7 @@ def folders(root: str | Path, clusters: Sequence[str] = ()) -> list[Path]:
     if root != ROOT:
         return _runs_in(Path(root), f"--root {root}")
     named = [*roots(root), *(place for cluster in clusters if (place := _root_of(cluster)))]
-    return [run for place in dict.fromkeys(path.absolute() for path in named) for run in _shown(place)]
+    return [run for place in distinct(path.absolute() for path in named) for run in _shown(place)]
 
 
 def _root_of(cluster: str) -> Path | None:

@@ -11,6 +11,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+OLD = ".old.tmp"
+"""End of the name of what is being taken away."""
+
 
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Replace a file so that readers, and a machine that loses power, see the old content or the new, never a part."""
@@ -52,9 +55,9 @@ def sync_folder(folder: Path) -> None:
 def discard(path: Path) -> None:
     """Take a file or a folder away: first its name, so that a half-removed one is never taken for what it was.
 
-    What is left where the process is killed has a name that ends in `.old.tmp`. Raises OSError.
+    What is left where the process is killed has a name that ends in `OLD`. Raises OSError.
     """
-    gone = path.with_name(f"{path.name}.old.tmp" if path.name.startswith(".") else f".{path.name}.old.tmp")
+    gone = path.with_name(f"{path.name}{OLD}" if path.name.startswith(".") else f".{path.name}{OLD}")
     remove(gone)
     os.rename(path, gone)
     remove(gone)

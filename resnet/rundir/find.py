@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from recipes.text import did_you_mean, near
@@ -30,7 +31,17 @@ def remember_root(root: Path) -> None:
 def roots(root: str | Path = ROOT) -> list[Path]:
     """The folders to look for runs in: the one that was named, or else ./runs and those that runs were sent to."""
     named = [Path(root).expanduser()]
-    return named if str(root) != ROOT else [*named, *(Path(line) for line in _remembered() if os.path.isdir(line))]
+    if str(root) != ROOT:
+        return named
+    return distinct([*named, *(Path(line) for line in _remembered() if os.path.isdir(line))])
+
+
+def distinct(folders: Iterable[Path]) -> list[Path]:
+    """Folders in their order, each by the first of its names: ./runs is often a link to where runs are sent."""
+    found: dict[str, Path] = {}
+    for folder in folders:
+        found.setdefault(os.path.realpath(folder), folder)
+    return [*found.values()]
 
 
 def _roots_file() -> Path:

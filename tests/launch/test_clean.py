@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import shutil
+import socket
 import time
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 
 from launch import cli
 from launch.commands import clean as command
+from launch.runs import leftovers, state
 from launch.runs.job_record import Job, write_job
 from launch.runs.send import SNAPSHOTS
 from recipes.schema.data import ImageFolderData
@@ -20,6 +22,7 @@ from resnet.checkpoint.commit import commit, newest_valid
 from resnet.data.sources.image_folder import open_image_folder
 from resnet.data.sources.index import Index
 from resnet.rundir import files
+from resnet.rundir.find import remember_root
 from resnet.rundir.status import write_status
 from slurm.code_copy import take_snapshot
 from slurm.profile import load_profile
@@ -97,6 +100,45 @@ def test_what_a_run_to_come_starts_from_stays():
     assert (kept(source), kept(other)) == ([*STEPS], [20, 40])
 
 
+@pytest.mark.parametrize("where", ["words", "file", "chain"])
+def test_what_trials_and_steps_to_come_start_from_stays(where):
+    source, other = a_run("source"), a_run("other")
+    named = f"{source.absolute()}/checkpoints/step-00000010/model.safetensors"
+    sweep = a_sweep(Path("runs/sweep"), **{"0.1": 70.0, "0.2": 70.0})
+    if where == "chain":
+        chain = sweep / "chain" / "1"
+        chain.mkdir(parents=True)
+        step = {"command": "train", "acts_on": None, "makes": "/x", "job_id": None}
+        words = [f"model.pretrained={named}"]
+        told = {"format": 1, "subject": str(sweep), "steps": [step | {"words": words}]}
+        (chain / "chain.json").write_text(json.dumps(told))
+    else:
+        Path("base.yaml").write_text(f"base: quickstart\nmodel: {{pretrained: {named}}}\n")
+        Path("mine.yaml").write_text("base: base.yaml\n")
+        content = json.loads((sweep / "sweep.json").read_text())
+        own = {"recipe": str(Path("mine.yaml").absolute())}
+        content["fixed"] = own if where == "file" else {"recipe": "quickstart", "model.pretrained": named}
+        (sweep / "sweep.json").write_text(json.dumps(content))
+        # Interrupted before this one was begun.
+        shutil.rmtree(sweep / "0.2")
+    assert clean("--yes") == 0
+    assert (kept(source), kept(other)) == ([*STEPS], [20, 40])
+    shutil.rmtree(sweep)
+    assert clean("--yes") == 0
+    assert kept(source) == [20, 40]
+
+
+def test_a_link_to_where_runs_are_sent_is_the_same_folder(tmp_path, capsys):
+    (tmp_path / "scratch").mkdir()
+    Path("runs").symlink_to("scratch")
+    done = a_run("done")
+    remember_root(tmp_path / "scratch")
+    assert [path.name for path in state.folders("runs")] == ["done"]
+    assert clean("--yes", "done") == 0
+    assert "2 checkpoints, of" in capsys.readouterr().out
+    assert kept(done) == [20, 40]
+
+
 def test_copies_of_the_code_that_only_finished_runs_used(capsys):
     copies = [Path("runs") / SNAPSHOTS / name for name in COPIES.values()]
     for copy in copies:
@@ -163,7 +205,6 @@ def test_a_kill_in_the_middle_leaves_the_rest_loadable(monkeypatch):
     monkeypatch.setattr(files, "remove", remove)
     assert kept(run) == [20, 30, 40]
     [left] = run.glob("checkpoints/.*.old.tmp")
-    age(left)
     assert clean("--yes") == 0
     assert not left.exists()
     assert kept(run) == [20, 40]
@@ -174,8 +215,8 @@ def test_packed_environments_stay_while_a_run_is_under_way():
     packed.parent.mkdir(parents=True)
     packed.touch()
     run = make_run(Path("runs/r"), state="queued")
-    for state, there in (("queued", True), ("finished", False)):
-        write_status(run, state=state)
+    for now, there in (("queued", True), ("finished", False)):
+        write_status(run, state=now)
         age(packed)
         assert clean("--yes") == 0
         assert packed.exists() == there
@@ -190,23 +231,49 @@ def test_what_killed_processes_left(capsys):
         left += [age(torn), folder / ".status.json.node-7.tmp"]
         left[-1].write_text("{")
         age(left[-1])
-    fresh = run / ".metrics.tmp"
+    removed = run.parent / ".old.old.tmp"
+    shutil.copytree(run, removed)
+    others = [a_run("exp.tmp", best=40), a_sweep(Path("runs/lr.tmp"), **{"0.1": 70.0}), run.parent / ".moved-1.tmp"]
+    shutil.copytree(run, others[-1])
+    for file in (run.parent / "notes.tmp", run / ".notes.tmp"):
+        file.touch()
+        others.append(file)
+    for path in others:
+        age(path)
+    fresh = run / ".metrics.jsonl.node-7.tmp"
     fresh.touch()
     assert clean("--yes") == 0
     assert [path.exists() for path in left] == [False, False, True, True]
     assert fresh.exists()
+    assert not removed.exists()
+    assert [path.name for path in others if not path.exists()] == []
 
 
 def test_failed_runs_go_by_a_word_of_their_own():
     early, late = make_run(Path("runs/early"), state="failed"), a_run("late", "failed")
+    killed = make_run(Path("runs/killed"), state="running", host=socket.gethostname(), pid=2**22 + 1)
     sweep = a_sweep(Path("runs/sweep"), **{"0.1": None})
     assert clean("--yes") == 0
     assert early.is_dir()
     assert clean("--yes", "--failed") == 0
     assert not early.exists()
+    assert not killed.exists()
     assert late.is_dir()
     assert (sweep / "0.1").is_dir()
     assert [*Path("runs").glob(".*old*")] == []
+
+
+def test_failed_runs_that_are_sent_again_meanwhile_stay():
+    runs = [make_run(Path("runs") / name, state="failed") for name in ("one", "two", "three")]
+    listed = leftovers.failed_runs(state.rows(runs))
+    write_status(runs[0], state="queued")
+    again = leftovers.given_up(listed)
+    assert [one.path for one in again] == runs[1:]
+    write_status(runs[1], state="queued")
+    assert [leftovers.take_away(one) for one in again] == [False, True]
+    # It may wait in the queue of another cluster that shares the folder.
+    [row] = state.rows([runs[0]])
+    assert not leftovers.has_nothing(row | {"state": "failed", "failure": "gone", "over": True})
 
 
 def test_lists_of_images_whose_folder_is_gone(tmp_path):
