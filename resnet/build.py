@@ -37,7 +37,7 @@ from resnet.plugins import check_logits, own_model
 from resnet.pretrained import load_pretrained
 from resnet.process.environment import cores_of_rank, threads_asked
 from resnet.process.open_files import allow_open_files
-from resnet.ranks import first_of_ranks, of_node, together
+from resnet.ranks import first_of_ranks, meet_at_rank_0, of_node, together
 from resnet.state import TrainState
 
 
@@ -59,6 +59,7 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
         allow_open_files(int(ranks))
         # From torch 2.8 on gloo connects to those alone that a rank talks to: the others of a ring, and of a tree.
         os.environ.setdefault("TORCH_GLOO_LAZY_INIT", "1")
+        meet_at_rank_0()
     # torch renames the argument in 2.15 and keeps the old name, which older versions need.
     warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
     accelerator = Accelerator(

@@ -1,6 +1,6 @@
 """What the ranks of a run tell one another beside training: small values, in set-up and where something went wrong.
 
-Those go through the store that the process group was made by, a server on rank 0 (or of torchrun's agent) with one
+Those go through the store that the process group was made by, a server on rank 0 with one
 connection to each rank. Rank 0 collects what all have to say and publishes one answer: messages grow with the number of
 ranks, connections not at all. A group of gloo or NCCL for it would connect all to all.
 """
@@ -35,6 +35,27 @@ LEAVE_TIMEOUT = timedelta(minutes=1)
 """How long rank 0 waits at the end for the others, which may still read from its store."""
 _SHORTEST, _LONGEST = 0.001, 0.5
 """Seconds between two looks at the store. A wait inside it would hold up the second Ctrl-C, and NCCL's own threads."""
+
+
+def meet_at_rank_0() -> None:
+    """Let rank 0 serve the store of the process group to come where torchrun's agent would.
+
+    The agent's ends with the launcher, which ranks outlive to save where it is killed.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    agents = dist.TCPStore(host, port, is_master=False)
+    key = f"resnet/port/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    if os.environ["RANK"] == "0":
+        # It lives as long as the process; the group's, on the same port, is then this one.
+        _servers.append(dist.TCPStore(host, 0, is_master=True, wait_for_workers=False, multi_tenant=True))
+        agents.set(key, str(_servers[-1].port))
+    os.environ["MASTER_PORT"] = agents.get(key).decode()
+    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
+
+
+_servers: list[dist.TCPStore] = []
 
 
 def together(task: Callable[[], T], local_rank: int = 0, first_alone: bool = False) -> T:

@@ -21,6 +21,7 @@ from PIL import Image
 import launch.cli
 import resnet.tools.cli
 from resnet.data.sources.shapes import SHAPES, _draw
+from resnet.rundir.find import runs_in
 from tests.helpers import OFF, PROGRAM, evaluation, train
 
 PAGES = PROGRAM / "examples"
@@ -148,7 +149,7 @@ def test_a_page_from_its_data_to_the_last_picture(page, tmp_path, monkeypatch, c
         assert all(path.stat().st_size for path in named), words
     said = capsys.readouterr()
     assert "top-1" in said.out
-    for run_dir in Path("runs").iterdir():
+    for run_dir in runs_in(Path("runs")):
         assert evaluation(run_dir)["classes"]
         assert (run_dir / "report.html").stat().st_size
     for code in blocks(page, "python"):
