@@ -19,11 +19,12 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 
+from recipes.text import listed
 from resnet.data.batches import Batch, Key, training_keys
 from resnet.data.bijection import mix as mix_numbers
 from resnet.losses import loss_of_step
 from resnet.ranks import of_all_ranks
-from resnet.replicas import SilentCorruption, checksums, device_kind, listed, odd_ones
+from resnet.replicas import SilentCorruption, checksums, device_kind, odd_ones
 from resnet.trainer import Trainer
 from resnet.training_input import training_input
 

@@ -15,11 +15,10 @@ from collections.abc import Sequence
 import torch
 import torch.distributed as dist
 
+from recipes.text import listed
 from resnet.ranks import of_all_ranks
 from resnet.state import TrainState, networks
 
-MOST_NAMED = 3
-"""Tensors, or ranks, that a message names."""
 _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int32, 16: torch.int32}
 """By bytes of an element, as what it is read: in four bytes at most, a change of one is never lost in the sum."""
 _CHUNK = 1 << 15
@@ -135,12 +134,6 @@ def odd_ones(values: Sequence[object]) -> list[int] | None:
     if others and (times == 1 or others[0][1] == times):
         return None
     return [number for number, value in enumerate(values) if value != most]
-
-
-def listed(words: Sequence[str]) -> str:
-    """The first of many, and how many more there are."""
-    more = f" and {len(words) - MOST_NAMED} more" if len(words) > MOST_NAMED else ""
-    return ", ".join(words[:MOST_NAMED]) + more
 
 
 def device_kind(device: torch.device) -> str:

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from launch.arguments import add_root
 from launch.runs.chain import goes_on
@@ -21,6 +21,7 @@ from launch.runs.chain import note as chain_note
 from launch.runs.job_record import job_file
 from launch.runs.logs import attempts, first_failure, log_file, log_files, tail
 from launch.runs.state import by_key, find, folders, matches, ordered, rows
+from launch.watch import View, watch
 from recipes.text import format_duration, table
 from resnet.rundir.attempts import read_attempts
 from resnet.rundir.files import to_json
@@ -29,9 +30,6 @@ from resnet.rundir.metrics_log import SLOW_RANKS
 from resnet.rundir.stages import described, read_stages
 from resnet.rundir.status import status_or_nothing
 
-REDRAW_SECONDS, REDRAW_SLURM_SECONDS = 2, 10
-PATIENCE, REDRAW_MOST_SECONDS = 10, 300
-"""A look that takes long, of a slow controller or a slow file system, is repeated after so many times its length."""
 MOST_OF_A_STATE = 20
 NAME_LEAST, RECIPE_LEAST, NOTE_LEAST, NOTE_MOST, TAIL_LINES = 20, 16, 20, 160, 10
 DROPPED_FIRST = ("tries", "img/s", "loss", "saved", "recipe", "ETA", "epoch", "best", "%")
@@ -72,7 +70,7 @@ def run(arguments: argparse.Namespace) -> None:
     if sweep_dir is None and (arguments.csv or arguments.plot):
         raise ValueError(f"{'--csv' if arguments.csv else '--plot'} applies to one sweep: launch status SWEEP")
     if arguments.watch:
-        _watch(partial(_sweep_view, sweep_dir) if sweep_dir else partial(_view, arguments))
+        watch(partial(_sweep_view, sweep_dir) if sweep_dir else partial(_view, arguments))
     elif sweep_dir:
         from launch.sweep.show import show
 
@@ -80,14 +78,6 @@ def run(arguments: argparse.Namespace) -> None:
     else:
         found = _found(arguments)
         print(to_json(found, indent=1) if arguments.json else "\n".join(_lines(found, arguments)))
-
-
-class View(NamedTuple):
-    """What one look shows."""
-
-    lines: list[str]
-    over: bool
-    asked_slurm: bool
 
 
 def _view(arguments: argparse.Namespace) -> View:
@@ -101,34 +91,6 @@ def _sweep_view(sweep_dir: Path) -> View:
     from launch.sweep.show import look
 
     return View(*look(sweep_dir, _width()))
-
-
-def _watch(look: Callable[[], View]) -> None:
-    with contextlib.suppress(KeyboardInterrupt):
-        while True:
-            start = time.monotonic()
-            view = look()
-            pause, told = _pause(time.monotonic() - start, view.asked_slurm)
-            lines = [*view.lines, *told]
-            if sys.stdout.isatty():
-                height = shutil.get_terminal_size().lines
-                if len(lines) >= height:
-                    lines = [*lines[: height - 2], f"... and {len(lines) - height + 2} more lines"]
-                print(end="\033[H\033[2J")
-            print("\n".join(lines), flush=True)
-            if view.over:
-                return
-            time.sleep(pause)
-
-
-def _pause(took: float, asked_slurm: bool) -> tuple[float, list[str]]:
-    """Seconds to the next look, and a line that says so where it is later than usual. took: seconds of this one."""
-    usual = REDRAW_SLURM_SECONDS if asked_slurm else REDRAW_SECONDS
-    patient = min(PATIENCE * took, REDRAW_MOST_SECONDS)
-    if patient < 2 * usual:
-        return usual, []
-    slow = "Slurm is slow" if asked_slurm else "looking is slow"
-    return patient, [f"{slow} ({took:.1f} s): the next look is in {format_duration(patient)}"]
 
 
 def _width() -> int | None:

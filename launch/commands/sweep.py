@@ -76,11 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
     if profile is None and words.slurm:
         raise ValueError(f"{words.slurm[0]}: cluster=local takes no slurm keys")
     listed, notes = _trials(sweep, arguments.seed)
-    for trial in listed:
-        try:
-            _check(trial.recipe, profile, _root(sweep, trial.recipe, profile))
-        except ValueError as error:
-            raise ValueError(f"{error}\n(in trial {trial.name})") from error
+    _check(listed, sweep, profile)
     recipe = listed[0].recipe
     if sweep.metric is None:
         sweep = replace(sweep, metric=recipe.eval.metric)
@@ -209,7 +205,15 @@ def _with_absolute_recipes(sweep: Sweep) -> Sweep:
     return replace(sweep, parameters={**sweep.parameters, "recipe": whole})
 
 
-def _check(recipe: Recipe, profile: Profile | None, root: str) -> None:
+def _check(listed: Sequence[Trial], sweep: Sweep, profile: Profile | None) -> None:
+    for trial in listed:
+        try:
+            _check_recipe(trial.recipe, profile, _root(sweep, trial.recipe, profile))
+        except ValueError as error:
+            raise ValueError(f"{error}\n(in trial {trial.name})") from error
+
+
+def _check_recipe(recipe: Recipe, profile: Profile | None, root: str) -> None:
     if profile is None:
         make_plan(recipe, samples_known(recipe.data) or recipe.batch_size, 1)
     else:
