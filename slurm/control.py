@@ -75,8 +75,20 @@ def end_time(job: str) -> float | None:
     return unix_time(found[1]) if found else None
 
 
+def nodes_that_are_gone(names: Sequence[str]) -> list[str]:
+    """Those of these nodes that are down by the controller's word, or do not answer it."""
+    if not names:
+        return []
+    # Up to Slurm 20 an asterisk says that a node does not answer.
+    found = re.findall(r"^NodeName=(\S+).*?\bState=(\S+)", said("scontrol", "show", "node", "-o", ",".join(names)), re.M)
+    return [name for name, state in found if any(word in state for word in ("DOWN", "NOT_RESPONDING", "*"))]
+
+
 def was_preempted(job: str, start: float) -> bool:
-    """Whether accounting, where there is one, says that the attempt of a job that began then was preempted."""
+    """Whether accounting, where there is one, says that the attempt of a job that began then was preempted.
+
+    start: unix time of the job's start, of this restart of it.
+    """
     if shutil.which("sacct") is None:
         return False
     for row in said("sacct", "-n", "-P", "-X", "-D", "-j", job, "-o", "Start,State").splitlines():

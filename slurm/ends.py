@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ TAIL_LINES = 5
 _TASK = re.compile(r"srun: error: (?P<node>[^:\s]+): tasks? (?P<rank>\d+)[-,\d]*: (?P<how>.+)")
 _NODE = re.compile(r"srun: error: (?:Node failure on|Task launch for \S+ failed on node) ([^:\s]+)")
 _EXITED = "Exited with exit code"
-_CANCELLED = re.compile(r"\*\*\* (?:JOB|STEP) (\S+) ON \S+ CANCELLED AT \S+ (?:DUE TO )?([A-Z ]*)\*\*\*")
+_CANCELLED = re.compile(r"\*\*\* JOB \S+ ON \S+ CANCELLED AT \S+ (?:DUE TO )?([A-Z ]*)\*\*\*")
 
 
 MENDABLE = ("killed", "hang", "node", "peer", "nccl", "device", "sdc", "slurm")
@@ -72,14 +72,10 @@ def only_signals(lines: Sequence[str]) -> bool:
     return all(fate.was_killed for fate in fates(lines))
 
 
-def lost_node(lines: Sequence[str], nodes: Sequence[str] = ()) -> str | None:
-    """A node that failed by srun's word, or of whose tasks it never heard an end.
-
-    nodes: all of a step whose tasks have all ended, so that srun should have heard of them; empty: they have not.
-    """
+def lost_node(lines: Sequence[str]) -> str | None:
+    """A node that failed by srun's word."""
     found = next((match for line in lines if (match := _NODE.search(line))), None)
-    heard = {fate.node for fate in fates(lines)}
-    return found[1] if found else next((node for node in nodes if node not in heard), None)
+    return found[1] if found else None
 
 
 def end_of_training(
@@ -100,14 +96,18 @@ def end_of_training(
     # A rank that has trained to its end may still be killed on its way out.
     if state == "finished" or (code == 0 and state == "stopped"):
         return End(state, status.get("reason") or "")
+    dead_node = dead_node or lost_node(lines)
     if state == "failed" and status.get("failure") not in ("peer", "killed"):
+        if dead_node and status.get("failure") in MENDABLE:
+            # What the others saw of it: they hang, or NCCL fails.
+            return _end_of_node(dead_node)
         return End("failed", status.get("reason") or "", status.get("failure"), failed_node)
     if state == "stopped":
         return End("stopped", told or status.get("reason") or "")
     if fate is None and told:
         return End("killed", told)
-    if dead_node := dead_node or lost_node(lines):
-        return End("killed", f"node {dead_node} failed", "node", dead_node)
+    if dead_node:
+        return _end_of_node(dead_node)
     if fate is None:
         kind = "slurm" if any("contact slurm controller" in line for line in lines) else "crash"
         return End("failed", f"srun ended with code {code}{_last(lines)}", kind)
@@ -115,6 +115,10 @@ def end_of_training(
         # Ranks that lost another one, of which srun says no more than they do.
         return End("failed", status.get("reason") or "", status.get("failure"), failed_node)
     return _end_of_rank(fate, lines, told, logs)
+
+
+def _end_of_node(node: str) -> End:
+    return End("killed", f"node {node} failed", "node", node)
 
 
 def _culprit(found: Sequence[Fate], status: Mapping[str, Any]) -> Fate | None:
@@ -144,7 +148,7 @@ def _end_of_rank(fate: Fate, lines: Sequence[str], told: str | None, logs: Path)
 def end_of_staging(code: int, lines: Sequence[str], nodes: Sequence[str], logs: Path) -> End:
     """The end of a step that was to bring the data to the nodes, and did not."""
     if dead := lost_node(lines):
-        return End("killed", f"node {dead} failed", "node", dead)
+        return _end_of_node(dead)
     fate = first_fate(lines) or Fate(nodes[0], 0, f"code {code}{_last(lines)}")
     if fate.by_signal:
         return End("stopped", f"signal {fate.by_signal}, while the data was staged")
@@ -161,13 +165,12 @@ def port_was_taken(log: Path, start: int) -> bool:
         return False
 
 
-def slurms_word(log: str, ours: Collection[str | None] = ()) -> str | None:
+def slurms_word(log: str) -> str | None:
     """Why Slurm ended the job, by the batch script's log (TIME LIMIT, PREEMPTION, JOB REQUEUE ...).
 
     Empty for a user's scancel, None where Slurm has not ended it. The job's state, COMPLETING, would not tell.
-    ours: steps that the batch script has ended itself.
     """
-    found = [match[2] for match in _CANCELLED.finditer(log) if match[1] not in ours]
+    found = _CANCELLED.findall(log)
     return found[-1].strip() if found else None
 
 

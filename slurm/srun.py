@@ -9,8 +9,9 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from slurm.control import said
-from slurm.ends import is_bad, only_signals
+from resnet.process.environment import job_id
+from slurm.control import nodes_that_are_gone, said
+from slurm.ends import fates, is_bad, only_signals
 
 SIGNAL_SECONDS = 0.5
 """From a task that was killed to the judgement: what else srun has to say of it (that memory was short)."""
@@ -20,22 +21,27 @@ LEAVE_SECONDS = 30.0
 """For tasks that end by themselves after another's failure: the report, W&B's last words."""
 REAP_SECONDS = 8.0
 """From the kill of a step until srun has heard of every task; of those on a node that is gone it never does."""
+DEATH_SECONDS = 120.0
+"""For tasks that die slowly, as those that a GPU holds; Slurm itself waits for 60 (UnkillableStepTimeout)."""
 DEFAULT = ("--kill-on-bad-exit=0", "--wait=0")
 """Slurm's own way would give the tasks KillWait, 30 seconds by default, before it kills them."""
 
 
 class Step:
-    """One job step."""
+    """One job step.
 
-    def __init__(self) -> None:
+    name: that srun is told to give it, by which it is known where it is to be killed. nodes: that it runs on.
+    """
+
+    def __init__(self, name: str = "", nodes: Sequence[str] = ()) -> None:
+        self.name, self.nodes = name, nodes
         self.lines: list[str] = []
         """What srun said until the step was killed by us: by then only of tasks that ended by themselves."""
         self.last_lines: list[str] = []
         """What it said after that."""
-        self.id: str | None = None
-        """Of the step, where it was killed by us."""
-        self.is_cut_off = False
-        """Whether srun never heard of some task's end."""
+        self.dead_nodes: list[str] = []
+        """Those of whose tasks srun never heard, since they are gone."""
+        self._is_killed = False
         self._moved, self._over = threading.Event(), threading.Event()
 
     def run(
@@ -67,7 +73,7 @@ class Step:
     def _read(self, srun: subprocess.Popen[str]) -> None:
         assert srun.stderr is not None
         for line in srun.stderr:
-            (self.last_lines if self.id else self.lines).append(line.rstrip())
+            (self.last_lines if self._is_killed else self.lines).append(line.rstrip())
             print(line, end="", file=sys.stderr, flush=True)
             if is_bad(line):
                 self._moved.set()
@@ -78,32 +84,50 @@ class Step:
         self._over.wait(SIGNAL_SECONDS if only_signals(self.lines) else RECORD_SECONDS)
         if not is_lost():
             self._over.wait(LEAVE_SECONDS)
+        deadline = None
         while not self._over.is_set():
             # As often as the controller needs to hear it.
-            killed = self._kill()
-            if not self._over.wait(REAP_SECONDS) and killed:
-                self.is_cut_off = True
+            if self._kill() and deadline is None:
+                deadline = time.monotonic() + DEATH_SECONDS
+            if self._over.wait(REAP_SECONDS) or deadline is None:
+                continue
+            is_late = time.monotonic() > deadline
+            self.dead_nodes = self._dead_nodes(is_late)
+            if self.dead_nodes or is_late:
                 srun.kill()
                 return
 
+    def _dead_nodes(self, is_late: bool) -> list[str]:
+        """The nodes of whose tasks srun has not heard and that are gone by Slurm's word, or, late, by their silence."""
+        heard = {fate.node for fate in fates([*self.lines, *self.last_lines])}
+        silent = [node for node in self.nodes if node not in heard]
+        # Where this script runs, the node lives.
+        others = [node for node in silent if node != os.environ.get("SLURMD_NODENAME")]
+        gone = nodes_that_are_gone(others)
+        return others if not gone and is_late and len(silent) == 1 and len(self.nodes) > 1 else gone
+
     def _kill(self) -> bool:
-        """End every step of the job but the batch script's, at once; returns whether Slurm took it."""
-        job = os.environ["SLURM_JOB_ID"]
-        names = said("squeue", "-h", "-s", "-j", job, "-o", "%i").split()
-        steps = [name for name in names if name.rpartition(".")[2].isdigit()]
+        """End the step at once, and no other of the job or of its array; returns whether Slurm took it."""
+        job = job_id()
+        assert job, "a batch script runs in a job"
+        lines = said("squeue", "-h", "-s", "-j", job, "-o", "%i %j").splitlines()
+        steps = [step for step, _, name in (line.strip().partition(" ") for line in lines) if name == self.name]
         if not steps:
             return False
-        self.id = steps[-1]
+        self._is_killed = True
         # By way of the controller: asked directly, a node that is ending the step lets the question wait.
         done = subprocess.run(["scancel", "--ctld", "--signal=KILL", *steps], capture_output=True)
         return done.returncode == 0
 
 
-def await_controller(seconds: float) -> bool:
-    """Wait until the controller answers, without which no step starts; returns whether it does."""
+def await_controller(seconds: float, must_end: Callable[[], bool]) -> bool:
+    """Wait until the controller answers, without which no step starts; returns whether it does.
+
+    must_end: asked meanwhile whether to wait no longer.
+    """
     deadline = time.monotonic() + seconds
     while " UP" not in said("scontrol", "ping"):
-        if time.monotonic() > deadline:
+        if time.monotonic() > deadline or must_end():
             return False
         time.sleep(2)
     return True
