@@ -59,6 +59,8 @@ LAST_SECONDS = 10.0
 """Before the time limit, when Slurm would end the batch script too: enough to requeue the job."""
 EARLY_SECONDS = 60
 """By which Slurm may send its signal before it was asked to."""
+LOG_SECONDS = 5.0
+"""For the logs of lost ranks that are on their nodes, before the job leaves these to the queue."""
 REMIND_SECONDS = 5.0
 ASK_SECONDS = 60.0
 """From one question for the time limit to the next, where Slurm did not answer."""
@@ -113,8 +115,8 @@ class Job:
         self.cause: str | None = None
         """Why this attempt was started in place of the one before; None for the first in the job."""
         self._log_start = os.fstat(2).st_size
-        self._own_kills: set[str | None] = set()
-        """Steps that were ended by this script, not by Slurm."""
+        self._bringing: threading.Thread | None = None
+        """Brings the logs of lost ranks from their nodes, which a restart does not wait for."""
         self.on_nodes = OnNodes(self)
         self._code: int | None = None
         self._finishing = threading.Lock()
@@ -154,6 +156,8 @@ class Job:
             # To be continued, here or by way of the queue.
             end = end._replace(outcome="killed")
             if not self._can_go_on_here(end):
+                if self._bringing and not self.must_end():
+                    self._bringing.join(LOG_SECONDS)
                 return self._finish(end)
             if (code := self._restart(end)) is not None:
                 return code
@@ -179,11 +183,24 @@ class Job:
         if self.must_end() or self._is_near_limit() or self._slurms_word() is not None:
             return False
         self._blame(end)
-        return self.nodes.shrink(self._fits) and await_controller(CONTROLLER_SECONDS) and not self.must_end()
+        return (
+            self.nodes.shrink(self._fits)
+            and await_controller(CONTROLLER_SECONDS, lambda: bool(self.must_end()) or self._is_near_limit())
+            and not (self._is_preempted() or self.must_end())
+        )
 
     def must_end(self) -> str | None:
         """Why, if so."""
         return self.told or told_to_end(self.run_dir)
+
+    def _is_preempted(self) -> bool:
+        """Whether Slurm has drawn the job's end nearer, of which it tells the steps, and nobody between two of them."""
+        limit = end_time(self.job_id)
+        if limit is not None and self.limit is not None and limit < self.limit:
+            self.told = self.told or "preemption"
+            return True
+        self.limit = limit or self.limit
+        return self._is_near_limit()
 
     def _is_near_limit(self) -> bool:
         return self.limit is not None and self.limit - time.time() <= self.jobs["signal_lead"] + EARLY_SECONDS
@@ -209,6 +226,9 @@ class Job:
         again = any(attempt.get("node") == end.node for attempt in own)
         if end.failure in OF_A_BAD_NODE or (again and self.nodes.spares):
             self.leave_out(end.node, end.reason)
+        for node in self.srun.dead_nodes:
+            if node not in self.nodes.left_out:
+                self.leave_out(node, f"node {node} failed")
 
     def leave_out(self, node: str, why: str) -> None:
         """Train on other nodes of the job, if there are enough, from the next attempt on."""
@@ -238,7 +258,9 @@ class Job:
             ended = "end" in attempt
             if attempt["step"] != self.step or (ended and not attempt["fruitless"]):
                 break
-            fruitless += ended or not was_preempted(self.job_id, attempt["start"])
+            # Those in place began later than what Slurm may have preempted: the job.
+            start = next(other["start"] for other in before if other.get("restart") == attempt.get("restart"))
+            fruitless += ended or not was_preempted(self.job_id, start)
         if fruitless <= WITHOUT_PROGRESS:
             return None
         return (
@@ -248,7 +270,7 @@ class Job:
 
     def _train(self, command: Sequence[str]) -> End:
         code, nodes = 1, self.nodes.in_use
-        options = [*self.jobs["srun"], *self.nodes.options()]
+        options = [*self.jobs["srun"], f"--job-name={self.logs.name}", *self.nodes.options()]
         to, before = output(self.jobs, self.run_dir, self.number, self.logs)
         command = [*before, *command]
         for number in range(PORT_TRIES):
@@ -267,11 +289,16 @@ class Job:
             code = self.run_step(words, environment, lambda: self._end_of_training(1).failure in MENDABLE)
             if code == 0 or number == PORT_TRIES - 1 or not port_was_taken(first_log, seen):
                 break
-        dead = self._dead_node()
-        alive = [node for node in nodes if node != dead]
+        end = self._end_of_training(code)
+        dead = (*self.srun.dead_nodes, self._dead_node())
+        alive = [node for node in nodes if node not in dead]
         if code and alive and not self.told:
-            self.on_nodes.bring_logs(alive)
-        return self._end_of_training(code)
+            self._bringing = self.on_nodes.bring_logs(alive)
+            if end.failure not in MENDABLE:
+                # What a rank has printed is why.
+                self._bringing.join()
+                end = self._end_of_training(code)
+        return end
 
     def _end_of_training(self, code: int) -> End:
         lines, status = self.srun.lines, status_or_nothing(self.run_dir)
@@ -279,8 +306,8 @@ class Job:
         return end_of_training(code, lines, status, self.told, self.logs, failed, self._dead_node())
 
     def _dead_node(self) -> str | None:
-        said = [*self.srun.lines, *self.srun.last_lines]
-        return lost_node(said, self.nodes.in_use if self.srun.is_cut_off else ())
+        by_srun = lost_node([*self.srun.lines, *self.srun.last_lines])
+        return by_srun or next(iter(self.srun.dead_nodes), None)
 
     def _node_of_failure(self) -> str | None:
         """The node of the rank that failed first by its own record, unless any node would have done the same."""
@@ -295,10 +322,9 @@ class Job:
         """Run a job step; its own messages are kept, and go to the batch script's log too."""
         ended = threading.Event()
         threading.Thread(target=self._attend, args=(ended,), daemon=True).start()
-        self.srun = Step()
+        self.srun = Step(self.logs.name, self.nodes.in_use)
         # In place a step must not wait for what Slurm still holds for the one before, on a node that is gone.
         code = self.srun.run([*(["--overlap"] if self.cause else []), *words], environment, is_lost)
-        self._own_kills.add(self.srun.id)
         ended.set()
         return code
 
@@ -349,9 +375,9 @@ class Job:
         word = self._slurms_word()
         if word == "":
             return "cancelled"
-        if self._is_near_limit() or word == "TIME LIMIT":
-            return "walltime"
-        return end.failure if end.failure in MENDABLE and not (word or self.told) else "preempted"
+        if end.failure in MENDABLE and not (word or self.told):
+            return end.failure
+        return "walltime" if self._is_near_limit() or word == "TIME LIMIT" else "preempted"
 
     def _end_as_told(self, why: str) -> None:
         self._tell(**end_as_told(why))
@@ -368,6 +394,8 @@ class Job:
         if done.returncode == 0 or by_slurm or job_state(self.job_id) in ("PENDING", "REQUEUED", "REQUEUE_HOLD"):
             return FINISHED
         problem = " ".join(done.stderr.split())
+        if "pending" in problem:
+            return FINISHED
         print(f"the job could not be requeued: {problem}", file=sys.stderr)
         self._tell(state="stopped", reason=f"{reason}; not requeued: {problem}", failure=end.failure)
         return FINISHED if end.outcome == "stopped" else FAILED
@@ -376,7 +404,7 @@ class Job:
         try:
             with open("/proc/self/fd/2", encoding="utf-8", errors="replace") as log:
                 log.seek(self._log_start)
-                return slurms_word(log.read(), self._own_kills)
+                return slurms_word(log.read())
         except OSError:
             return None
 

@@ -80,7 +80,8 @@ def nodes_that_are_gone(names: Sequence[str]) -> list[str]:
     if not names:
         return []
     # Up to Slurm 20 an asterisk says that a node does not answer.
-    found = re.findall(r"^NodeName=(\S+).*?\bState=(\S+)", said("scontrol", "show", "node", "-o", ",".join(names)), re.M)
+    told = said("scontrol", "show", "node", "-o", ",".join(names))
+    found = re.findall(r"^NodeName=(\S+).*?\bState=(\S+)", told, re.MULTILINE)
     return [name for name, state in found if any(word in state for word in ("DOWN", "NOT_RESPONDING", "*"))]
 
 

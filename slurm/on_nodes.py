@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -51,11 +52,17 @@ class OnNodes:
         if status_or_nothing(self._job.run_dir).get("state") != "queued":
             self.copies.remove(self._job.nodes.good)
 
-    def bring_logs(self, nodes: Sequence[str]) -> None:
-        """After an attempt that failed: bring the logs of the ranks that were lost from these nodes."""
+    def bring_logs(self, nodes: Sequence[str]) -> threading.Thread:
+        """After an attempt that failed: bring the logs of the ranks that were lost from these nodes.
+
+        Returns the thread that does so, for which a restart does not wait.
+        """
         job = self._job
         where = [*job.nodes.only(nodes), *node_task(self._jobs, len(nodes))]
-        bring(self._jobs, job.run_dir, job.number, job.logs, where, job.srun.lines)
+        told = (self._jobs, job.run_dir, job.number, job.logs, where, job.srun.lines)
+        thread = threading.Thread(target=bring, args=told)
+        thread.start()
+        return thread
 
     def _check(self, nodes: Sequence[str]) -> End | None:
         """Look at these nodes before they are used; the bad ones are left out, and the first of them is told."""

@@ -238,6 +238,14 @@ def test_the_runs_own_word_goes_first(tmp_path, status, told, outcome):
         assert end.reason == "rank 1 on n2 was killed"
 
 
+@pytest.mark.parametrize(("failure", "node"), [("hang", "n3"), ("nccl", "n3"), ("data", "n2"), ("peer", "n3")])
+def test_those_that_wait_for_a_node_that_is_gone_are_not_to_blame(tmp_path, failure, node):
+    status = {"state": "failed", "failure": failure, "reason": "no step"}
+    said = ["srun: error: n2: task 1: Exited with exit code 1"]
+    end = end_of_training(1, said, status, None, tmp_path, "n2", "n3")
+    assert (end.node, end.failure) == (node, "node" if node == "n3" else failure)
+
+
 @pytest.mark.parametrize(("at_start", "cause"), [(7200, "preempted"), (80, "walltime"), (None, "preempted")])
 def test_the_grace_of_a_preemption_is_no_time_limit(run_dir, monkeypatch, at_start, cause):
     """Slurm gives a job that it preempts a new end."""
@@ -262,6 +270,7 @@ def test_the_grace_of_a_preemption_is_no_time_limit(run_dir, monkeypatch, at_sta
     ("log", "word"),
     [
         ("", None),
+        ("slurmstepd: error: *** STEP 8.0 ON n1 CANCELLED AT 2026-11-22T21:42:13 ***\n", None),
         ("slurmstepd: error: *** JOB 8 ON n1 CANCELLED AT 2026-11-22T21:42:13 ***\n", ""),
         ("slurmstepd: error: *** JOB 8 ON n1 CANCELLED AT 2026-11-22T21:42:13 DUE TO TIME LIMIT ***\n", "TIME LIMIT"),
         ("slurmstepd: error: *** JOB 8 ON n1 CANCELLED AT 2026-11-22T21:42:13 DUE TO PREEMPTION ***\n", "PREEMPTION"),
@@ -315,7 +324,7 @@ def test_a_node_that_kills_ranks_twice_makes_room_for_a_spare(run_dir, monkeypat
     assert [attempt["nodes"] for attempt in attempts] == [["n1", "n2"], ["n1", "n2"], ["n1", "n3"]]
     said = (run_dir / "said").read_text()
     assert "scontrol update JobId=7 NodeList=n1,n3\n" in said
-    assert "srun --overlap --nodes=2 --nodelist=n1,n3 --ntasks=2 --ntasks-per-node=1" in said
+    assert "srun --overlap --job-name=attempt-3 --nodes=2 --nodelist=n1,n3 --ntasks=2 --ntasks-per-node=1" in said
 
 
 @pytest.mark.parametrize(("saved", "nodes"), [(20, ["n1", "n3"]), (0, None)])
