@@ -63,8 +63,8 @@ def check_nodes(
     options += [f"--ntasks-per-node={of_job.ranks}", f"--output={log}", f"--time={LIMIT_MINUTES}"]
     command = f"{jobs['python']} -m resnet.tools.check_node {shlex.quote(str(run_dir))}"
     where = {"MASTER_ADDR": jobs["master"] or nodes[0], "MASTER_PORT": str(free_port(str(log)))}
-    srun([*options, "bash", "-c", command], where)
-    found = judge(_rows(log, seen), nodes, time.time() - begin)
+    code = srun([*options, "bash", "-c", command], where)
+    found = judge(_rows(log, seen), nodes, time.time() - begin, f"srun ended with code {code}{_last_line(log, seen)}")
     for line in [*(f"{node}: {why}" for node, why in found.bad.items()), *found.notes]:
         print(f"start check: {line}", file=sys.stderr, flush=True)
     return found
@@ -72,23 +72,37 @@ def check_nodes(
 
 def _rows(log: Path, start: int) -> list[dict[str, Any]]:
     """What ranks told behind so many bytes of a log."""
+    return told(_text(log, start))
+
+
+def _last_line(log: Path, start: int) -> str:
+    lines = [line.strip() for line in _text(log, start).splitlines() if line.strip()]
+    return f": {lines[-1]}" if lines else ""
+
+
+def _text(log: Path, start: int) -> str:
     if not log.exists():
-        return []
+        return ""
     with open(log, encoding="utf-8", errors="replace") as file:
         file.seek(start)
-        return told(file.read())
+        return file.read()
 
 
-def judge(rows: Sequence[dict[str, Any]], nodes: Sequence[str], seconds: float = 0.0) -> Checked:
-    """What the ranks' rows say of the nodes. seconds: that the check took."""
+def judge(rows: Sequence[dict[str, Any]], nodes: Sequence[str], seconds: float = 0.0, ended: str = "") -> Checked:
+    """What the ranks' rows say of the nodes. seconds: that the check took. ended: how, in words."""
     alone = [row for row in rows if "bad" in row]
     joined = [row for row in rows if "clock" in row]
-    bad = _no_answer(alone, nodes, seconds) | _without_gpu(alone)
+    blamed, silent = _no_answer(rows, nodes, seconds)
+    unanswered = f"no answer within {seconds:.0f} s"
+    bad = {node: unanswered for node in nodes if node in blamed} | _without_gpu(alone)
     slow, slow_is_bad = _slow(joined)
     bad |= slow if slow_is_bad else {}
     # In the place of what follows from it.
     bad |= {row["node"]: row["bad"][0] for row in reversed(alone) if row["bad"]}
-    notes = [*_of_nodes(alone), *_of_clocks(joined)]
+    notes = [f"{node}: {unanswered}" for node in nodes if node in silent]
+    if silent and not alone:
+        notes = [f"{unanswered} from any node: {ended}"]
+    notes += [*_of_nodes(alone), *_of_clocks(joined)]
     notes += [] if slow_is_bad else [f"{node}: {why}" for node, why in slow.items()]
     notes += list(dict.fromkeys(f"{row['node']}: {row['trouble']}" for row in rows if "trouble" in row))
     if bad and len(nodes) > 1 and len(bad) == len(nodes):
@@ -99,9 +113,22 @@ def judge(rows: Sequence[dict[str, Any]], nodes: Sequence[str], seconds: float =
     return Checked(bad, [*notes[:_MOST_NOTES], *more], min(rates, default=None), round(seconds, 1))
 
 
-def _no_answer(alone: Sequence[Mapping[str, Any]], nodes: Sequence[str], seconds: float) -> dict[str, str]:
-    answered = {row["node"] for row in alone}
-    return {node: f"no answer within {seconds:.0f} s" for node in nodes if node not in answered}
+def _no_answer(rows: Sequence[Mapping[str, Any]], nodes: Sequence[str], seconds: float) -> tuple[set[str], set[str]]:
+    """The nodes of which a rank did not answer: those that are to blame for it, and the others.
+
+    What begins in time, with torch imported, and hangs until the limit does so by itself. All else may lie in what
+    nodes share, a program that fails or files that are slow to read: then a node is blamed where at least half of them
+    have answered, well in time.
+    """
+    limit = 60 * LIMIT_MINUTES
+    ages = {(row["node"], row["rank"]): row["after"] for row in rows if "bad" in row}
+    heard = {node for node, _ in ages}
+    mute = [row for row in rows if "begun" in row and (row["node"], row["rank"]) not in ages]
+    silent = {*nodes} - heard | {row["node"] for row in mute}
+    if ages and 2 * len(heard) >= len(nodes) and statistics.median(ages.values()) < limit / 2:
+        return silent, set()
+    hung = {row["node"] for row in mute if seconds >= limit and row["begun"] < limit / 2}
+    return hung, silent - hung
 
 
 def _without_gpu(alone: Sequence[Mapping[str, Any]]) -> dict[str, str]:

@@ -76,11 +76,12 @@ class OnNodes:
 
         found = check_nodes(self._jobs, job.nodes, nodes, job.run_dir, job.logs, step)
         job.record(check=found._asdict())
+        if why := job.must_end():
+            return End("stopped", why)
         # The first is left out for the end that tells of it.
         for node in list(found.bad)[1:]:
             job.leave_out(node, found.bad[node])
-        why = job.must_end()
-        return End("stopped", why) if why else found.end
+        return found.end
 
     def _stage(self, nodes: Sequence[str]) -> End | None:
         """Bring the data to these nodes; None where all is well."""

@@ -27,6 +27,7 @@ from recipes.load import load_file
 from resnet.process.check_lines import tell
 from resnet.process.environment import machine_memory
 from resnet.process.nvml import Health, health
+from resnet.process.stages import age
 
 PRODUCT_SECONDS = 0.5
 """For which known products are made."""
@@ -43,8 +44,10 @@ def main(argv: list[str]) -> int:
     local_rank, local_ranks = int(os.environ.get("SLURM_LOCALID", "0")), world // int(os.environ["SLURM_NNODES"])
     who = {"node": os.environ.get("SLURMD_NODENAME") or socket.gethostname(), "rank": rank}
     facts = _of_node(Path(argv[0])) if local_rank == 0 else {}
+    # What all nodes share has been read: one that hangs from here on does so by itself.
+    tell(who | {"begun": round(age(), 1)})
     device, bad = _device_and_what_is_wrong(local_rank, facts)
-    tell(who | {"device": device.type, "bad": bad, "facts": facts})
+    tell(who | {"device": device.type, "bad": bad, "facts": facts, "after": round(age(), 1)})
     if world > 1:
         try:
             tell(who | together(rank, world, local_ranks, device))
@@ -65,6 +68,9 @@ def _device_and_what_is_wrong(local_rank: int, facts: dict[str, Any]) -> tuple[t
         wrong = wrong_products(device)
         return device, [*_of_gpu(device, before, facts), *wrong]
     except RuntimeError as error:
+        if "no kernel image" in str(error):
+            # This torch was not built for such GPUs, which is no defect: the ranks will tell.
+            return device, []
         return device, [f"{device}: {str(error).strip().splitlines()[0]}"]
 
 

@@ -12,11 +12,15 @@ NODES = ["n1", "n2", "n3"]
 
 
 def alone(node: str, rank: int, device: str = "cuda", bad: tuple[str, ...] = (), **facts: Any) -> dict[str, Any]:
-    return {"node": node, "rank": rank, "device": device, "bad": [*bad], "facts": facts}
+    return {"node": node, "rank": rank, "device": device, "bad": [*bad], "facts": facts, "after": 5.0}
 
 
 def joined(node: str, rank: int, rate: float, clock: float = 0.0, backend: str = "nccl") -> dict[str, Any]:
     return {"node": node, "rank": rank, "clock": clock, "pair_gbs": rate, "all_reduce_gbs": 9.0, "backend": backend}
+
+
+def begun(node: str, rank: int, after: float = 4.0) -> dict[str, Any]:
+    return {"node": node, "rank": rank, "begun": after}
 
 
 def of_all(*more: dict[str, Any], without: str = "") -> list[dict[str, Any]]:
@@ -73,3 +77,30 @@ def test_what_is_no_reason_to_leave_a_node_out_is_told():
     assert many.notes[-1] == "... and 190 more such lines"
     [only] = judge([alone("n1", 0, bad=("wrong",))], ["n1"]).bad
     assert only == "n1"
+
+
+@pytest.mark.parametrize(
+    ("rows_", "seconds", "nodes", "bad", "notes"),
+    [
+        # A program that fails, files that all wait for: no node's fault, of one as little as of three.
+        ([], 0.4, "n1", "", "no answer within 0 s from any node: srun ended with code 1: no torch"),
+        ([], 121.0, "n1", "", "no answer within 121 s from any node: srun ended with code 1: no torch"),
+        ([begun("n1", 0)], 3.0, "n1", "", "no answer within 3 s from any node: srun ended with code 1: no torch"),
+        (
+            [begun("n1", 0, 90.0)],
+            121.0,
+            "n1",
+            "",
+            "no answer within 121 s from any node: srun ended with code 1: no torch",
+        ),
+        ([alone("n1", 0)], 121.0, "n1 n2 n3", "", "n2: no answer within 121 s; n3: no answer within 121 s"),
+        ([alone("n1", 0) | {"after": 110.0}], 121.0, "n1 n2", "", "n2: no answer within 121 s"),
+        # A GPU that hangs, on the only node or of one rank of several.
+        ([begun("n1", 0)], 121.0, "n1", "n1", ""),
+        ([begun("n1", 0), alone("n1", 0), begun("n1", 1)], 121.0, "n1", "n1", ""),
+        ([alone("n1", 0)], 121.0, "n1 n2", "n2", ""),
+    ],
+)
+def test_a_node_without_an_answer_is_blamed_for_what_is_its_own(rows_, seconds, nodes, bad, notes):
+    found = judge(rows_, nodes.split(), seconds, "srun ended with code 1: no torch")
+    assert (" ".join(found.bad), "; ".join(found.notes)) == (bad, notes)
