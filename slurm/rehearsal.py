@@ -43,6 +43,8 @@ def main(argv: Sequence[str]) -> int:
             break
         # What has been looked at and brought to the nodes is there.
         jobs, bad = {**jobs, "check": False, "stage": []}, job.nodes.left_out
+        # The run itself would not be started again here.
+        jobs["max_requeues"] += job.number
     if job:
         leave(job)
     return code

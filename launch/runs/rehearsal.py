@@ -8,15 +8,15 @@ import time
 from pathlib import Path
 
 from launch.runs.checks import place, refuse_active
+from launch.runs.job_record import read_job
 from launch.runs.rehearsal_report import Report, report_on
-from launch.runs.send import prepare, submit
+from launch.runs.send import prepare, submit, withdraw
 from launch.runs.state import rows
 from recipes.load import Loaded
 from recipes.text import plural
 from resnet.process.exit_codes import FAILED, FINISHED, INTERRUPTED
 from resnet.rundir.attempts import end_file, read_attempts
 from resnet.rundir.stages import described, read_stages
-from slurm.control import ask
 from slurm.profile import Profile, seconds
 
 SUFFIX = "-rehearsal"
@@ -37,17 +37,15 @@ def rehearse(loaded: Loaded, cluster: str, profile: Profile, keep: bool) -> int:
     run_dir = run_dir.with_name(run_dir.name + SUFFIX)
     _make_room(run_dir)
     prepared = prepare(_renamed(loaded, run_dir), _short(profile))
-    job = submit(prepared, cluster, _short(profile), supervisor="slurm.rehearsal")
     try:
-        (run_dir / "slurm" / MARK).touch()
+        job = submit(prepared, cluster, _short(profile), supervisor="slurm.rehearsal", mark=MARK)
         print(
             f"{run_dir.name} is job {job} on {cluster}: {plural(profile.ranks, 'rank')}; Ctrl-C cancels it", flush=True
         )
         _follow(run_dir)
     except KeyboardInterrupt:
-        end_file(run_dir, "cancelled").touch()
-        ask(["scancel", job])
-        print(f"\ncancelled; what it has left is in {run_dir}")
+        if (sent := read_job(run_dir)) and not end_file(run_dir, "cancelled").exists():
+            withdraw(run_dir, sent.job_id)
         return INTERRUPTED
     report = report_on(run_dir, prepared.recipe, profile)
     print("\n".join(report.lines))

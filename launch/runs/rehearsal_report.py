@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import shutil
+import statistics
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from launch.runs.checks import check_batch
 from launch.runs.estimate import Speed, told
 from launch.runs.job_record import read_job
 from recipes.schema.recipe import Recipe
@@ -47,6 +50,11 @@ class Shown(NamedTuple):
     free_bytes: int
 
     @property
+    def starts(self) -> int:
+        """How many came to a step."""
+        return len([record for record in self.stages if record])
+
+    @property
     def checks(self) -> list[dict[str, Any]]:
         """What each start check found."""
         return [attempt["check"] for attempt in self.attempts if attempt.get("check")]
@@ -58,10 +66,12 @@ def report_on(run_dir: Path, recipe: Recipe, profile: Profile) -> Report:
     problems, warnings = list(_problems(shown)), list(_warnings(shown, recipe, profile))
     lines = ["", "seconds", *(f"  {name:36} {spent:8.1f}  {note}".rstrip() for name, spent, note in _stages(shown))]
     lines += [f"WRONG  {problem}" for problem in problems] + [f"note   {warning}" for warning in warnings]
-    if speed := _speed(shown):
+    if speed := _of_all_sizes(_speed(shown), recipe, profile):
         lines.append(f"takes  {told(recipe, profile, speed)[0]}")
     if not problems:
-        lines.append(f"{profile.ranks} ranks joined, read, made steps, saved, went on from the checkpoint and left")
+        saved = ", saved" if shown.checkpoint_bytes else ""
+        again = ", went on from the checkpoint" if shown.starts > 1 else ""
+        lines.append(f"{profile.ranks} ranks joined, read, made steps{saved}{again} and left")
     return Report(lines, problems)
 
 
@@ -123,7 +133,7 @@ def _note(stage: str, record: Mapping[str, Any], shown: Shown) -> str:
 
 def _problems(shown: Shown) -> Iterator[str]:
     """For which the run itself would fail."""
-    status, starts = shown.status, len([record for record in shown.stages if record])
+    status, starts = shown.status, shown.starts
     reason = status.get("reason") or status.get("state")
     if status.get("state") == "failed" or (status.get("state") == "stopped" and reason != REHEARSED):
         yield str(reason)
@@ -134,6 +144,8 @@ def _problems(shown: Shown) -> Iterator[str]:
         and status.get("state") != "finished"
     ):
         yield f"a start of the ranks did not come to a step: {reason}"
+    elif starts < 2 and status.get("state") != "finished":
+        yield "the job ended before the ranks were started again from their checkpoint"
     yield from (note for check in shown.checks for note in check["notes"] if "cannot read" in note)
 
 
@@ -147,6 +159,10 @@ def _warnings(shown: Shown, recipe: Recipe, profile: Profile) -> Iterator[str]:
     yield from _of_memory(first, shown.nodes, profile)
     if not first:
         return
+    if shown.starts < 2 and shown.status.get("state") == "finished":
+        yield "the training was over in its first start: that it goes on from a checkpoint was not tried"
+    if recipe.model.unfreeze:
+        yield "model.unfreeze lets more train later on: then a step takes longer than here, which `takes` leaves out"
     yield from _of_time(first, shown, profile)
     needed = (recipe.checkpoint.keep + 2) * shown.checkpoint_bytes
     if needed > shown.free_bytes / 2:
@@ -199,3 +215,16 @@ def _speed(shown: Shown) -> Speed | None:
         return None
     rate = images / spent
     return Speed(rate, status["total_steps"] / status["epochs"], f"by this rehearsal's few steps: {rate:,.0f} img/s")
+
+
+def _of_all_sizes(speed: Speed | None, recipe: Recipe, profile: Profile) -> Speed | None:
+    """The speed that a run has on average whose first images are the smallest: a step takes as its pixels do."""
+    if speed is None or not recipe.augment.progressive:
+        return speed
+    plan, epochs = check_batch(recipe, profile), recipe.epochs
+    if recipe.max_steps:
+        epochs = min(epochs, recipe.max_steps / speed.steps_per_epoch)
+    sizes = [plan.image_size(epoch * plan.steps_per_epoch) for epoch in range(math.ceil(epochs))]
+    rate = speed.images_per_second * sizes[0] ** 2 / statistics.fmean(size**2 for size in sizes)
+    by = f"{speed.by} at {sizes[0]} px, {rate:,.0f} by the pixels of all epochs"
+    return Speed(rate, speed.steps_per_epoch, by)

@@ -8,6 +8,7 @@ import os
 import shlex
 import shutil
 import signal
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,11 +23,12 @@ from recipes.plugin_files import with_own_copies
 from recipes.schema.plugins import PLUGINS
 from recipes.schema.recipe import Recipe
 from resnet.process.signals import SIGNALS
-from resnet.rundir.attempts import end_file
+from resnet.rundir.attempts import end_as_told, end_file
 from resnet.rundir.files import write_atomic
 from resnet.rundir.find import remember_root
 from resnet.rundir.status import read_status, write_status
 from slurm.code_copy import take_snapshot
+from slurm.control import ask
 from slurm.profile import Profile
 from slurm.sbatch import Submission, check_slurm
 from slurm.sbatch import submit as submit_jobs
@@ -45,6 +47,10 @@ def uninterrupted() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+class Withdrawn(KeyboardInterrupt):
+    """Ctrl-C came while a job was sent, which was cancelled."""
+
+
 def send(
     run_dir: Path,
     recipe: Recipe,
@@ -56,32 +62,59 @@ def send(
 ) -> str:
     """Send a run to Slurm; returns the id of its job. supervisor: module that the batch script runs.
 
-    Raises SlurmError where Slurm refuses it, and leaves the run as it was.
+    Raises SlurmError where Slurm refuses it, and leaves the run as it was; Withdrawn after Ctrl-C.
     """
-    files = run_dir / "slurm"
-    with _being_sent(run_dir), uninterrupted():
-        refuse_active(run_dir)
-        before = read_status(run_dir)
-        resolved = files / "recipe.yaml"
-        # A retry runs the job's own copy of the program, which may be older than this one and know fewer keys.
-        if not (resolved.is_file() and load_file(resolved).recipe == recipe):
-            write_atomic(resolved, dump(recipe))
-        cancelled = end_file(run_dir, "cancelled").exists()
-        end_file(run_dir, "cancelled").unlink(missing_ok=True)
-        # Before the job can start, which writes its own.
-        fields = {"name": run_dir.name, "recipe": recipe.name, "differs": what_differs(recipe)}
-        write_status(run_dir, **fields, state="queued", reason=None, failure=None, eta_s=None)
-        job = Job.to_send(run_dir.name, cluster, profile, snapshot, cwd)
+    job_id = None
+    with _being_sent(run_dir):
         try:
-            submission = Submission(profile, run_dir.name, files, snapshot, cwd, [run_dir], [resolved])
-            job_id = submit_jobs(replace(submission, supervisor=supervisor))[0]
-        except BaseException:
-            if before:
-                write_status(run_dir, **{key: before.get(key) for key in ("state", "reason", "failure")})
-            if cancelled:
-                end_file(run_dir, "cancelled").touch()
-            raise
-        write_atomic(job_file(run_dir), job_text(job, job_id))
+            with uninterrupted():
+                job_id = _send(run_dir, recipe, cluster, profile, snapshot, cwd, supervisor)
+        except KeyboardInterrupt:
+            if job_id is None:
+                raise
+            withdraw(run_dir, job_id)
+            raise Withdrawn from None
+    return job_id
+
+
+def withdraw(run_dir: Path, job_id: str) -> None:
+    """Cancel a job that was just sent. Its directory stays: the job may have begun."""
+    end_file(run_dir, "cancelled").touch()
+    try:
+        ask(["scancel", job_id])
+        told = "is cancelled"
+    except ValueError as error:
+        told = f"ends when it starts ({error})"
+    write_status(run_dir, **end_as_told("cancelled"))
+    print(f"\n{run_dir.name}: job {job_id} {told}; what it has left is in {run_dir}", file=sys.stderr)
+
+
+def _send(
+    run_dir: Path, recipe: Recipe, cluster: str, profile: Profile, snapshot: Path, cwd: Path, supervisor: str
+) -> str:
+    files = run_dir / "slurm"
+    refuse_active(run_dir)
+    before = read_status(run_dir)
+    resolved = files / "recipe.yaml"
+    # A retry runs the job's own copy of the program, which may be older than this one and know fewer keys.
+    if not (resolved.is_file() and load_file(resolved).recipe == recipe):
+        write_atomic(resolved, dump(recipe))
+    cancelled = end_file(run_dir, "cancelled").exists()
+    end_file(run_dir, "cancelled").unlink(missing_ok=True)
+    # Before the job can start, which writes its own.
+    fields = {"name": run_dir.name, "recipe": recipe.name, "differs": what_differs(recipe)}
+    write_status(run_dir, **fields, state="queued", reason=None, failure=None, eta_s=None)
+    job = Job.to_send(run_dir.name, cluster, profile, snapshot, cwd)
+    try:
+        submission = Submission(profile, run_dir.name, files, snapshot, cwd, [run_dir], [resolved])
+        job_id = submit_jobs(replace(submission, supervisor=supervisor))[0]
+    except BaseException:
+        if before:
+            write_status(run_dir, **{key: before.get(key) for key in ("state", "reason", "failure")})
+        if cancelled:
+            end_file(run_dir, "cancelled").touch()
+        raise
+    write_atomic(job_file(run_dir), job_text(job, job_id))
     return job_id
 
 
@@ -130,18 +163,32 @@ def prepare(loaded: Loaded, profile: Profile) -> Prepared:
     return Prepared(run_dir, recipe.model_copy(update={"run": run, "resume": resume}), plan, is_new)
 
 
-def submit(prepared: Prepared, cluster: str, profile: Profile, supervisor: str = Submission.supervisor) -> str:
-    """Send a prepared run to Slurm; returns the id of its job. Raises SlurmError, with nothing left behind."""
+def submit(
+    prepared: Prepared,
+    cluster: str,
+    profile: Profile,
+    supervisor: str = Submission.supervisor,
+    mark: str | None = None,
+) -> str:
+    """Send a prepared run to Slurm; returns the id of its job. Raises SlurmError, with nothing left behind.
+
+    mark: a file to make in the run's folder `slurm`, before all else.
+    """
     run_dir, recipe, _, is_new = prepared
     snapshot = take_snapshot(run_dir.parent / SNAPSHOTS)
     run_dir.mkdir(parents=True, exist_ok=not is_new)
     copies = {file: file.read_bytes() for file in (run_dir / PLUGINS).glob("*.py")}
     try:
+        if mark:
+            (run_dir / "slurm").mkdir(exist_ok=True)
+            (run_dir / "slurm" / mark).touch()
         # A queued job runs what was sent, whatever becomes of the files.
         recipe = with_own_copies(recipe, run_dir)
         if is_new:
             write_atomic(run_dir / "recipe.yaml", run_recipe_text(recipe, run_dir / "recipe.yaml"))
         job_id = send(run_dir, recipe, cluster, profile, snapshot, Path.cwd(), supervisor)
+    except Withdrawn:
+        raise
     except BaseException:
         if is_new:
             shutil.rmtree(run_dir, ignore_errors=True)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +12,17 @@ import pytest
 
 from launch.commands.status import describe
 from launch.commands.submit import _takes
+from launch.runs import send as sending
 from launch.runs.estimate import shown_by_runs, told
-from launch.runs.job_record import Job, write_job
-from launch.runs.rehearsal import MARK, _make_room, _short
+from launch.runs.job_record import Job, read_job, write_job
+from launch.runs.rehearsal import MARK, _make_room, _short, rehearse
 from launch.runs.rehearsal_report import report_on
 from launch.runs.state import rows
 from recipes.load import load
+from resnet.process.exit_codes import INTERRUPTED
 from resnet.rundir.files import append_line, to_json
 from resnet.rundir.stages import stages_file
+from resnet.rundir.status import read_status, write_status
 from slurm.profile import Profile, seconds
 from tests.fabricated import make_run
 from tests.helpers import OFF
@@ -28,7 +34,9 @@ STARTED = 1_700_000_100.0
 def rehearsed(tmp_path):
     """The directory of a rehearsal of two starts, by what its first one's stages and its check say."""
 
-    def make(seconds: dict[str, float], check: dict[str, Any] | None = None, state: str = "stopped", **status) -> Path:
+    def make(
+        seconds: dict[str, float], check: dict[str, Any] | None = None, state: str = "stopped", **status: Any
+    ) -> Path:
         run = make_run(tmp_path / "x-rehearsal", *OFF, state=state, **{"reason": "rehearsed"} | status)
         (run / "slurm").mkdir()
         write_job(run, job_of(run.name, Profile(gpus_per_node=2)), "1")
@@ -91,6 +99,55 @@ def test_a_rehearsal_tells_what_would_go_wrong(rehearsed, seconds, check, status
     report = report_on(run, load(["recipe=quickstart", *OFF]).recipe, profile)
     assert any(line.startswith(words) for line in report.lines), report.lines
     assert bool(report.problems) == words.startswith("WRONG")
+
+
+def test_a_rehearsal_claims_no_second_start_that_was_not(rehearsed):
+    recipe, profile = load(["recipe=quickstart", *OFF]).recipe, Profile(gpus_per_node=2)
+    run = rehearsed(WELL, CHECK)
+    assert report_on(run, recipe, profile).lines[-1].endswith("made steps, went on from the checkpoint and left")
+    shutil.rmtree(stages_file(run, 2).parent)
+    lines = (run / "slurm" / "attempts.jsonl").read_text().splitlines(keepends=True)
+    (run / "slurm" / "attempts.jsonl").write_text("".join(lines[:2]))
+    assert report_on(run, recipe, profile).problems == [
+        "the job ended before the ranks were started again from their checkpoint"
+    ]
+    write_status(run, state="finished", reason=None)
+    report = report_on(run, recipe, profile)
+    assert report.lines[-1].endswith("made steps and left")
+    assert "note   the training was over in its first start" in "\n".join(report.lines)
+
+
+def test_what_a_run_takes_follows_its_growing_images(rehearsed):
+    small = "augment.progressive=[{epoch: 0, size: 32}, {epoch: 4, size: 64}]"
+    recipe = load(["recipe=quickstart", "epochs=8", small, *OFF]).recipe
+    told = "\n".join(report_on(rehearsed(WELL, CHECK), recipe, Profile(gpus_per_node=2)).lines)
+    # Epochs of 32, 32, 64, 64 pixels (to whole 32), then 64 to the end: 13 / 4 of the first's on average.
+    assert "50 img/s at 32 px, 15 by the pixels of all epochs" in told
+
+
+def test_a_job_that_ctrl_c_meets_on_its_way_is_cancelled(tmp_path, monkeypatch):
+    """The signal waits until the job's id is noted; then the job is withdrawn, and its directory is not taken away."""
+    asked, before = [], signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def sent(submission):
+        assert (submission.folder / MARK).exists(), "a kill at this moment leaves what the next rehearsal knows"
+        os.kill(os.getpid(), signal.SIGINT)
+        return ["7"]
+
+    monkeypatch.setattr(sending, "submit_jobs", sent)
+    monkeypatch.setattr(sending, "check_slurm", lambda: None)
+    monkeypatch.setattr(sending, "take_snapshot", lambda place: place)
+    monkeypatch.setattr(sending, "ask", lambda words: asked.append(words) or "")
+    try:
+        loaded = load(["recipe=quickstart", f"run.root={tmp_path}", "run.name=x"])
+        assert rehearse(loaded, "there", Profile(), keep=False) == INTERRUPTED
+    finally:
+        signal.signal(signal.SIGINT, before)
+    run = tmp_path / "x-rehearsal"
+    job = read_job(run)
+    assert job is not None
+    assert (job.job_id, asked) == ("7", [["scancel", "7"]])
+    assert read_status(run)["reason"] == "cancelled"
 
 
 def test_runs_that_train_the_same_at_the_same_place_tell_what_it_takes(tmp_path):

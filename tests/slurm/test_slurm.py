@@ -214,6 +214,8 @@ check_node.main(sys.argv[1:])' "$3"
     )
     python.chmod(0o755)
     where = [*ON_CLUSTER, f"slurm.python={python}", "slurm.gpus_per_node=1", "slurm.spare_nodes=1"]
+    # For the spare node; the second start does not count.
+    where.append("slurm.max_requeues=1")
     said = cluster.launch("submit", "--rehearse", "--keep", *tiny, *where, "run.name=tried").stdout
     run = cluster.run_dir("tried-rehearsal")
     attempts = cluster.attempts(run.name)
