@@ -37,7 +37,8 @@ def rehearsed(tmp_path):
     def make(
         seconds: dict[str, float], check: dict[str, Any] | None = None, state: str = "stopped", **status: Any
     ) -> Path:
-        run = make_run(tmp_path / "x-rehearsal", *OFF, state=state, **{"reason": "rehearsed"} | status)
+        status.setdefault("reason", "rehearsed")
+        run = make_run(tmp_path / "x-rehearsal", *OFF, state=state, **status)
         (run / "slurm").mkdir()
         write_job(run, job_of(run.name, Profile(gpus_per_node=2)), "1")
         for number in (1, 2):
