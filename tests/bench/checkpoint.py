@@ -14,8 +14,9 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -33,19 +34,24 @@ TARGET = 0.2
 """Most that our stall may be of torch.save's."""
 
 
-def build(device: torch.device) -> tuple[Recipe, TrainState]:
-    """The state after a step, with every moment there."""
+RESNET50 = {"name": "resnet50"}
+
+
+def build(
+    device: torch.device, network: Mapping[str, Any] = RESNET50, classes: int = 1000
+) -> tuple[Recipe, TrainState]:
+    """The state after a step, with every moment there. network: keys of `model`."""
     recipe = Recipe.model_validate(
         {
-            "model": {"name": "resnet50"},
+            "model": network,
             "data": {"source": "synthetic"},
-            "epochs": 100,
+            "epochs": 10_000,
             "batch_size": 8,
             "checkpoint": {"every": "1 step", "keep": 1},
         }
     )
     torch.manual_seed(0)
-    model = build_model(recipe.model, 1000).to(device)
+    model = build_model(recipe.model, classes).to(device)
     model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     optimizer = build_optimizer(model, recipe.optimizer, 0.1)
     for parameter in model.parameters():

@@ -32,31 +32,13 @@ from recipes.plan import make_plan
 from recipes.schema.recipe import Recipe
 from resnet.checkpoint.commit import name_of
 from resnet.checkpoint.saver import Saver
-from resnet.ema import Ema
 from resnet.main import main as main_of_training
-from resnet.metrics import Window
-from resnet.net import build_model
-from resnet.optim import build_optimizer
 from resnet.replicas import SilentCorruption, checksums, replicated
-from resnet.state import TrainState
+from tests.bench.checkpoint import build
 from tests.processes import start_ranks, wait_ranks
 
 SECONDS = 600
-
-
-def build(net: dict, classes: int) -> tuple[Recipe, TrainState]:
-    """A state after a step, with its moments and its average."""
-    keys = {"data": {"source": "synthetic"}, "epochs": 10000, "batch_size": 8}
-    recipe = Recipe.model_validate({"model": net, **keys, "checkpoint": {"every": "1 step", "keep": 1}})
-    torch.manual_seed(0)
-    model = build_model(recipe.model, classes).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    optimizer = build_optimizer(model, recipe.optimizer, 0.1)
-    for parameter in model.parameters():
-        parameter.grad = torch.randn_like(parameter)
-    optimizer.step()
-    optimizer.zero_grad()
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    return recipe, TrainState(model, optimizer, scaler, Ema(model, 0.9), Window(torch.device("cpu")))
+CPU = torch.device("cpu")
 
 
 def saver_in(folder: Path, recipe: Recipe, writes: bool) -> Saver:
@@ -77,7 +59,7 @@ def be_a_rank(argv: Sequence[str]) -> int:
     folder, count, seed = Path(argv[0]), int(argv[1]), int(argv[2])
     dist.init_process_group("gloo")
     rank, ranks = dist.get_rank(), dist.get_world_size()
-    recipe, state = build({"block": "basic", "layers": [1, 1, 1], "widths": [16, 32, 64]}, 10)
+    recipe, state = build(CPU, {"block": "basic", "layers": [1, 1, 1], "widths": [16, 32, 64]}, 10)
     saver, chance, outcomes = saver_in(folder, recipe, writes=rank == 0), random.Random(seed), []
     tensors = replicated(state)
     for _ in range(count):
@@ -115,7 +97,7 @@ def flips(count: int, ranks: int, seed: int = 0) -> list[dict]:
 
 
 def cost(rounds: int) -> str:
-    recipe, state = build({"name": "resnet50"}, 1000)
+    recipe, state = build(CPU)
     checksums_s, save_s = [], []
     with tempfile.TemporaryDirectory() as folder:
         saver = saver_in(Path(folder), recipe, writes=True)

@@ -15,8 +15,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import safetensors.torch
@@ -24,15 +23,11 @@ import torch
 
 from resnet.checkpoint.commit import commit, newest_valid
 from resnet.checkpoint.snapshot import EMA, MODEL, Snapshot, read_rest
-from tests.bench.checkpoint import build
+from tests.bench.checkpoint import build, timed
 
 MEMORY = Path("/dev/shm")
-
-
-def seconds(act: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    act()
-    return time.perf_counter() - start
+CPU = torch.device("cpu")
+seconds = partial(timed, device=CPU)
 
 
 def forget(checkpoint: Path) -> None:
@@ -60,7 +55,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
-    _, state = build(torch.device("cpu"))
+    _, state = build(CPU)
     snapshot = Snapshot()
     snapshot.take(state, {"log_length": 0})
     files = snapshot.files({})

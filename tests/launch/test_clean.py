@@ -39,6 +39,14 @@ def place(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
 
 
+@pytest.fixture
+def program(tmp_path) -> Path:
+    """What copies of the code are taken of."""
+    (folder := tmp_path / "program").mkdir()
+    (folder / "train.py").write_text("print()")
+    return folder
+
+
 def clean(*words: str) -> int:
     with pytest.raises(SystemExit) as end:
         cli.main(["clean", *words])
@@ -168,10 +176,7 @@ def test_copies_of_the_code_that_only_finished_runs_used(capsys):
     assert copies[0].exists()
 
 
-def test_a_copy_of_the_code_that_is_about_to_be_used_is_young_again(tmp_path):
-    program = tmp_path / "program"
-    program.mkdir()
-    (program / "train.py").write_text("print()")
+def test_a_copy_of_the_code_that_is_about_to_be_used_is_young_again(program, tmp_path):
     copy = age(take_snapshot(tmp_path / "runs" / SNAPSHOTS, program))
     assert take_snapshot(tmp_path / "runs" / SNAPSHOTS, program) == copy
     assert clean("--yes") == 0
@@ -181,10 +186,7 @@ def test_a_copy_of_the_code_that_is_about_to_be_used_is_young_again(tmp_path):
     assert not copy.exists()
 
 
-def test_a_copy_of_the_code_that_lost_a_file_is_made_anew(tmp_path):
-    program = tmp_path / "program"
-    program.mkdir()
-    (program / "train.py").write_text("print()")
+def test_a_copy_of_the_code_that_lost_a_file_is_made_anew(program, tmp_path):
     copy = take_snapshot(tmp_path / "runs" / SNAPSHOTS, program)
     # As Python, which ran it, leaves its own there.
     (copy / "train.py").rename(copy / "train.pyc")
