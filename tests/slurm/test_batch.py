@@ -16,7 +16,7 @@ from resnet.process.environment import ATTEMPT, CORES, cores_of_rank
 from resnet.rundir.attempts import end_file, newest_step, read_attempts
 from resnet.rundir.lease import Lease, holder_elsewhere, read_lease
 from resnet.rundir.status import read_status, write_status
-from slurm import batch
+from slurm import batch, srun
 from slurm.batch import Job
 from slurm.control import free_port
 from slurm.ends import End, end_of_staging, end_of_training, slurms_word
@@ -41,7 +41,8 @@ def record(run_dir: Path, *attempts: dict) -> None:
     """attempts: fields of start and end together; without `outcome` the attempt has no end."""
     with open(run_dir / "slurm" / "attempts.jsonl", "a") as file:
         for number, fields in enumerate(attempts, 1):
-            begin = {"attempt": number, "job_id": fields.get("job_id", "7"), "start": 0, "step": fields["step"]}
+            begin = {"attempt": number, "job_id": "7", "start": 0, "step": fields["step"]}
+            begin |= {key: fields[key] for key in ("job_id", "start") if key in fields}
             file.write(json.dumps(begin) + "\n")
             if "outcome" in fields:
                 end = {"attempt": number, "end": 1, "outcome": fields["outcome"], "step": fields.get("last", 0)}
@@ -84,6 +85,15 @@ def test_two_restarts_without_a_checkpoint_are_the_last(run_dir, before, refused
     reason = why_not(run_dir, step=40)
     assert (reason is not None) == refused
     assert reason is None or "3 attempts in a row ended without a checkpoint after step 40" in reason
+
+
+def test_an_attempt_in_place_is_preempted_with_its_job(run_dir, monkeypatch):
+    """Of which accounting knows when it began, hours before perhaps."""
+    record(run_dir, FRUITLESS | {"start": 5}, FRUITLESS | {"start": 900}, LOST | {"start": 7200})
+    monkeypatch.setattr(batch, "was_preempted", lambda _, start: start == 5)
+    assert why_not(run_dir, step=40) is None
+    monkeypatch.setattr(batch, "was_preempted", lambda *_: False)
+    assert why_not(run_dir, step=40) is not None
 
 
 def test_progress_starts_the_count_anew(run_dir):
@@ -291,14 +301,12 @@ def see_it_end(run_dir, monkeypatch, srun: list[str], names: str, **jobs) -> lis
     turns = "".join(f"{turn}) {line};;\n" for turn, line in enumerate(srun[:-1], 1))
     texts = {
         "srun": f"echo x >> {run_dir}/turns; case $(wc -l < {run_dir}/turns) in\n{turns}*) {srun[-1]};;\nesac",
-        "scontrol": f"case $1 in show) echo {names};; ping) echo is UP;; esac",
+        "scontrol": f"case $1-$2 in show-job) cat {run_dir}/end;; show*) echo {names};; ping*) echo is UP;; esac",
     }
     for name, text in texts.items():
         (programs / name).write_text(f'#!/bin/sh\necho {name} "$@" >> {run_dir}/said\n{text}\n')
         (programs / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
-    for name in ("batch.end_time", "batch.job_state"):
-        monkeypatch.setattr(f"slurm.{name}", lambda _: None)
     Job(JOBS | jobs, run_dir).run(["train"])
     return read_attempts(run_dir)
 
@@ -316,6 +324,47 @@ def test_a_rank_that_dies_at_each_start_ends_the_run(run_dir, monkeypatch, capfd
     ended = read_status(run_dir)
     assert (ended["state"], ended["failure"]) == ("failed", "killed")
     assert re.match(r"rank 1 on n2 was killed\n3 attempts in a row ended without a checkpoint", ended["reason"])
+
+
+@pytest.mark.parametrize(
+    ("at_start", "then", "reason"),
+    [
+        # Slurm preempted the job after its ranks were out: nobody heard the signal.
+        (7200, 300, "preempted: rank 1 on n2 was killed"),
+        # Too late to start again here, and still not the time limit's doing.
+        (80, 80, "rank 1 on n2 was killed"),
+    ],
+)
+def test_a_job_that_ends_soon_goes_to_the_queue(run_dir, monkeypatch, capfd, at_start, then, reason):
+    monkeypatch.chdir(run_dir)
+    now = int(time.time())
+    (run_dir / "end").write_text(f"EndTime={now + at_start}")
+    [attempt] = see_it_end(run_dir, monkeypatch, [f"echo EndTime={now + then} > end; {KILLED}"], "n1 n2")
+    assert attempt["cause"] == ("preempted" if then < at_start else "killed")
+    assert read_status(run_dir)["reason"] == reason
+    assert "scontrol requeue 7" in (run_dir / "said").read_text()
+
+
+@pytest.mark.parametrize(
+    ("heard", "gone", "is_late", "dead"),
+    [
+        ("n1 n2", "n3", False, ["n3"]),
+        ("n1", "n2 n3", False, ["n2", "n3"]),
+        # They die slowly, all or some.
+        ("", "", False, []),
+        ("", "", True, []),
+        ("n1 n2", "", False, []),
+        ("n1 n2", "", True, ["n3"]),
+        # On the first this script runs.
+        ("n2 n3", "n1", True, []),
+    ],
+)
+def test_a_node_is_dead_that_slurm_does_not_reach_or_that_alone_is_silent(monkeypatch, heard, gone, is_late, dead):
+    monkeypatch.setenv("SLURMD_NODENAME", "n1")
+    monkeypatch.setattr(srun, "nodes_that_are_gone", lambda names: [name for name in names if name in gone])
+    step = srun.Step("attempt-1", ["n1", "n2", "n3"])
+    step.last_lines += [f"srun: error: {node}: task 1: Killed" for node in heard.split()]
+    assert step._dead_nodes(is_late) == dead
 
 
 def test_a_node_that_kills_ranks_twice_makes_room_for_a_spare(run_dir, monkeypatch, capfd):

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -107,8 +108,13 @@ def test_a_killed_rank_costs_seconds_and_no_place_in_the_queue(cluster: Cluster,
     cluster.launch("submit", *words, *ON_CLUSTER, *nodes, "run.name=killed")
     job, run = cluster.job("killed"), cluster.run_dir("killed")
     cluster.wait_step("killed", 7)
+    users_own = ["srun", "--overlap", "--ntasks=1", "--nodes=1", f"--jobid={job}", "sleep", "300"]
+    step = subprocess.Popen(users_own, env=cluster.environment)
+    cluster.wait("the user's own step", lambda: "sleep" in cluster.ask("squeue", "-s", "-h", "-o", "%j").stdout)
     os.kill(int(json.loads((run / "logs" / "rank-1.json").read_text())["pid"]), signal.SIGKILL)
     cluster.wait_step("killed", 20, attempt=2)
+    assert step.poll() is None
+    step.terminate()
     # Rank 0 too, which holds the lease.
     os.kill(int(json.loads((run / "logs" / "rank-0.json").read_text())["pid"]), signal.SIGKILL)
     cluster.wait_step("killed", 40, attempt=3)
