@@ -299,9 +299,11 @@ def see_it_end(run_dir, monkeypatch, srun: list[str], names: str, **jobs) -> lis
     programs = run_dir / "bin"
     programs.mkdir()
     turns = "".join(f"{turn}) {line};;\n" for turn, line in enumerate(srun[:-1], 1))
+    pending = f'[ ! -e {run_dir}/requeued ] || {{ echo "Job is pending execution for job 7" >&2; exit 1; }}'
     texts = {
         "srun": f"echo x >> {run_dir}/turns; case $(wc -l < {run_dir}/turns) in\n{turns}*) {srun[-1]};;\nesac",
-        "scontrol": f"case $1-$2 in show-job) cat {run_dir}/end;; show*) echo {names};; ping*) echo is UP;; esac",
+        "scontrol": f"case $1-$2 in show-job) cat {run_dir}/end;; show*) echo {names};; ping*) echo is UP;; "
+        f"requeue*) {pending};; esac",
     }
     for name, text in texts.items():
         (programs / name).write_text(f'#!/bin/sh\necho {name} "$@" >> {run_dir}/said\n{text}\n')
@@ -339,9 +341,12 @@ def test_a_job_that_ends_soon_goes_to_the_queue(run_dir, monkeypatch, capfd, at_
     monkeypatch.chdir(run_dir)
     now = int(time.time())
     (run_dir / "end").write_text(f"EndTime={now + at_start}")
+    if then < at_start:
+        # Slurm is quicker than we.
+        (run_dir / "requeued").touch()
     [attempt] = see_it_end(run_dir, monkeypatch, [f"echo EndTime={now + then} > end; {KILLED}"], "n1 n2")
     assert attempt["cause"] == ("preempted" if then < at_start else "killed")
-    assert read_status(run_dir)["reason"] == reason
+    assert (read_status(run_dir)["state"], read_status(run_dir)["reason"]) == ("queued", reason)
     assert "scontrol requeue 7" in (run_dir / "said").read_text()
 
 
