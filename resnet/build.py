@@ -56,7 +56,7 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
         os.environ["OMP_NUM_THREADS"] = str(threads)
         torch.set_num_threads(threads)
     if (ranks := os.environ.get("WORLD_SIZE", "")).isdigit() and int(ranks) > 1:
-        allow_open_files(int(ranks))
+        allow_open_files(int(ranks), int(os.environ.get("RANK", "0")))
         # From torch 2.8 on gloo connects to those alone that a rank talks to: the others of a ring, and of a tree.
         os.environ.setdefault("TORCH_GLOO_LAZY_INIT", "1")
         meet_at_rank_0()

@@ -59,8 +59,12 @@ def open_batches(
         return loaders[-1]
 
     def feed(batches: Prepared, look_up: Callable[[Iterator[Batch]], Iterator[Batch]] = iter) -> None:
+        def made(key: Key) -> Batch:
+            batch = next(look_up(iter(Loader(batches, [key], trainer.device, 0, recipe.data.prefetch))))
+            return batch if trainer.targets is None else trainer.targets.look_up(batch)
+
         trainer.batches = look_up(iter(loader(batches, trainer.keys())))
-        trainer.make = lambda key: next(look_up(iter(Loader(batches, [key], trainer.device, 0, recipe.data.prefetch))))
+        trainer.make = made
 
     def fill_cache() -> bool:
         say("data.cache=device: all images are decoded onto the device first")

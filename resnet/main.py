@@ -13,6 +13,7 @@ from types import ModuleType
 from recipes.load import load
 from resnet.process.environment import ATTEMPT
 from resnet.process.exit_codes import MISTAKE, STOPPED
+from resnet.process.mistakes import OfOneRank
 from resnet.process.signals import Signals, die_with_launcher
 from resnet.process.stages import begin, reached
 from resnet.process.streams import forgive_output
@@ -46,8 +47,9 @@ def main(argv: Sequence[str], signals: Signals | None = None) -> int:
     except ValueError as error:
         if debug:
             traceback.print_exc()
-        # All ranks make the same mistake. A lone process tells its own, whatever rank its environment says it is.
-        if os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1":
+        # Most mistakes all ranks make. A lone process tells its own, whatever rank its environment says it is.
+        alone = isinstance(error, OfOneRank) or os.environ.get("WORLD_SIZE", "1") == "1"
+        if alone or os.environ.get("RANK", "0") == "0":
             print(f"train.py: {error}", file=sys.stderr)
         return MISTAKE
 

@@ -24,6 +24,7 @@ from resnet.checkpoint.resume import Start
 from resnet.data.sources.registry import Splits
 from resnet.data.sources.source import targets_of
 from resnet.process.environment import threads_asked
+from resnet.process.processes import pid_namespace
 from resnet.rundir.evaluation import TEST
 from resnet.rundir.files import write_atomic
 from resnet.rundir.provenance import provenance, record_attempt
@@ -84,6 +85,7 @@ def open_run_dir(
         test_top1=None,
         pid=os.getpid(),
         host=information["host"],
+        pid_namespace=pid_namespace(),
         job_id=information["job_id"],
     )
     return {**information, "attempt": attempt}

@@ -24,7 +24,7 @@ from torch.distributed.distributed_c10d import _get_default_store
 
 from recipes.text import listed
 from resnet.process.mistakes import OfAllRanks
-from resnet.process.processes import is_alive
+from resnet.process.processes import is_alive, pid_namespace
 
 T = TypeVar("T")
 A = TypeVar("A")
@@ -33,6 +33,8 @@ SETUP_TIMEOUT = timedelta(hours=6)
 """How long ranks wait for the one that prepares the data (a download, a conversion of 150 GB)."""
 LEAVE_TIMEOUT = timedelta(minutes=1)
 """How long rank 0 waits at the end for the others, which may still read from its store."""
+_MEMORY = 2**24
+"""Bytes of a GPU that a gather takes at most, or those of one rank's tensor."""
 _SHORTEST, _LONGEST = 0.001, 0.5
 """Seconds between two looks at the store. A wait inside it would hold up the second Ctrl-C, and NCCL's own threads."""
 
@@ -99,7 +101,7 @@ def of_node(value: T | None) -> T | None:
 
 def processes_of_node() -> list[int]:
     """Of the ranks of this machine, as far as they are to be seen from here (not those of another container)."""
-    found = _answer((socket.gethostname(), os.getpid()), _all_by_host)[socket.gethostname()]
+    found = _answer((pid_namespace(), os.getpid()), _all_by_place)[pid_namespace()]
     return [process for process in found if is_alive(process)]
 
 
@@ -116,14 +118,32 @@ def wait_beside(processes: Sequence[int], done: Callable[[], bool]) -> None:
 
 
 def gather(mine: Tensor) -> Tensor | None:
-    """All ranks' tensors, as (ranks, *mine.shape) on rank 0; None on the others."""
+    """All ranks' tensors, as (ranks, *mine.shape) on rank 0; None on the others. With several ranks on the CPU."""
     if not dist.is_initialized() or not mine.numel():
         return mine[None].expand(dist.get_world_size() if dist.is_initialized() else 1, *mine.shape)
     if dist.get_backend() == "gloo":
         return _gather_as_tree(mine)
-    ranks = mine.new_empty(dist.get_world_size(), *mine.shape) if dist.get_rank() == 0 else None
-    dist.gather(mine, None if ranks is None else [*ranks.unbind()])
-    return ranks
+    return _gather_as_sums(mine)
+
+
+def _gather_as_sums(mine: Tensor, memory: int = _MEMORY) -> Tensor | None:
+    """Some ranks' rows at a time, as sums of bytes with the others' zeros, in no more than `memory` bytes of a device.
+
+    NCCL's own gather would connect rank 0 to all others, with buffers on its device for each, which nothing has counted
+    when the micro-batch was fitted; a reduction goes to the neighbours that the gradients' go to.
+    """
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    row = mine.contiguous().view(-1).view(torch.uint8)
+    at_once = max(1, memory // len(row))
+    parts = []
+    for first in range(0, ranks, at_once):
+        part = row.new_zeros(min(at_once, ranks - first), len(row))
+        if first <= rank < first + len(part):
+            part[rank - first] = row
+        dist.reduce(part, 0)
+        if rank == 0:
+            parts.append(part.cpu())
+    return torch.cat(parts).view(mine.dtype).view(ranks, *mine.shape) if rank == 0 else None
 
 
 def _gather_as_tree(mine: Tensor) -> Tensor | None:
@@ -165,10 +185,10 @@ def _by_host(values: Sequence[tuple[str, T | None]]) -> dict[str, T]:
     return {host: value for host, value in reversed(values) if value is not None}
 
 
-def _all_by_host(values: Sequence[tuple[str, int]]) -> dict[str, list[int]]:
+def _all_by_place(values: Sequence[tuple[str, int]]) -> dict[str, list[int]]:
     found: dict[str, list[int]] = {}
-    for host, process in values:
-        found.setdefault(host, []).append(process)
+    for place, process in values:
+        found.setdefault(place, []).append(process)
     return found
 
 
@@ -186,15 +206,15 @@ def _answer(value: T, of: Callable[[Sequence[T]], A]) -> A:
     store, rank, ranks, number = _get_default_store(), dist.get_rank(), dist.get_world_size(), next(_numbers)
     answer = f"ranks/{number}/answer"
     if rank > 0:
-        place = socket.gethostname(), os.getpid()
+        place = pid_namespace(), os.getpid()
         store.set(f"ranks/{number}/{rank}", pickle.dumps((place, value)))  # pyright: ignore[reportArgumentType]
         _wait(store, [answer], SETUP_TIMEOUT)
         return pickle.loads(store.get(answer))
     keys = [f"ranks/{number}/{other}" for other in range(1, ranks)]
     _wait(store, keys, SETUP_TIMEOUT)
     told = [pickle.loads(one) for one in (store.multi_get(keys) if keys else [])]
-    # They wait for the answer: one that is not seen to be alive is of another machine, or of another container of this.
-    _processes[:] = [pid if host == socket.gethostname() and is_alive(pid) else None for (host, pid), _ in told]
+    # They wait for the answer: one that is not seen to be alive is not seen from here.
+    _processes[:] = [pid if place == pid_namespace() and is_alive(pid) else None for (place, pid), _ in told]
     found = of([value, *(one for _, one in told)])
     store.set(answer, pickle.dumps(found))  # pyright: ignore[reportArgumentType]
     # All have read the answer before: they have come to this one.

@@ -33,10 +33,12 @@ DROP = 2
 
 
 class Answer(NamedTuple):
-    """What a rank makes of a micro-batch, as checksums."""
+    """What a rank makes of a micro-batch: checksums."""
 
     images: int
     gradients: int
+    broken: int = 0
+    """Images that it could not read, in whose place others stand: another rank may have read them."""
 
 
 def recheck(trainer: Trainer, batch: Batch) -> None:
@@ -53,25 +55,34 @@ def recheck(trainer: Trainer, batch: Batch) -> None:
         return
     with _nothing_stays(trainer):
         own, other = _gathered(_answer(trainer, batch, trainer.rank), _answer(trainer, theirs, following))
-        if all(other[rank] == own[(rank + 1) % ranks] for rank in range(ranks)):
+        if not any(_differ(other[rank], own[(rank + 1) % ranks]) for rank in range(ranks)):
+            return
+        hosts, kinds = zip(*of_all_ranks((socket.gethostname(), device_kind(trainer.device))), strict=True)
+        if len(set(kinds)) > 1:
+            _give_up(trainer, "the ranks' devices are not of one kind")
             return
         # Made anew, images included. Two ranks have no third, so that each tells whether the other repeats itself.
         third = (trainer.rank + 2) % ranks if ranks > 2 else following
         assert trainer.make is not None
         again = [_answer(trainer, trainer.make(key_of(trainer, rank)), rank) for rank in (trainer.rank, third)]
         repeated, thirds = _gathered(*again)
-    hosts, kinds = zip(*of_all_ranks((socket.gethostname(), device_kind(trainer.device))), strict=True)
     wrong = who_is_wrong(own, other, repeated, thirds)
-    if wrong is None or len(set(kinds)) > 1:
-        trainer.rechecks = False
-        if trainer.rank == 0:
-            reason = (
-                "the ranks' devices are not of one kind" if len(set(kinds)) > 1 else "no rank computes twice the same"
-            )
-            told = "recheck: gradients are not compared any more, as"
-            print(f"{told} {reason}: set recheck=off, or deterministic=true", file=sys.stderr, flush=True)
+    if wrong is None:
+        _give_up(trainer, "several ranks do not compute twice the same")
         return
     _raise(trainer, own, other, wrong, hosts)
+
+
+def _differ(first: Answer, second: Answer) -> bool:
+    """Whether two answers on one micro-batch contradict each other."""
+    return first != second and not first.broken and not second.broken
+
+
+def _give_up(trainer: Trainer, reason: str) -> None:
+    trainer.rechecks = False
+    if trainer.rank == 0:
+        told = "recheck: gradients are not compared any more, as"
+        print(f"{told} {reason}: set recheck=off, or deterministic=true", file=sys.stderr, flush=True)
 
 
 def key_of(trainer: Trainer, rank: int) -> Key:
@@ -85,14 +96,14 @@ def who_is_wrong(
     """Ranks whose answers are wrong, and whether that is certain: else the wrong one is among them.
 
     Each by rank: own, other: of its own micro-batch, and of the next rank's; repeated: of its own once more; thirds: of
-    the micro-batch of the rank after the next, with two ranks of the next's once more. None: most ranks do not give the
-    same answer twice, so that nothing follows from the difference.
+    the micro-batch of the rank after the next, with two ranks of the next's once more. None: several ranks do not give
+    the same answer twice, of which one alone would be hardware at fault, and nothing follows from the difference.
     """
     ranks = len(own)
-    unsteady = [rank for rank in range(ranks) if own[rank] != repeated[rank]]
+    unsteady = [rank for rank in range(ranks) if _differ(own[rank], repeated[rank])]
     if ranks == 2:
-        unsteady = sorted({*unsteady, *(rank for rank in range(2) if other[rank] != thirds[rank])})
-    if len(unsteady) > ranks / 2:
+        unsteady = sorted({*unsteady, *(rank for rank in range(2) if _differ(other[rank], thirds[rank]))})
+    if len(unsteady) > 1:
         return None
     if unsteady:
         return unsteady, True
@@ -100,8 +111,9 @@ def who_is_wrong(
         return [0, 1], False
     blamed, doubtful = set[int](), set[int]()
     for rank in range(ranks):
-        who = [rank, (rank - 1) % ranks, (rank - 2) % ranks]
-        odd = odd_ones([own[who[0]], other[who[1]], thirds[who[2]]])
+        made = {rank: own[rank], (rank - 1) % ranks: other[rank - 1], (rank - 2) % ranks: thirds[rank - 2]}
+        who = [each for each, answer in made.items() if not answer.broken]
+        odd = odd_ones([made[each] for each in who]) if who else []
         (doubtful if odd is None else blamed).update(who if odd is None else [who[each] for each in odd])
     return (sorted(blamed), True) if blamed else (sorted(doubtful), False)
 
@@ -111,7 +123,7 @@ def _raise(
 ) -> None:
     ranks, certain = wrong
     pairs = [(own[(rank + 1) % len(own)], answer) for rank, answer in enumerate(other)]
-    images = any(first.images != second.images for first, second in pairs)
+    images = any(_differ(first, second) and first.images != second.images for first, second in pairs)
     what = "other images of the same files" if images else "other gradients of the same images"
     places = listed([f"rank {rank} on {hosts[rank]}" for rank in ranks])
     if certain:
@@ -122,7 +134,7 @@ def _raise(
 
 
 def _answer(trainer: Trainer, batch: Batch, rank: int) -> torch.Tensor:
-    """int64 (2,): checksums of a rank's last micro-batch and of the gradients of its first half.
+    """int64 (3,): the fields of an Answer, of a rank's last micro-batch and the gradients of its first half.
 
     Half, so that it fits beside the gradients of the step, and without torch.compile.
     """
@@ -143,7 +155,7 @@ def _answer(trainer: Trainer, batch: Batch, rank: int) -> torch.Tensor:
     # Of inputs alone: neither `grad` nor DDP's reduction hears of it.
     found = torch.autograd.grad(loss, trainer.parameters, allow_unused=True)
     gradients = checksums([checksums([gradient for gradient in found if gradient is not None])])
-    return torch.cat([given.checksum[None], gradients])
+    return torch.cat([given.checksum[None], gradients, gradients.new_tensor([len(batch.broken)])])
 
 
 def _gathered(first: torch.Tensor, second: torch.Tensor) -> tuple[list[Answer], list[Answer]]:
@@ -152,7 +164,7 @@ def _gathered(first: torch.Tensor, second: torch.Tensor) -> tuple[list[Answer], 
     gathered = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
     dist.all_gather(gathered, mine)
     rows = torch.stack(gathered).tolist()
-    return [Answer(*row[:2]) for row in rows], [Answer(*row[2:]) for row in rows]
+    return [Answer(*row[:3]) for row in rows], [Answer(*row[3:]) for row in rows]
 
 
 @contextlib.contextmanager

@@ -73,7 +73,8 @@ def replicated(state: TrainState) -> dict[str, torch.Tensor]:
             # Counts of steps may lie on the host.
             if isinstance(value, torch.Tensor) and value.device == parameter.device:
                 found[f"{moment} of {name}"] = value
-    if state.ema:
+    # Until it has taken in weights it is a copy of those that this rank began with.
+    if state.ema and state.ema.updates:
         found |= {f"average of {name}": parameter for name, parameter in state.ema.module.named_parameters()}
     return found
 

@@ -124,34 +124,16 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals, notes: Seque
             reached("restore")
         state.model.train()
 
-        information = together(
-            lambda: open_run_dir(recipe, start, plan, len(train), state.step, accelerator, own) if rank == 0 else {}
-        )
-        attempt, ranks = first_of_ranks(information.get("attempt")), accelerator.num_processes
-        log = lifetime.enter_context(contextlib.closing(RankLog(start.run_dir, rank, ranks, attempt)))
-        kept = lifetime.enter_context(_kept_output(start.run_dir, attempt, rank, ranks))
         facts = _facts(recipe, plan, start, accelerator.mixed_precision, teacher, own)
-        saver = Saver(start.run_dir, plan, train.classes, facts, start.lease, writes=rank == 0)
-        progress = Progress(
-            recipe.progress if rank == 0 else "off", plan.end_step, plan.steps_per_epoch, state.step, kept
-        )
-        metrics, tracker = None, NullTracker()
-        if rank == 0:
-            metrics, tracker = _open_logs(recipe, start, information, lifetime)
-            for message in dict.fromkeys([*notes, *start.messages]):
-                print(message, file=sys.stderr)
-        watchdog = Watchdog(recipe.watchdog, log, state.step, plan.world_size) if recipe.watchdog else None
-        hooks = RunHooks(
-            start.run_dir, plan, state, saver, signals, progress, metrics, tracker, val, len(train), watchdog, attempt
-        )
+        hooks, log = _open_run(start, plan, state, splits, accelerator, signals, facts, own, notes, lifetime)
         trainer = Trainer(plan, accelerator, network, state, len(train.classes), len(val), hooks, **beside)
         workers = workers_per_rank(recipe.data.num_workers)
         check_shared_memory(plan, workers, recipe.data.prefetch, train)
-        loaders = open_batches(trainer, train, val, order, memory, workers, progress.message)
+        loaders = open_batches(trainer, train, val, order, memory, workers, hooks.tell)
         lines = first_lines(recipe, plan, start, splits, accelerator, workers)
         lines += [shape, fits, *note.splitlines(), teacher.note if teacher else "", *_continues(start, state.step)]
         for line in filter(None, lines):
-            progress.message(line)
+            hooks.tell(line)
         reached("open")
         tested = None if test is None else open_test(trainer, train, test, order, workers, loaders)
         return train_to_an_end(trainer, hooks, log, loaders, (train, val), tested)
@@ -196,6 +178,41 @@ def _wrapped(recipe: Recipe, plan: Plan, model: nn.Module, accelerator: Accelera
 
 def _continues(start: Start, step: int) -> list[str]:
     return [f"continues from {start.checkpoint} (step {step})"] if start.checkpoint else []
+
+
+def _open_run(
+    start: Start,
+    plan: Plan,
+    state: TrainState,
+    splits: Splits,
+    accelerator: Accelerator,
+    signals: Signals,
+    facts: dict[str, Any],
+    own: Mapping[str, str],
+    notes: Sequence[str],
+    lifetime: contextlib.ExitStack,
+) -> tuple[RunHooks, RankLog]:
+    """The run directory, with all that writes to it, closed at the end of `lifetime`."""
+    recipe, rank, ranks = plan.recipe, accelerator.process_index, accelerator.num_processes
+    images = len(splits.train)
+    information = together(
+        lambda: open_run_dir(recipe, start, plan, images, state.step, accelerator, own) if rank == 0 else {}
+    )
+    attempt = first_of_ranks(information.get("attempt"))
+    log = lifetime.enter_context(contextlib.closing(RankLog(start.run_dir, rank, ranks, attempt)))
+    kept = lifetime.enter_context(_kept_output(start.run_dir, attempt, rank, ranks))
+    saver = Saver(start.run_dir, plan, splits.train.classes, facts, start.lease, writes=rank == 0)
+    progress = Progress(recipe.progress if rank == 0 else "off", plan.end_step, plan.steps_per_epoch, state.step, kept)
+    metrics, tracker = None, NullTracker()
+    if rank == 0:
+        metrics, tracker = _open_logs(recipe, start, information, lifetime)
+        for message in dict.fromkeys([*notes, *start.messages]):
+            print(message, file=sys.stderr)
+    watchdog = Watchdog(recipe.watchdog, log, state.step, plan.world_size) if recipe.watchdog else None
+    hooks = RunHooks(
+        start.run_dir, plan, state, saver, signals, progress, metrics, tracker, splits.val, images, watchdog, attempt
+    )
+    return hooks, log
 
 
 def _open_logs(

@@ -75,7 +75,7 @@ class Trainer:
     class_weights: torch.Tensor | None = None
     """Of the classes in the loss, on the device (classes,); None: all weigh the same."""
     make: Callable[[Key], Batch] | None = None
-    """Makes one of the micro-batches of training once more, here and now."""
+    """Makes one of the micro-batches of training once more, here and now, as `next_batch` gives it."""
     rechecks: bool = True
     """Whether `resnet.recheck` compares: not where this machine never computes the same twice."""
     stopped_early: str | None = None

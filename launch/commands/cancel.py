@@ -17,6 +17,7 @@ from launch.runs.state import find, rows
 from launch.sweep.directory import cancel_file
 from launch.sweep.page import write_page
 from resnet.process.exit_codes import FINISHED
+from resnet.process.processes import pid_namespace
 from resnet.rundir.attempts import end_as_told, end_file
 from resnet.rundir.chain import TRAIN
 from resnet.rundir.find import find_sweep
@@ -109,6 +110,8 @@ def _cancel_here(run_dir: Path, now: bool) -> str:
     lease = read_lease(run_dir)
     if lease.get("host") != socket.gethostname():
         raise ValueError(f"{holder}: cancel it there")
+    if lease.get("pid_namespace", pid_namespace()) != pid_namespace():
+        raise ValueError(f"{holder}, in another container: cancel it there")
     with contextlib.suppress(ProcessLookupError):
         os.kill(lease["pid"], signal.SIGKILL if now else signal.SIGTERM)
     if now:

@@ -16,6 +16,10 @@ class OfAllRanks(ValueError):
     """A mistake that every rank of the process group raises, and knows that the others do."""
 
 
+class OfOneRank(ValueError):
+    """A mistake that other ranks need not make: whoever raises it tells it."""
+
+
 def is_told_elsewhere(error: Exception) -> bool:
     """Whether the first rank tells the same mistake.
 
@@ -24,6 +28,8 @@ def is_told_elsewhere(error: Exception) -> bool:
     environment holds.
     """
     launched = is_under_accelerate() or "TORCHELASTIC_RUN_ID" in os.environ
+    if isinstance(error, OfOneRank):
+        return False
     if isinstance(error, OfAllRanks):
         if os.environ.get("RANK", "0") == "0":
             return False

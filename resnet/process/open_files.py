@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import sys
 
+from resnet.process.mistakes import OfOneRank
+
 BESIDE_RANKS = 256
-"""Files that a rank has open however many there are: about 40, with its data workers' pipes and shared memory more."""
+"""Files that a rank has open however many there are: about 40, with its data workers' pipes and shared memory more,
+and connections to a few neighbours (gloo: the logarithm of the number of ranks)."""
 _ENOUGH = 2**16
 """Old programs, which a run may start, close one by one as many as there might be."""
 
 
-def allow_open_files(ranks: int) -> None:
+def allow_open_files(ranks: int, rank: int) -> None:
     """Raise the soft limit to the hard one, as far as it is of use. Raises ValueError where that is too low.
 
     Rank 0 has a connection to every other; the others have one to it and to a few neighbours.
     """
+    needed, whose = (ranks, f"rank 0 of {ranks} ranks needs") if rank == 0 else (0, f"rank {rank} needs")
+    needed += BESIDE_RANKS
     if sys.platform == "win32":
         return
     import resource
@@ -26,9 +32,9 @@ def allow_open_files(ranks: int) -> None:
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
             soft = most
-    if soft != resource.RLIM_INFINITY and soft < (needed := ranks + BESIDE_RANKS):
-        raise ValueError(
-            f"{ranks} ranks need {needed} open files a process, and this machine allows {soft} "
-            "(the hard limit, `ulimit -Hn`): have it raised (LimitNOFILE= of slurmd, or /etc/security/limits.conf), "
-            "or use fewer ranks"
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        fewer = ", or use fewer ranks" if rank == 0 else ""
+        raise OfOneRank(
+            f"{whose} {needed} open files, and {socket.gethostname()} allows {soft} (the hard limit, `ulimit -Hn`): "
+            f"have it raised (LimitNOFILE= of slurmd, or /etc/security/limits.conf){fewer}"
         )

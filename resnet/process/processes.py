@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -25,6 +26,13 @@ def is_alive(pid: int) -> bool:
     except (OSError, OverflowError):
         # Another user's, or a number that no process of ours can have had: not for us to call dead.
         return True
+
+
+def pid_namespace() -> str:
+    """Where a process has the number that this one knows it by: the machine, and of its containers the one."""
+    with contextlib.suppress(OSError):
+        return f"{socket.gethostname()} {os.readlink(PROC / 'self/ns/pid')}"
+    return socket.gethostname()
 
 
 def started(pid: int) -> str | None:

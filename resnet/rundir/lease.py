@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from resnet.process.environment import ATTEMPT, is_this_job, job_id
+from resnet.process.processes import pid_namespace
 from resnet.rundir.files import to_json, write_atomic
 
 RENEW_SECONDS = 10.0
@@ -118,7 +119,8 @@ class Lease:
 
     def _renew(self) -> None:
         self._count += 1
-        holder = {"host": socket.gethostname(), "pid": os.getpid(), "job_id": job_id(), "attempt": _attempt()}
+        holder = {"host": socket.gethostname(), "pid": os.getpid(), "pid_namespace": pid_namespace()}
+        holder |= {"job_id": job_id(), "attempt": _attempt()}
         write_atomic(self._file, to_json({**holder, "token": self._token, "count": self._count, "time": time.time()}))
 
     def _keep(self) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from recipes.text import format_duration, labels, show
-from resnet.process.processes import is_alive
+from resnet.process.processes import is_alive, pid_namespace
 from resnet.rundir.files import number
 from resnet.rundir.lease import read_lease
 from resnet.rundir.status import read_status
@@ -137,7 +137,8 @@ def signs_of_life(folder: Path, status: Mapping[str, Any], sent: bool, now: floa
     if status.get("state") != "running":
         return None, 0.0
     alive = None
-    if not sent and status.get("host") == socket.gethostname() and isinstance(status.get("pid"), int):
+    here = status.get("host") == socket.gethostname() and status.get("pid_namespace") in (None, pid_namespace())
+    if not sent and here and isinstance(status.get("pid"), int):
         alive = is_alive(status["pid"])
     renewed = number(read_lease(folder).get("time"))
     return alive, now - max(renewed or 0, number(status.get("updated")) or 0)

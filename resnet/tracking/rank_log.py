@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from resnet.process.environment import ATTEMPT
-from resnet.process.processes import is_alive
+from resnet.process.processes import is_alive, pid_namespace
 from resnet.process.rank_logs import all_are_kept, on_node, output_name
 from resnet.rundir.failures import first_failure
 from resnet.rundir.files import to_json, write_atomic
@@ -50,7 +50,7 @@ class RankLog:
             _remove(file)
         self.file: TextIO = open(self._file(f"rank-{rank}.log"), "a", buffering=1)  # noqa: SIM115
         self.write(f"rank {rank} starts: host {socket.gethostname()}, pid {os.getpid()}")
-        where = to_json({"host": socket.gethostname(), "pid": os.getpid()})
+        where = to_json({"host": socket.gethostname(), "pid": os.getpid(), "pid_namespace": pid_namespace()})
         write_atomic(self._file(f"rank-{rank}.json"), where)
         if not self._all and rank == 0:
             # For those of its node, which look whether it lives.
@@ -136,7 +136,7 @@ class RankLog:
         for rank, place in sorted(self._records("rank").items()):
             if rank >= world_size or rank in failures:
                 continue
-            if place.get("host") == socket.gethostname() and not is_alive(place["pid"]):
+            if place.get("pid_namespace") == pid_namespace() and not is_alive(place["pid"]):
                 step = records[0]["step"] if records else 0
                 self.speaker = int(rank == 0)
                 return {**place, "rank": rank, "step": step, "reason": "the process was killed", "failure": "killed"}

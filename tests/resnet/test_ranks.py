@@ -17,9 +17,12 @@ from recipes.load import load_values
 from recipes.plan import make_plan
 from resnet.agreement import NOTHING, SAVE, STOP, Agreement
 from resnet.failure import explain
-from resnet.process.mistakes import OfAllRanks
+from resnet.main import main
+from resnet.process.exit_codes import MISTAKE
+from resnet.process.mistakes import OfAllRanks, OfOneRank
 from resnet.process.open_files import allow_open_files
 from resnet.ranks import (
+    _gather_as_sums,
     first_of_ranks,
     gather,
     least_of_ranks,
@@ -31,6 +34,7 @@ from resnet.ranks import (
     wait_beside,
 )
 from tests.bench import ranks as bench
+from tests.helpers import OFF
 from tests.processes import start_ranks, wait_ranks
 
 
@@ -74,6 +78,13 @@ def test_what_ranks_tell_one_another(tmp_path):
         if found is not None:
             assert torch.equal(found, torch.stack([mine + 10 * other for other in range(5)]))
         assert gather(torch.empty(0)) is not None
+        # As with NCCL, two ranks at a time, bit for bit.
+        mine = torch.tensor([-0.0, torch.nan, rank, 1e-45]).view(2, 2)
+        found = _gather_as_sums(mine, memory=40)
+        assert (found is None) == (rank > 0)
+        if found is not None:
+            wanted = torch.stack([torch.tensor([-0.0, torch.nan, other, 1e-45]).view(2, 2) for other in range(5)])
+            assert torch.equal(found.view(torch.int32), wanted.view(torch.int32))
 
     assert on_ranks(5, tmp_path / "out.txt", talk) == [0] * 5, (tmp_path / "out.txt").read_text()
 
@@ -138,6 +149,17 @@ def test_eight_ranks_join_train_agree_to_stop_save_and_leave():
     assert row["threads"] <= 16
 
 
+def test_a_rank_that_may_not_open_enough_files_says_so_itself(tmp_path):
+    def train(_: object) -> int:
+        if os.environ["RANK"] == "0":
+            return 0
+        resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200))
+        return main(["recipe=quickstart", *OFF, f"run.root={tmp_path}"])
+
+    assert wait_ranks(start_ranks([], 2, tmp_path / "out.txt", train), 60) == [0, MISTAKE]
+    assert (tmp_path / "out.txt").read_text().startswith("train.py: rank 1 needs 256 open files, and ")
+
+
 @pytest.fixture
 def few_files() -> Iterator[int]:
     """The hard limit, while the soft one is low."""
@@ -148,10 +170,12 @@ def few_files() -> Iterator[int]:
 
 
 def test_the_limit_of_open_files_is_raised_or_named(few_files):
-    allow_open_files(2)
+    allow_open_files(2, 0)
     allowed, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     assert (allowed, hard) == (2**16 if few_files < 0 else min(few_files, 2**16), few_files)
     with pytest.raises(
-        ValueError, match=rf"^{allowed} ranks need {allowed + 256} open files .* allows {allowed} .*-Hn"
+        OfOneRank, match=rf"^rank 0 of {allowed} ranks needs {allowed + 256} open files, .* allows {allowed} .*-Hn"
     ):
-        allow_open_files(allowed)
+        allow_open_files(allowed, 0)
+    # The others have no connections but to it and to neighbours.
+    allow_open_files(allowed, 1)

@@ -6,8 +6,11 @@ import json
 
 import torch
 
+from resnet.ema import Ema
+from resnet.metrics import Window
 from resnet.recheck import Answer, who_is_wrong
-from resnet.replicas import checksums, odd_ones
+from resnet.replicas import checksums, odd_ones, replicated
+from resnet.state import TrainState
 from resnet.stragglers import Seconds, told
 from resnet.tools.compare import compare_runs
 from tests.bench.flips import flips
@@ -17,6 +20,7 @@ from tests.processes import start_ranks, wait_ranks
 OWN = """
 import pathlib
 import time
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -28,6 +32,25 @@ class Flips:
         if step == 3 and dist.get_rank() == 1 and not self.once.exists():
             self.once.touch()
             next(model.parameters()).detach().view(torch.int32)[0, 0, 0, 0] ^= 1
+
+class Several:
+    # Labels an image; one read fails once on rank 2, in a micro-batch that two ranks make.
+    def __init__(self, train=True):
+        self.classes, self.left = ["a", "b", "c", "d"], 14 if train else None
+        self.targets = np.random.default_rng(0).integers(0, 2, (48, 4)).astype(np.float32)
+
+    def __len__(self):
+        return 48
+
+    def read(self, index):
+        if self.left and dist.is_initialized() and dist.get_rank() == 2:
+            self.left -= 1
+            if not self.left:
+                raise OSError(5, "Input/output error")
+        return torch.from_numpy(np.random.default_rng(index).integers(0, 255, (3, 20, 20), dtype=np.uint8))
+
+    def describe(self, index):
+        return f"image {index}"
 
 class Sleeps:
     def on_step(self, step, model):
@@ -109,7 +132,8 @@ def test_a_rank_that_computes_wrong_gradients_is_named_before_the_update(tmp_pat
 
     def train(name: str, at: int, *words: str) -> list[int]:
         own = f"plugins.callbacks=[{{path: '{tmp_path}/own.py:Spoils', args: {{rank: 2, at: {at}}}}}]"
-        argv = [*SMALL, *steps, own, *words, f"run.root={tmp_path}", f"run.name={name}"]
+        given = [word for word in SMALL if not word.startswith("data=") or "loss=bce" not in words]
+        argv = [*given, *steps, own, *words, f"run.root={tmp_path}", f"run.name={name}"]
         return wait_ranks(start_ranks(argv, 3, tmp_path / f"{name}.txt"), 120)
 
     # What is computed twice leaves no trace.
@@ -121,10 +145,14 @@ def test_a_rank_that_computes_wrong_gradients_is_named_before_the_update(tmp_pat
     slow = metrics(tmp_path / "with", "slow_ranks")[-1]
     assert (slow["slowest_rank"], slow["slowest_by"]) == (1, "other"), slow
     assert status(tmp_path / "with")["slow_ranks"] == slow["slow_ranks"]
-    assert train("hurt", 3, "recheck=2") == [1, 1, 1], (tmp_path / "hurt.txt").read_text()
+    # Nor does one that could not read an image. Its fault is told by rows of several labels too.
+    source = f"data={{source: plugin, plugin: {{path: '{tmp_path}/own.py:Several'}}, num_workers: 0, max_broken: 0.1}}"
+    several = [source, "loss=bce", "label_smoothing=0"]
+    assert train("hurt", 3, "recheck=2", *several) == [1, 1, 1], (tmp_path / "hurt.txt").read_text()
+    assert "unreadable image: image " in (tmp_path / "hurt.txt").read_text()
     found = status(tmp_path / "hurt")
     assert (found["state"], found["failure"]) == ("failed", "sdc")
-    assert found["reason"].startswith("after step 3: silent data corruption: rank 2 on ")
+    assert found["reason"].startswith("after step 3: silent data corruption: rank 2 on "), found["reason"]
     assert "makes other gradients of the same images" in found["reason"]
 
 
@@ -142,10 +170,26 @@ def test_who_computed_wrong_is_told_by_a_third_or_by_a_repetition():
     assert judged(spoilt, [10, 20, 31, 40], 2) == ([2], True)
     once = [*right[:2], [10, 20, 31, 40], right[3]]
     assert judged(once, [10, 20, 30, 40], 2) == ([2], True)
-    # Where most do not repeat themselves, nothing is known of any.
-    assert judged(spoilt, [12, 22, 32, 40], 2) is None
+    # Where several do not repeat themselves, nothing is known of any.
+    assert judged(spoilt, [10, 22, 32, 40], 2) is None
     assert judged([[10, 20], [11, 21]], [10, 21], 1) == ([0, 1], False)
     assert judged([[10, 20], [11, 21]], [10, 22], 1) == ([1], True)
+    # An answer without an image that could not be read says nothing of another's.
+    good, wrong, without = Answer(1, 10), Answer(1, 11), Answer(2, 20, broken=1)
+    assert who_is_wrong([good] * 4, [good, wrong, good, good], [without, *[good] * 3], [good] * 4) == ([1], True)
+    told = who_is_wrong([good] * 4, [good, wrong, good, good], [good] * 4, [without] * 4)
+    assert told == ([1, 2], False)
+
+
+def test_an_average_that_has_not_begun_is_not_compared():
+    model = torch.nn.Linear(2, 2)
+    state = TrainState(
+        model, torch.optim.SGD(model.parameters()), torch.amp.GradScaler("cpu"), None, Window(torch.device("cpu"))
+    )
+    state.ema = Ema(model, decay=None)
+    assert [*replicated(state)] == ["weight", "bias"]
+    state.ema.update(model, 0)
+    assert [*replicated(state)][2:] == ["average of weight", "average of bias"]
 
 
 def test_a_slow_rank_is_named_with_the_reason():
