@@ -360,6 +360,8 @@ class Job:
         if cause in ENDS:
             self._end_as_told(cause)
             return FINISHED
+        if cause != "preempted":
+            self.on_nodes.leave_for_others()
         return self._requeue(end.reason if cause == end.failure else f"{cause}: {end.reason}", end)
 
     def _note_end(self, end: End, cause: str | None) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import os
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from resnet.process.rank_logs import node_folder
 from resnet.rundir.status import status_or_nothing
 from slurm.ends import End, end_of_staging
-from slurm.environment_copy import Copies
+from slurm.environment_copy import REMOVE_SECONDS, Copies, removal
 from slurm.node_check import check_nodes
-from slurm.rank_output import bring
+from slurm.rank_output import bring, kept
 
 if TYPE_CHECKING:
     from slurm.batch import Job
@@ -48,9 +51,31 @@ class OnNodes:
         return None
 
     def leave(self) -> None:
-        """Remove what the job has brought to its nodes, unless it may use that again."""
+        """Remove what the job has brought to its nodes, unless it goes on and has just done so."""
         if status_or_nothing(self._job.run_dir).get("state") != "queued":
-            self.copies.remove(self._job.nodes.good)
+            self._remove()
+
+    def leave_for_others(self) -> None:
+        """Do so before the job goes back to the queue, where there is time: it may get other nodes."""
+        limit = self._job.limit
+        if not self._job.told and (limit is None or limit - time.time() > 2 * REMOVE_SECONDS):
+            self._remove()
+
+    def _remove(self) -> None:
+        job, folders = self._job, self.copies.folders
+        if job.told and kept(self._jobs) != "all":
+            # No time was left to look after them before.
+            folders = [*folders, str(node_folder(job.run_dir, job.number))]
+        if not folders:
+            return
+        nodes = job.nodes.kept
+        where = [*job.nodes.only(nodes), *node_task(self._jobs, len(nodes))]
+        # Not as a step that is attended to: one that is told to end would be told again and again.
+        command = ["srun", "--overlap", "--kill-on-bad-exit=0", *where, *removal(folders)]
+        try:
+            subprocess.run(command, stdin=subprocess.DEVNULL, timeout=2 * REMOVE_SECONDS)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            print(f"copies stay on the nodes: {error}", file=sys.stderr)
 
     def bring_logs(self, nodes: Sequence[str]) -> threading.Thread:
         """After an attempt that failed: bring the logs of the ranks that were lost from these nodes.
@@ -94,8 +119,8 @@ class OnNodes:
 
     def _bring_environment(self, nodes: Sequence[str]) -> End | None:
         """Bring the program and its environment to these nodes' own disks; None where all is well."""
-        first = not self._job.cause and os.environ.get("SLURM_RESTART_COUNT", "0") == "0"
-        return self._end_of_staging(self.copies.bring(nodes, first), nodes)
+        every = [] if self._job.cause else self._job.nodes.names
+        return self._end_of_staging(self.copies.bring(nodes, every), nodes)
 
     def _end_of_staging(self, code: int, nodes: Sequence[str]) -> End | None:
         if why := self._job.must_end():

@@ -11,21 +11,31 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from resnet.process.rank_logs import on_node, output_name
+from resnet.process.rank_logs import node_folder
 from slurm.ends import fates
 
 MOST_LOST = 8
 """Ranks, of those that were lost first, whose logs are brought."""
 BRING_SECONDS = 20
-_FIRST = '[ "$SLURM_PROCID" != 0 ] || exec >>"$0" 2>&1; exec "$@"'
-"""What the first rank prints goes to a file of the run directory."""
+_RANK = """\
+if [ "$SLURM_PROCID" = 0 ]; then exec >>"$0" 2>&1; shift; exec "$@"; fi
+[ -e "$1" ] || mkdir -m 700 "$1" 2>/dev/null
+if [ ! -d "$1" ] || [ -L "$1" ] || [ ! -O "$1" ]; then
+  echo "$1 on $(hostname) is not this user's own folder" >&2
+  exit 1
+fi
+exec >>"$1/out-$SLURM_PROCID.log" 2>&1
+shift; exec "$@"
+"""
+"""What the first rank prints goes to a file of the run directory, what others do to their own on their nodes."""
 _BRING = """\
-prefix=$1 logs=$2 attempt=$3; shift 3
+folder=$1 logs=$2 attempt=$3; shift 3
+[ -d "$folder" ] && [ ! -L "$folder" ] && [ -O "$folder" ] || exit 0
 for rank; do
-  [ ! -f "${prefix}out-$rank.log" ] || cat "${prefix}out-$rank.log" >>"$attempt/rank-$rank.log"
-  [ ! -f "${prefix}rank-$rank.log" ] || cat "${prefix}rank-$rank.log" >>"$logs/rank-$rank.log"
+  [ ! -f "$folder/out-$rank.log" ] || cat "$folder/out-$rank.log" >>"$attempt/rank-$rank.log"
+  [ ! -f "$folder/rank-$rank.log" ] || cat "$folder/rank-$rank.log" >>"$logs/rank-$rank.log"
 done
-rm -f "$prefix"*
+rm -rf "$folder"
 """
 
 
@@ -38,7 +48,9 @@ def output(jobs: Mapping[str, Any], run_dir: Path, attempt: int, logs: Path) -> 
     """The option of srun, and what stands before each rank's command."""
     if kept(jobs) == "all":
         return f"--output={logs}/rank-%t.log", []
-    return f"--output={on_node(run_dir, attempt, output_name('%t'))}", ["sh", "-c", _FIRST, str(logs / "rank-0.log")]
+    # Srun opens this one itself; what Slurm has to say of ranks that could not be started goes there, too.
+    first = str(logs / "rank-0.log")
+    return f"--output={first}", ["sh", "-c", _RANK, first, str(node_folder(run_dir, attempt))]
 
 
 def bring(
@@ -50,11 +62,10 @@ def bring(
     """
     if kept(jobs) == "all":
         return
-    # The first one's, too: what went wrong before it began is not yet in its log.
-    lost = dict.fromkeys([*[fate.rank for fate in fates(lines)][:MOST_LOST], 0])
-    prefix, folder = str(on_node(run_dir, attempt, "")), str(run_dir / "logs")
+    lost = [fate.rank for fate in fates(lines)][:MOST_LOST]
+    folder = str(node_folder(run_dir, attempt))
     step = ["srun", "--overlap", "--kill-on-bad-exit=0", *where]
-    command = ["sh", "-c", _BRING, "sh", prefix, folder, str(logs), *map(str, lost)]
+    command = ["sh", "-c", _BRING, "sh", folder, str(run_dir / "logs"), str(logs), *map(str, lost)]
     try:
         subprocess.run([*step, *command], stdin=subprocess.DEVNULL, timeout=BRING_SECONDS)
     except (OSError, subprocess.TimeoutExpired) as error:

@@ -174,10 +174,10 @@ def _python(profile: Profile) -> str:
     return profile.python or shlex.quote(sys.executable)
 
 
-def _host_python(profile: Profile) -> str:
-    """What starts the batch script's Python, before anything is brought to the nodes."""
+def batch_python_is_plain(profile: Profile) -> bool:
+    """Whether the batch script has but the host's Python, since that of the ranks is first to be unpacked."""
     archived = profile.stage_environment and kind_of(profile.stage_environment) == "archive"
-    return "python3" if profile.container or archived else _python(profile)
+    return bool(profile.container or archived)
 
 
 def _environment(submission: Submission) -> dict[str, str] | None:
@@ -223,7 +223,7 @@ def _executor(submission: Submission) -> Any:
 
     profile = submission.profile
     python = _python(profile)
-    host_python = _host_python(profile)
+    host_python = "python3" if batch_python_is_plain(profile) else python
     # The ranks are started by the supervisor, not by submitit, and the script's own process is that.
     command = f"exec {host_python} -m {submission.supervisor} {shlex.quote(str(submission.jobs_file))} {python}"
     executor = SlurmExecutor(submission.folder, python=command)

@@ -34,7 +34,7 @@ from resnet.rundir.status import status_or_nothing
 from slurm.batch import EARLY_SECONDS, Job, leave, read_jobs
 from slurm.control import end_time, hostnames, said
 from slurm.ends import first_fate, slurms_word
-from slurm.environment_copy import Copies
+from slurm.environment_copy import Copies, removal
 from slurm.on_nodes import node_task, stage_command
 
 
@@ -99,10 +99,11 @@ def _run(jobs: dict[str, Any], command: Sequence[str]) -> End:
     if jobs["stage"]:
         code = _srun(stage_command(jobs, 1))
     copies = Copies(jobs, lambda nodes, words: _srun([*node_task(jobs, len(nodes)), *words]))
-    code = code or copies.bring([hostnames()[0]], False)
+    code = code or copies.bring([hostnames()[0]], [])
     words = copies.words([*jobs["srun"], *copies.options(), *command])
     code = code or _srun(words, {CORES: str(jobs["cores"]), **copies.variables()})
-    copies.remove([hostnames()[0]])
+    if copies.folders:
+        _srun([*node_task(jobs, 1), *removal(copies.folders)])
     log = Path(os.path.realpath("/proc/self/fd/2"))
     printed = log.read_bytes()[start:].decode(errors="replace")
     word, fate = slurms_word(printed), first_fate(printed.splitlines())

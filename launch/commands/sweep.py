@@ -29,7 +29,7 @@ from recipes.plan import make_plan, samples_known
 from recipes.schema.recipe import Recipe
 from recipes.schema.training import Wandb
 from slurm.profile import Profile, load_profile
-from slurm.sbatch import check_slurm
+from slurm.sbatch import batch_python_is_plain, check_slurm
 
 MOST_UNASKED = 50
 """Trials that are sent without a question."""
@@ -75,6 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
     profile = load_profile(words.cluster, words.slurm) if words.cluster not in (None, "local") else None
     if profile is None and words.slurm:
         raise ValueError(f"{words.slurm[0]}: cluster=local takes no slurm keys")
+    _check_python(sweep, profile)
     listed, notes = _trials(sweep, arguments.seed)
     _check(listed, sweep, profile)
     recipe = listed[0].recipe
@@ -91,10 +92,6 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     if profile is not None:
         check_slurm()
-        if profile.container and (sweep.method == "bayes" or sweep.early_stop):
-            raise ValueError(
-                "bayes and early stopping need the host's Python beside the job, which slurm.container does not use"
-            )
     _ask(count or len(listed), arguments)
     with SweepDir(sweep_dir) as directory:
         content = sweep_json(sweep) | _circumstances(place, arguments) | {"name": sweep_dir.name}
@@ -106,6 +103,16 @@ def run(arguments: argparse.Namespace) -> int:
         directory.update(content, None if count else listed, count)
         directory.keep_plugins(recipes)
         return _train_here(directory, place) if profile is None else _send(directory, place)
+
+
+def _check_python(sweep: Sweep, profile: Profile | None) -> None:
+    """Raise ValueError where trials' batch scripts would need our packages, and have the host's Python alone."""
+    if profile and batch_python_is_plain(profile) and (sweep.method == "bayes" or sweep.early_stop):
+        key = "container" if profile.container else "stage_environment"
+        raise ValueError(
+            f"slurm.{key}={getattr(profile, key)}: bayes and early stopping need our packages in the batch script, "
+            "before that is on a node: leave it out, or give slurm.stage_environment a folder"
+        )
 
 
 def _circumstances(place: Place, arguments: argparse.Namespace) -> dict[str, Any]:

@@ -53,7 +53,8 @@ def place_of_log(run_dir: Path, rank: int, attempt: int | None = None) -> str | 
         node, file = nodes[rank * len(nodes) // ranks], on_node(run_dir, number, output_name(rank))
         kept = "slurm.rank_logs=all keeps all ranks' logs in the run directory"
         if "end" in of_job[-1]:
-            return f"rank {rank}'s log was on {node}, and was removed when it had ended; {kept}"
+            # It stays where the batch script was killed with the ranks.
+            return f"rank {rank}'s log was on {node}, in {file}, and is removed when a job has ended; {kept}"
         return f"rank {rank}'s log is on {node}, in {file}, until it ends; {kept}"
     return None
 

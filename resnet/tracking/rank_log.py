@@ -17,7 +17,7 @@ from typing import Any, TextIO
 
 from resnet.process.environment import ATTEMPT
 from resnet.process.processes import is_alive, pid_namespace
-from resnet.process.rank_logs import all_are_kept, on_node, output_name
+from resnet.process.rank_logs import all_are_kept, make_node_folder, node_folder, on_node, output_name
 from resnet.rundir.failures import first_failure
 from resnet.rundir.files import to_json, write_atomic
 from resnet.rundir.status import status_or_nothing, write_status
@@ -46,6 +46,8 @@ class RankLog:
         """Where the log is, or will be once this rank has failed."""
         if self._kept:
             self._folder.mkdir(parents=True, exist_ok=True)
+        if not self._all:
+            make_node_folder(run_dir, self._attempt)
         for file in [self._file(f"failure-{rank}.json")] if self._all or rank else self._folder.glob("failure-*.json"):
             _remove(file)
         self.file: TextIO = open(self._file(f"rank-{rank}.log"), "a", buffering=1)  # noqa: SIM115
@@ -67,6 +69,9 @@ class RankLog:
         if not self._all:
             for name in ("rank-{}.log", "rank-{}.json", "failure-{}.json", output_name("{}")):
                 _remove(self._on_node(name.format(self.rank)))
+            with contextlib.suppress(OSError):
+                # By the last of the node.
+                node_folder(self.run_dir, self._attempt).rmdir()
 
     def fail(
         self, world_size: int, step: int, reason: str, kind: str, own_fault: bool, since: float | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 import launch.trial
+from launch.commands.sweep import add_arguments, run
 from launch.sweep.halving import goes_on, let_go_on, should_stop
 from launch.sweep.points import sample
 from launch.sweep.study import _distributions, _position, ask, crowding, suggest, tell, trial_name, values
@@ -414,3 +416,17 @@ def test_among_a_thousand_trials(tmp_path: Path) -> None:
     for name, loss, expected in (("good", 331.5, None), ("bad", 334.5, (1, 334.5))):
         log(folder / name, [loss] * 3)
         assert should_stop(folder, name) == expected
+
+
+@pytest.mark.parametrize(
+    "words", [["slurm.stage_environment=/shared/env.tar"], ["slurm.container=apptainer exec /shared/a.sif"]]
+)
+def test_a_search_needs_our_packages_in_the_batch_script(tmp_path: Path, words: list[str]) -> None:
+    file = tmp_path / "search.yaml"
+    swept = "{recipe: {value: quickstart}, optimizer.lr: {min: 0.1, max: 0.4}}"
+    file.write_text(f"method: bayes\nmetric: {{name: val/top1, goal: maximize}}\nparameters: {swept}\n")
+    options = argparse.ArgumentParser()
+    add_arguments(options)
+    told = options.parse_args(["--count", "2", str(file), "cluster=local-test", *words])
+    with pytest.raises(ValueError, match=f"^{words[0].split()[0]}.*need our packages in the batch script"):
+        run(told)

@@ -7,6 +7,7 @@ import os
 import pty
 import select
 import shlex
+import shutil
 import signal
 import socket
 import sys
@@ -22,7 +23,7 @@ import resnet.loop
 import resnet.rundir.lease
 import resnet.tools.report.report
 from resnet.checkpoint.commit import name_of, newest_first, newest_valid
-from resnet.process.rank_logs import LOCAL, RANK_LOGS, on_node
+from resnet.process.rank_logs import RANK_LOGS, node_folder, on_node
 from resnet.rundir.files import write_atomic
 from resnet.rundir.lease import Lease, LeaseHeld, read_lease
 from resnet.rundir.metrics_log import read_metrics
@@ -278,9 +279,9 @@ def test_the_rank_that_was_killed_is_named(tmp_path, in_step, monkeypatch, ranks
     assert read_status(tmp_path / "r")["reason"] == words
     assert (tmp_path / "r.txt").read_text().count(f"training failed: {words}") == 1
     assert (tmp_path / "r" / "logs" / "rank-1.log").exists() == (kept == "all")
-    left = [*LOCAL.glob(on_node(tmp_path / "r", 1, "*").name)]
-    for file in left:
-        file.unlink()
+    folder = node_folder(tmp_path / "r", 1)
+    left = [*folder.glob("*")]
+    shutil.rmtree(folder, ignore_errors=True)
     # What the killed one could not take away.
     names = ["rank-2.json", "rank-2.log"] if kept == "first" else []
     assert sorted(left) == [on_node(tmp_path / "r", 1, name) for name in names]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from slurm.environment_copy import Copies, prepare
+from slurm.environment_copy import Copies, prepare, removal
 from slurm.profile import ProfileError, load_profile
 
 
@@ -63,7 +63,7 @@ def test_commands_name_the_copies(environment, tmp_path, monkeypatch, kind):
     told = prepare(path, "" if kind == "image" else "bin/python", tmp_path / ".code")
     moved = copies(told, tmp_path, monkeypatch)
     monkeypatch.setenv("PYTHONPATH", f"{code}:/other")
-    assert moved.bring(["n1"], first=False) == 0
+    assert moved.bring(["n1"], every=[]) == 0
     if kind == "image":
         program, image = moved.words(["--container-image=" + path, path])
         assert image == program.partition("=")[2] != path
@@ -78,8 +78,8 @@ def test_commands_name_the_copies(environment, tmp_path, monkeypatch, kind):
     assert moved.variables()["PYTHONPATH"] == f"{place}:/other"
     # An attempt after it finds them there.
     (code / "train.py").unlink()
-    assert copies(told, tmp_path, monkeypatch).bring(["n1"], first=False) == 0
-    moved.remove(["n1"])
+    assert copies(told, tmp_path, monkeypatch).bring(["n1"], every=[]) == 0
+    subprocess.run(removal(moved.folders), check=True)
     assert [*(tmp_path / "scratch").iterdir()] == []
 
 
@@ -93,11 +93,11 @@ def test_the_program_is_compiled_for_the_nodes_and_not_where_it_lies(tmp_path, m
     (tools / "sbcast").chmod(0o755)
     monkeypatch.setenv("PATH", str(tools), prepend=os.pathsep)
     moved = copies(None, tmp_path, monkeypatch)
-    assert moved.bring(["n1", "n2"], first=True) == 0
+    assert moved.bring(["n1", "n2"], every=["n1"]) == 0
     [option] = moved.options()
     assert sorted(path.suffix for path in Path(option.partition("=")[2]).rglob("train*")) == [".py", ".pyc"]
     assert [path.name for path in code.iterdir()] == ["train.py"]
-    moved.remove(["n1", "n2"])
+    subprocess.run(removal(moved.folders), check=True)
     assert [*(tmp_path / "scratch").iterdir()] == []
 
 
@@ -116,7 +116,69 @@ def test_what_cannot_be_brought_leaves_nothing(environment, tmp_path, monkeypatc
     file = tmp_path / "broken.tar.gz"
     file.write_text("no archive")
     broken = copies(prepare(str(file), "bin/python", tmp_path), tmp_path, monkeypatch)
-    assert broken.bring(["n1"], first=False) != 0
+    assert broken.bring(["n1"], every=[]) != 0
     assert "This does not look like a tar archive" in capfd.readouterr().err
     assert broken.words([f"{file}/bin/python"]) == [f"{file}/bin/python"]
-    assert [*(tmp_path / "scratch").iterdir()] == []
+    assert [*Path(broken.folders[0]).iterdir()] == []
+
+
+def programs(folder: Path, monkeypatch, **texts: str) -> None:
+    """Let programs in the place of Slurm's be found first."""
+    folder.mkdir(exist_ok=True)
+    for name, text in texts.items():
+        (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+
+def test_a_broadcast_that_was_cut_off_is_not_used(environment, tmp_path, monkeypatch):
+    told = prepare(str(environment), "bin/python", tmp_path / ".code")
+    # $2: the file, $3: its place on the nodes.
+    programs(tmp_path / "bin", monkeypatch, sbcast='head -c 2000 "$2" > "$3"; exit 1')
+    moved = copies(told, tmp_path, monkeypatch)
+    assert moved.bring(["n1"], every=["n1"]) == 0
+    [python] = moved.words([f"{environment}/bin/python"])
+    assert subprocess.run([python], capture_output=True, text=True).stdout == "moved\n"
+    assert [*Path(moved.folders[0]).glob("*.part")] == []
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="gives a folder to another user")
+@pytest.mark.parametrize("kind", ["folder", "link"])
+def test_what_somebody_else_has_left_is_not_used(environment, tmp_path, monkeypatch, capfd, kind):
+    code = tmp_path / "code"
+    code.mkdir()
+    (code / "train.py").touch()
+    told = prepare(str(environment), "bin/python", tmp_path / ".code")
+    moved = copies(None, tmp_path, monkeypatch)
+    moved.bring(["n1", "n2"], every=[])
+    folder = Path(moved.folders[0])
+    if kind == "folder":
+        os.chown(folder, 65534, 65534)
+    else:
+        folder.rename(tmp_path / "elsewhere")
+        folder.symlink_to(tmp_path / "elsewhere")
+    assert copies(told, tmp_path, monkeypatch).bring(["n1"], every=[]) != 0
+    again = copies(None, tmp_path, monkeypatch)
+    # Then they import the program from the shared file system.
+    assert (again.bring(["n1", "n2"], every=[]), again.options()) == (0, [])
+    assert capfd.readouterr().err.count("is not this user's own folder") == 2
+
+
+def test_copies_of_jobs_that_are_over_are_removed(environment, tmp_path, monkeypatch):
+    told = prepare(str(environment), "bin/python", tmp_path / ".code")
+    moved = copies(told, tmp_path, monkeypatch)
+    assert moved.bring(["n1"], every=[]) == 0
+    folder = Path(moved.folders[0])
+    old, queued, strange = (folder.with_name(folder.name.replace("-12", f"-{job}")) for job in ("7", "8", "9"))
+    for path in (old, queued, strange):
+        path.mkdir()
+    os.chown(strange, 65534, 65534) if os.getuid() == 0 else strange.rmdir()
+    # Where Slurm does not answer nothing is known to be over.
+    assert copies(told, tmp_path, monkeypatch).bring(["n1"], every=[]) == 0
+    assert old.exists()
+    programs(tmp_path / "bin", monkeypatch, squeue="echo 8; echo 12")
+    assert copies(told, tmp_path, monkeypatch).bring(["n1"], every=[]) == 0
+    assert not old.exists()
+    assert queued.exists()
+    assert strange.exists() == (os.getuid() == 0)
+    assert (folder / f"environment-{told['key']}" / "bin" / "python").exists()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from resnet.process.rank_logs import LOCAL, on_node
+from resnet.process.rank_logs import LOCAL, node_folder, on_node
 from tests.helpers import status
 from tests.slurm_helpers import ON_CLUSTER, Cluster
 
@@ -46,15 +46,16 @@ def test_ranks_run_from_their_nodes_own_disks(cluster: Cluster, tiny, tmp_path):
 
     assert cluster.wait_end("staged")["state"] == "finished"
     prefix, *modules = (tmp_path / "where").read_text().splitlines()
-    place, _, key = prefix.rpartition("-")
-    assert place.startswith(f"{LOCAL}/resnet-job-{cluster.job('staged')}-")
+    place, _, key = prefix.rpartition("/environment-")
+    assert place.startswith(f"{LOCAL}/resnet-job-")
+    assert place.endswith(f"-{cluster.job('staged')}")
     assert cluster.run_dir("staged").parent.joinpath(".code", f"environment-{key}.tar").is_file()
-    assert all(module.startswith(f"{place}-code-") for module in modules)
+    assert all(module.startswith(f"{place}/code-") for module in modules)
     ended = cluster.wait_end("broken")
     assert (ended["state"], ended["failure"]) == ("failed", "data")
     assert "staging failed on 127.0.0." in ended["reason"]
     assert "This does not look like a tar archive" in ended["reason"]
-    assert [*LOCAL.glob(f"resnet-job-*-{place.rpartition('-')[2]}*")] == []
+    assert [*Path(LOCAL).glob(f"{place.rpartition('-')[0].rpartition('/')[2]}-*")] == []
 
 
 def test_only_the_first_rank_writes_to_the_run_directory_until_one_is_lost(cluster: Cluster, tiny):
@@ -73,4 +74,4 @@ def test_only_the_first_rank_writes_to_the_run_directory_until_one_is_lost(clust
     cluster.wait_end("quiet")
     assert status(run)["state"] == "finished"
     assert [file.name for file in (logs / "attempt-2").glob("rank-*")] == ["rank-0.log"]
-    assert [*LOCAL.glob(on_node(run, "*", "*").name)] == []
+    assert [*LOCAL.glob(node_folder(run, "*").name)] == []
