@@ -19,6 +19,7 @@ from launch import cli
 from launch.commands import status
 from launch.runs import asked as slurms_word
 from launch.runs.state import effective, rows
+from resnet.process.processes import pid_namespace
 from resnet.rundir.find import remember_root
 from resnet.rundir.state import Verdict
 from slurm.queue import Job
@@ -241,12 +242,13 @@ def test_local_runs_need_no_slurm(tmp_path):
     child.wait()
     runs = [
         make(tmp_path, "alive", **here, pid=os.getpid()),
-        make(tmp_path, "dead", **here, pid=child.pid),
+        make(tmp_path, "dead", **here, pid=child.pid, pid_namespace=pid_namespace()),
+        make(tmp_path, "in a container", **here, pid=child.pid, pid_namespace=f"{socket.gethostname()} pid:[1]"),
         make(tmp_path, "elsewhere", state="running", host="another-machine", pid=child.pid),
         make(tmp_path, "nonsense", **here, pid=10**30),
     ]
-    assert [row["state"] for row in rows(runs)] == ["running", "failed", "running", "running"]
-    assert [row["failure"] for row in rows(runs)] == [None, "killed", None, None]
+    assert [row["state"] for row in rows(runs)] == ["running", "failed", *["running"] * 3]
+    assert [row["failure"] for row in rows(runs)] == [None, "killed", *[None] * 3]
 
 
 def test_a_process_that_nobody_reaped_is_dead(tmp_path):
