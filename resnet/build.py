@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -22,8 +24,8 @@ from resnet.data.copying import Stopped
 from resnet.data.kept import memory_for
 from resnet.data.node_memory import NodeMemory
 from resnet.data.order import Kind, Order, balanced_counts
-from resnet.data.sources.files import Lister, lists_itself
-from resnet.data.sources.index import FOLDER, Index, Told
+from resnet.data.sources.files import Files, Lister, Place, lists_itself
+from resnet.data.sources.index import FOLDER, Index, Listed, Told
 from resnet.data.sources.registry import LISTED, Splits, open_sources, open_splits
 from resnet.data.sources.source import Source
 from resnet.data.stage import stage
@@ -173,7 +175,32 @@ def build_splits_of_ranks(recipe: Recipe, copies: Mapping[str, str], rank: int, 
     told = first_of_ranks(index.told if rank == 0 else None)
     assert told is not None
     lister = Told(told, compares=local_rank == 0, rank=rank)
-    return together(lambda: found or build_splits(recipe, copies, lister))
+    if not dist.is_initialized() or all(listed.path for listed in told.values()):
+        return together(lambda: found or build_splits(recipe, copies, lister))
+    return _listed_on_machine(recipe, copies, told, index if rank == 0 else lister, rank, local_rank)
+
+
+def _listed_on_machine(
+    recipe: Recipe, copies: Mapping[str, str], told: Mapping[str, Listed], first: Lister, rank: int, local_rank: int
+) -> Splits:
+    """Where no index could be written for all: one rank a machine lists, and its others map a list of their own.
+
+    first: the lister of that one rank.
+    """
+    leads = local_rank == 0
+    made = together(lambda: TemporaryDirectory(prefix="resnet-lists-") if leads else contextlib.nullcontext(""))
+    with made as folder:
+        own = Index(Path(folder), keeps=False, tells=True)
+
+        def lister(key: str, place: Place, listing: Callable[[], Files]) -> Files:
+            return own(key, place, lambda: first(key, place, listing))
+
+        found = together(lambda: build_splits(recipe, copies, lister) if leads else None)
+        paths = of_node({key: listed.path for key, listed in own.told.items()} if leads else None) or {}
+        # What a container does not see of its machine is listed again.
+        seen = {key: path for key, path in paths.items() if path is not None and os.path.isfile(path)}
+        others = Told({key: listed._replace(path=seen.get(key)) for key, listed in told.items()}, False, rank)
+        return together(lambda: found or build_splits(recipe, copies, others))
 
 
 def _index(recipe: Recipe, copies: Mapping[str, str] | None) -> Lister:

@@ -83,7 +83,7 @@ def train(recipe: Recipe, signals: Signals, notes: Sequence[str] = ()) -> int:
 
 
 def run(recipe: Recipe, accelerator: Accelerator, signals: Signals, notes: Sequence[str] = ()) -> int:
-    """Train on this rank. Raises ValueError for what the user can mend, before anything is written.
+    """Train on this rank. Raises ValueError for what the user can mend, before anything is written to the run's folder.
 
     notes: on how the recipe was read, to be printed among the first lines.
     """

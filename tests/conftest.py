@@ -2,6 +2,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from resnet.data.sources.shapes import draw
 from tests.helpers import TINY, cores
@@ -27,6 +28,10 @@ LONGEST = (
 )
 """Files that take minutes, most of them in waiting, and those that fork ranks: a process in which autograd has started
 threads, as some tests make it do, can no longer be forked for that."""
+
+# A machine that does other things beside is slow, which says nothing of what is tested.
+settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unhurried")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -92,7 +92,7 @@ class Start:
     @property
     def order(self) -> Kind:
         """How the order of the data comes about: as the run began."""
-        return kind_of(self.rest) if self.rest and not self.is_new else "bijection"
+        return kind_of({} if self.is_new else self.rest)
 
     def is_finished(self, plan: Plan) -> bool:
         at_end = self.step == plan.end_step or self.stopped_early

@@ -20,8 +20,11 @@ Kind = Literal["bijection", "table"]
 
 
 def kind_of(facts: Mapping[str, Any]) -> Kind:
-    """Of a run, by what its checkpoint or provenance.json says. Raises ValueError for one of a version to come."""
-    kind = facts.get("order", "table")
+    """Of a run, by what its checkpoint or provenance.json says; where neither says anything, that of a new run.
+
+    Raises ValueError for one of a version to come.
+    """
+    kind = facts.get("order", "table") if facts else "bijection"
     if kind not in get_args(Kind):
         raise ValueError(f"the order of this run's data is of the kind {kind}, which a later version of resnet knows")
     return kind

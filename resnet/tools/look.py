@@ -169,7 +169,7 @@ def facts_of(run_dir: Path, with_data: bool = True) -> dict[str, Any]:
     if with_data and (checkpoints := newest_first(run_dir / "checkpoints")):
         digest = read_rest(checkpoints[0]).get("data")
     noted = {"micro_batch": plan.get("micro_batch"), "precision": plan.get("precision", "no")}
-    return {**noted, "order_kind": kind_of(plan) if plan else "bijection", "digest": digest}
+    return {**noted, "order_kind": kind_of(plan), "digest": digest}
 
 
 class _NotedBatches(MicroBatches):

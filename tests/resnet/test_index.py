@@ -1,11 +1,13 @@
 """Images that are listed once: indexes of folders and CSV files, and what the other ranks of a run are told."""
 
+import errno
 import hashlib
 import json
 import os
 import re
 import shutil
 import struct
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,12 +29,13 @@ from tests.processes import start_ranks, wait_ranks
 from tests.resnet.test_sources import write
 
 AN_HOUR = 3600
+BEFORE = time.time() - AN_HOUR
 
 
 def settle(folder: Path) -> None:
     """Let a folder look as if nothing in it had changed for an hour."""
     for path in (folder, *folder.rglob("*")):
-        os.utime(path, (0, time.time() - AN_HOUR))
+        os.utime(path, (0, BEFORE))
 
 
 @pytest.fixture
@@ -114,6 +117,10 @@ CHANGES = {
     "renamed class": lambda folder: [
         (folder / split / "cat").rename(folder / split / "dog") for split in ("train", "val")
     ],
+    "another file, by what keeps the folder's time": lambda folder: (
+        (folder / "train/cat/b.jpg").rename(folder / "train/cat/c.jpg"),
+        settle(folder),
+    ),
     "val": lambda folder: (folder / "val/cat/b.jpg").rename(folder / "val/cat/c.jpg"),
     "another folder of the same name": lambda folder: (
         (folder / "train/bee").rename(folder / "bee"),
@@ -215,6 +222,49 @@ def test_an_entry_that_leads_out_of_the_folder_is_not_taken(images, tmp_path):
     assert json.loads(entry.read_text()) == told
 
 
+def test_what_cannot_be_written_does_not_lose_the_list(images, tmp_path, looked_into, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(errno.EPERM, "as of another user")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("resnet.data.sources.index.write_atomic", refuse)
+        index = Index(tmp_path / FOLDER, tells=True)
+        first = content(opened("image_folder", images, index))
+    assert all(one.path for one in index.told.values())
+    opened("image_folder", images, Index(tmp_path / FOLDER))
+    looked_into.clear()
+    monkeypatch.setattr(os, "utime", refuse)
+    assert content(opened("image_folder", images, Index(tmp_path / FOLDER))) == first
+    assert looked_into == []
+
+
+@pytest.mark.parametrize("what", ["*.json", "*.files"])
+@pytest.mark.timeout(20)
+def test_a_pipe_in_the_index_holds_nobody_up(images, tmp_path, what):
+    first = content(opened("image_folder", images, Index(tmp_path / FOLDER)))
+    for path in [*(tmp_path / FOLDER).glob(what)]:
+        path.unlink()
+        os.mkfifo(path)
+    assert content(opened("image_folder", images, Index(tmp_path / FOLDER))) == first
+
+
+def test_what_was_listed_by_other_rules_is_listed_again(images, tmp_path, looked_into, monkeypatch):
+    for source, kind in (("image_folder", "image_folder"), ("csv_manifest", "csv")):
+        opened(kind, images, Index(tmp_path / FOLDER))
+        looked_into.clear()
+        monkeypatch.setattr(f"resnet.data.sources.{source}.RULES", "of a later version")
+        opened(kind, images, Index(tmp_path / FOLDER))
+        assert looked_into
+
+
+def test_a_list_that_is_to_be_mapped_is_as_new(images, tmp_path):
+    for _ in range(2):
+        opened("image_folder", images, Index(tmp_path / FOLDER, keeps=False, tells=True))
+        assert all(time.time() - path.stat().st_mtime < AN_HOUR for path in lists(tmp_path))
+        for path in lists(tmp_path):
+            os.utime(path, (0, time.time() - 31 * 24 * AN_HOUR))
+
+
 def test_where_nothing_can_be_written_the_images_are_listed(images, tmp_path):
     write(tmp_path / "runs" / FOLDER, "a file")
     first = content(opened("image_folder", images, Index(tmp_path / FOLDER)))
@@ -287,7 +337,20 @@ def opened_on_ranks(words: list[str], tmp_path: Path, places: list[Path]) -> lis
     return [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(3)]
 
 
+def test_one_rank_of_a_node_lists_where_there_is_no_root_yet(images, words, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    first, second, third = opened_on_ranks(words, tmp_path, [images, images])
+    assert first["content"] == second["content"] == third["content"]
+    of_data = [path for path in first["listed"] if str(images) in path]
+    assert len({*of_data}) == len(of_data) > 0
+    assert second["listed"]
+    assert third["listed"] == third["stats"] == []
+    assert not (tmp_path / "runs").exists()
+    assert not [*tmp_path.glob("resnet-lists-*")]
+
+
 def test_one_rank_lists(images, words, tmp_path):
+    (tmp_path / "runs").mkdir()
     first, second, third = opened_on_ranks(words, tmp_path, [images, images])
     assert first["content"] == second["content"] == third["content"]
     assert first["listed"]
@@ -296,6 +359,7 @@ def test_one_rank_lists(images, words, tmp_path):
 
 
 def test_a_copy_on_another_node_is_listed_once(images, words, tmp_path):
+    (tmp_path / "runs").mkdir()
     copy = shutil.copytree(images, tmp_path / "copy")
     first, second, third = opened_on_ranks(words, tmp_path, [images, copy])
     assert second["content"] == third["content"]
@@ -326,6 +390,7 @@ OTHERS = {
 
 @pytest.mark.parametrize(("change", "told"), OTHERS.values(), ids=OTHERS)
 def test_other_files_on_another_node_end_all_ranks(images, words, tmp_path, change, told):
+    (tmp_path / "runs").mkdir()
     copy = shutil.copytree(images, tmp_path / "copy")
     change(copy)
     codes = on_ranks(words, tmp_path, [images, copy], main)

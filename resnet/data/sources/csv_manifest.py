@@ -17,6 +17,7 @@ import numpy as np
 from recipes.schema.data import CsvData
 from recipes.text import listed, plural
 from resnet.data.sources.files import (
+    RULES,
     Files,
     Lister,
     Place,
@@ -51,7 +52,7 @@ def _place(data: CsvData, path: str, classes: list[str] | None = None) -> Place:
     """What a listing leans on: the CSV file, its columns, the images' folder, and the training images' classes."""
     root = expanded(path).parent if data.images is None else expanded(data.images)
     columns = {"file_column": data.file_column, "label_column": data.label_column}
-    terms = {"source": "csv", "csv": str(expanded(path)), "images": str(root)}
+    terms = {"source": "csv", "rules": RULES, "csv": str(expanded(path)), "images": str(root)}
     terms |= {key: name for key, name in columns.items() if name is not None}
     return Place(root, terms | ({} if classes is None else {"classes": digest_of_texts(classes)}), inside=False)
 

@@ -47,26 +47,31 @@ def conversions_of(path: Path) -> str | None:
     return next((str(folder / "made") for folder in (*path.parents,)[:2] if (folder / WHOLE).is_file()), None)
 
 
+Stamp = tuple[int, ...]
+"""Of a folder or file: when it was last changed, in nanoseconds, its inode, when that was last changed, and its size.
+The first is set back by what copies a folder with its times, the third by nothing."""
+
+
 class Seen:
     """The folders and files that a listing looked at, each as it was just before: by these it is told to hold still."""
 
     def __init__(self, root: str | Path) -> None:
         self.root, self.began = str(root), time.time_ns()
-        self.stamps: dict[str, tuple[int, int]] = {}
-        """By path, whole or from `root` on: the time of the last change in nanoseconds, and the inode."""
+        self.stamps: dict[str, Stamp] = {}
+        """By path, whole or from `root` on."""
 
     def note(self, path: str) -> None:
         if path not in self.stamps:
             self.stamps[path] = stamp(self.root, path)
 
 
-def stamp(root: str, path: str) -> tuple[int, int]:
-    """See `Seen.stamps`. Raises OSError."""
+def stamp(root: str, path: str) -> Stamp:
+    """Raises OSError."""
     found = os.stat(os.path.join(root, path))
-    return found.st_mtime_ns, found.st_ino
+    return found.st_mtime_ns, found.st_ino, found.st_ctime_ns, found.st_size
 
 
-def hold(root: str, stamps: Mapping[str, tuple[int, int]]) -> bool:
+def hold(root: str, stamps: Mapping[str, Stamp]) -> bool:
     """Whether all that was seen is as it was."""
 
     def is_same(path: str) -> bool:
@@ -143,6 +148,11 @@ class Files:
     def at(self, root: str | Path) -> Files:
         """The same images below another folder."""
         return Files(root, self.names, self.labels, self.classes)
+
+
+RULES = "1"
+"""Of what is taken for an image, and in which order, as part of a place's terms: another number where a listing would
+find others than before."""
 
 
 class Place(NamedTuple):

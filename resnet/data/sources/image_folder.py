@@ -12,6 +12,7 @@ import numpy as np
 from recipes.schema.data import ImageFolderData
 from recipes.text import listed, plural
 from resnet.data.sources.files import (
+    RULES,
     THREADS,
     Files,
     Lister,
@@ -59,7 +60,7 @@ def _val(data: ImageFolderData, classes: list[str]) -> Files:
 
 def _place(path: str, classes: list[str] | None = None, labels: str | None = None) -> Place:
     """What a listing leans on: the folder, the training images' classes, and the list of labels."""
-    terms = {"source": "image_folder", "folder": str(expanded(path))}
+    terms = {"source": "image_folder", "rules": RULES, "folder": str(expanded(path))}
     terms |= {} if classes is None else {"classes": digest_of_texts(classes)}
     return Place(expanded(path), terms | ({} if labels is None else {"labels": str(expanded(labels))}))
 

@@ -14,15 +14,16 @@ import mmap
 import os
 import re
 import socket
+import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from recipes.text import listed, plural
-from resnet.data.sources.files import Files, Names, Place, Seen, hold
+from resnet.data.sources.files import Files, Names, Place, Seen, Stamp, hold
 from resnet.rundir.files import open_atomic, read_json, write_atomic
 
 FOLDER = ".index"
@@ -57,7 +58,7 @@ def digest_of(files: Files) -> str:
 
 def read_files(path: Path, digest: str, place: Place) -> Files:
     """A list, mapped. Raises OSError, and ValueError where the file is not that list, or is not of such a place."""
-    with open(path, "rb") as file:
+    with _opened(path) as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     if hashlib.sha256(mapped).hexdigest() != digest:
         raise ValueError(f"{path} is damaged")
@@ -78,6 +79,31 @@ def read_files(path: Path, digest: str, place: Place) -> Files:
     if mapped.find(b"\0", len(mapped) - length) >= 0 or (place.inside and _leads_out(joined, ends)):
         raise ValueError(f"{path} has names of no files in {place.root}")
     return Files(place.root, Names.of(joined, ends), labels, classes)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """To be read. Raises OSError, and ValueError for what is no plain file, of which a pipe would be waited for."""
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError(f"{path} is not a plain file")
+        yield file
+
+
+def _mapped(path: Path, digest: str, place: Place) -> Files:
+    """A list that is in use from now on, see `_KEPT_SECONDS`. Raises as `read_files`."""
+    files = read_files(path, digest, place)
+    # Another user's, or on a file system that is only read.
+    with contextlib.suppress(OSError):
+        os.utime(path)
+    return files
+
+
+def _entry_in(path: Path) -> dict[str, Any]:
+    """Empty where there is none. Raises OSError and ValueError."""
+    with contextlib.suppress(FileNotFoundError), _opened(path):
+        return read_json(path)
+    return {}
 
 
 def _header(line: bytes) -> tuple[list[str], int, int]:
@@ -109,8 +135,8 @@ class Listed(NamedTuple):
     """Of the list; None: it could not be written."""
     digest: str
     root: str
-    seen: dict[str, tuple[int, int]]
-    """Of a few folders, see `Seen.stamps`."""
+    seen: dict[str, Stamp]
+    """Of a few folders."""
     host: str
 
 
@@ -139,17 +165,16 @@ class Index:
         if not self._keeps:
             return None
         try:
-            entry = read_json(self._entry(place))
+            entry = _entry_in(self._entry(place))
             if not entry or entry["terms"] != place.terms:
                 return None
-            stamps = {str(path): (int(changed), int(inode)) for path, changed, inode in entry["seen"]}
+            stamps = {str(path): tuple(map(int, numbers)) for path, *numbers in entry["seen"]}
             if not stamps or not hold(str(place.root), stamps):
                 return None
             path = self._list(entry["list"])
-            files = read_files(path, entry["list"], place)
-            os.utime(path)
+            files = _mapped(path, entry["list"], place)
         except (OSError, ValueError, TypeError, KeyError, OverflowError):
-            # Damaged, a stranger's, or of a folder that may not be read or written.
+            # Damaged, a stranger's, or of a folder that may not be read.
             return None
         files.seen = Seen(place.root)
         files.seen.stamps = stamps
@@ -165,16 +190,19 @@ class Index:
         with contextlib.suppress(OSError, ValueError):
             # Mapped, as it is on the other ranks: one copy in the memory of a machine.
             mapped = self._written(files, path, digest, place)
-            if reusable:
-                self._write_entry(place, files, digest)
             mapped.seen = files.seen
+            if reusable:
+                # The list is there also where the entry is another user's.
+                with contextlib.suppress(OSError):
+                    self._write_entry(place, files, digest)
             return mapped, digest, path
         return files, digest, None
 
     def _written(self, files: Files, path: Path, digest: str, place: Place) -> Files:
-        self._folder.mkdir(parents=True, exist_ok=True)
+        # Not the root of the runs, which a first run makes when nothing can be wrong any more.
+        self._folder.mkdir(exist_ok=True)
         with contextlib.suppress(OSError, ValueError):
-            return read_files(path, digest, place)
+            return _mapped(path, digest, place)
         with open_atomic(path) as file:
             for part in parts_of(files):
                 file.write(part)
@@ -209,17 +237,17 @@ class Index:
 
 def _list_of(entry: Path) -> str:
     with contextlib.suppress(OSError, ValueError):
-        return str(read_json(entry).get("list"))
+        return str(_entry_in(entry).get("list"))
     return ""
 
 
 def _is_settled(seen: Seen | None) -> bool:
     if seen is None:
         return False
-    return max((changed for changed, _ in seen.stamps.values()), default=seen.began) < seen.began - _RACY_NS
+    return max((changed for changed, *_ in seen.stamps.values()), default=seen.began) < seen.began - _RACY_NS
 
 
-def _few(seen: Seen | None) -> dict[str, tuple[int, int]]:
+def _few(seen: Seen | None) -> dict[str, Stamp]:
     stamps = [] if seen is None else sorted(seen.stamps.items())
     return dict(stamps[:: max(1, len(stamps) // _COMPARED)])
 
