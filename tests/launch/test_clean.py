@@ -280,6 +280,7 @@ def test_failed_runs_that_are_sent_again_meanwhile_stay():
 
 def test_lists_of_images_whose_folder_is_gone(tmp_path):
     index = Path("runs/.index")
+    index.parent.mkdir()
     for name in ("here", "gone", "used"):
         (tmp_path / name / "cat").mkdir(parents=True)
         (tmp_path / name / "cat" / f"{name}.jpg").touch()
