@@ -62,6 +62,9 @@ def train_to_an_end(
     begin, first_step = time.time(), trainer.state.step
     end = _train(trainer, hooks, log, loaders, test)
     hooks.tracker.end(exit_code=int(end.outcome == "failed"))
+    if end.failure is not None and hooks.saver.lease is not None:
+        # A later attempt may have taken it since it was looked at.
+        hooks.saver.lease.check()
     if end.failure is not None and (end.failure.kind == "lease" or hooks.lost):
         # The run is another process's: nothing is written to it.
         print(f"train.py: {end.reason}", file=sys.stderr)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from typing import Any
 
 import torch
 
 from recipes.plan import Plan
+from resnet.process.environment import node_name
 from resnet.ranks import gather, of_all_ranks
 from resnet.rundir.metrics_log import INPUT_DIGEST
 from resnet.stragglers import Seconds, StepTimes, told
@@ -64,7 +64,7 @@ class Clock:
         self.trainer = trainer
         self.hosts: list[str] = []
         if trainer.plan.world_size > 1:
-            self.hosts = of_all_ranks(socket.gethostname())
+            self.hosts = of_all_ranks(node_name())
             trainer.times = StepTimes(trainer.device, trainer.parameters[0])
         self.restart()
 

@@ -97,6 +97,9 @@ def _derived(plan: Plan, precision: str) -> dict[str, Any]:
     if plan.end_step < plan.total_steps:
         facts["schedule_steps"] = plan.total_steps
     facts |= {"batch_size": plan.batch_size, "micro_batch": plan.micro_batch, "accumulation": plan.accumulation}
+    if plan.recipe.model.sync_batchnorm:
+        # Which binds the run to its number of ranks.
+        facts["sync_batchnorm"] = True
     return facts | {"lr": plan.lr, "precision": precision}
 
 

@@ -227,6 +227,10 @@ class Callbacks:
         self._on_step = [each.on_step for each in made if hasattr(each, "on_step")]
         self._on_evaluation = [each.on_evaluation for each in made if hasattr(each, "on_evaluation")]
 
+    @property
+    def follow_steps(self) -> bool:
+        return bool(self._on_step)
+
     def after_step(self, step: int, model: nn.Module) -> None:
         for on_step in self._on_step:
             on_step(step, model)

@@ -10,7 +10,6 @@ the same to the last bit.
 from __future__ import annotations
 
 import contextlib
-import socket
 import sys
 import warnings
 from collections.abc import Iterator
@@ -57,7 +56,7 @@ def recheck(trainer: Trainer, batch: Batch) -> None:
         own, other = _gathered(_answer(trainer, batch, trainer.rank), _answer(trainer, theirs, following))
         if not any(_differ(other[rank], own[(rank + 1) % ranks]) for rank in range(ranks)):
             return
-        hosts, kinds = zip(*of_all_ranks((socket.gethostname(), device_kind(trainer.device))), strict=True)
+        hosts, kinds = zip(*of_all_ranks((node_name(), device_kind(trainer.device))), strict=True)
         if len(set(kinds)) > 1:
             _give_up(trainer, "the ranks' devices are not of one kind")
             return

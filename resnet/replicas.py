@@ -7,7 +7,6 @@ without an error: silent data corruption (Dixit et al. 2021, arXiv:2102.11245).
 
 from __future__ import annotations
 
-import socket
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from recipes.text import listed
+from resnet.process.environment import node_name
 from resnet.ranks import of_all_ranks
 from resnet.state import TrainState, networks
 
@@ -107,7 +107,7 @@ def _blame(names: Sequence[str], sums: torch.Tensor) -> None:
     gathered = [torch.empty_like(sums) for _ in range(dist.get_world_size())]
     dist.all_gather(gathered, sums)
     rows = [tuple(row.tolist()) for row in gathered]
-    hosts, kinds = zip(*of_all_ranks((socket.gethostname(), device_kind(sums.device))), strict=True)
+    hosts, kinds = zip(*of_all_ranks((node_name(), device_kind(sums.device))), strict=True)
     rank = dist.get_rank()
     for kind in dict.fromkeys(kinds):
         alike = [each for each in range(len(rows)) if kinds[each] == kind]

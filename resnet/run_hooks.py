@@ -115,6 +115,9 @@ class RunHooks:
         self.progress.update(step)
         if self.watchdog is not None:
             self.watchdog.step_made(step, self._kind_of_step(step))
+            if self.state.callbacks and self.state.callbacks.follow_steps:
+                # The user's own code takes what time it takes, and other ranks wait for it.
+                self.watchdog.expect_long()
         self._note_first_step()
         wish = STOP if self._must_stop() else SAVE if self.saver.due_by_time() else NOTHING
         granted = self.agreement.reach(wish)

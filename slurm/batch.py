@@ -8,7 +8,6 @@ place or by way of the queue, is made here, when all ranks are out, and nowhere 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -20,8 +19,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from resnet.process.environment import ATTEMPT, CORES, RANKS, job_id
+from resnet.process.environment import ATTEMPT, CORES, RANKS, SCRIPT, job_id
 from resnet.process.exit_codes import FAILED, FINISHED
+from resnet.process.processes import started
 from resnet.process.rank_logs import RANK_LOGS
 from resnet.rundir.attempts import ENDS, end_as_told, newest_step, read_attempts, told_to_end
 from resnet.rundir.failures import first_failure, read_failures
@@ -44,6 +44,7 @@ from slurm.ends import (
     End,
     end_of_training,
     lost_node,
+    node_of_rank,
     port_was_taken,
     slurms_word,
 )
@@ -165,10 +166,6 @@ class Job:
     def _begin(self) -> None:
         """Note that an attempt begins."""
         self.logs.mkdir(parents=True, exist_ok=True)
-        for file in self.run_dir.glob("logs/failure-*.json"):
-            # Of an attempt before.
-            with contextlib.suppress(OSError):
-                file.unlink()
         nodes, restart = self.nodes.in_use, int(os.environ.get("SLURM_RESTART_COUNT", "0"))
         fields = {"job_id": self.job_id, "restart": restart, "start": time.time(), "nodes": nodes, "step": self.step}
         self.record(**fields, **({"in_place": self.cause} if self.cause else {}))
@@ -241,6 +238,9 @@ class Job:
         """Whether the run's global batch can be made on so many ranks of the micro-batches that it began with."""
         try:
             known = read_provenance(self.run_dir)["plan"]
+            if known.get("sync_batchnorm"):
+                # Which normalises over all ranks.
+                return False
             return newest_step(self.run_dir) > 0 and known["batch_size"] % (known["micro_batch"] * ranks) == 0
         except (ValueError, OSError, KeyError, IndexError, TypeError):
             return False
@@ -280,6 +280,7 @@ class Job:
                 "MASTER_ADDR": self.jobs["master"] or nodes[0],
                 "MASTER_PORT": str(free_port(f"{self.job_id} {self.logs}", number)),
                 ATTEMPT: str(self.number),
+                SCRIPT: f"{os.getpid()} {started(os.getpid())} {self.run_dir}",
                 CORES: str(self.jobs["cores"]),
                 RANKS: str(len(nodes) * self.nodes.ranks),
                 RANK_LOGS: kept(self.jobs),
@@ -311,10 +312,12 @@ class Job:
 
     def _node_of_failure(self) -> str | None:
         """The node of the rank that failed first by its own record, unless any node would have done the same."""
-        first = first_failure(read_failures(self.run_dir), len(self.nodes.in_use) * self.nodes.ranks)
+        first = first_failure(read_failures(self.logs), len(self.nodes.in_use) * self.nodes.ranks)
         if first is None or first["failure"] in ("nan", "data", "disk", "lease", "oom"):
             return None
-        return self.nodes.of_rank(first["rank"])
+        said = [*self.srun.lines, *self.srun.last_lines]
+        told = (first["host"], node_of_rank(said, first["rank"]))
+        return next((node for node in told if node in self.nodes.names), None)
 
     def run_step(
         self, words: Sequence[str], environment: Mapping[str, str], is_lost: Callable[[], bool] | None = None

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 TAIL_LINES = 5
-_TASK = re.compile(r"srun: error: (?P<node>[^:\s]+): tasks? (?P<rank>\d+)[-,\d]*: (?P<how>.+)")
+_TASK = re.compile(r"srun: error: (?P<node>[^:\s]+): tasks? (?P<ranks>(?P<rank>\d+)[-,\d]*): (?P<how>.+)")
 _NODE = re.compile(r"srun: error: (?:Node failure on|Task launch for \S+ failed on node) ([^:\s]+)")
 _EXITED = "Exited with exit code"
 _CANCELLED = re.compile(r"\*\*\* JOB \S+ ON \S+ CANCELLED AT \S+ (?:DUE TO )?([A-Z ]*)\*\*\*")
@@ -60,6 +60,15 @@ def fates(lines: Sequence[str]) -> list[Fate]:
 def first_fate(lines: Sequence[str]) -> Fate | None:
     """Of the first rank that srun reports."""
     return next(iter(fates(lines)), None)
+
+
+def node_of_rank(lines: Sequence[str], rank: int) -> str | None:
+    """Where srun says that a rank was which has not ended well."""
+    for match in filter(None, map(_TASK.match, lines)):
+        ranges = re.findall(r"(\d+)(?:-(\d+))?", match["ranks"])
+        if any(int(first) <= rank <= int(last or first) for first, last in ranges):
+            return match["node"]
+    return None
 
 
 def is_bad(line: str) -> bool:

@@ -5,17 +5,23 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
+import subprocess
 import sys
 import threading
 from pathlib import Path
 
-from resnet.process.environment import RANK_VARIABLES, RANKS
+from resnet.process.environment import RANK_VARIABLES, RANKS, SCRIPT, job_id, node_name
 from resnet.process.exit_codes import FAILED, FINISHED, STOPPED
+from resnet.process.processes import is_alive, started
 from resnet.process.signals import SIGNALS, Signals
 from resnet.process.streams import leave
+from resnet.rundir.attempts import told_to_end
 from resnet.rundir.chain import TRAIN, read_chain, words_of_step
+from resnet.rundir.status import write_status
+from slurm.control import said
 
 RESOLVE_SECONDS = 30.0
 
@@ -29,6 +35,9 @@ def train(words: list[str], folder: str, ranks: int) -> None:
     signals = Signals()
     signals.install()
     _join(ranks)
+    script = os.environ.get(SCRIPT, "")
+    # A container with processes of its own does not show it.
+    is_seen = _lives(script)
     try:
         os.chdir(folder)
     except OSError as error:
@@ -41,8 +50,31 @@ def train(words: list[str], folder: str, ranks: int) -> None:
     # On its way out Python puts back the default, which is to die, and --kill-on-bad-exit would end the others with it.
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    if code == STOPPED and is_seen and not _lives(script) and os.environ.get("RANK", "0") == "0":
+        _requeue(Path(script.split(" ", 2)[2]))
     if code not in (FINISHED, STOPPED):
         sys.exit(code)
+
+
+def _lives(script: str) -> bool:
+    """Whether the batch script is there; script: what it told of itself, empty of an older one."""
+    pid, _, rest = script.partition(" ")
+    return bool(pid) and started(int(pid)) == rest.partition(" ")[0] and is_alive(int(pid))
+
+
+def _requeue(run_dir: Path) -> None:
+    """Send the job again, of which the batch script was killed, which else sees to that: its ranks were then ended."""
+    job = str(job_id())
+    # Slurm's own word, where the job was ended by a user, or the script by itself.
+    was_killed = re.search(r"\bExitCode=\d+:[1-9]", said("scontrol", "show", "job", "-o", job))
+    if told_to_end(run_dir) or not was_killed:
+        return
+    done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
+    if done.returncode == 0:
+        write_status(run_dir, state="queued", reason="the batch script was killed", failure=None, eta_s=None)
+    else:
+        problem = " ".join(done.stderr.split())
+        print(f"train.py: the batch script was killed, and the job not requeued: {problem}", file=sys.stderr)
 
 
 def do_step(folder: str, number: int, ranks: int) -> None:
@@ -82,7 +114,7 @@ def _join(ranks: int) -> None:
     first_node = os.environ["MASTER_ADDR"]
     if not _resolves(first_node):
         _fail(
-            f"the name of the first node, {first_node}, does not resolve on {socket.gethostname()} "
+            f"the name of the first node, {first_node}, does not resolve on {node_name()} "
             f"(tried for {RESOLVE_SECONDS:g} s): the nodes must know one another's names"
         )
 

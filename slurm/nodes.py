@@ -53,6 +53,3 @@ class Nodes:
         if not (where := self.only(self.in_use)):
             return []
         return [*where, f"--ntasks={self.ranks * len(self.in_use)}", f"--ntasks-per-node={self.ranks}"]
-
-    def of_rank(self, rank: int) -> str:
-        return self.in_use[rank // self.ranks]

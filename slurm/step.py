@@ -100,7 +100,7 @@ def _run(jobs: dict[str, Any], command: Sequence[str]) -> End:
         code = _srun(stage_command(jobs, 1))
     copies = Copies(jobs, lambda nodes, words: _srun([*node_task(jobs, len(nodes)), *words]))
     code = code or copies.bring([hostnames()[0]], [])
-    words = copies.words([*jobs["srun"], *copies.options(), *command])
+    words = copies.words([*jobs["srun"], "--nodes=1", "--ntasks=1", *copies.options(), *command])
     code = code or _srun(words, {CORES: str(jobs["cores"]), **copies.variables()})
     if copies.folders:
         _srun([*node_task(jobs, 1), *removal(copies.folders)])

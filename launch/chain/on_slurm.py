@@ -69,8 +69,8 @@ def _submission(
         step["job"] = {"format": FORMAT, **asdict(Job.to_send(name, place.cluster, profile, snapshot, cwd))}
     else:
         # Commands of `resnet` run in one process.
-        profile = profile.model_copy(update={"nodes": 1, "gpus_per_node": min(1, profile.gpus_per_node)})
-        profile = profile.model_copy(update={"ranks_per_node": None})
+        one = {"nodes": 1, "spare_nodes": 0, "gpus_per_node": min(1, profile.gpus_per_node), "ranks_per_node": None}
+        profile = profile.model_copy(update=one)
     return Submission(
         profile,
         name,

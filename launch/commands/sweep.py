@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from launch.arguments import split_words
+from launch.arguments import Words, split_words
 from launch.runs.checks import check_batch, check_paths
 from launch.runs.here import visible_gpus
 from launch.runs.send import shown
@@ -72,9 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
     words = split_words([word for word in arguments.words if word not in files])
     _check_options(arguments)
     sweep = _with_absolute_recipes(_read(files, words.recipe, arguments))
-    profile = load_profile(words.cluster, words.slurm) if words.cluster not in (None, "local") else None
-    if profile is None and words.slurm:
-        raise ValueError(f"{words.slurm[0]}: cluster=local takes no slurm keys")
+    profile = _profile(words)
     _check_python(sweep, profile)
     listed, notes = _trials(sweep, arguments.seed)
     _check(listed, sweep, profile)
@@ -113,6 +111,21 @@ def _check_python(sweep: Sweep, profile: Profile | None) -> None:
             f"slurm.{key}={getattr(profile, key)}: bayes and early stopping need our packages in the batch script, "
             "before that is on a node: leave it out, or give slurm.stage_environment a folder"
         )
+
+
+def _profile(words: Words) -> Profile | None:
+    """Of the cluster that the trials are sent to; None: they are trained here."""
+    if words.cluster in (None, "local"):
+        if words.slurm:
+            raise ValueError(f"{words.slurm[0]}: cluster=local takes no slurm keys")
+        return None
+    profile = load_profile(words.cluster, words.slurm)
+    if profile.spare_nodes:
+        raise ValueError(
+            f"slurm.spare_nodes={profile.spare_nodes}: trials are jobs of an array, which Slurm does not let give a "
+            "failed node back, so that a spare one is of no use: slurm.spare_nodes=0"
+        )
+    return profile
 
 
 def _circumstances(place: Place, arguments: argparse.Namespace) -> dict[str, Any]:

@@ -73,8 +73,8 @@ def first_failure(run_dir: Path) -> tuple[int, str] | None:
     start = 0.0
     with contextlib.suppress(ValueError, OSError, KeyError, IndexError, TypeError):
         start = float(read_provenance(run_dir)["attempts"][-1]["start"])
-    records = []
-    for file in (run_dir / "logs").glob("failure-*.json"):
+    records, folders = [], ["", *(f"attempt-{number}/" for number in attempts(run_dir)[-1:])]
+    for file in [path for folder in folders for path in (run_dir / "logs").glob(f"{folder}failure-*.json")]:
         with contextlib.suppress(ValueError, OSError, KeyError, TypeError):
             record = json.loads(file.read_bytes())
             # A file of an attempt before is left where that had more ranks. Machines' clocks differ a little.

@@ -90,7 +90,8 @@ class Recipe(Group):
     log_every: Count = 50
     """Steps from one line of metrics.jsonl to the next; the end of each epoch has a line too."""
     watchdog: Annotated[Positive | None, BeforeValidator(off_is_none)] = 20
-    """Minutes without a step after which a rank ends, with the stacks of its threads in its log; null: never."""
+    """Minutes without a step after which a rank ends, with the stacks of its threads in its log; null: never. In a job,
+    which starts the ranks again, a 20th of it between steps that are being made, at least a minute."""
     recheck: Annotated[Count | None, BeforeValidator(off_is_none)] = None
     """Steps from one to the next in which ranks compute a part of each other's gradients too, to find a device that
     computes wrong without an error; null: never. One takes a step or two of time: 200 costs less than 1%."""

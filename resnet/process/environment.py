@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,8 @@ RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTE
 """What torch.distributed reads to find the other ranks."""
 ATTEMPT = "RESNET_ATTEMPT"
 """The number of the attempt, which the batch script of a job tells its ranks, and nobody else has."""
+SCRIPT = "RESNET_SCRIPT"
+"""That script's process, when it began, and the run directory, by which a rank sees that it was killed."""
 REHEARSAL = "RESNET_REHEARSAL"
 """In a rehearsal the number of steps after which each rank saves and stops."""
 REHEARSED = "rehearsed"
@@ -25,6 +28,11 @@ RANKS = "RESNET_RANKS"
 def is_under_accelerate() -> bool:
     """Whether `accelerate launch` started this process."""
     return "ACCELERATE_MIXED_PRECISION" in os.environ
+
+
+def node_name() -> str:
+    """This machine's name: Slurm's own for it, which it is told by, where Slurm started this process."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 def job_id() -> str | None:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 
-def read_failures(run_dir: Path) -> list[dict[str, Any]]:
-    """What ranks left: rank, host, step, reason, failure, time, own_fault, and `since` of a hang."""
+def read_failures(folder: Path) -> list[dict[str, Any]]:
+    """What ranks left: rank, host (its node), step, reason, failure, time, own_fault, and `since` of a hang."""
     found = []
-    for file in (run_dir / "logs").glob("failure-*.json"):
+    for file in folder.glob("failure-*.json"):
         with contextlib.suppress(OSError, ValueError):
             found.append(json.loads(file.read_bytes()))
     return found

@@ -12,7 +12,6 @@ import contextlib
 import os
 import resource
 import shutil
-import socket
 import sys
 import tempfile
 import time
@@ -25,7 +24,7 @@ import torch.distributed as dist
 
 from recipes.load import load_file
 from resnet.process.check_lines import tell
-from resnet.process.environment import machine_memory
+from resnet.process.environment import machine_memory, node_name
 from resnet.process.nvml import Health, health
 from resnet.process.stages import age
 
@@ -42,7 +41,7 @@ TIMES = 3
 def main(argv: list[str]) -> int:
     rank, world = int(os.environ.get("SLURM_PROCID", "0")), int(os.environ.get("SLURM_NTASKS", "1"))
     local_rank, local_ranks = int(os.environ.get("SLURM_LOCALID", "0")), world // int(os.environ["SLURM_NNODES"])
-    who = {"node": os.environ.get("SLURMD_NODENAME") or socket.gethostname(), "rank": rank}
+    who = {"node": node_name(), "rank": rank}
     facts = _of_node(Path(argv[0])) if local_rank == 0 else {}
     # What all nodes share has been read: one that hangs from here on does so by itself.
     tell(who | {"begun": round(age(), 1)})

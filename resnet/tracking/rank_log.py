@@ -8,14 +8,13 @@ import json
 import os
 import re
 import shutil
-import socket
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from resnet.process.environment import ATTEMPT
+from resnet.process.environment import ATTEMPT, node_name
 from resnet.process.processes import is_alive, pid_namespace
 from resnet.process.rank_logs import all_are_kept, make_node_folder, node_folder, on_node, output_name
 from resnet.rundir.failures import first_failure
@@ -36,23 +35,25 @@ class RankLog:
 
     def __init__(self, run_dir: Path, rank: int, ranks: int = 1, attempt: int | None = None) -> None:
         self.run_dir, self.rank = run_dir, rank
-        self._attempt = os.environ.get(ATTEMPT) or str(attempt)
+        self._attempt, self._of_status = os.environ.get(ATTEMPT) or str(attempt), attempt
         self.speaker = 0
         """Rank that tells the user of a failure: the first, or the second where the first was killed."""
         self._all = all_are_kept(ranks)
         self._kept = self._all or rank == 0
         self._folder = run_dir / "logs"
+        # Of an earlier attempt of a job, ranks may still live.
+        self._failures = self._folder / f"attempt-{self._attempt}" if ATTEMPT in os.environ else self._folder
         self.place = self._folder / f"rank-{rank}.log"
         """Where the log is, or will be once this rank has failed."""
         if self._kept:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            self._failures.mkdir(parents=True, exist_ok=True)
         if not self._all:
             make_node_folder(run_dir, self._attempt)
-        for file in [self._file(f"failure-{rank}.json")] if self._all or rank else self._folder.glob("failure-*.json"):
+        for file in [self._failure_file] if self._all or rank else self._failures.glob("failure-*.json"):
             _remove(file)
         self.file: TextIO = open(self._file(f"rank-{rank}.log"), "a", buffering=1)  # noqa: SIM115
-        self.write(f"rank {rank} starts: host {socket.gethostname()}, pid {os.getpid()}")
-        where = to_json({"host": socket.gethostname(), "pid": os.getpid(), "pid_namespace": pid_namespace()})
+        self.write(f"rank {rank} starts: host {node_name()}, pid {os.getpid()}")
+        where = to_json({"host": node_name(), "pid": os.getpid(), "pid_namespace": pid_namespace()})
         write_atomic(self._file(f"rank-{rank}.json"), where)
         if not self._all and rank == 0:
             # For those of its node, which look whether it lives.
@@ -81,12 +82,12 @@ class RankLog:
         own_fault: False where this rank failed since another was gone. since: unix time from which on it hangs.
         """
         self.write(f"failed after step {step}: {reason}")
-        record = {"rank": self.rank, "host": socket.gethostname(), "step": step, "reason": reason, "failure": kind}
+        record = {"rank": self.rank, "host": node_name(), "step": step, "reason": reason, "failure": kind}
         record |= {"time": time.time(), "own_fault": own_fault} | ({} if since is None else {"since": since})
         if not self._kept and self._is_worth_reading(kind, own_fault):
             self._bring()
         with contextlib.suppress(OSError):
-            write_atomic(self._file(f"failure-{self.rank}.json"), to_json(record))
+            write_atomic(self._failure_file, to_json(record))
         if world_size > 1:
             time.sleep(_HANG_GRACE_SECONDS if kind == "hang" else _GRACE_SECONDS)
         first = self._first_failure(world_size) or record
@@ -98,16 +99,25 @@ class RankLog:
                 write_status(self.run_dir, state="failed", reason=words, failure=first["failure"], eta_s=None)
         return words
 
+    def knows_of_a_hang(self) -> bool:
+        """Whether a rank has written down that it hangs."""
+        return any(record["failure"] == "hang" for record in self._records("failure").values())
+
     def _is_worth_reading(self, kind: str, own_fault: bool) -> bool:
         """Whether a person may want to read how this rank failed: not where many fail alike after the first."""
         told = any(record["own_fault"] for record in self._records("failure").values())
         return kind == "hang" or (own_fault and not told)
 
     def _has_news(self, first: dict[str, Any]) -> bool:
-        """Whether the status does not tell it yet: that a peer was lost is less than which was."""
+        """Whether the status does not tell it yet: that a peer was lost is less than which was.
+
+        Not where it is a later attempt's, which did not wait for this rank to end.
+        """
+        known = status_or_nothing(self.run_dir)
+        if self._of_status is not None and known.get("attempts", self._of_status) != self._of_status:
+            return False
         if self._all:
             return True
-        known = status_or_nothing(self.run_dir)
         if known.get("state") == "failed" and known.get("failure") != "peer":
             return False
         return first["failure"] != "peer" or self.rank == 0
@@ -116,7 +126,7 @@ class RankLog:
         """Go on with this rank's log, and what it prints, in the run directory."""
         self._kept = True
         with contextlib.suppress(OSError):
-            self._folder.mkdir(parents=True, exist_ok=True)
+            self._failures.mkdir(parents=True, exist_ok=True)
             _append(Path(self.file.name), self.place)
             self.file = open(self.place, "a", buffering=1)  # noqa: SIM115
             faulthandler.enable(self.file)
@@ -149,11 +159,16 @@ class RankLog:
 
     def _records(self, kind: str) -> dict[int, dict[str, Any]]:
         """By rank what is in rank-R.json or failure-R.json, of those in the run directory or on this node."""
-        patterns = [self._folder / f"{kind}-*.json"]
+        patterns = [(self._failures if kind == "failure" else self._folder) / f"{kind}-*.json"]
         if not self._all:
             # Where a rank of another attempt ran may still be told in the run directory.
             patterns = [*(patterns if kind == "failure" else ()), self._on_node(f"{kind}-*.json")]
         return {rank: record for pattern in patterns for rank, record in _read_all(pattern)}
+
+    @property
+    def _failure_file(self) -> Path:
+        name = f"failure-{self.rank}.json"
+        return self._failures / name if self._kept else self._on_node(name)
 
     def _file(self, name: str) -> Path:
         return self._folder / name if self._kept else self._on_node(name)

@@ -66,9 +66,10 @@ def write(run_dir: Path, rank: int, text: str, attempt: int | None = None) -> No
         file.write(text)
 
 
-def failure(run_dir: Path, rank: int, at: float, own_fault: bool = True) -> None:
+def failure(run_dir: Path, rank: int, at: float, own_fault: bool = True, attempt: int | None = None) -> None:
     record = {"rank": rank, "host": "n1", "step": 3, "reason": f"reason {rank}", "time": at, "own_fault": own_fault}
-    (run_dir / "logs" / f"failure-{rank}.json").write_text(json.dumps(record))
+    folder = run_dir / "logs" / (f"attempt-{attempt}" if attempt else "")
+    (folder / f"failure-{rank}.json").write_text(json.dumps(record))
 
 
 def in_slurm(run_dir: Path, monkeypatch, *answers: Job) -> list:
@@ -154,6 +155,12 @@ def test_failures_of_attempts_before_do_not_count(run_dir, launch):
     assert launch("r")[1] == "rank 1\n"
     (run_dir / "logs" / "failure-1.json").write_text("{")
     assert launch("r") == (0, "rank 0\n", "")
+    # In a job each attempt has its own, to which a rank of an earlier one that still lives does not add.
+    for attempt, rank in [(1, 0), (2, 1)]:
+        write(run_dir, 0, "rank 0\n", attempt)
+        write(run_dir, 1, "rank 1\n", attempt)
+        failure(run_dir, rank, 5000 - rank, attempt=attempt)
+    assert launch("r")[1] == "rank 1\n"
 
 
 def test_nothing_yet(run_dir, launch, monkeypatch):

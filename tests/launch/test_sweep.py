@@ -295,6 +295,7 @@ def test_a_bayes_file_with_hyperband_runs_here(shapes, tmp_path):
         (["recipe=quickstart", "seed=0,1", "model.pretrained=/no/such.pth"], "model.pretrained=/no/such.pth"),
         (["recipe=quickstart", "seed=range(0,100)"], "100 trials: --dry-run shows them, --yes sends them"),
         (["recipe=quickstart", "seed=0,1", "slurm.nodes=2"], "give cluster=NAME too"),
+        (["recipe=quickstart", "seed=0,1", "cluster=local-test", "slurm.spare_nodes=1"], "a spare one is of no use"),
         (["recipe=quickstart", "seed=0,1", "--name", "a/b"], "cannot contain / or %"),
         (["none.yaml"], "none.yaml"),
     ],

@@ -10,6 +10,7 @@ import shlex
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -23,12 +24,14 @@ import resnet.loop
 import resnet.rundir.lease
 import resnet.tools.report.report
 from resnet.checkpoint.commit import name_of, newest_first, newest_valid
+from resnet.process.environment import ATTEMPT
 from resnet.process.rank_logs import RANK_LOGS, node_folder, on_node
+from resnet.rundir.failures import read_failures
 from resnet.rundir.files import write_atomic
 from resnet.rundir.lease import Lease, LeaseHeld, read_lease
 from resnet.rundir.metrics_log import read_metrics
 from resnet.rundir.provenance import read_provenance
-from resnet.rundir.status import read_status
+from resnet.rundir.status import read_status, write_status
 from resnet.tools.compare import compare_runs
 from resnet.tracking.rank_log import RankLog
 from resnet.tracking.watchdog import Watchdog
@@ -321,8 +324,13 @@ def test_a_hang_ends_with_the_stacks(tmp_path, in_step):
     assert "in hang\n" in (run / "logs" / "rank-1.log").read_text()
 
 
-def test_a_hang_is_noticed_in_a_minute_where_steps_are_quick(tmp_path):
-    watchdog = Watchdog(20, RankLog(tmp_path, 0), 0)
+@pytest.mark.parametrize(("minutes", "in_job", "short"), [(20, True, 60), (60, True, 180), (20, False, 1200)])
+def test_a_hang_is_noticed_soon_where_steps_are_quick_and_a_job_starts_again(
+    tmp_path, monkeypatch, minutes, in_job, short
+):
+    if in_job:
+        monkeypatch.setenv(ATTEMPT, "1")
+    watchdog, long = Watchdog(minutes, RankLog(tmp_path, 0), 0), 60 * minutes
     limits = []
     for step in range(12):
         watchdog.step_made(step, kind=step // 6)
@@ -333,7 +341,48 @@ def test_a_hang_is_noticed_in_a_minute_where_steps_are_quick(tmp_path):
     limits.append(watchdog.limit())
     watchdog.stop()
     # The first three of a kind may be compiled for, and one that waits for a checkpoint takes its time.
-    assert limits == [1200] * 4 + [60] * 2 + [1200] * 4 + [1200, 60] + [1200]
+    assert limits == [long] * 4 + [short] * 2 + [long] * 4 + [long, short] + [long]
+
+
+def test_time_in_which_the_process_was_stopped_is_no_hang(tmp_path):
+    """As by scontrol suspend, a debugger or the lid of a laptop."""
+    script = tmp_path / "stopped.py"
+    script.write_text(
+        "import sys, time\nfrom pathlib import Path\n"
+        "from resnet.tracking.rank_log import RankLog\nfrom resnet.tracking.watchdog import Watchdog\n"
+        "watchdog = Watchdog(3 / 60, RankLog(Path(sys.argv[1]), 0), 0)\nprint('begun', flush=True)\n"
+        "sys.stdin.readline()\nprint('lives', flush=True)\ntime.sleep(20)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(PROGRAM)}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, script, tmp_path], env=environment, **pipes) as process:
+        assert process.stdout.readline() == "begun\n"
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(4)
+        process.send_signal(signal.SIGCONT)
+        # Longer than it takes to look.
+        time.sleep(1)
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "lives\n"
+        # Where it hangs in truth, it ends as ever.
+        assert process.wait(15) == 1
+
+
+def test_a_rank_of_an_earlier_attempt_says_nothing_of_the_one_that_lives(tmp_path, monkeypatch):
+    monkeypatch.setenv(ATTEMPT, "1")
+    zombie = RankLog(tmp_path, 1, 2, attempt=4)
+    monkeypatch.setenv(ATTEMPT, "2")
+    monkeypatch.setenv("SLURMD_NODENAME", "n7")
+    write_status(tmp_path, state="running", attempts=5)
+    now = RankLog(tmp_path, 0, 2, attempt=5)
+    zombie.fail(1, 3, "lost the others", "hang", own_fault=True)
+    assert read_status(tmp_path)["state"] == "running"
+    assert read_failures(tmp_path / "logs" / "attempt-2") == []
+    assert not now.knows_of_a_hang()
+    now.fail(1, 4, "no step", "hang", own_fault=True)
+    assert read_status(tmp_path)["reason"] == "rank 0 on n7, after step 4: no step"
+    assert now.knows_of_a_hang()
 
 
 # One writer

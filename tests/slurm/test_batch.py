@@ -381,13 +381,15 @@ def test_a_node_that_kills_ranks_twice_makes_room_for_a_spare(run_dir, monkeypat
     assert "srun --overlap --job-name=attempt-3 --nodes=2 --nodelist=n1,n3 --ntasks=2 --ntasks-per-node=1" in said
 
 
-@pytest.mark.parametrize(("saved", "nodes"), [(20, ["n1", "n3"]), (0, None)])
-def test_without_a_spare_fewer_nodes_make_the_same_batches(run_dir, monkeypatch, capfd, saved, nodes):
+@pytest.mark.parametrize(
+    ("saved", "more", "nodes"), [(20, {}, ["n1", "n3"]), (20, {"sync_batchnorm": True}, None), (0, {}, None)]
+)
+def test_without_a_spare_fewer_nodes_make_the_same_batches(run_dir, monkeypatch, capfd, saved, more, nodes):
     """Three ranks would not: 16 is no multiple of 3 x 4. Before the first checkpoint nothing says what a batch is."""
     monkeypatch.chdir(run_dir)
     if saved:
         commit(run_dir, saved)
-    (run_dir / "provenance.json").write_text('{"plan": {"batch_size": 16, "micro_batch": 4}}')
+    (run_dir / "provenance.json").write_text(json.dumps({"plan": {"batch_size": 16, "micro_batch": 4, **more}}))
     attempts = see_it_end(run_dir, monkeypatch, [FAILED_NODE, FINISHES], "n1 n2 n3 n4")
     assert [attempt["nodes"] for attempt in attempts[1:]] == ([nodes] if nodes else [])
     assert ("scontrol requeue 7" in (run_dir / "said").read_text()) == (nodes is None)

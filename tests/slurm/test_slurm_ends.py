@@ -11,10 +11,12 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
 from resnet.checkpoint.commit import name_of
+from resnet.process.environment import SCRIPT
 from tests.helpers import column, metrics, newest, same, status, weights
 from tests.slurm_helpers import ON_CLUSTER, Cluster, need_slurm, running_cluster, tell_ranks, train_here
 
@@ -180,13 +182,19 @@ def test_a_users_scancel_is_not_requeued(cluster: Cluster, tiny):
     one_rank = [*ON_CLUSTER, "slurm.gpus_per_node=1"]
     cluster.launch("submit", *tiny, "epochs=200", *one_rank, "run.name=scancelled")
     cluster.wait_step("scancelled", 2)
+    # A batch script that is killed can requeue nothing: its first rank does.
+    place = json.loads((cluster.run_dir("scancelled") / "logs" / "rank-0.json").read_text())
+    environment = Path(f"/proc/{place['pid']}/environ").read_bytes().decode()
+    [script] = re.findall(rf"\b{SCRIPT}=(\d+)", environment)
+    os.kill(int(script), signal.SIGKILL)
+    cluster.wait_step("scancelled", 2, attempt=2)
     cluster.ask("scancel", cluster.job("scancelled"))
     cluster.wait_end("scancelled")
     # The batch script's last word, which on a busy machine comes after the queue has forgotten the job.
     cluster.wait("who stopped it", lambda: status(cluster.run_dir("scancelled"))["failure"])
     ended = status(cluster.run_dir("scancelled"))
     assert (ended["state"], ended["failure"]) == ("stopped", "user")
-    assert len(cluster.attempts("scancelled")) == 1
+    assert [attempt["restart"] for attempt in cluster.attempts("scancelled")] == [0, 1]
 
 
 def test_a_signal_while_data_is_staged_is_a_stop(cluster: Cluster, tiny):

@@ -24,7 +24,8 @@ def do_step(tmp_path):
     """Do the one step of a chain of `small` in job 7, with commands that say what Slurm's would; returns its end."""
     programs = tmp_path / "bin"
     programs.mkdir()
-    for name, text in {"srun": 'echo "$SRUN_SAYS" >&2; exit $SRUN_CODE', "scontrol": "echo EndTime=$END"}.items():
+    srun = f'echo "$@" > {tmp_path}/words; echo "$SRUN_SAYS" >&2; exit $SRUN_CODE'
+    for name, text in {"srun": srun, "scontrol": "echo EndTime=$END"}.items():
         (programs / name).write_text(f"#!/bin/sh\n{text}\n")
         (programs / name).chmod(0o755)
     run = make_run(tmp_path / "small", *OFF)
@@ -53,7 +54,7 @@ def fate(how: str) -> dict[str, Any]:
     return {"says": f"srun: error: n1: task 0: {how}", "code": 1}
 
 
-SLURMS = "slurmstepd: error: *** STEP 7.0 ON n1 CANCELLED AT 2026-11-22T21:42:13 DUE TO PREEMPTION ***\n"
+SLURMS = "slurmstepd: error: *** JOB 7 ON n1 CANCELLED AT 2026-11-22T21:42:13 DUE TO PREEMPTION ***\n"
 
 
 @pytest.mark.parametrize(
@@ -65,9 +66,11 @@ SLURMS = "slurmstepd: error: *** STEP 7.0 ON n1 CANCELLED AT 2026-11-22T21:42:13
         ({"says": SLURMS, "code": 1}, ("queued", "preemption")),
     ],
 )
-def test_a_step_that_is_killed_starts_again_only_where_slurm_did_it(do_step, how, expected):
+def test_a_step_that_is_killed_starts_again_only_where_slurm_did_it(do_step, tmp_path, how, expected):
     state, reason = do_step(**how)
     assert (state, reason[: len(expected[1])]) == expected
+    # Also in a job of several nodes.
+    assert "--nodes=1 --ntasks=1" in (tmp_path / "words").read_text()
 
 
 def test_a_step_is_started_no_more_often_than_is_allowed(do_step):
