@@ -22,6 +22,7 @@ from recipes.text import listed
 from resnet.data.batches import Batch, Key, training_keys
 from resnet.data.bijection import mix as mix_numbers
 from resnet.losses import loss_of_step
+from resnet.process.environment import node_name
 from resnet.ranks import of_all_ranks
 from resnet.replicas import SilentCorruption, checksums, device_kind, odd_ones
 from resnet.trainer import Trainer
