@@ -356,6 +356,8 @@ def test_time_in_which_the_process_was_stopped_is_no_hang(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(PROGRAM)}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen([sys.executable, script, tmp_path], env=environment, **pipes) as process:
+        assert process.stdin
+        assert process.stdout
         assert process.stdout.readline() == "begun\n"
         process.send_signal(signal.SIGSTOP)
         time.sleep(4)
