@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,8 @@ from resnet.rundir.attempts import ENDS, end_as_told, newest_step, read_attempts
 from resnet.rundir.failures import first_failure, read_failures
 from resnet.rundir.files import append_line, write_atomic
 from resnet.rundir.lease import holder_elsewhere
-from resnet.rundir.provenance import read_provenance
 from resnet.rundir.status import status_or_nothing, status_text, write_status
+from slurm.budget import fits, why_not
 from slurm.control import (
     end_time,
     free_port,
@@ -36,7 +37,6 @@ from slurm.control import (
     hostnames,
     job_state,
     said,
-    was_preempted,
 )
 from slurm.ends import (
     MENDABLE,
@@ -54,8 +54,6 @@ from slurm.rank_output import kept, output
 from slurm.srun import Step, await_controller
 from slurm.sweep_page import report_sweep
 
-WITHOUT_PROGRESS = 2
-"""Restarts in a row that reach no new checkpoint, after which a run ends."""
 LAST_SECONDS = 10.0
 """Before the time limit, when Slurm would end the batch script too: enough to requeue the job."""
 EARLY_SECONDS = 60
@@ -181,7 +179,7 @@ class Job:
             return False
         self._blame(end)
         return (
-            self.nodes.shrink(self._fits)
+            self.nodes.shrink(partial(fits, self.run_dir))
             and await_controller(CONTROLLER_SECONDS, lambda: bool(self.must_end()) or self._is_near_limit())
             and not (self._is_preempted() or self.must_end())
         )
@@ -234,39 +232,12 @@ class Job:
         if node not in self.nodes.kept and (problem := give_node_back(self.nodes.kept)):
             print(f"{node} stays in the job, which Slurm ends with it: {problem}", file=sys.stderr)
 
-    def _fits(self, ranks: int) -> bool:
-        """Whether the run's global batch can be made on so many ranks of the micro-batches that it began with."""
-        try:
-            known = read_provenance(self.run_dir)["plan"]
-            if known.get("sync_batchnorm"):
-                # Which normalises over all ranks.
-                return False
-            return newest_step(self.run_dir) > 0 and known["batch_size"] % (known["micro_batch"] * ranks) == 0
-        except (ValueError, OSError, KeyError, IndexError, TypeError):
-            return False
-
     def _note(self, number: int, _: Any) -> None:
         self.told = self.told or f"signal {signal.Signals(number).name}"
 
     def _why_not(self) -> str | None:
-        """Why no further attempt is made, if so. Those of other jobs do not count: a retry starts anew."""
-        before = [attempt for attempt in self.before if attempt.get("job_id") == self.job_id]
-        if len(before) > self.jobs["max_requeues"]:
-            return f"started {len(before)} times, which is all that slurm.max_requeues allows"
-        fruitless = 0
-        for attempt in reversed(before):
-            ended = "end" in attempt
-            if attempt["step"] != self.step or (ended and not attempt["fruitless"]):
-                break
-            # Those in place began later than what Slurm may have preempted: the job.
-            start = next(other["start"] for other in before if other.get("restart") == attempt.get("restart"))
-            fruitless += ended or not was_preempted(self.job_id, start)
-        if fruitless <= WITHOUT_PROGRESS:
-            return None
-        return (
-            f"{fruitless} attempts in a row ended without a checkpoint after step {self.step}: not tried again "
-            "(launch logs shows the last; launch retry tries once more)"
-        )
+        """Why no further attempt is made, if so."""
+        return why_not(self.before, self.job_id, self.step, self.jobs["max_requeues"])
 
     def _train(self, command: Sequence[str]) -> End:
         code, nodes = 1, self.nodes.in_use

@@ -16,7 +16,7 @@ from resnet.process.environment import ATTEMPT, CORES, cores_of_rank
 from resnet.rundir.attempts import end_file, newest_step, read_attempts
 from resnet.rundir.lease import Lease, holder_elsewhere, read_lease
 from resnet.rundir.status import read_status, write_status
-from slurm import batch, srun
+from slurm import batch, budget, srun
 from slurm.batch import Job
 from slurm.control import free_port
 from slurm.ends import End, end_of_staging, end_of_training, slurms_word
@@ -90,9 +90,9 @@ def test_two_restarts_without_a_checkpoint_are_the_last(run_dir, before, refused
 def test_an_attempt_in_place_is_preempted_with_its_job(run_dir, monkeypatch):
     """Of which accounting knows when it began, hours before perhaps."""
     record(run_dir, FRUITLESS | {"start": 5}, FRUITLESS | {"start": 900}, LOST | {"start": 7200})
-    monkeypatch.setattr(batch, "was_preempted", lambda _, start: start == 5)
+    monkeypatch.setattr(budget, "was_preempted", lambda _, start: start == 5)
     assert why_not(run_dir, step=40) is None
-    monkeypatch.setattr(batch, "was_preempted", lambda *_: False)
+    monkeypatch.setattr(budget, "was_preempted", lambda *_: False)
     assert why_not(run_dir, step=40) is not None
 
 

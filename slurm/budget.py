@@ -1,0 +1,50 @@
+"""Whether a run is started once more: what its budget allows, and on how many ranks. Standard library, Python 3.9."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from resnet.rundir.attempts import newest_step
+from resnet.rundir.provenance import read_provenance
+from slurm.control import was_preempted
+
+WITHOUT_PROGRESS = 2
+"""Restarts in a row that reach no new checkpoint, after which a run ends."""
+
+
+def why_not(attempts: Sequence[Mapping[str, Any]], job_id: str, step: int, max_requeues: int) -> str | None:
+    """Why no further attempt is made, if so. Those of other jobs do not count: a retry starts anew.
+
+    attempts: of the run, in order. step: of its newest checkpoint.
+    """
+    before = [attempt for attempt in attempts if attempt.get("job_id") == job_id]
+    if len(before) > max_requeues:
+        return f"started {len(before)} times, which is all that slurm.max_requeues allows"
+    fruitless = 0
+    for attempt in reversed(before):
+        ended = "end" in attempt
+        if attempt["step"] != step or (ended and not attempt["fruitless"]):
+            break
+        # Those in place began later than what Slurm may have preempted: the job.
+        start = next(other["start"] for other in before if other.get("restart") == attempt.get("restart"))
+        fruitless += ended or not was_preempted(job_id, start)
+    if fruitless <= WITHOUT_PROGRESS:
+        return None
+    return (
+        f"{fruitless} attempts in a row ended without a checkpoint after step {step}: not tried again "
+        "(launch logs shows the last; launch retry tries once more)"
+    )
+
+
+def fits(run_dir: Path, ranks: int) -> bool:
+    """Whether the run's global batch can be made on so many ranks of the micro-batches that it began with."""
+    try:
+        known = read_provenance(run_dir)["plan"]
+        if known.get("sync_batchnorm"):
+            # Which normalises over all ranks.
+            return False
+        return newest_step(run_dir) > 0 and known["batch_size"] % (known["micro_batch"] * ranks) == 0
+    except (ValueError, OSError, KeyError, IndexError, TypeError):
+        return False
