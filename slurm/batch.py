@@ -60,6 +60,8 @@ EARLY_SECONDS = 60
 """By which Slurm may send its signal before it was asked to."""
 LOG_SECONDS = 5.0
 """For the logs of lost ranks that are on their nodes, before the job leaves these to the queue."""
+WORD_SECONDS = 3.0
+"""For Slurm to say in the log why it has sent SIGTERM to the ranks, which may have ended of it by then."""
 REMIND_SECONDS = 5.0
 ASK_SECONDS = 60.0
 """From one question for the time limit to the next, where Slurm did not answer."""
@@ -349,6 +351,11 @@ class Job:
         if why := told_to_end(self.run_dir):
             return why
         word = self._slurms_word()
+        for _ in range(int(10 * WORD_SECONDS) if "SIGTERM" in end.reason else 0):
+            if word is not None:
+                break
+            time.sleep(0.1)
+            word = self._slurms_word()
         if word == "":
             return "cancelled"
         if end.failure in MENDABLE and not (word or self.told):

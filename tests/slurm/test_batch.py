@@ -528,3 +528,14 @@ def test_a_status_that_is_finished_stays_so(run_dir, monkeypatch):
     monkeypatch.setattr(Job, "run_step", lambda *_, **__: 0)
     assert Job(JOBS, run_dir).run(["true"]) == 0
     assert read_status(run_dir)["state"] == "finished"
+
+
+@pytest.mark.parametrize(
+    ("reason", "cause"),
+    [("signal SIGTERM, before the ranks could listen", "cancelled"), ("signal SIGUSR2", "preempted")],
+)
+def test_slurms_word_on_a_sigterm_is_awaited(run_dir, monkeypatch, reason, cause):
+    """The ranks may have ended of it before Slurm says in the log that a user has cancelled the job."""
+    words = iter([None, None, ""])
+    monkeypatch.setattr(Job, "_slurms_word", lambda _: next(words))
+    assert Job(JOBS, run_dir)._cause(End("stopped", reason)) == cause
