@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 from pathlib import Path
@@ -132,7 +131,8 @@ def test_a_job_that_ctrl_c_meets_on_its_way_is_cancelled(tmp_path, monkeypatch):
 
     def sent(submission):
         assert (submission.folder / MARK).exists(), "a kill at this moment leaves what the next rehearsal knows"
-        os.kill(os.getpid(), signal.SIGINT)
+        # To this thread, as in a process that has no other.
+        signal.raise_signal(signal.SIGINT)
         return ["7"]
 
     monkeypatch.setattr(sending, "submit_jobs", sent)

@@ -16,6 +16,7 @@ from safetensors import safe_open
 
 import resnet
 import resnet.loop
+import resnet.losses
 from launch.runs.checks import check_paths
 from launch.runs.send import prepare
 from recipes.load import load
@@ -61,14 +62,14 @@ def test_the_loss_is_the_one_of_the_paper():
 
 def test_a_step_learns_from_what_the_teacher_says_of_its_images(taught, monkeypatch):
     answers, losses, inputs = [], [], []
-    compute, prepare_input = resnet.loop.distillation_loss, resnet.loop.training_input
+    compute, prepare_input = resnet.losses.distillation_loss, resnet.loop.training_input
 
     def noted(own, logits, teacher, settings):
         answers.append(teacher)
         losses.append(compute(own, logits, teacher, settings))
         return losses[-1]
 
-    monkeypatch.setattr(resnet.loop, "distillation_loss", noted)
+    monkeypatch.setattr(resnet.losses, "distillation_loss", noted)
     monkeypatch.setattr(resnet.loop, "training_input", lambda *a: inputs.append(prepare_input(*a)) or inputs[-1])
     words = ["distill.teacher=teacher@best", "max_batch_per_device=8", "augment.mixup=0.5", "max_steps=2", "epochs=1"]
     assert train(*taught.words, *words, "run.name=hand") == 0

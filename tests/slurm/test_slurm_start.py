@@ -69,7 +69,10 @@ def test_only_the_first_rank_writes_to_the_run_directory_until_one_is_lost(clust
     assert "slurm.rank_logs=all" in said
     os.kill(json.loads(on_node(run, 1, "rank-1.json").read_text())["pid"], signal.SIGSEGV)
     cluster.wait_step("quiet", 5, attempt=2)
+    # Brought beside the restart, which does not wait for it.
+    cluster.wait("the log of the lost rank", (logs / "rank-1.log").exists)
     assert "Fatal Python error: Segmentation fault" in (logs / "rank-1.log").read_text()
+    cluster.wait("what it printed", (logs / "attempt-1" / "rank-1.log").exists)
     assert "submitit" in (logs / "attempt-1" / "rank-1.log").read_text()
     cluster.wait_end("quiet")
     assert status(run)["state"] == "finished"
