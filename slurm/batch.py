@@ -350,12 +350,9 @@ class Job:
     def _cause(self, end: End) -> str:
         if why := told_to_end(self.run_dir):
             return why
-        word = self._slurms_word()
-        for _ in range(int(10 * WORD_SECONDS) if "SIGTERM" in end.reason else 0):
-            if word is not None:
-                break
+        until = time.monotonic() + (WORD_SECONDS if "SIGTERM" in end.reason else 0)
+        while (word := self._slurms_word()) is None and time.monotonic() < until:
             time.sleep(0.1)
-            word = self._slurms_word()
         if word == "":
             return "cancelled"
         if end.failure in MENDABLE and not (word or self.told):
