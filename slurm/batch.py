@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -26,18 +25,11 @@ from resnet.process.processes import started
 from resnet.process.rank_logs import RANK_LOGS
 from resnet.rundir.attempts import ENDS, end_as_told, newest_step, read_attempts, told_to_end
 from resnet.rundir.failures import first_failure, read_failures
-from resnet.rundir.files import append_line, write_atomic
 from resnet.rundir.lease import holder_elsewhere
-from resnet.rundir.status import status_or_nothing, status_text, write_status
+from resnet.rundir.status import status_or_nothing
+from slurm.attend import Clock, attend, tell_to_stop
 from slurm.budget import fits, why_not
-from slurm.control import (
-    end_time,
-    free_port,
-    give_node_back,
-    hostnames,
-    job_state,
-    said,
-)
+from slurm.control import free_port, give_node_back, hostnames
 from slurm.ends import (
     MENDABLE,
     OF_A_BAD_NODE,
@@ -46,25 +38,19 @@ from slurm.ends import (
     lost_node,
     node_of_rank,
     port_was_taken,
-    slurms_word,
 )
 from slurm.nodes import Nodes
 from slurm.on_nodes import OnNodes
 from slurm.rank_output import kept, output
+from slurm.record import OwnLog, record, tell
+from slurm.requeue import requeue
 from slurm.srun import Step, await_controller
 from slurm.sweep_page import report_sweep
 
-LAST_SECONDS = 10.0
-"""Before the time limit, when Slurm would end the batch script too: enough to requeue the job."""
-EARLY_SECONDS = 60
-"""By which Slurm may send its signal before it was asked to."""
 LOG_SECONDS = 5.0
 """For the logs of lost ranks that are on their nodes, before the job leaves these to the queue."""
 WORD_SECONDS = 3.0
 """For Slurm to say in the log why it has sent SIGTERM to the ranks, which may have ended of it by then."""
-REMIND_SECONDS = 5.0
-ASK_SECONDS = 60.0
-"""From one question for the time limit to the next, where Slurm did not answer."""
 CONTROLLER_SECONDS = 600.0
 """For a controller that does not answer, before the job leaves it to the queue."""
 PORT_TRIES = 3
@@ -107,15 +93,13 @@ class Job:
         assert this_job, "a batch script runs in a job"
         self.job_id = this_job
         self.nodes = Nodes(hostnames(), jobs.get("nodes"), jobs.get("local_ranks", 1))
-        self.limit: float | None = None
-        """Unix time of the time limit. Asked for early: of a job that is preempted Slurm tells when its grace ends."""
+        self.clock, self.log = Clock(this_job, jobs["signal_lead"]), OwnLog()
         self.told: str | None = None
         """The signal that asked the batch script to end."""
         self.srun = Step()
         """The newest."""
         self.cause: str | None = None
         """Why this attempt was started in place of the one before; None for the first in the job."""
-        self._log_start = os.fstat(2).st_size
         self._bringing: threading.Thread | None = None
         """Brings the logs of lost ranks from their nodes, which a restart does not wait for."""
         self.on_nodes = OnNodes(self)
@@ -133,17 +117,18 @@ class Job:
     def run(self, command: Sequence[str]) -> int:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
             signal.signal(number, self._note)
-        self.limit = end_time(self.job_id)
+        # Early: of a job that is preempted Slurm tells when its grace ends.
+        self.clock.ask()
         if why := told_to_end(self.run_dir):
             self._end_as_told(why)
             return FINISHED
         if holder := holder_elsewhere(self.run_dir):
             print(holder, file=sys.stderr)
             if status_or_nothing(self.run_dir).get("state") == "queued":
-                self._tell(state="failed", reason=holder, failure="lease", eta_s=None)
+                tell(self.run_dir, state="failed", reason=holder, failure="lease", eta_s=None)
             return FAILED
         if why := self._why_not():
-            self._tell(state="failed", reason=why, failure="budget", eta_s=None)
+            tell(self.run_dir, state="failed", reason=why, failure="budget", eta_s=None)
             print(why, file=sys.stderr)
             return FAILED
         return self._run(command)
@@ -153,13 +138,13 @@ class Job:
             self._begin()
             end = self.on_nodes.prepare() or self._train(command)
             if end.failure not in MENDABLE:
-                return self._finish(end)
+                return self.finish(end)
             # To be continued, here or by way of the queue.
             end = end._replace(outcome="killed")
             if not self._can_go_on_here(end):
                 if self._bringing and not self.must_end():
                     self._bringing.join(LOG_SECONDS)
-                return self._finish(end)
+                return self.finish(end)
             if (code := self._restart(end)) is not None:
                 return code
 
@@ -171,18 +156,21 @@ class Job:
         self.record(**fields, **({"in_place": self.cause} if self.cause else {}))
         if status_or_nothing(self.run_dir).get("state") != "finished":
             fields = {"attempts": self.number, "job_id": self.job_id, "host": nodes[0], "failure": None, "eta_s": None}
-            self._tell(
-                state="running", reason=f"restarting in place: {self.cause}" if self.cause else "starting", **fields
+            tell(
+                self.run_dir,
+                state="running",
+                reason=f"restarting in place: {self.cause}" if self.cause else "starting",
+                **fields,
             )
 
     def _can_go_on_here(self, end: End) -> bool:
         """Whether this job may start the ranks again, and has the nodes for it."""
-        if self.must_end() or self._is_near_limit() or self._slurms_word() is not None:
+        if self.must_end() or self.clock.is_near() or self.log.slurms_word() is not None:
             return False
         self._blame(end)
         return (
             self.nodes.shrink(partial(fits, self.run_dir))
-            and await_controller(CONTROLLER_SECONDS, lambda: bool(self.must_end()) or self._is_near_limit())
+            and await_controller(CONTROLLER_SECONDS, lambda: bool(self.must_end()) or self.clock.is_near())
             and not (self._is_preempted() or self.must_end())
         )
 
@@ -192,15 +180,10 @@ class Job:
 
     def _is_preempted(self) -> bool:
         """Whether Slurm has drawn the job's end nearer, of which it tells the steps, and nobody between two of them."""
-        limit = end_time(self.job_id)
-        if limit is not None and self.limit is not None and limit < self.limit:
+        if self.clock.was_drawn_nearer():
             self.told = self.told or "preemption"
             return True
-        self.limit = limit or self.limit
-        return self._is_near_limit()
-
-    def _is_near_limit(self) -> bool:
-        return self.limit is not None and self.limit - time.time() <= self.jobs["signal_lead"] + EARLY_SECONDS
+        return self.clock.is_near()
 
     def _restart(self, end: End) -> int | None:
         """Turn to the next attempt; returns the exit code where there is none, since there were too many."""
@@ -209,7 +192,7 @@ class Job:
                 self._note_end(end, end.failure)
                 self._next_attempt()
                 if why := self._why_not():
-                    self._tell(state="failed", reason=f"{end.reason}\n{why}", failure=end.failure, eta_s=None)
+                    tell(self.run_dir, state="failed", reason=f"{end.reason}\n{why}", failure=end.failure, eta_s=None)
                     print(why, file=sys.stderr)
                     self._code = FAILED
             self.cause = end.reason.partition("\n")[0]
@@ -297,28 +280,18 @@ class Job:
     ) -> int:
         """Run a job step; its own messages are kept, and go to the batch script's log too."""
         ended = threading.Event()
-        threading.Thread(target=self._attend, args=(ended,), daemon=True).start()
+        threading.Thread(target=attend, args=(self, ended), daemon=True).start()
         self.srun = Step(self.logs.name, self.nodes.in_use)
         # In place a step must not wait for what Slurm still holds for the one before, on a node that is gone.
         code = self.srun.run([*(["--overlap"] if self.cause else []), *words], environment, is_lost)
         ended.set()
         return code
 
-    def _attend(self, ended: threading.Event) -> None:
-        """While a step runs: tell it to save and stop where it is to, and be quicker than the time limit."""
-        reminded, asked = 0.0, time.monotonic()
-        while not ended.wait(1):
-            if self.limit is None and not self.told and time.monotonic() - asked > ASK_SECONDS:
-                self.limit, asked = end_time(self.job_id), time.monotonic()
-            if told_to_end(self.run_dir) and time.monotonic() - reminded > REMIND_SECONDS:
-                # Again and again: a step that is just starting does not hear it.
-                subprocess.run(["scancel", "--signal=USR2", self.job_id], capture_output=True)
-                reminded = time.monotonic()
-            if self.limit and time.time() > self.limit - LAST_SECONDS:
-                self._finish(End("killed", "the ranks had not saved in time (slurm.signal_lead)"))
-                return
+    def tell_to_stop(self) -> None:
+        """Tell the ranks to save and stop."""
+        tell_to_stop(self.job_id)
 
-    def _finish(self, end: End) -> int:
+    def finish(self, end: End) -> int:
         """Note the end, and requeue the job if the run is to go on; returns the batch script's exit code."""
         with self._finishing:
             if self._code is None:
@@ -331,14 +304,14 @@ class Job:
         if end.outcome == "finished":
             return FINISHED
         if end.outcome == "failed":
-            self._tell(state="failed", reason=end.reason, failure=end.failure, eta_s=None)
+            tell(self.run_dir, state="failed", reason=end.reason, failure=end.failure, eta_s=None)
             return FAILED
         if cause in ENDS:
             self._end_as_told(cause)
             return FINISHED
         if cause != "preempted":
             self.on_nodes.leave_for_others()
-        return self._requeue(end.reason if cause == end.failure else f"{cause}: {end.reason}", end)
+        return self.requeue(end.reason if cause == end.failure else f"{cause}: {end.reason}", end)
 
     def _note_end(self, end: End, cause: str | None) -> None:
         last = newest_step(self.run_dir)
@@ -351,58 +324,24 @@ class Job:
         if why := told_to_end(self.run_dir):
             return why
         until = time.monotonic() + (WORD_SECONDS if "SIGTERM" in end.reason else 0)
-        while (word := self._slurms_word()) is None and time.monotonic() < until:
+        while (word := self.log.slurms_word()) is None and time.monotonic() < until:
             time.sleep(0.1)
         if word == "":
             return "cancelled"
         if end.failure in MENDABLE and not (word or self.told):
             return end.failure
-        return "walltime" if self._is_near_limit() or word == "TIME LIMIT" else "preempted"
+        return "walltime" if self.clock.is_near() or word == "TIME LIMIT" else "preempted"
 
     def _end_as_told(self, why: str) -> None:
-        self._tell(**end_as_told(why))
+        tell(self.run_dir, **end_as_told(why))
 
-    def _requeue(self, reason: str, end: End) -> int:
-        self._tell(state="queued", reason=reason, failure=None, eta_s=None)
-        done = subprocess.run(["scontrol", "requeue", self.job_id], capture_output=True, text=True)
-        # Slurm may have requeued it by itself (preemption, a failed node, scontrol requeue), and ends us soon.
-        if done.returncode == 0 and self.nodes.left_out:
-            nodes = ",".join(filter(None, [self.jobs.get("exclude"), *self.nodes.left_out]))
-            said("scontrol", "update", f"JobId={self.job_id}", f"ExcNodeList={nodes}")
-        time.sleep(2)
-        by_slurm = self._slurms_word() not in (None, "", "TIME LIMIT")
-        if done.returncode == 0 or by_slurm or job_state(self.job_id) in ("PENDING", "REQUEUED", "REQUEUE_HOLD"):
-            return FINISHED
-        problem = " ".join(done.stderr.split())
-        if "pending" in problem:
-            return FINISHED
-        print(f"the job could not be requeued: {problem}", file=sys.stderr)
-        self._tell(state="stopped", reason=f"{reason}; not requeued: {problem}", failure=end.failure)
-        return FINISHED if end.outcome == "stopped" else FAILED
-
-    def _slurms_word(self) -> str | None:
-        try:
-            with open("/proc/self/fd/2", encoding="utf-8", errors="replace") as log:
-                log.seek(self._log_start)
-                return slurms_word(log.read())
-        except OSError:
-            return None
+    def requeue(self, reason: str, end: End) -> int:
+        """Let the run go on later, as the last act of this job; returns the batch script's exit code."""
+        return requeue(self, reason, end)
 
     def record(self, **fields: Any) -> None:
-        """Add to attempts.jsonl. A disk that is full must not keep the job from going on."""
-        try:
-            append_line(self.run_dir / "slurm" / "attempts.jsonl", {"attempt": self.number, **fields})
-        except OSError as error:
-            print(f"attempts.jsonl could not be written: {error}", file=sys.stderr)
-
-    def _tell(self, **fields: Any) -> None:
-        """Update status.json, a damaged one by a new one."""
-        try:
-            write_status(self.run_dir, **fields)
-        except ValueError:
-            write_atomic(self.run_dir / "status.json", status_text({"name": self.run_dir.name, **fields}))
-        except OSError as error:
-            print(f"status.json could not be written: {error}", file=sys.stderr)
+        """Add to what attempts.jsonl says of this attempt."""
+        record(self.run_dir, self.number, **fields)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -57,8 +56,8 @@ class OnNodes:
 
     def leave_for_others(self) -> None:
         """Do so before the job goes back to the queue, where there is time: it may get other nodes."""
-        limit = self._job.limit
-        if not self._job.told and (limit is None or limit - time.time() > 2 * REMOVE_SECONDS):
+        left = self._job.clock.left()
+        if not self._job.told and (left is None or left > 2 * REMOVE_SECONDS):
             self._remove()
 
     def _remove(self) -> None:

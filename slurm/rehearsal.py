@@ -14,6 +14,7 @@ from resnet.process.exit_codes import FAILED, FINISHED
 from resnet.rundir.status import status_or_nothing
 from slurm.batch import Job, leave, read_jobs
 from slurm.ends import End
+from slurm.record import tell
 
 STEPS = (3, 1)
 """That the ranks make after each of their starts."""
@@ -25,8 +26,8 @@ class Rehearsal(Job):
     def _cause(self, end: End) -> str:
         return end.reason if end.reason == REHEARSED else super()._cause(end)
 
-    def _requeue(self, reason: str, end: End) -> int:
-        self._tell(state="stopped", reason=end.reason, failure=end.failure, eta_s=None)
+    def requeue(self, reason: str, end: End) -> int:
+        tell(self.run_dir, state="stopped", reason=end.reason, failure=end.failure, eta_s=None)
         return FINISHED if end.outcome == "stopped" else FAILED
 
 

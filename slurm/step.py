@@ -31,8 +31,9 @@ from resnet.rundir.chain import (
 )
 from resnet.rundir.files import read_json, to_json, write_atomic
 from resnet.rundir.status import status_or_nothing
-from slurm.batch import EARLY_SECONDS, Job, leave, read_jobs
-from slurm.control import end_time, hostnames, said
+from slurm.attend import Clock
+from slurm.batch import Job, leave, read_jobs
+from slurm.control import hostnames, said
 from slurm.ends import first_fate, slurms_word
 from slurm.environment_copy import Copies, removal
 from slurm.on_nodes import node_task, stage_command
@@ -94,7 +95,8 @@ def _run(jobs: dict[str, Any], command: Sequence[str]) -> End:
         return End("failed", f"started {_restarts()} times, which is all that slurm.max_requeues allows")
     start = os.fstat(2).st_size
     # Asked for now: of a job that is preempted Slurm tells when its grace ends.
-    limit = end_time(str(job_id()))
+    clock = Clock(str(job_id()), jobs["signal_lead"])
+    clock.ask()
     code = 0
     if jobs["stage"]:
         code = _srun(stage_command(jobs, 1))
@@ -114,7 +116,7 @@ def _run(jobs: dict[str, Any], command: Sequence[str]) -> End:
     if code == 0:
         return End("finished")
     by_signal = fate.by_signal if fate else None
-    if by_signal == "SIGUSR2" and limit and limit - time.time() <= jobs["signal_lead"] + EARLY_SECONDS:
+    if by_signal == "SIGUSR2" and clock.is_near():
         return End("failed", "it came to its time limit, less slurm.signal_lead: slurm.time")
     # SIGUSR2 is what a preemption begins with, before Slurm's own word.
     if word or by_signal == "SIGUSR2":

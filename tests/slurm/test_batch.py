@@ -16,10 +16,11 @@ from resnet.process.environment import ATTEMPT, CORES, cores_of_rank
 from resnet.rundir.attempts import end_file, newest_step, read_attempts
 from resnet.rundir.lease import Lease, holder_elsewhere, read_lease
 from resnet.rundir.status import read_status, write_status
-from slurm import batch, budget, srun
+from slurm import attend, batch, budget, srun
 from slurm.batch import Job
 from slurm.control import free_port
 from slurm.ends import End, end_of_staging, end_of_training, slurms_word
+from slurm.record import OwnLog
 from slurm.sweep_page import report_sweep
 from tests.fabricated import make_run, page_data
 from tests.helpers import PROGRAM
@@ -260,7 +261,7 @@ def test_those_that_wait_for_a_node_that_is_gone_are_not_to_blame(tmp_path, fail
 def test_the_grace_of_a_preemption_is_no_time_limit(run_dir, monkeypatch, at_start, cause):
     """Slurm gives a job that it preempts a new end."""
     end = at_start and time.time() + at_start
-    monkeypatch.setattr(batch, "end_time", lambda _: end)
+    monkeypatch.setattr(attend, "end_time", lambda _: end)
 
     def srun(*_):
         nonlocal end
@@ -268,8 +269,8 @@ def test_the_grace_of_a_preemption_is_no_time_limit(run_dir, monkeypatch, at_sta
         write_status(run_dir, state="stopped")
         return 0
 
-    monkeypatch.setattr(Job, "_slurms_word", lambda _: None)
-    monkeypatch.setattr(Job, "_requeue", lambda *_: 0)
+    monkeypatch.setattr(OwnLog, "slurms_word", lambda _: None)
+    monkeypatch.setattr(Job, "requeue", lambda *_: 0)
     monkeypatch.setattr(batch, "hostnames", lambda: ["n1"])
     monkeypatch.setattr(Job, "run_step", srun)
     assert Job(JOBS, run_dir).run(["true"]) == 0
@@ -537,5 +538,5 @@ def test_a_status_that_is_finished_stays_so(run_dir, monkeypatch):
 def test_slurms_word_on_a_sigterm_is_awaited(run_dir, monkeypatch, reason, cause):
     """The ranks may have ended of it before Slurm says in the log that a user has cancelled the job."""
     words = iter([None, None, ""])
-    monkeypatch.setattr(Job, "_slurms_word", lambda _: next(words))
+    monkeypatch.setattr(OwnLog, "slurms_word", lambda _: next(words))
     assert Job(JOBS, run_dir)._cause(End("stopped", reason)) == cause

@@ -1,0 +1,46 @@
+"""What a batch script writes down of a run: its attempts, and its state. Only the standard library, Python 3.9."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from resnet.rundir.files import append_line, write_atomic
+from resnet.rundir.status import status_text, write_status
+from slurm.ends import slurms_word
+
+
+def record(run_dir: Path, attempt: int, **fields: Any) -> None:
+    """Add to attempts.jsonl. A disk that is full must not keep the job from going on."""
+    try:
+        append_line(run_dir / "slurm" / "attempts.jsonl", {"attempt": attempt, **fields})
+    except OSError as error:
+        print(f"attempts.jsonl could not be written: {error}", file=sys.stderr)
+
+
+def tell(run_dir: Path, **fields: Any) -> None:
+    """Update status.json, a damaged one by a new one."""
+    try:
+        write_status(run_dir, **fields)
+    except ValueError:
+        write_atomic(run_dir / "status.json", status_text({"name": run_dir.name, **fields}))
+    except OSError as error:
+        print(f"status.json could not be written: {error}", file=sys.stderr)
+
+
+class OwnLog:
+    """The log of a batch script, from where this start of it writes on."""
+
+    def __init__(self) -> None:
+        self._start = os.fstat(2).st_size
+
+    def slurms_word(self) -> str | None:
+        """Why Slurm ends the job, as `slurm.ends.slurms_word` has it."""
+        try:
+            with open("/proc/self/fd/2", encoding="utf-8", errors="replace") as log:
+                log.seek(self._start)
+                return slurms_word(log.read())
+        except OSError:
+            return None

@@ -1,0 +1,36 @@
+"""A job goes back to the queue, for its run to go on later. Only the standard library, Python 3.9."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from resnet.process.exit_codes import FAILED, FINISHED
+from slurm.control import job_state, said
+from slurm.ends import End
+from slurm.record import tell
+
+if TYPE_CHECKING:
+    from slurm.batch import Job
+
+
+def requeue(job: Job, reason: str, end: End) -> int:
+    """Send the job to the queue again; returns the batch script's exit code."""
+    tell(job.run_dir, state="queued", reason=reason, failure=None, eta_s=None)
+    done = subprocess.run(["scontrol", "requeue", job.job_id], capture_output=True, text=True)
+    # Slurm may have requeued it by itself (preemption, a failed node, scontrol requeue), and ends us soon.
+    if done.returncode == 0 and job.nodes.left_out:
+        nodes = ",".join(filter(None, [job.jobs.get("exclude"), *job.nodes.left_out]))
+        said("scontrol", "update", f"JobId={job.job_id}", f"ExcNodeList={nodes}")
+    time.sleep(2)
+    by_slurm = job.log.slurms_word() not in (None, "", "TIME LIMIT")
+    if done.returncode == 0 or by_slurm or job_state(job.job_id) in ("PENDING", "REQUEUED", "REQUEUE_HOLD"):
+        return FINISHED
+    problem = " ".join(done.stderr.split())
+    if "pending" in problem:
+        return FINISHED
+    print(f"the job could not be requeued: {problem}", file=sys.stderr)
+    tell(job.run_dir, state="stopped", reason=f"{reason}; not requeued: {problem}", failure=end.failure)
+    return FINISHED if end.outcome == "stopped" else FAILED
