@@ -20,6 +20,7 @@ COMMANDS = {
         "chain": "do what follows a run or a sweep's winner: evaluate, prune, train on, quantize, export",
         "sweep": "try many settings, on Slurm or here",
         "status": "show how runs are doing, here and under Slurm",
+        "why": "say what a run waits for, or why it failed, is slow, had a spike or went wrong; and what mends it",
         "logs": "show what the ranks of a run printed",
         "cancel": "let a run save a checkpoint and stop",
         "retry": "continue runs, or the failed trials of a sweep, from their newest checkpoints",
