@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import AfterValidator, Field, StringConstraints, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, ValidationError, model_validator
 
 from recipes.errors import wording
 from recipes.keys import keep_spelling, kinds
@@ -39,7 +39,19 @@ def _time(text: str) -> str:
     return text.strip()
 
 
+def _node_counts(value: Any) -> Any:
+    """A number of nodes, or the least and the most of them as 1-8; 3-3 is 3."""
+    found = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", str(value))
+    if isinstance(value, bool) or not found or not int(found[1]):
+        raise ValueError("must be a number of nodes, 1 or more, or the least and the most, as 1-8")
+    least, most = int(found[1]), int(found[2] or found[1])
+    if least > most:
+        raise ValueError(f"the least comes first: {most}-{least}")
+    return least if least == most else f"{least}-{most}"
+
+
 Word = Annotated[str, StringConstraints(pattern=r"^[^\s]+$")]
+NodeCounts = Annotated[int | str, BeforeValidator(_node_counts)]
 Time = Annotated[str, AfterValidator(_time)]
 
 
@@ -58,8 +70,8 @@ class Profile(Group):
     """Features that the nodes must have, as in a100&nvlink."""
     reservation: Word | None = None
     """Reservation to run in."""
-    nodes: Count = 1
-    """Nodes of a run."""
+    nodes: NodeCounts = 1
+    """Nodes of a run; or the least and the most, as 1-8: as many as are free, at each start anew (docs/queue.md)."""
     spare_nodes: Annotated[int, Field(ge=0)] = 0
     """Nodes more, idle until one of the others fails, whose place one of them takes without a new job."""
     gpus_per_node: Annotated[int, Field(ge=0)] = 1
@@ -121,6 +133,11 @@ class Profile(Group):
             raise ValueError("ranks_per_node is for gpus_per_node=0: with GPUs there is one rank for each")
         if (limit := seconds(self.time)) <= self.signal_lead:
             raise ValueError(f"signal_lead ({self.signal_lead} s) must be less than time ({limit} s)")
+        if self.is_range and self.spare_nodes:
+            raise ValueError(
+                f"spare_nodes={self.spare_nodes} is for one number of nodes: of nodes={self.nodes} those that are left "
+                "go on without one that fails"
+            )
         if self.stage_environment:
             self._environment_fits(self.stage_environment)
         if unusable := sorted(OURS & {name.replace("_", "-") for name in self.sbatch}):
@@ -149,8 +166,22 @@ class Profile(Group):
         return self.gpus_per_node or self.ranks_per_node or 1
 
     @property
+    def least_nodes(self) -> int:
+        return int(str(self.nodes).partition("-")[0])
+
+    @property
+    def most_nodes(self) -> int:
+        return int(str(self.nodes).rpartition("-")[2])
+
+    @property
+    def is_range(self) -> bool:
+        """Whether a run may be given several numbers of nodes."""
+        return self.least_nodes < self.most_nodes
+
+    @property
     def ranks(self) -> int:
-        return self.nodes * self.local_ranks
+        """Of a run on the most nodes that it may be given."""
+        return self.most_nodes * self.local_ranks
 
 
 OURS = frozenset(

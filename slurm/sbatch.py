@@ -199,7 +199,7 @@ def _jobs(submission: Submission) -> dict[str, Any]:
         "stage": profile.stage,
         "check": profile.check,
         "cores": profile.cpus_per_rank,
-        "nodes": profile.nodes,
+        "nodes": profile.most_nodes,
         "exclude": profile.exclude,
         "local_ranks": profile.local_ranks,
         "node_cores": profile.cpus_per_rank * profile.local_ranks,
@@ -230,7 +230,7 @@ def _executor(submission: Submission) -> Any:
     executor.update_parameters(
         job_name=submission.name,
         time=math.ceil(seconds(profile.time) / 60),
-        nodes=profile.nodes + profile.spare_nodes,
+        nodes=profile.most_nodes + profile.spare_nodes,
         ntasks_per_node=profile.local_ranks,
         cpus_per_task=profile.cpus_per_rank,
         signal_delay_s=profile.signal_lead,
@@ -256,6 +256,9 @@ def _options(submission: Submission) -> dict[str, Any]:
         options[profile.gpu_request] = f"gpu:{wanted}" if profile.gpu_request == "gres" else wanted
     options |= {"exclusive": profile.exclusive or None, "requeue": True}
     options |= {name: value for name, value in profile.sbatch.items() if value is not False}
+    if profile.is_range:
+        # In the place of submitit's, which is a number.
+        options["nodes"] = profile.nodes
     if submission.after:
         # A job that waits for one that has failed would wait for ever.
         options |= {"dependency": submission.after, "kill-on-invalid-dep": "yes"}

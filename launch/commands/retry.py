@@ -8,7 +8,7 @@ from pathlib import Path
 
 from launch.arguments import add_root, for_each, split_changes
 from launch.runs.attend import train_here
-from launch.runs.checks import refuse_active
+from launch.runs.checks import check_array, refuse_active
 from launch.runs.job_record import Job, read_job
 from launch.runs.send import SNAPSHOTS, send
 from launch.runs.state import find
@@ -71,6 +71,7 @@ def _retry_sweep(sweep_dir: Path, arguments: argparse.Namespace) -> int:
 
         check_slurm()
         profile = change_profile(jobs[-1].known_profile, arguments.changes, jobs[-1].cluster)
+        check_array(profile)
         if arguments.exclude_bad_nodes:
             for trial in todo:
                 profile = without_bad_nodes(profile, sweep_dir / trial["name"])

@@ -66,7 +66,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _size(profile: Profile) -> str:
     each = f"{profile.gpus_per_node} GPUs" if profile.gpus_per_node else f"{profile.local_ranks} CPU ranks"
-    size = f"{profile.nodes} nodes x {each}" if profile.nodes > 1 else f"1 node, {each}"
+    if profile.is_range:
+        return f"{profile.least_nodes} to {profile.most_nodes} nodes x {each}"
+    size = f"{profile.nodes} nodes x {each}" if profile.most_nodes > 1 else f"1 node, {each}"
     return f"{size} and {plural(profile.spare_nodes, 'node')} to spare" if profile.spare_nodes else size
 
 

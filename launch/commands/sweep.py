@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.arguments import Words, split_words
-from launch.runs.checks import check_batch, check_paths
+from launch.runs.checks import check_array, check_batch, check_paths
 from launch.runs.here import visible_gpus
 from launch.runs.send import shown
 from launch.sweep.directory import Place, SweepDir, comparable
@@ -120,11 +120,7 @@ def _profile(words: Words) -> Profile | None:
             raise ValueError(f"{words.slurm[0]}: cluster=local takes no slurm keys")
         return None
     profile = load_profile(words.cluster, words.slurm)
-    if profile.spare_nodes:
-        raise ValueError(
-            f"slurm.spare_nodes={profile.spare_nodes}: trials are jobs of an array, which Slurm does not let give a "
-            "failed node back, so that a spare one is of no use: slurm.spare_nodes=0"
-        )
+    check_array(profile)
     return profile
 
 
@@ -138,7 +134,7 @@ def _circumstances(place: Place, arguments: argparse.Namespace) -> dict[str, Any
         "folder": str(place.cwd),
         "parallel": place.parallel,
         "ranks": profile.ranks if profile else 1,
-        "gpus_per_trial": profile.nodes * profile.gpus_per_node if profile else min(1, visible_gpus()),
+        "gpus_per_trial": profile.most_nodes * profile.gpus_per_node if profile else min(1, visible_gpus()),
         "command": shlex.join(["launch", *sys.argv[1:]]),
     }
 

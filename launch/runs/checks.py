@@ -31,6 +31,20 @@ def check_batch(recipe: Recipe, profile: Profile) -> Plan:
     return make_plan(recipe, samples_known(recipe.data) or recipe.batch_size, profile.ranks)
 
 
+def check_array(profile: Profile) -> None:
+    """Raise ValueError for what a trial of a sweep, a job of an array, cannot have."""
+    if profile.is_range:
+        raise ValueError(
+            f"slurm.nodes={profile.nodes}: trials are jobs of one array, and the batches of some may divide over other "
+            f"numbers of nodes than those of others: give one number, as slurm.nodes={profile.least_nodes}"
+        )
+    if profile.spare_nodes:
+        raise ValueError(
+            f"slurm.spare_nodes={profile.spare_nodes}: trials are jobs of an array, which Slurm does not let give a "
+            "failed node back, so that a spare one is of no use: slurm.spare_nodes=0"
+        )
+
+
 def check_paths(recipe: Recipe, scratch: str | None) -> None:
     """Raise ValueError, naming them, where files that the recipe reads are not there, or its plugins are wrong.
 

@@ -30,6 +30,7 @@ class Job:
     cluster: str
     profile: dict[str, Any]
     nodes: int
+    """The most that it may be given, as its ranks are of so many."""
     ranks: int
     gpus_per_node: int
     snapshot: str
@@ -52,7 +53,7 @@ class Job:
             name=name,
             cluster=cluster,
             profile=profile.model_dump(mode="json"),
-            nodes=profile.nodes,
+            nodes=profile.most_nodes,
             ranks=profile.ranks,
             gpus_per_node=profile.gpus_per_node,
             snapshot=str(snapshot),
