@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
+import time
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -56,12 +58,54 @@ class Job(NamedTuple):
         return FAILURES.get(self.state)
 
 
-def queued() -> dict[str, Job] | None:
+class _Answer(NamedTuple):
+    """What the controller said when it was asked."""
+
+    asked: float
+    """Unix time at which."""
+    jobs: dict[str, Job] | None
+    trouble: str | None
+
+
+_kept: list[_Answer] | None = None
+"""The answer that `asked_once` keeps, once there is one; None outside of it."""
+
+
+@contextlib.contextmanager
+def asked_once() -> Iterator[None]:
+    """Within it the queue is asked for once, however many runs a command looks at: all of them as of one moment.
+
+    A controller serves all users: `launch cancel` of a hundred runs is to be one question, and not a hundred.
+    """
+    global _kept
+    before, _kept = _kept, [] if _kept is None else _kept
+    try:
+        yield
+    finally:
+        _kept = before
+
+
+def queued(since: float = 0.0) -> dict[str, Job] | None:
     """All jobs of this user by id ("12", or "12_3" in an array) that the controller knows; None without Slurm.
 
     Those that ended in the last minutes are there too (Slurm's MinJobAge).
+    since: unix time; of what `asked_once` keeps, an answer from before it is not taken.
     Raises ValueError where Slurm does not answer.
     """
+    if _kept is None:
+        return _ask_for_queue()
+    if not _kept or _kept[-1].asked <= since:
+        asked = time.time()
+        try:
+            _kept.append(_Answer(asked, _ask_for_queue(), None))
+        except ValueError as error:
+            _kept.append(_Answer(asked, None, str(error)))
+    if trouble := _kept[-1].trouble:
+        raise ValueError(trouble)
+    return _kept[-1].jobs
+
+
+def _ask_for_queue() -> dict[str, Job] | None:
     if shutil.which("squeue") is None:
         return None
     # The name comes last: it may be any text.

@@ -7,6 +7,8 @@ import contextlib
 import os
 import signal
 import socket
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 from launch.arguments import add_root, for_each
@@ -25,6 +27,7 @@ from resnet.rundir.lease import holder_elsewhere, read_lease
 from resnet.rundir.status import read_status, write_status
 from resnet.rundir.sweep.results import has_ended
 from slurm.control import ask
+from slurm.queue import WAITING, asked_once
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,73 +37,149 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    return for_each(arguments.runs, "launch cancel", lambda name: _cancel(name, arguments))
+    with asked_once():
+        orders = Orders(arguments.now)
+        code = for_each(arguments.runs, "launch cancel", lambda name: _cancel(name, orders, arguments.root))
+        for line in orders.give():
+            print(line)
+    # Of sweeps whose last trial did not live to see that it was.
+    for sweep_dir in orders.sweeps:
+        write_page(sweep_dir, while_it_runs=False)
+    return code
 
 
-def _cancel(name: str, arguments: argparse.Namespace) -> int:
-    sweep_dir = find_sweep(name, arguments.root)
-    subject = sweep_dir or find(name, arguments.root).absolute()
-    told = _cancel_chain(subject, arguments.now)
-    print(*told, sep="\n", end="\n" if told else "")
-    if told and (has_ended(sweep_dir) if sweep_dir else rows([subject])[0]["over"]):
+class Orders:
+    """What Slurm is told about all the runs that are named: one scancel for each way to end a job.
+
+    now: do not wait for checkpoints.
+    """
+
+    def __init__(self, now: bool) -> None:
+        self.now = now
+        self.sweeps: list[Path] = []
+        self._waiting: dict[str, list[Path]] = {}
+        """Runs by job; the trials of an array by that."""
+        self._running: dict[str, Path] = {}
+        self._steps: list[str] = []
+        self._told: list[str] = []
+
+    def end_run(self, run_dir: Path) -> None:
+        """Raises ValueError where it does not run."""
+        if read_job(run_dir) is None:
+            self._told.append(_cancel_here(run_dir, self.now))
+            return
+        active = active_job(run_dir)
+        if active is None:
+            raise ValueError(f"{run_dir.name} is not in the queue (it is {read_status(run_dir).get('state')})")
+        job_id, state = active
+        # It tells the end from a preemption; the batch script sees it and tells the ranks, should they not listen yet.
+        end_file(run_dir, "cancelled").touch()
+        if state in WAITING:
+            self._waiting[job_id] = [run_dir]
+        else:
+            self._running[job_id] = run_dir
+
+    def end_sweep(self, sweep_dir: Path) -> None:
+        cancel_file(sweep_dir).touch()
+        self.sweeps.append(sweep_dir)
+        runs = [path.parent for path in sweep_dir.glob("*/status.json")]
+        under_way = [(run, row) for run, row in zip(runs, rows(runs), strict=True) if not row["over"]]
+        waiting = [(run, row["job_id"]) for run, row in under_way if row["state"] == "queued" and row["job_id"]]
+        for run, job_id in waiting:
+            end_file(run, "cancelled").touch()
+            self._waiting.setdefault(job_id.partition("_")[0], []).append(run)
+        told = 0
+        for run, row in under_way:
+            if row["state"] == "running":
+                # It may have ended by now.
+                with contextlib.suppress(ValueError):
+                    self.end_run(run)
+                    told += 1
+        self._told.append(
+            f"{sweep_dir.name}: {len(waiting)} waiting and {told} running trials are cancelled; "
+            "launch sweep continues it"
+        )
+
+    def end_steps(self, jobs: Sequence[str]) -> None:
+        """Of a chain, which have nothing to save."""
+        self._steps += jobs
+
+    def tell(self, line: str) -> None:
+        self._told.append(line)
+
+    def give(self) -> list[str]:
+        """Let Slurm do it; returns what there is to say."""
+        waiting, running = [*self._waiting], [*self._running]
+        if at_once := [*self._steps, *(running if self.now else [])]:
+            ask(["scancel", "--quiet", *at_once])
+        if waiting:
+            # One that has started since the queue was asked for finds that it is cancelled.
+            ask(["scancel", "--state=PENDING", *waiting])
+        if running and not self.now:
+            with contextlib.suppress(ValueError):
+                ask(["scancel", "--quiet", "--signal=USR2", *running])
+        now = [*self._running.values()] if self.now else []
+        for run_dir in [*chain.from_iterable(self._waiting.values()), *now]:
+            write_status(run_dir, **end_as_told("cancelled"))
+        return [*self._told, *self._lines()]
+
+    def _lines(self) -> Iterator[str]:
+        alone = {job_id: runs[0] for job_id, runs in self._waiting.items() if runs[0].parent not in self.sweeps}
+        for job_id, run_dir in (alone | self._running).items():
+            name = shown(run_dir)
+            if job_id in alone or self.now:
+                yield f"{run_dir.name}: job {job_id} is cancelled; launch retry {name} continues it"
+            else:
+                yield f"{run_dir.name}: job {job_id} saves a checkpoint and ends; launch status {name} says when"
+
+
+def _cancel(name: str, orders: Orders, root: str) -> int:
+    sweep_dir = find_sweep(name, root)
+    subject = sweep_dir or find(name, root).absolute()
+    if _cancel_chain(subject, orders) and (has_ended(sweep_dir) if sweep_dir else rows([subject])[0]["over"]):
         return FINISHED
     if sweep_dir:
-        _cancel_sweep(sweep_dir, arguments.now)
+        orders.end_sweep(sweep_dir)
     else:
-        print(cancel(subject, arguments.now))
+        orders.end_run(subject)
     return FINISHED
 
 
-def _cancel_chain(subject: Path, now: bool) -> list[str]:
-    """End the steps that follow a run or a sweep, and say what becomes of them; nothing without such steps."""
-    chain = read(subject)
-    if chain is None:
-        return []
-    jobs, trouble = known(chain)
+def _cancel_chain(subject: Path, orders: Orders) -> bool:
+    """End the steps that follow a run or a sweep; returns whether there are such steps."""
+    follows = read(subject)
+    if follows is None:
+        return False
+    jobs, trouble = known(follows)
     if trouble:
         raise ValueError(trouble)
-    found = [row for row in step_rows(chain, jobs, None) if row["state"] in ("queued", "running", DAMAGED)]
+    found = [row for row in step_rows(follows, jobs, None) if row["state"] in ("queued", "running", DAMAGED)]
     if not found:
-        return []
-    if chain.problem:
-        return [f"{subject.name}: what follows it is not cancelled: {chain.problem}"]
-    if "pid" in chain.content:
-        if chain.is_elsewhere:
-            raise ValueError(f"the chain of {subject.name} runs on {chain.content['host']}: cancel it there")
+        return False
+    if follows.problem:
+        orders.tell(f"{subject.name}: what follows it is not cancelled: {follows.problem}")
+        return True
+    if "pid" in follows.content:
+        if follows.is_elsewhere:
+            raise ValueError(f"the chain of {subject.name} runs on {follows.content['host']}: cancel it there")
         with contextlib.suppress(ProcessLookupError):
-            os.kill(chain.content["pid"], signal.SIGTERM)
-        return [f"{subject.name}: its chain here, process {chain.content['pid']}, is told to end"]
+            os.kill(follows.content["pid"], signal.SIGTERM)
+        orders.tell(f"{subject.name}: its chain here, process {follows.content['pid']}, is told to end")
+        return True
     trained = [Path(row["makes"]) for row in found if row["step"] == TRAIN and _is_of(Path(row["makes"]), row)]
-    jobs = [row["job_id"] for row in found if not (row["makes"] and Path(row["makes"]) in trained)]
-    if jobs:
-        ask(["scancel", *jobs])
-    ended = f"{subject.name}: jobs {', '.join(jobs)} of its chain are cancelled"
-    return [*([ended] if jobs else []), *(cancel(run_dir, now) for run_dir in trained)]
+    steps = [row["job_id"] for row in found if not (row["makes"] and Path(row["makes"]) in trained)]
+    if steps:
+        orders.end_steps(steps)
+        orders.tell(f"{subject.name}: jobs {', '.join(steps)} of its chain are cancelled")
+    for run_dir in trained:
+        orders.end_run(run_dir)
+    return True
 
 
 def _is_of(run_dir: Path, step: Row) -> bool:
     """Whether a run is trained by the job of this step."""
     job = read_job(run_dir)
     return job is not None and job.job_id == step["job_id"]
-
-
-def cancel(run_dir: Path, now: bool = False) -> str:
-    """Ask a run to stop; says what follows. Raises ValueError where it does not run."""
-    if read_job(run_dir) is None:
-        return _cancel_here(run_dir, now)
-    active = active_job(run_dir)
-    if active is None:
-        raise ValueError(f"{run_dir.name} is not in the queue (it is {read_status(run_dir).get('state')})")
-    job_id = active[0]
-    # It tells the end from a preemption; the batch script sees it and tells the ranks, should they not listen yet.
-    end_file(run_dir, "cancelled").touch()
-    ask(["scancel", job_id] if now else ["scancel", "--state=PENDING", job_id])
-    if now or active_job(run_dir) is None:
-        write_status(run_dir, **end_as_told("cancelled"))
-        return f"{run_dir.name}: job {job_id} is cancelled; launch retry {shown(run_dir)} continues it"
-    with contextlib.suppress(ValueError):
-        ask(["scancel", "--signal=USR2", job_id])
-    return f"{run_dir.name}: job {job_id} saves a checkpoint and ends; launch status {shown(run_dir)} says when"
 
 
 def _cancel_here(run_dir: Path, now: bool) -> str:
@@ -117,28 +196,3 @@ def _cancel_here(run_dir: Path, now: bool) -> str:
     if now:
         write_status(run_dir, **end_as_told("cancelled"))
     return f"{run_dir.name}: process {lease['pid']} " + ("is killed" if now else "saves a checkpoint and ends")
-
-
-def _cancel_sweep(sweep_dir: Path, now: bool) -> None:
-    """Cancel the trials that are under way: those that wait with one scancel for each array."""
-    cancel_file(sweep_dir).touch()
-    runs = [path.parent for path in sweep_dir.glob("*/status.json")]
-    under_way = [(run, row) for run, row in zip(runs, rows(runs), strict=True) if not row["over"]]
-    waiting = [(run, row) for run, row in under_way if row["state"] == "queued" and row["job_id"]]
-    for run, _ in waiting:
-        end_file(run, "cancelled").touch()
-    for array in sorted({row["job_id"].partition("_")[0] for _, row in waiting}):
-        ask(["scancel", "--state=PENDING", array])
-    for run, _ in waiting:
-        write_status(run, **end_as_told("cancelled"))
-    told = 0
-    for run, row in under_way:
-        if row["state"] == "running":
-            # It may have ended by now.
-            with contextlib.suppress(ValueError):
-                print(cancel(run, now))
-                told += 1
-    print(
-        f"{sweep_dir.name}: {len(waiting)} waiting and {told} running trials are cancelled; launch sweep continues it"
-    )
-    write_page(sweep_dir, while_it_runs=False)

@@ -11,13 +11,14 @@ from launch.chain.here import run_here
 from launch.chain.on_slurm import Place, send
 from launch.chain.plan import STEPS, Step, settle
 from launch.runs.chain import DAMAGED, being_chained, chain_rows, goes_on
-from launch.runs.job_record import Job, active_job, read_job
+from launch.runs.job_record import Job, read_job
 from launch.runs.send import shown
 from launch.runs.state import find, rows
 from resnet.process.exit_codes import FINISHED
 from resnet.rundir.find import find_sweep
 from resnet.rundir.sweep.results import folders, sweep_so_far
 from slurm.profile import change_profile, load_profile
+from slurm.queue import STARTED, WAITING
 
 TAKES_COMMANDS = True
 
@@ -105,11 +106,11 @@ def _after(subject: Path, is_sweep: bool, on_slurm: bool) -> str | None:
     [row] = rows([subject])
     if row["state"] == "finished":
         return None
-    active = active_job(subject) if on_slurm else None
-    if active is None:
+    # Also one that is about to go back to the queue.
+    if not (on_slurm and row["slurm_state"] in WAITING | STARTED):
         again = "chain it when it is finished" if not row["over"] else f"launch retry {shown(subject)}"
         raise ValueError(f"{subject.name} is not finished (it is {row['state']}), with no job to wait for: {again}")
-    return f"afterok:{active[0]}"
+    return f"afterok:{row['job_id']}"
 
 
 def _told(subject: Path, steps: Sequence[Step], place: Place, after: str | None) -> str:

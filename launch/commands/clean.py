@@ -31,6 +31,7 @@ from launch.runs.state import find, rows
 from recipes.text import plural
 from resnet.process import exit_codes
 from resnet.rundir.find import find_sweep, roots, runs_in, sweeps_in
+from slurm.queue import asked_once
 
 MOST_LISTED = 10
 """Of each kind, the largest first."""
@@ -59,7 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    found = _found(arguments)
+    with asked_once():
+        found = _found(arguments)
     print("\n".join(_listed(found)))
     if not found:
         return exit_codes.FINISHED
@@ -134,7 +136,9 @@ def _size(size: float) -> str:
 
 def _remove(found: Sequence[Leftover]) -> int:
     code, removed = exit_codes.FINISHED, []
-    for leftover in given_up(found):
+    with asked_once():
+        found_still = given_up(found)
+    for leftover in found_still:
         try:
             removed += [leftover] if take_away(leftover) else []
         except OSError as error:

@@ -22,6 +22,7 @@ from resnet.rundir.status import read_status
 from resnet.rundir.sweep.sweep_file import read_sweep
 from slurm.code_copy import take_snapshot
 from slurm.profile import Profile, change_profile
+from slurm.queue import asked_once
 from slurm.sbatch import check_slurm
 
 
@@ -44,7 +45,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError("name the run")
     if others := [word for word in arguments.changes if not word.startswith("slurm.")]:
         raise ValueError(f"{others[0]}: retry cannot change the recipe; launch submit ... run.name={names[0]} can")
-    return for_each(names, "launch retry", lambda name: _retry(name, arguments))
+    with asked_once():
+        return for_each(names, "launch retry", lambda name: _retry(name, arguments))
 
 
 def _retry(name: str, arguments: argparse.Namespace) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 from launch.arguments import WORDS_USAGE, split_words
 from launch.runs.estimate import shown_by_runs, told
 from launch.runs.send import SNAPSHOTS, prepare, shown, submit
-from recipes.load import load
+from recipes.load import Loaded, load
 from recipes.plan import Plan, samples_known
 from recipes.schema.recipe import Recipe
 from recipes.text import plural
@@ -19,6 +19,7 @@ from resnet.process.exit_codes import FINISHED
 from resnet.rundir.attempts import read_attempts
 from slurm.code_copy import snapshot_path
 from slurm.profile import Profile, load_profile, seconds
+from slurm.queue import asked_once
 from slurm.sbatch import Submission, expected_start, script
 
 
@@ -48,15 +49,20 @@ def run(arguments: argparse.Namespace) -> int:
         from launch.runs.rehearsal import rehearse
 
         return rehearse(loaded, words.cluster, profile, arguments.keep)
+    return _submit(loaded, words.cluster, profile, arguments.dry_run)
+
+
+@asked_once()
+def _submit(loaded: Loaded, cluster: str, profile: Profile, dry_run: bool) -> int:
     prepared = prepare(loaded, profile)
     run_dir, recipe, plan, _ = prepared
-    if arguments.dry_run:
-        print(_dry_run(run_dir, words.cluster, profile, plan, recipe))
+    if dry_run:
+        print(_dry_run(run_dir, cluster, profile, plan, recipe))
         return FINISHED
-    job_id = submit(prepared, words.cluster, profile)
+    job_id = submit(prepared, cluster, profile)
     name = shown(run_dir)
     print(
-        f"{run_dir.name} is job {job_id} on {words.cluster}: {_size(profile)}; {_batch(plan, recipe)}\n"
+        f"{run_dir.name} is job {job_id} on {cluster}: {_size(profile)}; {_batch(plan, recipe)}\n"
         f"  follow   launch status {name}     launch logs {name} -f\n"
         f"  end      launch cancel {name}     (saves a checkpoint first; launch retry {name} goes on)\n"
         f"  logs     {run_dir / 'logs' / f'attempt-{len(read_attempts(run_dir)) + 1}'}"

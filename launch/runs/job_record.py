@@ -98,7 +98,8 @@ def active_job(run_dir: Path) -> tuple[str, str] | None:
     job = read_job(run_dir)
     if job is None:
         return None
-    found = (queued() or {}).get(job.job_id)
+    # An answer from before the job was sent, by another command, would not know it.
+    found = (queued(since=job_file(run_dir).stat().st_mtime) or {}).get(job.job_id)
     # Ids begin anew where a cluster is set up again, and repeat over clusters.
     return (job.job_id, found.state) if found and not found.over and found.name == job.name else None
 

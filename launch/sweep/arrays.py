@@ -65,7 +65,8 @@ def _cancel(job_id: str) -> None:
         ask_slurm(["scancel", job_id])
     deadline = time.monotonic() + CANCEL_SECONDS
     while time.monotonic() < deadline:
-        if all(job.over for found, job in (queued() or {}).items() if found.partition("_")[0] == job_id):
+        jobs = queued(since=time.time()) or {}
+        if all(job.over for found, job in jobs.items() if found.partition("_")[0] == job_id):
             return
         time.sleep(0.5)
     raise ValueError(f"job {job_id}, of a command that was killed, does not end: scancel it and try again")

@@ -12,13 +12,16 @@ from launch.runs.state import rows
 from launch.sweep.text import lines, to_csv, to_object, write_best
 from resnet.rundir.files import to_json
 from resnet.rundir.sweep.results import Board, folders, results, sweep_so_far
+from slurm.queue import asked_once
 
 
 def show(sweep_dir: Path, arguments: argparse.Namespace, width: int | None) -> str:
     """The sweep as text, JSON or CSV, or the path of its picture."""
-    board, _ = _board(sweep_dir)
+    with asked_once():
+        board, _ = _board(sweep_dir)
+        chain = chain_rows(sweep_dir)
     if arguments.json:
-        return to_json(to_object(board) | {"chain": chain_rows(sweep_dir)}, indent=1)
+        return to_json(to_object(board) | {"chain": chain}, indent=1)
     if arguments.csv:
         return to_csv(board).rstrip()
     if arguments.plot:
@@ -27,14 +30,15 @@ def show(sweep_dir: Path, arguments: argparse.Namespace, width: int | None) -> s
         file = sweep_dir / "sweep.png"
         plot(board, file)
         return str(file)
-    return "\n".join([*lines(board, width), *_chain_lines(chain_rows(sweep_dir))])
+    return "\n".join([*lines(board, width), *_chain_lines(chain)])
 
 
 def look(sweep_dir: Path, width: int | None) -> tuple[list[str], bool, bool]:
     """Its lines, whether all trials are over, and whether Slurm was asked."""
-    board, open_jobs = _board(sweep_dir)
+    with asked_once():
+        board, open_jobs = _board(sweep_dir)
+        chain = chain_rows(sweep_dir)
     waiting = sum(number for state, number in board.counts.items() if state in ("running", "queued"))
-    chain = chain_rows(sweep_dir)
     told = [*lines(board, width), *_chain_lines(chain)]
     return told, not waiting and not goes_on(chain), open_jobs or goes_on(chain)
 
