@@ -38,7 +38,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark each test by what it needs, and put the longest first: side by side with the others they set the time."""
     for item in items:
         module, needs = item.path.stem, {*getattr(item, "fixturenames", ())}
-        if "cluster" in needs or module in ("test_queue", "test_testcluster"):
+        if "cluster" in needs or module in ("test_questions", "test_queue", "test_testcluster"):
             item.add_marker("slurm")
         elif module in PROCESSES or {"tiny", "shapes"} & needs:
             item.add_marker("process")
