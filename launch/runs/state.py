@@ -210,6 +210,7 @@ def _row(run: Run, jobs: Mapping[str, Job], trouble: str | None) -> dict[str, An
     return row_of(run.folder, status, verdict, now) | {
         "cluster": run.sent.get("cluster"),
         "slurm_state": job.state if job else None,
+        "slurm_reason": job.reason if job else None,
         "job_id": run.job_id or status.get("job_id"),
         "nodes": job.nodes or None if job else None,
         "time_left_s": job.time_left_s if job and job.state in STARTED else None,

@@ -8,13 +8,11 @@ import time
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from launch.runs.job_record import Job, read_job
-from launch.runs.logs import first_failure, log_file, newest_batch_files, tail
+from launch.runs.logs import attempts, first_failure, newest_batch_files, tail
 from launch.runs.state import rows
-from recipes.load import load_file
-from recipes.schema.recipe import Recipe
 from resnet.rundir.attempts import read_attempts
 from resnet.rundir.evaluation import read_evaluation
 from resnet.rundir.failures import read_failures
@@ -24,16 +22,30 @@ from resnet.rundir.provenance import read_provenance
 from resnet.rundir.stages import read_stages
 from resnet.rundir.status import status_or_nothing
 
+if TYPE_CHECKING:
+    from recipes.schema.recipe import Recipe
+
 LOG_LINES = 400
 """Of the end of a log that is searched for what went wrong."""
+MOST_LOGS = 40
+"""That are searched."""
+
+
+class Text(NamedTuple):
+    """Lines that may say what went wrong, and where they are from."""
+
+    place: str
+    lines: list[str]
 
 
 class Facts:
     """What is known of a run. What is missing or cannot be read is empty, or None."""
 
     def __init__(self, run_dir: Path, row: Mapping[str, Any] | None = None) -> None:
+        """row: of the run, where Slurm was asked for many at once; it is then asked no more."""
         self.run_dir = run_dir
         self.now = time.time()
+        self.may_ask = row is None
         if row is not None:
             self.row = dict(row)
 
@@ -57,6 +69,9 @@ class Facts:
 
     @cached_property
     def recipe(self) -> Recipe | None:
+        # It takes most of a second, which not every cause needs.
+        from recipes.load import load_file
+
         for file in (self.run_dir / "recipe.yaml", self.run_dir / "slurm" / "recipe.yaml"):
             if file.is_file():
                 with contextlib.suppress(ValueError, OSError):
@@ -109,19 +124,35 @@ class Facts:
         found = [record for folder in folders for record in read_failures(folder)]
         return sorted((record for record in found if record["time"] > start), key=lambda record: record["time"])
 
+    @property
+    def first_record(self) -> dict[str, Any] | None:
+        """What the rank left with which it began, as far as one did."""
+        own = [record for record in self.failures if record.get("own_fault") is not False]
+        first = self.first_failure[0] if self.first_failure else None
+        return next((record for record in own if record["rank"] == first), own[0] if own else None)
+
     @cached_property
     def first_failure(self) -> tuple[int, str] | None:
         """The rank that failed first, and how, in a line."""
         return first_failure(self.run_dir)
 
     @cached_property
-    def log(self) -> list[str]:
-        """The end of the log of the rank that failed first, else of rank 0."""
-        rank = self.first_failure[0] if self.first_failure else 0
-        file = log_file(self.run_dir, rank) or log_file(self.run_dir, 0)
-        return tail(file, LOG_LINES) if file else []
+    def log_texts(self) -> list[Text]:
+        """The ends of the newest attempt's logs: that of the rank that failed first, of rank 0, of the others."""
+        first = [self.first_failure[0]] if self.first_failure else []
+        number = attempts(self.run_dir)[-1:]
+        folders = [self.run_dir / "logs" / f"attempt-{one}" for one in number] + [self.run_dir / "logs"]
+        files = [
+            file for folder in folders for file in sorted(folder.glob("*.log"), key=lambda file: file.stat().st_mtime)
+        ]
+        order = [*(f"rank-{rank}.log" for rank in first), "rank-0.log"]
+        files.sort(key=lambda file: order.index(file.name) if file.name in order else len(order))
+        return [self._text(file) for file in files[:MOST_LOGS]]
 
     @cached_property
-    def batch_log(self) -> list[str]:
+    def batch_texts(self) -> list[Text]:
         """The end of what the batch script printed, and srun and Slurm with it."""
-        return [line for file in newest_batch_files(self.run_dir) for line in tail(file, LOG_LINES)]
+        return [self._text(file) for file in newest_batch_files(self.run_dir)]
+
+    def _text(self, file: Path) -> Text:
+        return Text(str(file.relative_to(self.run_dir)), tail(file, LOG_LINES))

@@ -1,0 +1,68 @@
+"""Commands that mend a run, as a user types them."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable
+
+from launch.why.facts import Facts
+from resnet.rundir.find import ROOT, is_sweep
+
+
+def retry(facts: Facts, *changes: str) -> str:
+    """Continue the run from its newest checkpoint. changes: `slurm.KEY=VALUE`, and options, for a run that was sent."""
+    subject = facts.typed
+    return " ".join(["launch retry", subject, *(changes if facts.job else ())])
+
+
+def elsewhere(facts: Facts) -> str:
+    """Continue it on other nodes, where it is known which it failed on."""
+    if any(attempt.get("node") for attempt in facts.attempts):
+        return retry(facts, "--exclude-bad-nodes")
+    first = facts.first_record or {}
+    nodes = [node for attempt in facts.attempts[-1:] for node in attempt.get("nodes") or []]
+    # Of a single node another may do as badly, but it is the one that is known.
+    host = first.get("host") if first.get("host") in nodes else nodes[0] if len(nodes) == 1 else None
+    return retry(facts, f"slurm.exclude={host}") if host else retry(facts)
+
+
+def changed(facts: Facts, *changes: str) -> str:
+    """Continue the run with changes to its recipe that a run may take."""
+    if is_sweep(facts.run_dir.parent):
+        return retry(facts)
+    return _command(facts, [*changes, *_place(facts, facts.run_dir.name)])
+
+
+def anew(facts: Facts, *changes: str) -> str:
+    """Begin another run with changes to the recipe that a run cannot take while it goes on."""
+    return _command(facts, [*changes, *_place(facts, f"{facts.run_dir.name}-2")])
+
+
+def _place(facts: Facts, name: str) -> list[str]:
+    root = str(facts.run_dir.parent)
+    return [*([] if root == ROOT else [f"run.root={root}"]), f"run.name={name}"]
+
+
+def _command(facts: Facts, changes: Iterable[str]) -> str:
+    changes = list(changes)
+    keys = {word.partition("=")[0] for word in changes} | {"run.root", "run.name", "resume"}
+    if facts.job is None:
+        return shlex.join(["launch", "local", *_ranks(facts), f"recipe={facts.run_dir}", *changes])
+    kept = [word for word in _words_sent(facts) if word.partition("=")[0] not in keys]
+    return shlex.join(["launch", "submit", *kept, *changes])
+
+
+def _words_sent(facts: Facts) -> list[str]:
+    """The words that the run was sent with, where its record has them."""
+    assert facts.job
+    words = shlex.split(facts.job.command)
+    if words[:2] == ["launch", "submit"] and any(word.startswith("recipe=") for word in words):
+        return [word for word in words[2:] if "=" in word and not word.startswith("-")]
+    return [f"recipe={facts.run_dir}", f"cluster={facts.job.cluster}"]
+
+
+def _ranks(facts: Facts) -> list[str]:
+    """As many as before."""
+    ranks = facts.provenance.get("world_size") or 1
+    on_cpu = all("cpu" in str(device).lower() for device in facts.provenance.get("devices") or ["cpu"])
+    return [] if ranks == 1 else ["--cpu-ranks" if on_cpu else "--gpus", str(ranks)]
