@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from resnet.rundir.attempts import told_to_end
 from slurm.control import end_time
 from slurm.ends import End
+from slurm.patience import pauses
 
 if TYPE_CHECKING:
     from slurm.batch import Job
@@ -19,8 +20,8 @@ LAST_SECONDS = 10.0
 EARLY_SECONDS = 60
 """By which Slurm may send its signal before it was asked to."""
 REMIND_SECONDS = 5.0
-ASK_SECONDS = 60.0
-"""From one question for the time limit to the next, where Slurm did not answer."""
+ASK_SECONDS, ASK_SECONDS_MOST = 60.0, 960.0
+"""From one question for the time limit to the next, where Slurm did not answer, or knows none."""
 
 
 class Clock:
@@ -57,11 +58,12 @@ class Clock:
 
 def attend(job: Job, ended: threading.Event) -> None:
     """While a step runs: tell it to save and stop where it is to, and be quicker than the time limit."""
-    reminded, asked = 0.0, time.monotonic()
+    reminded, later = 0.0, pauses(ASK_SECONDS, ASK_SECONDS_MOST)
+    next_question = time.monotonic() + next(later)
     while not ended.wait(1):
-        if job.clock.limit is None and not job.told and time.monotonic() - asked > ASK_SECONDS:
+        if job.clock.limit is None and not job.told and time.monotonic() > next_question:
             job.clock.ask()
-            asked = time.monotonic()
+            next_question = time.monotonic() + next(later)
         if told_to_end(job.run_dir) and time.monotonic() - reminded > REMIND_SECONDS:
             # Again and again: a step that is just starting does not hear it.
             job.tell_to_stop()

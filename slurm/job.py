@@ -8,7 +8,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -22,6 +21,7 @@ from resnet.rundir.attempts import told_to_end
 from resnet.rundir.chain import TRAIN, read_chain, words_of_step
 from resnet.rundir.status import write_status
 from slurm.control import said
+from slurm.patience import order
 
 RESOLVE_SECONDS = 30.0
 
@@ -69,11 +69,10 @@ def _requeue(run_dir: Path) -> None:
     was_killed = re.search(r"\bExitCode=\d+:[1-9]", said("scontrol", "show", "job", "-o", job))
     if told_to_end(run_dir) or not was_killed:
         return
-    done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
-    if done.returncode == 0:
+    problem = order(["scontrol", "requeue", job])
+    if problem is None:
         write_status(run_dir, state="queued", reason="the batch script was killed", failure=None, eta_s=None)
     else:
-        problem = " ".join(done.stderr.split())
         print(f"train.py: the batch script was killed, and the job not requeued: {problem}", file=sys.stderr)
 
 

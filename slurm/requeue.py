@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import time
 from typing import TYPE_CHECKING
 
 from resnet.process.exit_codes import FAILED, FINISHED
+from slurm.attend import LAST_SECONDS
 from slurm.control import job_state, said
 from slurm.ends import End
+from slurm.patience import order, spread
 from slurm.record import tell
 
 if TYPE_CHECKING:
@@ -19,16 +20,18 @@ if TYPE_CHECKING:
 def requeue(job: Job, reason: str, end: End) -> int:
     """Send the job to the queue again; returns the batch script's exit code."""
     tell(job.run_dir, state="queued", reason=reason, failure=None, eta_s=None)
-    done = subprocess.run(["scontrol", "requeue", job.job_id], capture_output=True, text=True)
+    left = job.clock.left()
+    if left is None or left > LAST_SECONDS:
+        spread()
+    problem = order(["scontrol", "requeue", job.job_id], job.clock.left)
     # Slurm may have requeued it by itself (preemption, a failed node, scontrol requeue), and ends us soon.
-    if done.returncode == 0 and job.nodes.left_out:
+    if problem is None and job.nodes.left_out:
         nodes = ",".join(filter(None, [job.jobs.get("exclude"), *job.nodes.left_out]))
         said("scontrol", "update", f"JobId={job.job_id}", f"ExcNodeList={nodes}")
     time.sleep(2)
     by_slurm = job.log.slurms_word() not in (None, "", "TIME LIMIT")
-    if done.returncode == 0 or by_slurm or job_state(job.job_id) in ("PENDING", "REQUEUED", "REQUEUE_HOLD"):
+    if problem is None or by_slurm or job_state(job.job_id) in ("PENDING", "REQUEUED", "REQUEUE_HOLD"):
         return FINISHED
-    problem = " ".join(done.stderr.split())
     if "pending" in problem:
         return FINISHED
     print(f"the job could not be requeued: {problem}", file=sys.stderr)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from resnet.process.environment import job_id
 from slurm.control import nodes_that_are_gone, said
 from slurm.ends import fates, is_bad, only_signals
+from slurm.patience import pauses
 
 SIGNAL_SECONDS = 0.5
 """From a task that was killed to the judgement: what else srun has to say of it (that memory was short)."""
@@ -126,8 +127,12 @@ def await_controller(seconds: float, must_end: Callable[[], bool]) -> bool:
     must_end: asked meanwhile whether to wait no longer.
     """
     deadline = time.monotonic() + seconds
-    while " UP" not in said("scontrol", "ping"):
-        if time.monotonic() > deadline or must_end():
-            return False
-        time.sleep(2)
-    return True
+    for pause in pauses(most=15):
+        if " UP" in said("scontrol", "ping"):
+            return True
+        until = time.monotonic() + pause
+        while time.monotonic() < until:
+            if time.monotonic() > deadline or must_end():
+                return False
+            time.sleep(1)
+    return False

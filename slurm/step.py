@@ -33,10 +33,11 @@ from resnet.rundir.files import read_json, to_json, write_atomic
 from resnet.rundir.status import status_or_nothing
 from slurm.attend import Clock
 from slurm.batch import Job, leave, read_jobs
-from slurm.control import hostnames, said
+from slurm.control import hostnames
 from slurm.ends import first_fate, slurms_word
 from slurm.environment_copy import Copies, removal
 from slurm.on_nodes import node_task, stage_command
+from slurm.patience import order
 
 
 class End(NamedTuple):
@@ -121,7 +122,7 @@ def _run(jobs: dict[str, Any], command: Sequence[str]) -> End:
     # SIGUSR2 is what a preemption begins with, before Slurm's own word.
     if word or by_signal == "SIGUSR2":
         # Preempted, or its node is drained: the job starts again, if Slurm has not seen to it by itself.
-        said("scontrol", "requeue", str(job_id()))
+        order(["scontrol", "requeue", str(job_id())], clock.left)
         time.sleep(2)
         return End("queued", (word or "preempted").lower())
     how = f"was killed by {by_signal}" if by_signal else None
