@@ -10,6 +10,8 @@ from typing import NamedTuple
 from resnet.process.exit_codes import FINISHED, MISTAKE
 from resnet.rundir.find import ROOT, places
 
+GROW_MINUTES = 30
+"""Of --grow without a number."""
 WORDS_USAGE = "[KEY=VALUE ...] [slurm.KEY=VALUE ...]"
 
 
@@ -55,6 +57,25 @@ def add_root(parser: argparse.ArgumentParser) -> None:
     """The option that names the folder of the runs."""
     where = f"folder of the runs (default: {ROOT}, and the folders that runs were sent to from this machine)"
     parser.add_argument("--root", default=ROOT, help=where)
+
+
+def add_grow(parser: argparse.ArgumentParser) -> None:
+    """The option by which a run on few nodes of a range looks for more."""
+    what = f"with slurm.nodes=MIN-MAX: look each so many minutes ({GROW_MINUTES}) for more nodes, and take them where "
+    what += "the run then ends sooner (slurm.grow)"
+    parser.add_argument("--grow", nargs="?", const=GROW_MINUTES, type=_minutes, metavar="MINUTES", help=what)
+
+
+def growing(arguments: argparse.Namespace) -> list[str]:
+    """What --grow changes in the profile."""
+    return [] if arguments.grow is None else [f"slurm.grow={arguments.grow:g}"]
+
+
+def _minutes(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text} is no number of minutes: write --grow=30, or --grow last") from None
 
 
 def for_each(names: Sequence[str], command: str, task: Callable[[str], int]) -> int:

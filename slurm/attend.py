@@ -7,9 +7,9 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from resnet.rundir.attempts import told_to_end
 from slurm.control import end_time
 from slurm.ends import End
+from slurm.grow import look
 from slurm.patience import pauses
 
 if TYPE_CHECKING:
@@ -64,7 +64,8 @@ def attend(job: Job, ended: threading.Event) -> None:
         if job.clock.limit is None and not job.told and time.monotonic() > next_question:
             job.clock.ask()
             next_question = time.monotonic() + next(later)
-        if told_to_end(job.run_dir) and time.monotonic() - reminded > REMIND_SECONDS:
+        look(job)
+        if job.why_to_stop() and time.monotonic() - reminded > REMIND_SECONDS:
             # Again and again: a step that is just starting does not hear it.
             job.tell_to_stop()
             reminded = time.monotonic()

@@ -44,6 +44,7 @@ from slurm.on_nodes import OnNodes
 from slurm.rank_output import kept, output
 from slurm.record import OwnLog, record, tell
 from slurm.requeue import requeue
+from slurm.slicing import end_of_slice, is_over, lead_of
 from slurm.srun import Step, await_controller
 from slurm.sweep_page import report_sweep
 
@@ -93,7 +94,7 @@ class Job:
         assert this_job, "a batch script runs in a job"
         self.job_id = this_job
         self.nodes = Nodes(hostnames(), jobs.get("nodes"), jobs.get("local_ranks", 1))
-        self.clock, self.log = Clock(this_job, jobs["signal_lead"]), OwnLog()
+        self.clock, self.log = Clock(this_job, lead_of(jobs, run_dir)), OwnLog()
         self.told: str | None = None
         """The signal that asked the batch script to end."""
         self.srun = Step()
@@ -103,6 +104,8 @@ class Job:
         self._bringing: threading.Thread | None = None
         """Brings the logs of lost ranks from their nodes, which a restart does not wait for."""
         self.on_nodes = OnNodes(self)
+        self.looked = 0.0
+        """Unix time at which more nodes were last looked for."""
         self._code: int | None = None
         self._finishing = threading.Lock()
         self._next_attempt()
@@ -113,6 +116,12 @@ class Job:
         self.logs = self.run_dir / "logs" / f"attempt-{self.number}"
         self.step = newest_step(self.run_dir)
         """That the attempt starts from."""
+        self.stop_asked: float | None = None
+        """Unix time at which the ranks were first told to save."""
+        self.begun = time.time()
+        """Unix time."""
+        self.bigger: str | None = None
+        """Why the ranks are to save for more nodes."""
 
     def run(self, command: Sequence[str]) -> int:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
@@ -152,7 +161,8 @@ class Job:
         """Note that an attempt begins."""
         self.logs.mkdir(parents=True, exist_ok=True)
         nodes, restart = self.nodes.in_use, int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-        fields = {"job_id": self.job_id, "restart": restart, "start": time.time(), "nodes": nodes, "step": self.step}
+        self.begun = time.time()
+        fields = {"job_id": self.job_id, "restart": restart, "start": self.begun, "nodes": nodes, "step": self.step}
         self.record(**fields, **({"in_place": self.cause} if self.cause else {}))
         if status_or_nothing(self.run_dir).get("state") != "finished":
             fields = {"attempts": self.number, "job_id": self.job_id, "host": nodes[0], "failure": None, "eta_s": None}
@@ -173,6 +183,13 @@ class Job:
             and await_controller(CONTROLLER_SECONDS, lambda: bool(self.must_end()) or self.clock.is_near())
             and not (self._is_preempted() or self.must_end())
         )
+
+    def why_to_stop(self) -> str | None:
+        """Why the ranks are to be told to save, if so."""
+        why = told_to_end(self.run_dir) or self.bigger or ("the slice is over" if is_over(self) else None)
+        if why and self.stop_asked is None:
+            self.stop_asked = time.time()
+        return why
 
     def must_end(self) -> str | None:
         """Why, if so."""
@@ -311,14 +328,16 @@ class Job:
             return FINISHED
         if cause != "preempted":
             self.on_nodes.leave_for_others()
-        return self.requeue(end.reason if cause == end.failure else f"{cause}: {end.reason}", end)
+        reason = (self.bigger if cause == "grow" else None) or end.reason
+        return self.requeue(end.reason if cause == end.failure else f"{cause}: {reason}", end)
 
     def _note_end(self, end: End, cause: str | None) -> None:
         last = newest_step(self.run_dir)
         # A preemption is nobody's fault, as often as it happens.
         fruitless = last == self.step and (cause in ("walltime", *MENDABLE) or end.failure == "node")
         fields = {"outcome": end.outcome, "cause": cause, "step": last, "reason": end.reason, "node": end.node}
-        self.record(end=time.time(), fruitless=fruitless, **fields)
+        fields = {"fruitless": fruitless, **fields, **end_of_slice(self, cause, last)}
+        self.record(end=time.time(), **fields)
 
     def _cause(self, end: End) -> str:
         if why := told_to_end(self.run_dir):
@@ -330,6 +349,8 @@ class Job:
             return "cancelled"
         if end.failure in MENDABLE and not (word or self.told):
             return end.failure
+        if self.bigger and not (word or self.told):
+            return "grow"
         return "walltime" if self.clock.is_near() or word == "TIME LIMIT" else "preempted"
 
     def _end_as_told(self, why: str) -> None:

@@ -20,8 +20,10 @@ def why_not(attempts: Sequence[Mapping[str, Any]], job_id: str, step: int, max_r
     attempts: of the run, in order. step: of its newest checkpoint.
     """
     before = [attempt for attempt in attempts if attempt.get("job_id") == job_id]
-    if len(before) > max_requeues:
-        return f"started {len(before)} times, which is all that slurm.max_requeues allows"
+    # A slice that came to its end in good order is what was asked for.
+    counted = [attempt for attempt in before if not attempt.get("planned")]
+    if len(counted) > max_requeues:
+        return f"started {len(counted)} times, which is all that slurm.max_requeues allows"
     fruitless = 0
     for attempt in reversed(before):
         ended = "end" in attempt

@@ -19,6 +19,7 @@ from recipes.yaml12 import UNREADABLE, Loader
 from slurm.environment_copy import kind_of
 
 FOLDER = Path(__file__).parent / "clusters"
+AUTO = "auto"
 TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
 
 
@@ -26,7 +27,7 @@ def seconds(time: str) -> int:
     """A limit as Slurm writes it: minutes, M:S, H:M:S, D-H, D-H:M or D-H:M:S. Raises ValueError for other texts."""
     found = TIME.fullmatch(time.strip())
     if not found:
-        raise ValueError("must be minutes, HH:MM:SS or D-HH:MM:SS")
+        raise ValueError("must be auto, minutes, HH:MM:SS or D-HH:MM:SS")
     days, *parts = found.groups()
     first, second, third = (int(part or 0) for part in parts)
     if days is None and parts[2] is None:
@@ -35,8 +36,10 @@ def seconds(time: str) -> int:
 
 
 def _time(text: str) -> str:
-    seconds(text)
-    return text.strip()
+    text = text.strip()
+    if text != AUTO:
+        seconds(text)
+    return text
 
 
 def _node_counts(value: Any) -> Any:
@@ -87,9 +90,12 @@ class Profile(Group):
     mem: Annotated[str, StringConstraints(pattern=r"^\d+[KMGT]?$")] | None = None
     """Memory of a node, as in 200G; 0: all of it; null: the cluster's default."""
     time: Time = "24:00:00"
-    """Wall-clock limit of one attempt: minutes, HH:MM:SS or D-HH:MM:SS. A longer run goes on in another attempt."""
+    """Wall-clock limit of one attempt: minutes, HH:MM:SS or D-HH:MM:SS. A longer run goes on in another attempt. auto:
+    slices that fit the gaps of the queue (docs/queue.md)."""
     signal_lead: Annotated[int, Field(ge=1, le=65535)] = 120
-    """Seconds before the limit at which the run is told to save and stop."""
+    """Seconds before the limit at which the run is told to save and stop; with time=auto until its own are measured."""
+    grow: Annotated[float, Field(gt=0)] | None = None
+    """Minutes from one look to the next for more nodes of a range, on which the run would end sooner; null: never."""
     exclude: Word | None = None
     """Nodes to stay away from, as in n[3-5],n9."""
     exclusive: bool = False
@@ -131,8 +137,12 @@ class Profile(Group):
     def _fits_together(self) -> Profile:
         if self.gpus_per_node and self.ranks_per_node:
             raise ValueError("ranks_per_node is for gpus_per_node=0: with GPUs there is one rank for each")
-        if (limit := seconds(self.time)) <= self.signal_lead:
+        if not self.is_sliced and (limit := seconds(self.time)) <= self.signal_lead:
             raise ValueError(f"signal_lead ({self.signal_lead} s) must be less than time ({limit} s)")
+        if self.is_sliced and "time-min" in self.sbatch:
+            raise ValueError("time=auto finds sbatch's time-min itself: leave it out, or give time")
+        if self.grow and not self.is_range:
+            raise ValueError(f"grow={self.grow:g} is for a range of nodes, as nodes=1-8: nodes is {self.nodes}")
         if self.is_range and self.spare_nodes:
             raise ValueError(
                 f"spare_nodes={self.spare_nodes} is for one number of nodes: of nodes={self.nodes} those that are left "
@@ -164,6 +174,11 @@ class Profile(Group):
     @property
     def local_ranks(self) -> int:
         return self.gpus_per_node or self.ranks_per_node or 1
+
+    @property
+    def is_sliced(self) -> bool:
+        """Whether the limit of each attempt is found when it is sent."""
+        return self.time == AUTO
 
     @property
     def least_nodes(self) -> int:

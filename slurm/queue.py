@@ -115,7 +115,7 @@ def _ask_for_queue() -> dict[str, Job] | None:
         if line.count("|") >= 6:
             job_id, state, start, left, nodes, reason, name = line.split("|", 6)
             jobs[job_id] = Job(
-                _state(state), _known(reason), unix_time(start), _seconds(left), _known(nodes) or "", name
+                _state(state), _known(reason), unix_time(start), duration(left), _known(nodes) or "", name
             )
     return jobs
 
@@ -151,7 +151,7 @@ def _known(text: str) -> str | None:
     return None if text in ("", "None", "N/A", "NONE", "Unknown", "None assigned") else text
 
 
-def _seconds(text: str) -> float | None:
+def duration(text: str) -> float | None:
     """Of Slurm's [days-][hours:]minutes:seconds; None for its words."""
     if not (match := re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", text)):
         return None

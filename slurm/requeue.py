@@ -12,6 +12,7 @@ from slurm.control import job_state, said
 from slurm.ends import End
 from slurm.patience import order, spread
 from slurm.record import tell
+from slurm.slicing import ask_for_time
 
 if TYPE_CHECKING:
     from slurm.batch import Job
@@ -28,6 +29,8 @@ def requeue(job: Job, reason: str, end: End) -> int:
     if problem is None and job.nodes.left_out:
         nodes = ",".join(filter(None, [job.jobs.get("exclude"), *job.nodes.left_out]))
         said("scontrol", "update", f"JobId={job.job_id}", f"ExcNodeList={nodes}")
+    if done.returncode == 0:
+        ask_for_time(job)
     time.sleep(2)
     by_slurm = job.log.slurms_word() not in (None, "", "TIME LIMIT")
     if problem is None or by_slurm or job_state(job.job_id) in ("PENDING", "REQUEUED", "REQUEUE_HOLD"):

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from slurm.control import PATIENT_SECONDS, ask
 from slurm.environment_copy import kind_of, prepare
 from slurm.job import do_step, train, words_of
 from slurm.profile import Profile, seconds
+from slurm.room import Room, room
+from slurm.slices import BACKSTOP_SECONDS, Slice, Took, slice_of
 from slurm.srun import DEFAULT
 
 
@@ -60,6 +62,9 @@ class Submission:
     step: int | None = None
     """The runs' one is made or used by this step of the chain in `folder`; None: it is trained by its recipe."""
 
+    slice: Slice | None = None
+    """Of slurm.time=auto, where something is known of the runs; None: what the partition allows."""
+
     @property
     def jobs_file(self) -> Path:
         return self.folder / f"{self.name}.jobs.json"
@@ -72,6 +77,7 @@ def submit(submission: Submission) -> list[str]:
     """
     from submitit.core.utils import FailedJobError
 
+    submission = _with_slice(submission)
     submission.folder.mkdir(parents=True, exist_ok=True)
     before = set(submission.folder.iterdir())
     try:
@@ -99,7 +105,7 @@ def submit(submission: Submission) -> list[str]:
 
 def script(submission: Submission) -> str:
     """The batch script that `submit` would send."""
-    executor = _executor(submission)
+    executor = _executor(_with_slice(submission))
     return executor._make_submission_file_text(executor._submitit_command_str, "")
 
 
@@ -205,6 +211,8 @@ def _jobs(submission: Submission) -> dict[str, Any]:
         "node_cores": profile.cpus_per_rank * profile.local_ranks,
         "master": profile.environment.get("MASTER_ADDR"),
         "max_requeues": profile.max_requeues,
+        "slice": {"limit": submission.slice.limit} if submission.slice else None,
+        "grow": profile.grow,
         "signal_lead": profile.signal_lead,
         "sweep": str(submission.sweep) if submission.sweep else None,
         "chain": str(submission.folder) if submission.step else None,
@@ -229,11 +237,11 @@ def _executor(submission: Submission) -> Any:
     executor = SlurmExecutor(submission.folder, python=command)
     executor.update_parameters(
         job_name=submission.name,
-        time=math.ceil(seconds(profile.time) / 60),
+        time=submission.slice.most if submission.slice else math.ceil(seconds(profile.time) / 60),
         nodes=profile.most_nodes + profile.spare_nodes,
         ntasks_per_node=profile.local_ranks,
         cpus_per_task=profile.cpus_per_rank,
-        signal_delay_s=profile.signal_lead,
+        signal_delay_s=BACKSTOP_SECONDS if submission.slice else profile.signal_lead,
         array_parallelism=submission.parallel,
         setup=_setup(submission),
         additional_parameters=_options(submission),
@@ -256,6 +264,8 @@ def _options(submission: Submission) -> dict[str, Any]:
         options[profile.gpu_request] = f"gpu:{wanted}" if profile.gpu_request == "gres" else wanted
     options |= {"exclusive": profile.exclusive or None, "requeue": True}
     options |= {name: value for name, value in profile.sbatch.items() if value is not False}
+    if submission.slice:
+        options["time-min"] = submission.slice.least
     if profile.is_range:
         # In the place of submitit's, which is a number.
         options["nodes"] = profile.nodes
@@ -265,6 +275,23 @@ def _options(submission: Submission) -> dict[str, Any]:
     if submission.log:
         options["output"] = str(submission.log)
     return {name: value for name, value in options.items() if value is not None}
+
+
+def partition_of(profile: Profile) -> Room:
+    """What the profile's partition allows and has. Raises SlurmError where Slurm does not answer."""
+    try:
+        return room(profile.partition)
+    except ValueError as error:
+        raise SlurmError(f"slurm.time=auto asks for the partition's limit. {error}; give slurm.time") from error
+
+
+def _with_slice(submission: Submission) -> Submission:
+    """With the slice that jobs ask for of which nothing is known."""
+    profile = submission.profile
+    if not profile.is_sliced or submission.slice:
+        return submission
+    found = slice_of(partition_of(profile).limit, None, Took(), profile.signal_lead)
+    return replace(submission, slice=found)
 
 
 def _setup(submission: Submission) -> list[str]:

@@ -70,6 +70,8 @@ def _submission(
     else:
         # Commands of `resnet` run in one process.
         one = {"nodes": 1, "spare_nodes": 0, "gpus_per_node": min(1, profile.gpus_per_node), "ranks_per_node": None}
+        # Nor do they save, to go on in another slice.
+        one |= {"grow": None, "time": Profile().time if profile.is_sliced else profile.time}
         profile = profile.model_copy(update=one)
     return Submission(
         profile,

@@ -6,7 +6,7 @@ import argparse
 import re
 from pathlib import Path
 
-from launch.arguments import add_root, for_each, split_changes
+from launch.arguments import add_grow, add_root, for_each, growing, split_changes
 from launch.runs.attend import train_here
 from launch.runs.checks import check_array, refuse_active
 from launch.runs.job_record import Job, read_job
@@ -36,11 +36,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--exclude-bad-nodes", action="store_true", help="stay away from nodes it failed on")
     parser.add_argument("--new-code", action="store_true", help="run the program as it is now, not as it was sent")
+    add_grow(parser)
     add_root(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    names, arguments.changes = split_changes(arguments.words, arguments.root)
+    names, changes = split_changes(arguments.words, arguments.root)
+    arguments.changes = [*changes, *growing(arguments)]
     if not names:
         raise ValueError("name the run")
     if others := [word for word in arguments.changes if not word.startswith("slurm.")]:

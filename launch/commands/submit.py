@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from launch.arguments import WORDS_USAGE, split_words
+from launch.arguments import WORDS_USAGE, add_grow, growing, split_words
 from launch.runs.estimate import shown_by_runs, told
 from launch.runs.send import SNAPSHOTS, prepare, shown, submit
+from launch.runs.slices import described, slice_for
 from recipes.load import Loaded, load
 from recipes.plan import Plan, samples_known
 from recipes.schema.recipe import Recipe
@@ -21,6 +23,7 @@ from slurm.code_copy import snapshot_path
 from slurm.profile import Profile, load_profile, seconds
 from slurm.queue import asked_once
 from slurm.sbatch import Submission, expected_start, script
+from slurm.slices import Slice
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--dry-run", action="store_true", help="print what would be sent, and what is expected")
     how.add_argument("--rehearse", action="store_true", help="send it for a few steps and tell what would go wrong")
+    add_grow(parser)
     parser.add_argument("--keep", action="store_true", help="keep the directory of a rehearsal in which all was well")
 
 
@@ -41,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     words = split_words(arguments.words)
     if words.cluster is None:
         raise ValueError("give cluster=NAME: a profile of the cluster (`launch doctor` lists and checks them)")
-    profile = load_profile(words.cluster, words.slurm)
+    profile = load_profile(words.cluster, [*words.slurm, *growing(arguments)])
     if arguments.keep and not arguments.rehearse:
         raise ValueError("--keep is for --rehearse: a run's directory always stays")
     loaded = load(words.recipe)
@@ -93,14 +97,16 @@ def _dry_run(run_dir: Path, cluster: str, profile: Profile, plan: Plan, recipe: 
     files = run_dir / "slurm"
     snapshot = snapshot_path(run_dir.parent / SNAPSHOTS)
     submission = Submission(profile, run_dir.name, files, snapshot, Path.cwd(), [run_dir], [files / "recipe.yaml"])
+    submission = replace(submission, slice=slice_for(recipe, cluster, profile, run_dir))
     start = expected_start(submission)
     facts = [f"run directory   {run_dir}", f"ranks           {plan.world_size}: {_size(profile)}"]
     facts += [f"training        {_batch(plan, recipe)}", f"expected start  {start}"]
-    facts += [*_takes(run_dir.parent, cluster, profile, recipe, start), "nothing was sent"]
+    facts += [f"slices          {described(submission.slice)}"] if submission.slice else []
+    facts += [*_takes(run_dir.parent, cluster, profile, recipe, start, submission.slice), "nothing was sent"]
     return "\n".join([script(submission), "", *(f"# {fact}" for fact in facts)])
 
 
-def _takes(root: Path, cluster: str, profile: Profile, recipe: Recipe, start: str) -> list[str]:
+def _takes(root: Path, cluster: str, profile: Profile, recipe: Recipe, start: str, slice: Slice | None) -> list[str]:
     """What the run would take and when it would end, where others have shown it; else nothing."""
     if (speed := shown_by_runs(recipe, cluster, profile, root)) is None:
         return []
@@ -108,7 +114,8 @@ def _takes(root: Path, cluster: str, profile: Profile, recipe: Recipe, start: st
     lines = [f"takes           {line}"]
     with contextlib.suppress(ValueError):
         end = datetime.fromisoformat(start) + timedelta(seconds=spent)
-        attempts = math.ceil(spent / (seconds(profile.time) - profile.signal_lead))
+        limit, lead = (60 * slice.most, slice.lead) if slice else (seconds(profile.time), profile.signal_lead)
+        attempts = math.ceil(spent / (limit - lead))
         waits = f", and the queue before {plural(attempts - 1, 'further start')}" if attempts > 1 else ""
         lines.append(f"expected end    {end:%Y-%m-%d %H:%M}{waits}")
     return lines

@@ -40,7 +40,7 @@ class Speed(NamedTuple):
 
 def shown_by_runs(recipe: Recipe, cluster: str, profile: Profile, root: Path) -> Speed | None:
     """The median speed of runs below a folder that train the same on as many and the same devices; None without any."""
-    alike = list(_alike(recipe, cluster, profile, root))
+    alike = [status for _, status in runs_alike(recipe, cluster, profile, root)]
     if not alike:
         return None
     rate = statistics.median(status["images_per_second"] for status in alike)
@@ -49,8 +49,8 @@ def shown_by_runs(recipe: Recipe, cluster: str, profile: Profile, root: Path) ->
     return Speed(rate, alike[0]["total_steps"] / alike[0]["epochs"], f"by {which}: {rate:,.0f} img/s")
 
 
-def _alike(recipe: Recipe, cluster: str, profile: Profile, root: Path) -> Iterator[dict[str, Any]]:
-    """Status of each."""
+def runs_alike(recipe: Recipe, cluster: str, profile: Profile, root: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The newest runs below a folder that train the same on as many and the same devices, each with its status."""
     found = [(run, status_or_nothing(run)) for run in runs_in(root)] if root.is_dir() else []
     found = [(run, status) for run, status in found if status.get("recipe") == recipe.name and _has_shown(status)]
     found.sort(key=lambda pair: -(number(pair[1].get("updated")) or 0))
@@ -64,7 +64,7 @@ def _alike(recipe: Recipe, cluster: str, profile: Profile, root: Path) -> Iterat
         read += 1
         with contextlib.suppress(ValueError, OSError):
             if not any(_matters(key) for key in differences(load_file(run / "recipe.yaml").recipe, recipe)):
-                yield status
+                yield run, status
 
 
 def _has_shown(status: dict[str, Any]) -> bool:

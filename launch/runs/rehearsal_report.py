@@ -188,6 +188,8 @@ def _of_memory(first: Mapping[str, Any], facts: Mapping[str, Mapping[str, Any]],
 
 
 def _of_time(first: Mapping[str, Any], shown: Shown, profile: Profile) -> Iterator[str]:
+    if profile.is_sliced:
+        return
     taken, limit, lead = first["seconds"], seconds(profile.time), profile.signal_lead
     images, steps = first.get("further_images") or 0, max(1, first["step"] - first["first_step"] - 1)
     step = taken["steps"] / steps if images else taken.get("step", 0.0)

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from launch.runs.checks import check_batch, check_existing, check_paths, place, refuse_active
 from launch.runs.job_record import Job, job_file, job_text
+from launch.runs.slices import slice_for
 from recipes.evidence import what_differs
 from recipes.load import Loaded, dump, load_file, run_recipe_text
 from recipes.plan import Plan
@@ -107,6 +108,7 @@ def _send(
     job = Job.to_send(run_dir.name, cluster, profile, snapshot, cwd)
     try:
         submission = Submission(profile, run_dir.name, files, snapshot, cwd, [run_dir], [resolved])
+        submission = replace(submission, slice=slice_for(recipe, cluster, profile, run_dir))
         job_id = submit_jobs(replace(submission, supervisor=supervisor))[0]
     except BaseException:
         if before:

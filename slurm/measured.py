@@ -1,0 +1,99 @@
+"""What the attempts of a run have shown: seconds to start, to stop, of a step, in the queue. Standard library, 3.9."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from resnet.rundir.attempts import newest_step, read_attempts
+from resnet.rundir.files import number
+from resnet.rundir.stages import AT_START, read_stages
+from resnet.rundir.status import status_or_nothing
+from slurm.slices import Took
+
+NEWEST = 3
+"""Attempts that are looked at: what they took changes with the cluster."""
+LEAVE_SECONDS = 3.0
+"""Of ranks that have saved, until srun is through with them."""
+
+
+GAVE_BACK = ("walltime", "grow", "preempted")
+"""Causes of ends after which the job waits in the queue."""
+
+
+class Pace(NamedTuple):
+    """How fast an attempt was."""
+
+    nodes: int
+    step_seconds: float
+    """Wall-clock of a step, with the evaluations and saves between."""
+
+
+def took(run_dir: Path) -> Took:
+    """The most that the newest attempts took to start and to stop."""
+    starts, stops = [], []
+    for attempt in read_attempts(run_dir)[-NEWEST:]:
+        stages = read_stages(run_dir, attempt["attempt"])
+        starts.append(_start(attempt, stages))
+        stops.append(_stop(attempt, stages))
+    return Took(*(max((value for value in values if value is not None), default=None) for values in (starts, stops)))
+
+
+def _start(attempt: Mapping[str, Any], stages: Mapping[str, Any]) -> float | None:
+    seconds = stages.get("seconds", {})
+    if "step" in seconds:
+        before = max(0.0, (number(stages.get("started")) or attempt["start"]) - attempt["start"])
+        return before + sum(seconds.get(stage, 0.0) for stage in AT_START)
+    # One that was over before its first step has shown that it takes longer than that.
+    return attempt["end"] - attempt["start"] if attempt.get("cause") == "walltime" else None
+
+
+def _stop(attempt: Mapping[str, Any], stages: Mapping[str, Any]) -> float | None:
+    if (measured := number(attempt.get("stop_s"))) is not None:
+        return measured
+    seconds = stages.get("seconds", {})
+    if "save" not in seconds:
+        return None
+    pace = pace_of(attempt, stages)
+    # A step under way, and the one in which the ranks agree.
+    return seconds["save"] + seconds.get("end", 0.0) + 2 * (pace.step_seconds if pace else 0.0) + LEAVE_SECONDS
+
+
+def pace_of(attempt: Mapping[str, Any], stages: Mapping[str, Any]) -> Pace | None:
+    """Of an attempt that has ended; None where it made no further step after its first."""
+    spent, first, last = (number(value) for value in (stages.get("seconds", {}).get("steps"), *_steps(stages)))
+    if not spent or first is None or last is None or last - first < 2:
+        return None
+    return Pace(len(attempt["nodes"]), spent / (last - first - 1))
+
+
+def _steps(stages: Mapping[str, Any]) -> tuple[Any, Any]:
+    return stages.get("first_step"), stages.get("step")
+
+
+def paces(run_dir: Path) -> list[Pace]:
+    """Of the attempts that have ended, in their order."""
+    found = (pace_of(attempt, read_stages(run_dir, attempt["attempt"])) for attempt in read_attempts(run_dir))
+    return [pace for pace in found if pace]
+
+
+def left_seconds(run_dir: Path, nodes: int) -> float | None:
+    """What is left to do after the newest checkpoint, on so many nodes, as fast a node as it was; None: not known."""
+    total, known = number(status_or_nothing(run_dir).get("total_steps")), paces(run_dir)
+    if not total or not known:
+        return None
+    last = known[-1]
+    return max(0.0, total - newest_step(run_dir)) * last.step_seconds * last.nodes / nodes
+
+
+def queue_seconds(run_dir: Path) -> float | None:
+    """The median wait between an attempt that gave its nodes back and the next; None where there was none."""
+    attempts = read_attempts(run_dir)
+    waits = [
+        after["start"] - attempts[number]["end"]
+        for number, after in enumerate(attempts[1:])
+        if attempts[number].get("cause") in GAVE_BACK and attempts[number].get("restart") != after.get("restart")
+    ]
+    return statistics.median(waits) if waits else None

@@ -1,0 +1,77 @@
+"""How long a slice of a run should be, and when its ranks are told to save. Only the standard library, Python 3.9."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
+SHARE = 0.05
+"""Of the shortest slice worth starting, that starting and saving may take."""
+UNKNOWN_MINUTES = 30
+"""The shortest slice of a run of which nobody knows what starting and saving take."""
+UNLIMITED_MINUTES = 24 * 60
+"""The longest, where the partition has no limit."""
+NEED_MARGIN, NEED_SECONDS = 1.25, 120.0
+"""By which what is left to do is taken to be longer than it is estimated."""
+STOP_MARGIN, LEAVE_SECONDS = 1.5, 15.0
+"""By which saving may take longer than it did; and what the batch script needs after it to requeue the job."""
+BACKSTOP_SECONDS = 10
+"""Before its limit, at which Slurm itself tells the ranks of a slice: the batch script has done so before. Slurm may be
+a minute early, which would cut each slice short."""
+
+
+class Took(NamedTuple):
+    """Seconds that a run, or one like it, has shown; None where it has not."""
+
+    start: float | None = None
+    """From the start of its job to the end of its first step."""
+    stop: float | None = None
+    """From the signal until all ranks had saved and left."""
+
+
+class Slice(NamedTuple):
+    """What Slurm is asked for."""
+
+    least: int
+    """Minutes: --time-min."""
+    most: int
+    """Minutes: --time."""
+    lead: int
+    """Seconds before the limit at which the ranks are told to save."""
+    limit: int | None = None
+    """Minutes that the partition allows."""
+
+
+def slice_of(limit: int | None, need: float | None, took: Took, unknown_lead: int, hole: int | None = None) -> Slice:
+    """The slice to ask for.
+
+    limit: minutes that the partition allows, None: any. need: seconds of training that are left, None: nobody knows.
+    unknown_lead: seconds to save in where nobody knows. hole: minutes for which nodes are free, None: nobody knows.
+    """
+    lead = unknown_lead if took.stop is None else math.ceil(STOP_MARGIN * took.stop + LEAVE_SECONDS)
+    most = limit or UNLIMITED_MINUTES
+    if need is not None:
+        most = min(most, math.ceil((NEED_MARGIN * need + NEED_SECONDS + (took.start or 0) + lead) / 60))
+    most = max(1, most)
+    least = min(most, _least(took, lead))
+    if hole is not None:
+        least = max(least, min(most, hole))
+    return Slice(least, most, max(1, min(lead, 30 * least)), limit)
+
+
+def _least(took: Took, lead: int) -> int:
+    """Minutes of the shortest slice worth starting."""
+    if took.start is None or took.stop is None:
+        return max(UNKNOWN_MINUTES, math.ceil(2 * ((took.start or 0) + lead) / 60))
+    return math.ceil(max((took.start + took.stop) / SHARE, 2 * (took.start + lead)) / 60)
+
+
+def hole(planned: Iterable[float], now: float, wait: float) -> int | None:
+    """Minutes for which what is free stays so: until the first of the jobs that wait is planned to start.
+
+    planned: unix times. wait: seconds from now until a job that is sent now may start.
+    None where no start is planned.
+    """
+    first = min(planned, default=None)
+    return None if first is None else max(0, math.floor((first - now - wait) / 60))

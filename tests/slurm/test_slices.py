@@ -1,0 +1,192 @@
+"""How long slices are, when their ranks are told to save, and what is asked of Slurm for the next."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from resnet.rundir.attempts import read_attempts
+from resnet.rundir.files import to_json
+from slurm import slicing
+from slurm.batch import Job
+from slurm.ends import End
+from slurm.measured import left_seconds, paces, queue_seconds, took
+from slurm.slices import SHARE, UNKNOWN_MINUTES, UNLIMITED_MINUTES, Took, hole, slice_of
+
+minutes = st.integers(1, 10_000)
+seconds = st.floats(0, 100_000)
+
+
+@given(
+    limit=st.none() | minutes,
+    need=st.none() | seconds,
+    start=st.none() | seconds,
+    stop=st.none() | seconds,
+    lead=st.integers(1, 65_535),
+    free=st.none() | st.integers(0, 10_000),
+)
+def test_a_slice_fits_together(limit, need, start, stop, lead, free):
+    """Whatever is known."""
+    found = slice_of(limit, need, Took(start, stop), lead, free)
+    assert 1 <= found.least <= found.most <= (limit or UNLIMITED_MINUTES)
+    assert 1 <= found.lead <= 30 * found.least
+    if free is not None and found.least > free:
+        # For its own sake: no shorter one is worth starting.
+        assert found.least == slice_of(limit, need, Took(start, stop), lead).least
+    if None not in (start, stop) and found.least < found.most:
+        assert start + stop <= SHARE * 60 * found.least + 1e-6
+    if stop is not None and found.lead < 30 * found.least:
+        assert found.lead > stop
+    if need is not None and found.most < (limit or UNLIMITED_MINUTES):
+        assert 60 * found.most - found.lead >= need
+
+
+def test_what_is_not_known_has_defaults():
+    assert slice_of(None, None, Took(), 120)[:3] == (UNKNOWN_MINUTES, UNLIMITED_MINUTES, 120)
+    assert slice_of(20, None, Took(), 120)[:3] == (20, 20, 120)
+    # A minute to start and half of one to save are a twentieth of half an hour.
+    assert slice_of(600, None, Took(60, 30), 120)[:3] == (30, 600, 60)
+    assert slice_of(600, 3600, Took(60, 30), 120).most == 79
+    # A gap in the schedule that is longer than the least, and one that is shorter.
+    assert [slice_of(600, None, Took(60, 30), 120, free).least for free in (5, 90, 900)] == [30, 90, 600]
+
+
+def test_the_hole_ends_where_the_next_job_is_planned():
+    assert hole([], 1000, 60) is None
+    assert hole([1000 + 600, 1000 + 60 + 185], 1000, 60) == 3
+    assert hole([1000], 1000, 60) == 0
+
+
+JOBS = {"runs": [], "srun": [], "stage": [], "master": None, "max_requeues": 3, "signal_lead": 30, "nodes": 2}
+JOBS |= {"cores": 1, "node_cores": 1, "slice": {"limit": 600}, "sizes": [1, 2]}
+
+
+@pytest.fixture
+def run_dir(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.delenv("SLURM_ARRAY_JOB_ID", raising=False)
+    (tmp_path / "slurm").mkdir()
+    return tmp_path
+
+
+def attempt(run_dir: Path, number: int, start: float, end: float, step=(0, 0), stages=None, **fields) -> None:
+    """One that has ended."""
+    nodes = fields.pop("nodes", ["n1", "n2"])
+    begin = {"attempt": number, "job_id": "7", "restart": number, "start": start, "nodes": nodes, "step": step[0]}
+    over = {"attempt": number, "end": end, "outcome": "stopped", "cause": "walltime", "step": step[1]}
+    with open(run_dir / "slurm" / "attempts.jsonl", "a") as file:
+        file.write(json.dumps(begin) + "\n" + json.dumps({**over, "fruitless": False, **fields}) + "\n")
+    if stages:
+        folder = run_dir / "logs" / f"attempt-{number}"
+        folder.mkdir(parents=True)
+        facts = {"started": start + 4, "first_step": step[0], "step": step[1], "seconds": stages}
+        (folder / "stages.json").write_text(to_json(facts))
+
+
+def commit(run_dir: Path, step: int) -> None:
+    folder = run_dir / "checkpoints" / f"step-{step:08d}"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text("{}")
+
+
+def test_what_a_run_has_shown(run_dir):
+    assert took(run_dir) == Took()
+    assert left_seconds(run_dir, 2) is None
+    assert queue_seconds(run_dir) is None
+    stages = {"python": 1.0, "imports": 5.0, "step": 2.0, "steps": 99.0, "save": 6.0, "end": 1.0}
+    attempt(run_dir, 1, 1000, 1200, (0, 100), stages)
+    # Four seconds until the ranks were started, eight to the end of the first step; a step takes one.
+    assert took(run_dir) == Took(12.0, 6.0 + 1.0 + 2 * 1.0 + 3.0)
+    attempt(run_dir, 2, 1300, 1420, (100, 150), stages | {"steps": 98.0}, stop_s=20.0, nodes=["n1"])
+    assert took(run_dir).stop == 20.0
+    assert [(pace.nodes, pace.step_seconds) for pace in paces(run_dir)] == [(2, 1.0), (1, 2.0)]
+    (run_dir / "status.json").write_text('{"total_steps": 400}')
+    commit(run_dir, 150)
+    assert (left_seconds(run_dir, 1), left_seconds(run_dir, 2)) == (500.0, 250.0)
+    assert queue_seconds(run_dir) == 100.0
+
+
+def test_a_slice_that_was_too_short_to_start_asks_for_a_longer_one(run_dir):
+    """And ends the run only where a longer one was of no use."""
+    attempt(run_dir, 1, 1000, 1100)
+    first = slicing.slice_now(JOBS, run_dir)
+    attempt(run_dir, 2, 2000, 2000 + 60 * first.least)
+    assert slicing.slice_now(JOBS, run_dir).least > first.least >= UNKNOWN_MINUTES
+    assert took(run_dir).start == 60 * first.least
+
+
+def note_end(run_dir: Path, seconds: float, monkeypatch) -> dict:
+    job = Job(JOBS, run_dir)
+    job._begin()
+    job.begun = time.time() - seconds
+    job._note_end(End("stopped", ""), "walltime")
+    return read_attempts(run_dir)[-1]
+
+
+def test_slices_without_progress_end_the_run_where_longer_ones_have_not_helped(run_dir, monkeypatch):
+    told = [note_end(run_dir, seconds, monkeypatch)["fruitless"] for seconds in (60, 120, 600, 600, 600, 600)]
+    assert told == [False, False, False, True, True, True]
+    assert "3 attempts in a row ended without a checkpoint" in (
+        Job(JOBS | {"max_requeues": 100}, run_dir)._why_not() or ""
+    )
+
+
+def test_slices_with_progress_are_no_requeues(run_dir, monkeypatch):
+    for number in range(1, 9):
+        job = Job(JOBS, run_dir)
+        job._begin()
+        commit(run_dir, 10 * number)
+        job._note_end(End("stopped", ""), "walltime")
+        assert job.number == number
+        assert Job(JOBS, run_dir)._why_not() is None
+    # A fixed time counts each.
+    fixed = JOBS | {"slice": None}
+    for number in range(9, 14):
+        job = Job(fixed, run_dir)
+        job._begin()
+        commit(run_dir, 10 * number)
+        job._note_end(End("stopped", ""), "walltime")
+    assert "started 5 times" in (Job(fixed, run_dir)._why_not() or "")
+
+
+def test_the_ranks_are_told_when_the_slice_is_over(run_dir, monkeypatch):
+    attempt(run_dir, 1, 1000, 1200, (0, 100), {"step": 2.0, "steps": 99.0, "save": 6.0}, stop_s=10.0)
+    job = Job(JOBS, run_dir)
+    assert job.clock.lead == 30
+    job.clock.limit = time.time() + 45
+    assert job.why_to_stop() is None
+    assert job.stop_asked is None
+    job.clock.limit = time.time() + 29
+    assert job.why_to_stop() == "the slice is over"
+    job._begin()
+    job._note_end(End("stopped", ""), "walltime")
+    assert 0 <= read_attempts(run_dir)[-1]["stop_s"] < 20
+    # Of a fixed slurm.time Slurm tells them.
+    other = Job(JOBS | {"slice": None}, run_dir)
+    other.clock.limit = time.time() + 29
+    assert other.clock.lead == 30
+    assert other.why_to_stop() is None
+
+
+def test_where_slurm_refuses_the_slice_stays(run_dir, monkeypatch, capfd):
+    def refuse(command, seconds=None):
+        raise ValueError(f"Slurm does not answer: {command[0]}: Access/permission denied")
+
+    monkeypatch.setattr(slicing, "ask", refuse)
+    monkeypatch.setattr(slicing, "planned_starts", lambda *_: [time.time() + 3600])
+    slicing.ask_for_time(Job(JOBS, run_dir))
+    assert "the next slice is as long as the last: Slurm does not answer: scontrol: Access" in capfd.readouterr().err
+
+
+def test_what_is_asked_for_the_next_slice(run_dir, monkeypatch):
+    asked = []
+    monkeypatch.setattr(slicing, "ask", lambda command, seconds=None: asked.append(command))
+    monkeypatch.setattr(slicing, "planned_starts", lambda *_: [time.time() + 3600 + 150 + 5])
+    slicing.ask_for_time(Job(JOBS, run_dir))
+    slicing.ask_for_time(Job(JOBS | {"slice": None}, run_dir))
+    assert asked == [["scontrol", "update", "JobId=7", "TimeLimit=600", "TimeMin=60"]]
+    assert os.environ["SLURM_JOB_ID"] == "7"
