@@ -13,13 +13,13 @@ import statistics
 import subprocess
 import time
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from resnet.rundir.stages import AT_START, read_stages
 from resnet.rundir.status import status_or_nothing
-from slurm.control import TIMEOUT_SECONDS, said, unix_time
+from slurm.control import TIMEOUT_SECONDS
 from slurm.measured import Pace, paces, queue_seconds, took
+from slurm.room import room
 from slurm.slices import Took, slice_of
 from slurm.slicing import QUEUE_SECONDS
 
@@ -58,8 +58,8 @@ def look(job: Job) -> None:
     left = _left(job) if now < most and not _ends_soon(job) else None
     if left is None or gain(left, most, paces(job.run_dir), *_costs(job)) <= 0:
         return
-    size = max((size for size in sizes if size <= now + _free_nodes(job, most - now)), default=0)
-    won = gain(left, size, paces(job.run_dir), *_costs(job)) if size > now else 0.0
+    size = _possible(job, now, sizes)
+    won = gain(left, size, paces(job.run_dir), *_costs(job)) if size else 0.0
     if won > WORTH * left.seconds:
         job.bigger = f"{size} nodes are free for it in the place of {now}, to end about {won / 60:.0f} min sooner"
 
@@ -116,27 +116,32 @@ def speedup(left: Left, nodes: int, known: Iterable[Pace]) -> float:
     return (nodes / left.nodes) ** min(1.0, max(0.0, power))
 
 
-def _free_nodes(job: Job, missing: int) -> int:
-    """How many nodes more this job could have at once, by Slurm's own word on a job like it; 0 where it gives none.
-
-    Of a job that were sent now, Slurm says when it would start behind all that wait, so that nobody is overtaken.
-    """
-    script = Path(job.run_dir) / "slurm" / f"{job.job_id}_submission.sh"
-    if not script.is_file():
+def _possible(job: Job, now: int, sizes: Sequence[int]) -> int:
+    """The most nodes that the job could have at once; 0 where they are no more than it has, or Slurm gives no word."""
+    try:
+        idle = room(os.environ.get("SLURM_JOB_PARTITION")).idle
+    except ValueError:
         return 0
+    size = max((size for size in sizes if size <= now + idle), default=0)
+    return size if size > now and _starts_now(job, size - now) else 0
+
+
+def _starts_now(job: Job, nodes: int) -> bool:
+    """Whether a job like this one, on the nodes that it lacks, would start at once by Slurm's word.
+
+    Slurm says when it would start behind all that wait, so that nobody is overtaken, and knows what nodes it may have.
+    """
+    script = job.run_dir / "slurm" / f"{job.job_id}_submission.sh"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SBATCH_")}
     try:
         done = subprocess.run(
-            ["sbatch", "--test-only", f"--nodes=1-{missing}", str(script)],
+            ["sbatch", "--test-only", f"--nodes={nodes}", str(script)],
             env={**environment, "SLURM_TIME_FORMAT": "%s"},
             capture_output=True,
             text=True,
             timeout=TIMEOUT_SECONDS,
         )
     except (OSError, subprocess.TimeoutExpired):
-        return 0
-    found = re.search(r"to start at (\S+) .* on nodes (\S+)", done.stderr)
-    start = unix_time(found[1]) if found else None
-    if done.returncode or not found or start is None or start > time.time() + SOON_SECONDS:
-        return 0
-    return len(said("scontrol", "show", "hostnames", found[2]).split())
+        return False
+    found = re.search(r"to start at (\d+)", done.stderr)
+    return done.returncode == 0 and found is not None and float(found[1]) <= time.time() + SOON_SECONDS
