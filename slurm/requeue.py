@@ -29,7 +29,7 @@ def requeue(job: Job, reason: str, end: End) -> int:
     if problem is None and job.nodes.left_out:
         nodes = ",".join(filter(None, [job.jobs.get("exclude"), *job.nodes.left_out]))
         said("scontrol", "update", f"JobId={job.job_id}", f"ExcNodeList={nodes}")
-    if done.returncode == 0:
+    if problem is None:
         ask_for_time(job)
     time.sleep(2)
     by_slurm = job.log.slurms_word() not in (None, "", "TIME LIMIT")
