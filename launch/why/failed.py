@@ -13,11 +13,13 @@ from launch.why.facts import Facts, Text
 from launch.why.signs import Found, first_sign
 from recipes.text import format_duration
 from resnet.rundir.files import number
+from slurm.queue import FAILURES
 
 MOST_SHOWN = 300
 """Characters of a line of evidence."""
 CONSEQUENCES = (None, "peer", "nccl", "hang", "killed", "crash", "slurm", "gone", "budget", "node", "device")
 """Classes of failure that may follow from another, which a log tells."""
+EXITED = ": exited with exit code"
 TOLD_BY_REASON = ("mistake", "oom", "data", "disk")
 """Those that only their own reason tells more of: a log may hold errors that did no harm."""
 
@@ -30,9 +32,9 @@ def find(facts: Facts) -> list[Cause]:
         return [_silent(facts)]
     if row["state"] == "stopped" and row["over"]:
         return [_stopped(facts)] if facts.now - (row["updated"] or 0) > GRACE_SECONDS or row["failure"] else []
-    if row["state"] != "failed":
-        return []
-    return [_failed(facts)]
+    # In the first minute a run whose job has failed may still be queued by its own word.
+    failed = row["state"] == "failed" or (row["state"] == "queued" and row["slurm_state"] in FAILURES)
+    return [_failed(facts)] if failed else []
 
 
 def _failed(facts: Facts) -> Cause:
@@ -48,9 +50,11 @@ def _failed(facts: Facts) -> Cause:
 def _texts(facts: Facts, kind: str | None) -> list[Text]:
     """What is searched for a sign, the most telling first."""
     reason = Text("status.json", str(facts.row["reason"] or "").split("\n"))
-    if kind in TOLD_BY_REASON:
+    # Of a rank that ended by itself, with the code of a mistake, and not by the program.
+    by_code = EXITED in reason.lines[0]
+    if kind in TOLD_BY_REASON and not by_code:
         return [reason]
-    if kind not in CONSEQUENCES:
+    if kind not in CONSEQUENCES and not by_code:
         return []
     record = facts.first_record
     first = [Text(f"logs/failure-{record['rank']}.json", [record["reason"]])] if record else []

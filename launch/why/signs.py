@@ -147,7 +147,7 @@ CAUSES = _signs(
     ("setup", r"slurm\.setup failed: (.*)", "a line of slurm.setup failed: {0}", _without_setup),
     (
         "container",
-        r"(?:apptainer|singularity|podman|docker|enroot)[^\n]*(?:command not found|: not found)|"
+        r"(?:apptainer|singularity|podman|docker|enroot)\S*: (?:command not found|not found|No such file or directory)|"
         r"FATAL: .*(?:image|container|\.sif|\.sqsh).*|pyxis: .*(?:failed|couldn't|error).*|enroot-\w+: .*|"
         r"unrecognized option '--container-\S+'",
         "the container could not be started ({0})",

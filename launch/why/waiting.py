@@ -12,7 +12,7 @@ from launch.why.facts import Facts
 from launch.why.sooner import Offer, offers
 from recipes.text import format_duration, plural
 from slurm.pending import Ahead, ahead_of, show_job
-from slurm.queue import Job, queued
+from slurm.queue import FAILURES, Job, queued
 
 WORTH_SECONDS = 120
 """By which another request has to start sooner to be told."""
@@ -36,7 +36,7 @@ def find(facts: Facts) -> list[Cause]:
         name, said = found
         command = f"scontrol resume {row['job_id']}" if name == "suspended" else ""
         return [Cause("waiting", name, said, (f"job {row['job_id']} is {row['slurm_state']} (squeue)",), command, 1.0)]
-    if row["state"] != "queued":
+    if row["state"] != "queued" or row["slurm_state"] in FAILURES:
         return []
     if not row["job_id"]:
         return [_never_sent(facts)] if _waited(facts) > SENDING_SECONDS else []

@@ -13,6 +13,7 @@ of the package for each kind; `faults()` gives them all.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import subprocess
@@ -22,10 +23,14 @@ from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
+from launch.cli import COMMANDS
 from resnet.data.sources.shapes import draw
-from tests.helpers import PROGRAM, TINY
-from tests.slurm_helpers import Cluster, need_slurm, running_cluster
+from resnet.process.commands import run_program
+from slurm import testcluster
+from tests.helpers import PROGRAM, TINY, train
+from tests.slurm_helpers import ON_CLUSTER, Cluster, need_slurm, running_cluster
 
 MODULES = ("waiting", "failed")
 """Of this package."""
@@ -79,6 +84,9 @@ class Place:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.variables: dict[str, str] = {}
+        """More of the environment in which `launch why` is asked."""
+        self._afterwards: list[Callable[[], object]] = []
         self._exits = contextlib.ExitStack()
 
     def run_dir(self, name: str) -> Path:
@@ -96,14 +104,19 @@ class Place:
         return [*TINY, f"data.train={self.shapes}"]
 
     def train(self, name: str, *words: object, environment: dict[str, str] | None = None, ranks: int = 1) -> Path:
-        """Train here, as a process of its own, with whatever end; returns the run's directory."""
+        """Train here with whatever end; returns the run's directory.
+
+        In this process, unless it is to have several ranks or variables of its own: it may die of them.
+        """
         where = [f"run.root={self.folder / 'runs'}", f"run.name={name}"]
-        program = ["train.py"] if ranks == 1 else ["-m", "launch", "local", "--ranks", str(ranks)]
-        command = [sys.executable, *program, *map(str, [*self.words, *words, *where])]
-        run = subprocess.run(
-            command, cwd=PROGRAM, env=os.environ | (environment or {}), capture_output=True, text=True, timeout=200
-        )
-        assert self.run_dir(name).is_dir(), run.stdout + run.stderr
+        words = (*self.words, *words, *where)
+        if ranks == 1 and environment is None:
+            train(*words)
+        else:
+            program = ["train.py"] if ranks == 1 else ["-m", "launch", "local", "--cpu-ranks", str(ranks)]
+            command = [sys.executable, *program, *map(str, words)]
+            subprocess.run(command, cwd=PROGRAM, env=os.environ | (environment or {}), capture_output=True, timeout=200)
+        assert self.run_dir(name).is_dir(), words
         return self.run_dir(name)
 
     @cached_property
@@ -112,19 +125,34 @@ class Place:
         need_slurm()
         work = self.folder / "sent"
         work.mkdir()
-        return self._exits.enter_context(running_cluster(self.folder / "cluster", work, accounting=False))
+        return self._exits.enter_context(running_cluster(self.folder / "cluster", work))
+
+    def send(self, name: str, *words: object) -> Path:
+        """Send a run to Slurm, as a user does; returns its directory."""
+        self.cluster.launch("submit", *self.words, *words, f"run.name={name}", *ON_CLUSTER, "slurm.gpus_per_node=0")
+        return self.cluster.run_dir(name)
+
+    def afterwards(self, undo: Callable[[], object]) -> None:
+        """Call this once `launch why` was asked of the fault that is being planted."""
+        self._afterwards.append(undo)
 
     def why(self, run_dir: Path) -> list[dict[str, Any]]:
         """The causes that `launch why RUN --json` gives."""
-        environment = self.cluster.environment if "cluster" in self.__dict__ else os.environ
-        command = [sys.executable, "-m", "launch", "why", str(run_dir), "--json"]
-        done = subprocess.run(command, cwd=PROGRAM, env=environment, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)["causes"]
+        sent = "cluster" in self.__dict__ and run_dir.is_relative_to(self.cluster.work)
+        variables = {**(testcluster.environment(self.cluster.folder) if sent else {}), **self.variables}
+        printed = io.StringIO()
+        with mock.patch.dict(os.environ, variables), contextlib.redirect_stdout(printed):
+            code = run_program("launch", COMMANDS, ["why", str(run_dir), "--json"], dict)
+        assert code == 0
+        return json.loads(printed.getvalue())["causes"]
 
     def say(self, planted: Fault) -> Said:
         """Plant a fault, and ask why."""
-        causes = self.why(planted.make(self))
+        try:
+            causes = self.why(planted.make(self))
+        finally:
+            while self._afterwards:
+                self._afterwards.pop()()
         right = bool(causes) and causes[0]["kind"] == planted.kind and causes[0]["name"] in planted.names
         return Said(right, causes)
 
