@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -125,7 +125,7 @@ def make_plan(recipe: Recipe, samples: int, world_size: int, micro_batch: int | 
     if rest or slots % world_size:
         unit = micro_batch * world_size
         below = recipe.batch_size // unit * unit
-        fitting = f"try batch_size={_either(below, below + unit)}" if rest else f"use {_devices(*_divisors(slots))}"
+        fitting = f"try batch_size={either(below, below + unit)}" if rest else f"use {_devices(*_divisors(slots))}"
         raise ValueError(
             f"batch_size {recipe.batch_size} does not divide over {_devices(world_size)} in micro-batches of "
             f"{micro_batch}, which the run keeps: {fitting}"
@@ -145,6 +145,24 @@ def make_plan(recipe: Recipe, samples: int, world_size: int, micro_batch: int | 
         total_steps=max(1, round(recipe.epochs * steps)),
         lr=recipe.optimizer.lr * scale,
     )
+
+
+def sizes_of(recipe: Recipe, world_sizes: Iterable[int], micro_batch: int | None = None) -> tuple[int, list[int]]:
+    """On which of some numbers of devices the same steps are made of the same micro-batches; and that micro-batch.
+
+    micro_batch: the one to keep; without one, that of the largest number that the batch divides over.
+    max_batch_per_device=auto stands for the whole share of a device there, as the most that may then be found.
+    Raises ValueError, with what would do, where the batch divides over none of them.
+    """
+    wanted, batch_size = sorted(set(world_sizes)), recipe.batch_size
+    if micro_batch is None:
+        found = (_largest_micro_batch(_limit(recipe), batch_size, count) for count in reversed(wanted))
+        micro_batch = next(filter(None, found), None)
+    fitting = [count for count in wanted if micro_batch and batch_size % (micro_batch * count) == 0]
+    if not micro_batch or not fitting:
+        make_plan(recipe, batch_size, wanted[0], micro_batch)
+        raise AssertionError("a batch that divides over none is refused on the fewest")
+    return micro_batch, fitting
 
 
 def samples_known(data: Data) -> int | None:
@@ -183,8 +201,7 @@ def effective_decay(config: Ema, batch_size: int, epochs: float) -> float:
 
 
 def _micro_batch(recipe: Recipe, world_size: int) -> int:
-    batch_size, limit = recipe.batch_size, recipe.max_batch_per_device
-    limit = None if limit == "auto" else limit
+    batch_size, limit = recipe.batch_size, _limit(recipe)
     if size := _largest_micro_batch(limit, batch_size, world_size):
         return size
     below = batch_size // world_size * world_size
@@ -200,8 +217,13 @@ def _micro_batch(recipe: Recipe, world_size: int) -> int:
         more = f", or max_batch_per_device={larger}"
     raise ValueError(
         f"batch_size {batch_size} does not divide over {_devices(world_size)}{within}: "
-        f"try batch_size={_either(*sizes)}{more}"
+        f"try batch_size={either(*sizes)}{more}"
     )
+
+
+def _limit(recipe: Recipe) -> int | None:
+    """Images of a forward pass at most; None: all of a device's share."""
+    return None if recipe.max_batch_per_device == "auto" else recipe.max_batch_per_device
 
 
 def micro_batches(batch_size: int, world_size: int) -> list[int]:
@@ -224,10 +246,10 @@ def _largest_micro_batch(limit: int | None, batch_size: int, world_size: int) ->
 
 
 def _devices(*counts: int) -> str:
-    return f"{_either(*counts)} device{'s' if counts[-1] > 1 else ''}"
+    return f"{either(*counts)} device{'s' if counts[-1] > 1 else ''}"
 
 
-def _either(*numbers: int | None) -> str:
+def either(*numbers: int | None) -> str:
     """As in 1, 2 or 4; without those that are 0 or None."""
     *first, last = (str(number) for number in numbers if number)
     return f"{', '.join(first)} or {last}" if first else last

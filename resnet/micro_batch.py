@@ -33,32 +33,37 @@ def fitted(
 ) -> tuple[Plan, str]:
     """The plan by the micro-batch that fits into all ranks' memory where the recipe wants it found, and a line on it.
 
+    plan: by the largest that may be found, whose parts are all that are tried.
     beside: what the trainer has beside its network. Every rank calls it.
     """
     recipe, ranks = plan.recipe, accelerator.num_processes
     if recipe.max_batch_per_device != "auto":
         return plan, ""
     cached = bytes_needed(len(train), len(val), recipe.augment) if recipe.data.cache == "device" else 0
-    size, told = together(lambda: largest_micro_batch(recipe, len(train.classes), accelerator, cached, beside))
+    classes, most = len(train.classes), plan.micro_batch
+    size, told = together(lambda: largest_micro_batch(recipe, classes, accelerator, cached, beside, most))
     if (least := least_of_ranks(size)) < size:
         told += f"; of {least} into all ranks'"
     return make_plan(recipe, len(order), ranks, least), told
 
 
 def largest_micro_batch(
-    recipe: Recipe, classes: int, accelerator: Accelerator, reserved: int, beside: dict[str, Any]
+    recipe: Recipe, classes: int, accelerator: Accelerator, reserved: int, beside: dict[str, Any], most: int
 ) -> tuple[int, str]:
     """The largest micro-batch whose training steps fit into this rank's memory, and a line on it; no rank is asked.
 
-    On a CPU the whole share of a rank. reserved: bytes that the run will need beside it. beside: what the trainer has
-    beside the network, as its teacher. Raises ValueError where even the smallest does not fit.
+    On a CPU the largest that may be. reserved: bytes that the run will need beside it. beside: what the trainer has
+    beside the network, as its teacher. most: the images that may be of one pass, of which parts are tried too.
+    Raises ValueError where even the smallest does not fit.
     """
-    ranks = accelerator.num_processes
-    sizes = micro_batches(recipe.batch_size, ranks)
+    share = recipe.batch_size // accelerator.num_processes
+    which = "all of a device's" if most == share else "the most that all numbers of nodes share"
     if accelerator.device.type != "cuda":
-        return sizes[0], f"max_batch_per_device=auto: on a CPU all {sizes[0]} images of a device in one pass"
+        told = f"all {most} images of a device in one pass" if most == share else f"micro-batches of {most}, {which}"
+        return most, f"max_batch_per_device=auto: on a CPU {told}"
+    sizes = micro_batches(most, 1)
     fits, too_large = first_that_fits(recipe, classes, accelerator, sizes, reserved, beside)
-    larger = f"{too_large} would not" if too_large else "all of a device's"
+    larger = f"{too_large} would not" if too_large else which
     return fits, f"max_batch_per_device=auto: micro-batches of {fits} fit into the GPU's memory, {larger}"
 
 
@@ -71,6 +76,7 @@ def first_that_fits(
     beside: dict[str, Any],
 ) -> tuple[int, int | None]:
     """The first of some sizes in descending order that fits, and the one before it, which does not."""
+    share = recipe.batch_size // accelerator.num_processes
     # A network to be thrown away. BatchNorm of all ranks would wait for those whose memory is too small.
     # What is unfrozen later is trained from the first step on, as it will take memory.
     model = recipe.model.model_copy(update={"sync_batchnorm": False, "unfreeze": {}})
@@ -82,7 +88,7 @@ def first_that_fits(
     held, too_large = torch.empty(reserved, dtype=torch.uint8, device=accelerator.device), None
     for size in sizes:
         room = _room(accelerator.device)
-        trainer = _trainer(recipe, classes, accelerator, state, size, size < sizes[0], beside)
+        trainer = _trainer(recipe, classes, accelerator, state, size, size < share, beside)
         try:
             fits = _steps_fit(trainer, room)
         finally:

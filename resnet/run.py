@@ -46,7 +46,7 @@ from resnet.micro_batch import fitted
 from resnet.opening import first_lines, open_run_dir
 from resnet.plugins import Callbacks, changed_states, digests, load_plugin
 from resnet.pretrained import shaped_as_weights
-from resnet.process.environment import ATTEMPT
+from resnet.process.environment import ATTEMPT, micro_batch_told
 from resnet.process.exit_codes import FAILED, FINISHED
 from resnet.process.mistakes import OfAllRanks
 from resnet.process.rank_logs import all_are_kept
@@ -106,7 +106,8 @@ def run(recipe: Recipe, accelerator: Accelerator, signals: Signals, notes: Seque
         lifetime.callback(start.release)
         # From here on it is the recipe of the network that is trained, which the weights have a say in.
         recipe, shape = together(lambda: shaped_as_weights(recipe, start.checkpoint and start.checkpoint / MODEL))
-        plan = together(lambda: make_plan(recipe, len(order), accelerator.num_processes, start.micro_batch))
+        kept = start.micro_batch or micro_batch_told()
+        plan = together(lambda: make_plan(recipe, len(order), accelerator.num_processes, kept))
         if start.is_finished(plan):
             return _nothing_to_do(start.run_dir, rank)
         memory = check_input(recipe, train, val, accelerator)

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from resnet.process.environment import ATTEMPT, CORES, RANKS, SCRIPT, job_id
+from resnet.process.environment import ATTEMPT, CORES, MICRO_BATCH, RANKS, SCRIPT, job_id
 from resnet.process.exit_codes import FAILED, FINISHED
 from resnet.process.processes import started
 from resnet.process.rank_logs import RANK_LOGS
@@ -93,7 +93,7 @@ class Job:
         this_job = job_id()
         assert this_job, "a batch script runs in a job"
         self.job_id = this_job
-        self.nodes = Nodes(hostnames(), jobs.get("nodes"), jobs.get("local_ranks", 1))
+        self.nodes = Nodes(hostnames(), jobs.get("nodes"), jobs.get("local_ranks", 1), jobs.get("sizes", ()))
         self.clock, self.log = Clock(this_job, lead_of(jobs, run_dir)), OwnLog()
         self.told: str | None = None
         """The signal that asked the batch script to end."""
@@ -256,6 +256,7 @@ class Job:
                 SCRIPT: f"{os.getpid()} {started(os.getpid())} {self.run_dir}",
                 CORES: str(self.jobs["cores"]),
                 RANKS: str(len(nodes) * self.nodes.ranks),
+                MICRO_BATCH: str(self.jobs.get("micro_batch") or ""),
                 RANK_LOGS: kept(self.jobs),
                 **self.on_nodes.copies.variables(),
             }

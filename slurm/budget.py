@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from resnet.rundir.attempts import newest_step
-from resnet.rundir.provenance import read_provenance
+from resnet.rundir.provenance import kept_plan
 from slurm.control import was_preempted
 
 WITHOUT_PROGRESS = 2
@@ -42,11 +41,6 @@ def why_not(attempts: Sequence[Mapping[str, Any]], job_id: str, step: int, max_r
 
 def fits(run_dir: Path, ranks: int) -> bool:
     """Whether the run's global batch can be made on so many ranks of the micro-batches that it began with."""
-    try:
-        known = read_provenance(run_dir)["plan"]
-        if known.get("sync_batchnorm"):
-            # Which normalises over all ranks.
-            return False
-        return newest_step(run_dir) > 0 and known["batch_size"] % (known["micro_batch"] * ranks) == 0
-    except (ValueError, OSError, KeyError, IndexError, TypeError):
-        return False
+    # Batch normalisation of all ranks together binds the run to their number.
+    plan = kept_plan(run_dir)
+    return bool(plan) and not plan.get("sync_batchnorm") and plan["batch_size"] % (plan["micro_batch"] * ranks) == 0

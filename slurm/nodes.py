@@ -9,11 +9,13 @@ class Nodes:
     """The nodes of a job in Slurm's order, of which the first good ones are in use; others are spare.
 
     wanted: how many are trained on; None: all. ranks: of a node.
+    sizes: where a job may be given several numbers of nodes, those that its run can be trained on; then as many as it
+    has come to are wanted.
     """
 
-    def __init__(self, names: Sequence[str], wanted: int | None, ranks: int) -> None:
-        self.names, self.ranks = list(names), ranks
-        self.wanted = wanted or len(self.names)
+    def __init__(self, names: Sequence[str], wanted: int | None, ranks: int, sizes: Sequence[int] = ()) -> None:
+        self.names, self.ranks, self._sizes = list(names), ranks, frozenset(sizes)
+        self.wanted = max((size for size in sizes if size <= len(self.names)), default=wanted or len(self.names))
         self.left_out: dict[str, str] = {}
         """Why, by the node."""
 
@@ -41,7 +43,8 @@ class Nodes:
     def shrink(self, fits: Callable[[int], bool]) -> bool:
         """Where too few are good, train on fewer, if as many ranks fit the run; returns whether it can go on."""
         if len(self.good) < self.wanted:
-            self.wanted = next((count for count in range(len(self.good), 0, -1) if fits(count * self.ranks)), 0)
+            fewer = range(len(self.good), 0, -1)
+            self.wanted = next((size for size in fewer if size in self._sizes or fits(size * self.ranks)), 0)
         return self.wanted > 0
 
     def only(self, nodes: Sequence[str]) -> list[str]:
@@ -50,6 +53,7 @@ class Nodes:
 
     def options(self) -> list[str]:
         """What srun is told so that it starts the ranks; [] where it does so by itself."""
-        if not (where := self.only(self.in_use)):
+        where = self.only(self.in_use)
+        if not where and not self._sizes:
             return []
         return [*where, f"--ntasks={self.ranks * len(self.in_use)}", f"--ntasks-per-node={self.ranks}"]

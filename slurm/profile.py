@@ -193,6 +193,10 @@ class Profile(Group):
         """Whether a run may be given several numbers of nodes."""
         return self.least_nodes < self.most_nodes
 
+    def on_nodes(self, nodes: int | str) -> Profile:
+        """The same for so many nodes, given as the key is."""
+        return self.model_copy(update={"nodes": _node_counts(nodes)})
+
     @property
     def ranks(self) -> int:
         """Of a run on the most nodes that it may be given."""
@@ -202,8 +206,8 @@ class Profile(Group):
 OURS = frozenset(
     [
         *("partition", "account", "qos", "constraint", "reservation", "nodes", "exclude", "exclusive", "mem", "time"),
-        *("ntasks", "ntasks-per-node", "cpus-per-task", "gres", "gpus-per-node", "signal", "requeue", "no-requeue"),
-        *("array", "job-name", "output", "error", "open-mode", "chdir", "wrap", "parsable"),
+        *("ntasks", "ntasks-per-node", "cpus-per-task", "mincpus", "gres", "gpus-per-node", "signal", "requeue"),
+        *("no-requeue", "array", "job-name", "output", "error", "open-mode", "chdir", "wrap", "parsable"),
     ]
 )
 """Options of sbatch that follow from the other keys."""

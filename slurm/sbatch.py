@@ -64,6 +64,10 @@ class Submission:
 
     slice: Slice | None = None
     """Of slurm.time=auto, where something is known of the runs; None: what the partition allows."""
+    sizes: Sequence[int] = ()
+    """Numbers of nodes that the runs' one can be trained on, where the profile's are several."""
+    micro_batch: int | None = None
+    """What it makes its batches of on all of them."""
 
     @property
     def jobs_file(self) -> Path:
@@ -206,6 +210,8 @@ def _jobs(submission: Submission) -> dict[str, Any]:
         "check": profile.check,
         "cores": profile.cpus_per_rank,
         "nodes": profile.most_nodes,
+        "sizes": list(submission.sizes),
+        "micro_batch": submission.micro_batch,
         "exclude": profile.exclude,
         "local_ranks": profile.local_ranks,
         "node_cores": profile.cpus_per_rank * profile.local_ranks,
@@ -238,9 +244,7 @@ def _executor(submission: Submission) -> Any:
     executor.update_parameters(
         job_name=submission.name,
         time=submission.slice.most if submission.slice else math.ceil(seconds(profile.time) / 60),
-        nodes=profile.most_nodes + profile.spare_nodes,
-        ntasks_per_node=profile.local_ranks,
-        cpus_per_task=profile.cpus_per_rank,
+        **_shape(profile),
         signal_delay_s=BACKSTOP_SECONDS if submission.slice else profile.signal_lead,
         array_parallelism=submission.parallel,
         setup=_setup(submission),
@@ -250,6 +254,14 @@ def _executor(submission: Submission) -> Any:
         wckey=None,
     )
     return executor
+
+
+def _shape(profile: Profile) -> dict[str, int]:
+    """The nodes and ranks of a job, in submitit's words."""
+    if profile.is_range:
+        return {"nodes": profile.most_nodes}
+    ranks = {"ntasks_per_node": profile.local_ranks, "cpus_per_task": profile.cpus_per_rank}
+    return {"nodes": profile.most_nodes + profile.spare_nodes, **ranks}
 
 
 def _options(submission: Submission) -> dict[str, Any]:
@@ -267,8 +279,9 @@ def _options(submission: Submission) -> dict[str, Any]:
     if submission.slice:
         options["time-min"] = submission.slice.least
     if profile.is_range:
-        # In the place of submitit's, which is a number.
-        options["nodes"] = profile.nodes
+        # In the place of submitit's, which is a number. Of ranks nothing is said: with --ntasks-per-node Slurm (22.05)
+        # gives no more nodes than the least of them have ranks, and waits for as many as before after a requeue.
+        options |= {"nodes": profile.nodes, "mincpus": profile.cpus_per_rank * profile.local_ranks}
     if submission.after:
         # A job that waits for one that has failed would wait for ever.
         options |= {"dependency": submission.after, "kill-on-invalid-dep": "yes"}

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from launch.chain.plan import Step
-from launch.runs.checks import check_batch, check_name, check_paths
+from launch.runs.checks import check_name, check_paths
 from launch.runs.job_record import FORMAT, Job
 from launch.runs.send import SNAPSHOTS, uninterrupted
+from launch.runs.sizes import Sizes, find_sizes
 from recipes.schema.recipe import Recipe
 from resnet.rundir.chain import TRAIN, job_name, log_of, new_folder, write_chain
 from slurm.code_copy import take_snapshot
@@ -36,8 +37,8 @@ def send(subject: Path, steps: Sequence[Step], recipes: Sequence[Recipe], place:
     """
     check_name(subject)
     for recipe in recipes:
-        check_batch(recipe, place.profile)
         check_paths(recipe, place.profile.scratch)
+    of_runs = iter([find_sizes(recipe, place.profile) for recipe in recipes])
     check_slurm()
     snapshot = take_snapshot(subject.parent / SNAPSHOTS)
     folder = new_folder(subject)
@@ -45,7 +46,8 @@ def send(subject: Path, steps: Sequence[Step], recipes: Sequence[Recipe], place:
     with uninterrupted():
         try:
             for number, step in enumerate(steps, 1):
-                submission = _submission(folder, content, number, place, snapshot, after)
+                sizes = next(of_runs) if step["command"] == TRAIN else None
+                submission = _submission(folder, content, number, place, sizes, snapshot, after)
                 # Before the job can start, which reads it.
                 write_chain(folder, content)
                 step["job_id"] = submit(submission)[0]
@@ -61,12 +63,20 @@ def send(subject: Path, steps: Sequence[Step], recipes: Sequence[Recipe], place:
 
 
 def _submission(
-    folder: Path, content: dict[str, Any], number: int, place: Place, snapshot: Path, after: str | None
+    folder: Path,
+    content: dict[str, Any],
+    number: int,
+    place: Place,
+    sizes: Sizes | None,
+    snapshot: Path,
+    after: str | None,
 ) -> Submission:
+    """sizes: of the run that the step trains, if it does."""
     step, profile, cwd = content["steps"][number - 1], place.profile, Path(content["folder"])
     name = job_name(content, number)
-    if step["command"] == TRAIN:
+    if sizes:
         step["job"] = {"format": FORMAT, **asdict(Job.to_send(name, place.cluster, profile, snapshot, cwd))}
+        profile = profile.on_nodes(sizes.widest)
     else:
         # Commands of `resnet` run in one process.
         one = {"nodes": 1, "spare_nodes": 0, "gpus_per_node": min(1, profile.gpus_per_node), "ranks_per_node": None}
@@ -85,4 +95,5 @@ def _submission(
         after=after,
         log=log_of(folder, content, number),
         step=number,
+        **(sizes.of_job if sizes else {}),
     )

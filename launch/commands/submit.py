@@ -5,16 +5,17 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
-from dataclasses import replace
+import sys
 from datetime import datetime, timedelta
 from pathlib import Path
 
 from launch.arguments import WORDS_USAGE, add_grow, growing, split_words
 from launch.runs.estimate import shown_by_runs, told
-from launch.runs.send import SNAPSHOTS, prepare, shown, submit
-from launch.runs.slices import described, slice_for
+from launch.runs.send import SNAPSHOTS, prepare, shown, submission_of, submit
+from launch.runs.sizes import Sizes, others_left_out
+from launch.runs.slices import described
 from recipes.load import Loaded, load
-from recipes.plan import Plan, samples_known
+from recipes.plan import either, samples_known
 from recipes.schema.recipe import Recipe
 from recipes.text import plural
 from resnet.process.exit_codes import FINISHED
@@ -22,7 +23,7 @@ from resnet.rundir.attempts import read_attempts
 from slurm.code_copy import snapshot_path
 from slurm.profile import Profile, load_profile, seconds
 from slurm.queue import asked_once
-from slurm.sbatch import Submission, expected_start, script
+from slurm.sbatch import expected_start, script
 from slurm.slices import Slice
 
 
@@ -59,14 +60,16 @@ def run(arguments: argparse.Namespace) -> int:
 @asked_once()
 def _submit(loaded: Loaded, cluster: str, profile: Profile, dry_run: bool) -> int:
     prepared = prepare(loaded, profile)
-    run_dir, recipe, plan, _ = prepared
+    run_dir, recipe, sizes, _ = prepared
+    if prepared.is_new and (note := others_left_out(recipe, profile, sizes)):
+        print(f"note: {note}", file=sys.stderr)
     if dry_run:
-        print(_dry_run(run_dir, cluster, profile, plan, recipe))
+        print(_dry_run(run_dir, cluster, profile, sizes, recipe))
         return FINISHED
     job_id = submit(prepared, cluster, profile)
     name = shown(run_dir)
     print(
-        f"{run_dir.name} is job {job_id} on {cluster}: {_size(profile)}; {_batch(plan, recipe)}\n"
+        f"{run_dir.name} is job {job_id} on {cluster}: {_size(profile, sizes)}; {_batch(sizes, recipe)}\n"
         f"  follow   launch status {name}     launch logs {name} -f\n"
         f"  end      launch cancel {name}     (saves a checkpoint first; launch retry {name} goes on)\n"
         f"  logs     {run_dir / 'logs' / f'attempt-{len(read_attempts(run_dir)) + 1}'}"
@@ -74,33 +77,35 @@ def _submit(loaded: Loaded, cluster: str, profile: Profile, dry_run: bool) -> in
     return FINISHED
 
 
-def _size(profile: Profile) -> str:
+def _size(profile: Profile, sizes: Sizes) -> str:
     each = f"{profile.gpus_per_node} GPUs" if profile.gpus_per_node else f"{profile.local_ranks} CPU ranks"
     if profile.is_range:
-        return f"{profile.least_nodes} to {profile.most_nodes} nodes x {each}"
+        free = ", as are free at each start" if len(sizes.nodes) > 1 else ""
+        return f"{either(*sizes.nodes)} node{'s' * (max(sizes.nodes) > 1)} x {each}{free}"
     size = f"{profile.nodes} nodes x {each}" if profile.most_nodes > 1 else f"1 node, {each}"
     return f"{size} and {plural(profile.spare_nodes, 'node')} to spare" if profile.spare_nodes else size
 
 
-def _batch(plan: Plan, recipe: Recipe) -> str:
+def _batch(sizes: Sizes, recipe: Recipe) -> str:
+    plan = sizes.plan
     accumulated = f" in {plan.accumulation} micro-batches" if plan.accumulation > 1 else ""
     if recipe.max_batch_per_device == "auto":
         accumulated = ", in micro-batches found at the start"
     steps = f", {plan.end_step} steps" if samples_known(recipe.data) else ""
-    return (
-        f"batch {plan.batch_size}, {plan.batch_size // plan.world_size} per rank{accumulated}; lr {plan.lr:g}; "
-        f"{recipe.epochs:g} epochs{steps}"
-    )
+    each = f"{plan.batch_size // plan.world_size} per rank{accumulated}"
+    if sizes.micro_batch:
+        auto = "at most " if recipe.max_batch_per_device == "auto" else ""
+        each = f"in micro-batches of {auto}{sizes.micro_batch}"
+    return f"batch {plan.batch_size}, {each}; lr {plan.lr:g}; {recipe.epochs:g} epochs{steps}"
 
 
-def _dry_run(run_dir: Path, cluster: str, profile: Profile, plan: Plan, recipe: Recipe) -> str:
-    files = run_dir / "slurm"
+def _dry_run(run_dir: Path, cluster: str, profile: Profile, sizes: Sizes, recipe: Recipe) -> str:
     snapshot = snapshot_path(run_dir.parent / SNAPSHOTS)
-    submission = Submission(profile, run_dir.name, files, snapshot, Path.cwd(), [run_dir], [files / "recipe.yaml"])
-    submission = replace(submission, slice=slice_for(recipe, cluster, profile, run_dir))
+    submission = submission_of(run_dir, recipe, cluster, profile, sizes, snapshot, Path.cwd())
     start = expected_start(submission)
-    facts = [f"run directory   {run_dir}", f"ranks           {plan.world_size}: {_size(profile)}"]
-    facts += [f"training        {_batch(plan, recipe)}", f"expected start  {start}"]
+    ranks = either(*(nodes * profile.local_ranks for nodes in sizes.nodes))
+    facts = [f"run directory   {run_dir}", f"ranks           {ranks}: {_size(profile, sizes)}"]
+    facts += [f"training        {_batch(sizes, recipe)}", f"expected start  {start}"]
     facts += [f"slices          {described(submission.slice)}"] if submission.slice else []
     facts += [*_takes(run_dir.parent, cluster, profile, recipe, start, submission.slice), "nothing was sent"]
     return "\n".join([script(submission), "", *(f"# {fact}" for fact in facts)])

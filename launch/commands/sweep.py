@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from launch.arguments import Words, split_words
-from launch.runs.checks import check_array, check_batch, check_paths
+from launch.runs.checks import check_array, check_paths
 from launch.runs.here import visible_gpus
 from launch.runs.send import shown
+from launch.runs.sizes import find_sizes
 from launch.sweep.directory import Place, SweepDir, comparable
 from launch.sweep.dry_run import dry_run
 from launch.sweep.points import grid, sample
@@ -233,7 +234,7 @@ def _check_recipe(recipe: Recipe, profile: Profile | None, root: str) -> None:
     if profile is None:
         make_plan(recipe, samples_known(recipe.data) or recipe.batch_size, 1)
     else:
-        check_batch(recipe, profile)
+        find_sizes(recipe, profile)
     placed = recipe.model_copy(update={"run": recipe.run.model_copy(update={"root": root})})
     check_paths(placed, profile.scratch if profile else None)
     if recipe.run.name is not None:

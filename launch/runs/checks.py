@@ -8,7 +8,6 @@ from pathlib import Path
 from launch.runs.job_record import active_job
 from recipes.changes import differences, going_on, refuse_fixed
 from recipes.load import Loaded, load_file
-from recipes.plan import Plan, make_plan, samples_known
 from recipes.plugin_check import check_plugin_code
 from recipes.plugin_files import copy_of, is_edited
 from recipes.schema.recipe import Recipe
@@ -16,19 +15,6 @@ from resnet.rundir.find import new_run_dir
 from resnet.rundir.lease import holder_elsewhere
 from resnet.rundir.status import read_status
 from slurm.profile import Profile
-
-
-def check_batch(recipe: Recipe, profile: Profile) -> Plan:
-    """What follows from the recipe on so many ranks. Raises ValueError where the batch does not divide."""
-    needs_gpus = {
-        "device=cuda": recipe.device == "cuda",
-        "precision=fp16": recipe.precision == "fp16",
-        "model.sync_batchnorm=true": recipe.model.sync_batchnorm,
-    }
-    if not profile.gpus_per_node and (words := [word for word, needs in needs_gpus.items() if needs]):
-        raise ValueError(f"{', '.join(words)}, but slurm.gpus_per_node=0")
-    # Without the number of samples: one step an epoch, enough for all but the number of steps.
-    return make_plan(recipe, samples_known(recipe.data) or recipe.batch_size, profile.ranks)
 
 
 def check_array(profile: Profile) -> None:

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from launch.runs.checks import check_batch
 from launch.runs.estimate import Speed, told
 from launch.runs.job_record import read_job
+from launch.runs.sizes import find_sizes
 from recipes.schema.recipe import Recipe
 from recipes.text import format_duration
 from resnet.process.check_lines import told as told_by_ranks
@@ -66,6 +66,9 @@ def report_on(run_dir: Path, recipe: Recipe, profile: Profile) -> Report:
     problems, warnings = list(_problems(shown)), list(_warnings(shown, recipe, profile))
     lines = ["", "seconds", *(f"  {name:36} {spent:8.1f}  {note}".rstrip() for name, spent, note in _stages(shown))]
     lines += [f"WRONG  {problem}" for problem in problems] + [f"note   {warning}" for warning in warnings]
+    if profile.is_range and shown.attempts:
+        # Of those that it may have the run has been given so many.
+        profile = profile.on_nodes(len(shown.attempts[0]["nodes"]))
     if speed := _of_all_sizes(_speed(shown), recipe, profile):
         lines.append(f"takes  {told(recipe, profile, speed)[0]}")
     if not problems:
@@ -223,7 +226,7 @@ def _of_all_sizes(speed: Speed | None, recipe: Recipe, profile: Profile) -> Spee
     """The speed that a run has on average whose first images are the smallest: a step takes as its pixels do."""
     if speed is None or not recipe.augment.progressive:
         return speed
-    plan, epochs = check_batch(recipe, profile), recipe.epochs
+    plan, epochs = find_sizes(recipe, profile).plan, recipe.epochs
     if recipe.max_steps:
         epochs = min(epochs, recipe.max_steps / speed.steps_per_epoch)
     sizes = [plan.image_size(epoch * plan.steps_per_epoch) for epoch in range(math.ceil(epochs))]

@@ -14,12 +14,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from launch.runs.checks import check_batch, check_existing, check_paths, place, refuse_active
+from launch.runs.checks import check_existing, check_paths, place, refuse_active
 from launch.runs.job_record import Job, job_file, job_text
+from launch.runs.sizes import Sizes, find_sizes
 from launch.runs.slices import slice_for
 from recipes.evidence import what_differs
 from recipes.load import Loaded, dump, load_file, run_recipe_text
-from recipes.plan import Plan
 from recipes.plugin_files import with_own_copies
 from recipes.schema.plugins import PLUGINS
 from recipes.schema.recipe import Recipe
@@ -95,6 +95,7 @@ def _send(
 ) -> str:
     files = run_dir / "slurm"
     refuse_active(run_dir)
+    sizes = find_sizes(recipe, profile, run_dir)
     before = read_status(run_dir)
     resolved = files / "recipe.yaml"
     # A retry runs the job's own copy of the program, which may be older than this one and know fewer keys.
@@ -107,8 +108,7 @@ def _send(
     write_status(run_dir, **fields, state="queued", reason=None, failure=None, eta_s=None)
     job = Job.to_send(run_dir.name, cluster, profile, snapshot, cwd)
     try:
-        submission = Submission(profile, run_dir.name, files, snapshot, cwd, [run_dir], [resolved])
-        submission = replace(submission, slice=slice_for(recipe, cluster, profile, run_dir))
+        submission = submission_of(run_dir, recipe, cluster, profile, sizes, snapshot, cwd)
         job_id = submit_jobs(replace(submission, supervisor=supervisor))[0]
     except BaseException:
         if before:
@@ -118,6 +118,16 @@ def _send(
         raise
     write_atomic(job_file(run_dir), job_text(job, job_id))
     return job_id
+
+
+def submission_of(
+    run_dir: Path, recipe: Recipe, cluster: str, profile: Profile, sizes: Sizes, snapshot: Path, cwd: Path
+) -> Submission:
+    """What is sent of a run in one job."""
+    files, profile = run_dir / "slurm", profile.on_nodes(sizes.widest)
+    slice_ = slice_for(recipe, cluster, profile, run_dir)
+    runs, resolved = [run_dir], [files / "recipe.yaml"]
+    return Submission(profile, run_dir.name, files, snapshot, cwd, runs, resolved, slice=slice_, **sizes.of_job)
 
 
 @contextlib.contextmanager
@@ -144,15 +154,15 @@ class Prepared(NamedTuple):
     run_dir: Path
     recipe: Recipe
     """With its place in it."""
-    plan: Plan
+    sizes: Sizes
     is_new: bool
 
 
 def prepare(loaded: Loaded, profile: Profile) -> Prepared:
     """Check a run before it is sent, and choose its place. Raises ValueError for all that can be known to be wrong."""
     recipe = loaded.recipe
-    plan = check_batch(recipe, profile)
     run_dir = place(loaded, profile)
+    sizes = find_sizes(recipe, profile, run_dir)
     run = recipe.run.model_copy(update={"name": run_dir.name, "root": str(run_dir.parent)})
     # Where the job will look for runs by name.
     check_paths(recipe.model_copy(update={"run": run}), profile.scratch)
@@ -162,7 +172,7 @@ def prepare(loaded: Loaded, profile: Profile) -> Prepared:
     check_slurm()
     # That the run is new has been seen here; in the job its directory is there.
     resume = "auto" if recipe.resume == "never" else recipe.resume
-    return Prepared(run_dir, recipe.model_copy(update={"run": run, "resume": resume}), plan, is_new)
+    return Prepared(run_dir, recipe.model_copy(update={"run": run, "resume": resume}), sizes, is_new)
 
 
 def submit(

@@ -24,6 +24,13 @@ REHEARSED = "rehearsed"
 RANKS = "RESNET_RANKS"
 """How many ranks the batch script of a job starts, where that is not as many as the job was sent for."""
 
+MICRO_BATCH = "RESNET_MICRO_BATCH"
+"""The micro-batch of a run whose job may be given several numbers of nodes, told by its batch script."""
+
+
+def micro_batch_told() -> int | None:
+    return int(os.environ.get(MICRO_BATCH) or 0) or None
+
 
 def is_under_accelerate() -> bool:
     """Whether `accelerate launch` started this process."""

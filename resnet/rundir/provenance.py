@@ -17,6 +17,7 @@ from typing import Any
 
 from resnet.process.environment import ATTEMPT, PROGRAM, job_id
 from resnet.process.version import VERSION
+from resnet.rundir.attempts import newest_step
 from resnet.rundir.files import read_json, to_json, write_atomic
 from resnet.rundir.status import read_status
 
@@ -31,6 +32,16 @@ DIFF_LIMIT = 1_000_000
 def read_provenance(run_dir: Path) -> dict[str, Any]:
     """The content of provenance.json; empty where there is none. Raises ValueError where it is damaged."""
     return read_json(run_dir / "provenance.json")
+
+
+def kept_plan(run_dir: Path) -> dict[str, Any]:
+    """What followed from the recipe for the steps that a run's checkpoints hold, and is kept when it goes on: its
+    `batch_size` and `micro_batch` among it. Empty where nothing is saved, or tells."""
+    with contextlib.suppress(ValueError, OSError):
+        plan = read_provenance(run_dir).get("plan")
+        if isinstance(plan, dict) and {"batch_size", "micro_batch"} <= plan.keys() and newest_step(run_dir) > 0:
+            return plan
+    return {}
 
 
 def provenance(

@@ -3,7 +3,8 @@
 import pytest
 
 from launch.runs import send as sending
-from launch.runs.checks import check_batch, check_paths
+from launch.runs.checks import check_paths
+from launch.runs.sizes import find_sizes
 from recipes.load import dump, load, load_file
 from slurm.profile import Profile
 
@@ -32,9 +33,9 @@ def test_a_retry_leaves_the_recipe_that_an_older_copy_of_the_program_reads(tmp_p
 @pytest.mark.parametrize("word", ["device=cuda", "precision=fp16", "model.sync_batchnorm=true"])
 def test_what_needs_gpus_is_not_sent_to_cpus(word):
     recipe = load(["recipe=quickstart", word]).recipe
-    check_batch(recipe, Profile())
+    find_sizes(recipe, Profile())
     with pytest.raises(ValueError, match=f"{word}, but slurm.gpus_per_node=0"):
-        check_batch(recipe, Profile(gpus_per_node=0))
+        find_sizes(recipe, Profile(gpus_per_node=0))
 
 
 def test_paths_on_the_disks_of_nodes_are_not_looked_for(monkeypatch):

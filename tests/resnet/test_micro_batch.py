@@ -75,6 +75,10 @@ def test_a_run_keeps_what_it_found(tiny, tmp_path: Path, monkeypatch, capsys) ->
 def test_a_cpu_takes_the_whole_share_and_launch_says_that_it_is_to_be_found(tiny) -> None:
     loaded = load([*tiny, "max_batch_per_device=auto"])
     with unchanged_process(), cores(1):
-        size, told = largest_micro_batch(loaded.recipe, 10, build_accelerator(loaded.recipe), 0, {})
+        accelerator = build_accelerator(loaded.recipe)
+        size, told = largest_micro_batch(loaded.recipe, 10, accelerator, 0, {}, 16)
+        bounded = largest_micro_batch(loaded.recipe, 10, accelerator, 0, {}, 8)
     assert (size, told) == (16, "max_batch_per_device=auto: on a CPU all 16 images of a device in one pass")
+    what = "micro-batches of 8, the most that all numbers of nodes share"
+    assert bounded == (8, f"max_batch_per_device=auto: on a CPU {what}")
     assert follows(loaded, 1)["micro_batch"] is None
