@@ -75,6 +75,8 @@ def train_to_an_end(
     if hooks.metrics is not None:
         hooks.tell_of_tracker()
         _write_end(trainer, hooks, end)
+        # The report tells of it.
+        hooks.close_ledger(failed=end.failure is not None)
         _write_report(hooks, end, sources)
         _say_end(trainer, hooks, end, begin, first_step)
         reached("end")
@@ -107,7 +109,8 @@ def _train(trainer: Trainer, hooks: RunHooks, log: RankLog, loaders: Sequence[Lo
         with profile_steps(trainer):
             outcome = fit(trainer)
         reached("steps")
-        hooks.saver.wait()
+        with hooks.ledger.of("save"):
+            hooks.saver.wait()
         reached("save")
         failure = first_of_ranks(_saving_failed(hooks, ended=outcome == "finished"))
         if outcome == "finished" and failure is None and test and not evaluate_at_the_end(trainer, hooks, test):

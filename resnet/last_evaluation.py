@@ -42,7 +42,8 @@ def evaluate_at_the_end(trainer: Trainer, hooks: RunHooks, test: FinalTest) -> b
     for tensor in network.state_dict().values() if dist.is_initialized() else ():
         dist.broadcast(tensor, 0)
     trainer.targets = test.targets
-    result = evaluate(network, trainer, samples, test.batches(trainer.validation_keys(samples)))
+    with hooks.ledger.of("evaluate"):
+        result = evaluate(network, trainer, samples, test.batches(trainer.validation_keys(samples)))
     if result is None:
         return False
     check_unreadable(trainer, result["samples"], samples, "test")

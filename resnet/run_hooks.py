@@ -17,6 +17,7 @@ from resnet.agreement import NOTHING, SAVE, STOP, Agreement
 from resnet.checkpoint.saver import MOST_FAILURES, Saver
 from resnet.data.sources.source import Source
 from resnet.process.environment import REHEARSAL
+from resnet.process.ledger import Ledger
 from resnet.process.signals import Signals
 from resnet.process.stages import reached
 from resnet.rundir.evaluation import write_evaluation
@@ -60,6 +61,10 @@ class RunHooks:
         self._since_evaluation: list[dict[str, Any]] = []
         self._tracker_told = False
         self.attempt, self.first_step = attempt, state.step
+        self.ledger, self._kept = Ledger(), {}
+        self._at_save: dict[int, dict[str, float]] = {}
+        self._ended = False
+        saver.on_commit = self._note_kept
         self._rehearsed_steps = int(os.environ.get(REHEARSAL, "0"))
 
     def log(self, row: dict[str, Any]) -> None:
@@ -138,19 +143,24 @@ class RunHooks:
         if self.watchdog is not None:
             self.watchdog.rest()
         self.save()
+        self.ledger.turn("evaluate")
 
     def stop_now(self) -> bool:
         if self.watchdog is not None:
             self.watchdog.beat()
         if self.agreement.reach(STOP if self._must_stop() else NOTHING) == STOP:
+            # The next attempt begins it anew.
+            self.ledger.was("lost")
             self.saver.wait()
             return True
         return False
 
     def after_evaluation(self, result: dict[str, Any], best: bool) -> None:
         self.result = result
+        self.ledger.turn("train" if self.state.step > self.first_step else "start")
         if best:
-            self.saver.mark_best(self.state.step)
+            with self.ledger.of("save"):
+                self.saver.mark_best(self.state.step)
         self.progress.message(self._epoch_line(result, best))
         self._since_evaluation.clear()
         if self.metrics is not None and not self.lost:
@@ -161,11 +171,18 @@ class RunHooks:
                 told = {**result, "mistakes": described(result["mistakes"], self.val.describe)}
                 with contextlib.suppress(OSError):
                     write_evaluation(self.run_dir, told, self.val.classes, self.state.step)
+            self.tell_stages()
 
     def save(self, wait: bool = False) -> None:
         if wait:
             _await_device()
             reached("steps")
+        with self.ledger.of("save"):
+            self._save(wait)
+        if wait:
+            reached("save")
+
+    def _save(self, wait: bool) -> None:
         length: int | None = 0
         if self.metrics is not None:
             try:
@@ -173,8 +190,7 @@ class RunHooks:
             except OSError as error:
                 length, self.saver.problem = None, f"metrics.jsonl: {error.strerror}"
         self.saver.save(self.state, length, wait)
-        if wait:
-            reached("save")
+        self._at_save = {self.state.step: self.ledger.seconds()}
 
     def _tell(self, **fields: Any) -> None:
         """Update status.json, a view that a full disk may leave behind."""
@@ -220,7 +236,22 @@ class RunHooks:
             if self._rehearsed_steps:
                 _await_device()
             reached("step")
+            self.ledger.turn("train")
             self.tell_stages()
+
+    def _note_kept(self, step: int) -> None:
+        """Note that the checkpoint of a step is there. Called by the thread that wrote it."""
+        # One that is waited for is there before `_save` comes to note when it was taken.
+        self._kept = {"step": step, "spent": self._at_save.get(step) or self.ledger.seconds()}
+        self.tell_stages()
+
+    def close_ledger(self, failed: bool) -> None:
+        """Training has ended: what was made since the last checkpoint is lost where it failed."""
+        if failed:
+            self.ledger.lose(self._kept.get("spent") or {"start": self.ledger.seconds()["start"]})
+        self.ledger.turn("other")
+        self._ended = True
+        self.tell_stages()
 
     def tell_stages(self) -> None:
         """Write, on rank 0, what this attempt has spent its time on, and what it takes."""
@@ -229,6 +260,7 @@ class RunHooks:
         step, seen = self.state.step, self.plan.samples_seen
         images = seen(step) - seen(min(self.first_step + 1, step))
         facts = {"first_step": self.first_step, "step": step, "further_images": images, "stall_s": self.saver.stall}
+        facts |= {"spent": self.ledger.seconds(), "kept": self._kept, "ended": self._ended}
         write_stages(self.run_dir, self.attempt, **facts, **_memory())
 
     def _epoch_line(self, result: dict[str, Any], best: bool) -> str:

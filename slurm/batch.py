@@ -42,7 +42,7 @@ from slurm.ends import (
 from slurm.nodes import Nodes
 from slurm.on_nodes import OnNodes
 from slurm.rank_output import kept, output
-from slurm.record import OwnLog, record, tell
+from slurm.record import OwnLog, note_lost, reached, record, tell
 from slurm.requeue import requeue
 from slurm.slicing import end_of_slice, is_over, lead_of
 from slurm.srun import Step, await_controller
@@ -163,6 +163,8 @@ class Job:
         nodes, restart = self.nodes.in_use, int(os.environ.get("SLURM_RESTART_COUNT", "0"))
         self.begun = time.time()
         fields = {"job_id": self.job_id, "restart": restart, "start": self.begun, "nodes": nodes, "step": self.step}
+        fields |= {"ranks": len(nodes) * self.nodes.ranks, "submitted": self.jobs.get("submitted")}
+        note_lost(self.run_dir, self.before)
         self.record(**fields, **({"in_place": self.cause} if self.cause else {}))
         if status_or_nothing(self.run_dir).get("state") != "finished":
             fields = {"attempts": self.number, "job_id": self.job_id, "host": nodes[0], "failure": None, "eta_s": None}
@@ -338,7 +340,7 @@ class Job:
         fruitless = last == self.step and (cause in ("walltime", *MENDABLE) or end.failure == "node")
         fields = {"outcome": end.outcome, "cause": cause, "step": last, "reason": end.reason, "node": end.node}
         fields = {"fruitless": fruitless, **fields, **end_of_slice(self, cause, last)}
-        self.record(end=time.time(), **fields)
+        self.record(end=time.time(), reached=reached(self.run_dir), **fields)
 
     def _cause(self, end: End) -> str:
         if why := told_to_end(self.run_dir):

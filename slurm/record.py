@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from resnet.rundir.files import append_line, write_atomic
-from resnet.rundir.status import status_text, write_status
+from resnet.rundir.files import append_line, number, write_atomic
+from resnet.rundir.lease import read_lease
+from resnet.rundir.status import status_or_nothing, status_text, write_status
 from slurm.ends import slurms_word
 
 
@@ -28,6 +30,22 @@ def tell(run_dir: Path, **fields: Any) -> None:
         write_atomic(run_dir / "status.json", status_text({"name": run_dir.name, **fields}))
     except OSError as error:
         print(f"status.json could not be written: {error}", file=sys.stderr)
+
+
+def reached(run_dir: Path) -> int | None:
+    """The last step that the run's log tells of."""
+    step = number(status_or_nothing(run_dir).get("step"))
+    return None if step is None else int(step)
+
+
+def note_lost(run_dir: Path, before: Sequence[dict[str, Any]]) -> None:
+    """Note when the attempt before was last seen alive, and at which step, where its script was killed too.
+
+    before: the earlier attempts. Later on nothing tells of it: the files that do are this attempt's.
+    """
+    if before and not {"end", "seen"} & before[-1].keys():
+        seen = number(read_lease(run_dir).get("time")) or number(status_or_nothing(run_dir).get("updated"))
+        record(run_dir, before[-1]["attempt"], seen=seen, reached=reached(run_dir))
 
 
 class OwnLog:

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -220,6 +221,7 @@ def _jobs(submission: Submission) -> dict[str, Any]:
         "slice": {"limit": submission.slice.limit} if submission.slice else None,
         "grow": profile.grow,
         "signal_lead": profile.signal_lead,
+        "submitted": time.time(),
         "sweep": str(submission.sweep) if submission.sweep else None,
         "chain": str(submission.folder) if submission.step else None,
         "step": submission.step,

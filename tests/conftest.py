@@ -11,7 +11,7 @@ from tests.slurm_helpers import Cluster, need_slurm, running_cluster
 PROCESSES = (
     *("test_api", "test_artefacts", "test_averaging", "test_bad_input", "test_bands", "test_bench", "test_bench_gpu"),
     *("test_check_data", "test_check_node", "test_completion", "test_diff", "test_distill", "test_doctor", "test_ends"),
-    *("test_early_stopping", "test_splits"),
+    *("test_early_stopping", "test_spent", "test_splits"),
     *("test_environment", "test_find_lr", "test_micro_batch"),
     *("test_eval", "test_example_pages", "test_examples", "test_export", "test_features"),
     *("test_front_doors", "test_index", "test_kept", "test_local", "test_logs", "test_look", "test_old_runs"),

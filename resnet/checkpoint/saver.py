@@ -7,7 +7,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,8 @@ class Saver:
         """Seconds, with checkpoint.every=auto; at first it is saved at once, to see what that costs."""
         self.note = ""
         """How often that is, once it is known."""
+        self.on_commit: Callable[[int], None] | None = None
+        """Told of the step of each checkpoint that is there, by the thread that wrote it."""
 
     def due(self, step: int) -> bool:
         """Whether a save is due after a step by steps or epochs; the same on all ranks."""
@@ -149,6 +151,8 @@ class Saver:
             commit(self.folder, step, files, facts)
             prune(self.folder, step, self.settings.keep, best_step)
             self.failures, self.committed_time = 0, time.time()
+            if self.on_commit:
+                self.on_commit(step)
             self._settle_interval(time.perf_counter() - begun)
         except Exception as error:
             # Of any kind: what ends this thread would otherwise let the run go on without checkpoints.

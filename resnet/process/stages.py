@@ -44,8 +44,10 @@ def reached(stage: str) -> None:
 
 def seconds() -> dict[str, float]:
     """By stage what it took, since the end of the one before it; in the order in which they came."""
-    ends = [0.0, *_ends.values()]
-    return {stage: round(end - before, 3) for stage, end, before in zip(_ends, ends[1:], ends, strict=False)}
+    # A checkpoint's thread may ask while this process comes to the next.
+    stages = list(_ends.items())
+    ends = [0.0, *(end for _, end in stages)]
+    return {stage: round(end - before, 3) for (stage, end), before in zip(stages, ends, strict=False)}
 
 
 def age() -> float:

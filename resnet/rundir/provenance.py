@@ -118,11 +118,12 @@ def record_attempt(run_dir: Path, information: Mapping[str, Any], step: int = 0)
     git = information.get("git") or {}
     attempt = {key: information.get(key) for key in ("command", "host", "job_id", "world_size", "devices", "changed")}
     attempt |= {"git_sha": git.get("sha"), "git_changed": git.get("changed")}
-    attempt |= {"start": time.time(), "end": None, "reason": None, "first_step": step, "step": step}
+    # Under Slurm attempts count that died before they came here.
+    number = max(len(attempts) + 1, int(os.environ.get(ATTEMPT, "0")))
+    attempt |= {"start": time.time(), "end": None, "reason": None, "first_step": step, "step": step, "attempt": number}
     attempts.append(attempt)
     write_atomic(run_dir / "provenance.json", to_json({**information, "attempts": attempts}, indent=1) + "\n")
-    # Under Slurm attempts count that died before they came here.
-    return max(len(attempts), int(os.environ.get(ATTEMPT, "0")))
+    return number
 
 
 def end_attempt(run_dir: Path, reason: str, step: int | None = None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from resnet.rundir.files import number, read_json, to_json, write_atomic
 FORMAT = 1
 AT_START = tuple(STAGES)[: tuple(STAGES).index("step") + 1]
 """The stages up to the end of the first step."""
+_writing = threading.Lock()
+"""A checkpoint's thread writes too."""
 
 
 def stages_file(run_dir: Path, attempt: int) -> Path:
@@ -20,9 +23,13 @@ def stages_file(run_dir: Path, attempt: int) -> Path:
 
 
 def write_stages(run_dir: Path, attempt: int, **facts: Any) -> None:
-    """Write what this process spent its time on. A disk that is full is told of elsewhere."""
+    """Write what this process spent its time on. A disk that is full is told of elsewhere.
+
+    facts: among them `spent`, the seconds by kind of `resnet.process.ledger`; `kept`, the step of the newest checkpoint
+    of this attempt and what was `spent` until then; `ended`, where nothing of it is made again.
+    """
     content = {"format": FORMAT, "started": time.time() - age(), "seconds": seconds(), **facts}
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError), _writing:
         file = stages_file(run_dir, attempt)
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(file, to_json(content, indent=1) + "\n")
