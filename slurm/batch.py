@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from resnet.process.environment import ATTEMPT, CORES, MICRO_BATCH, RANKS, SCRIPT, job_id
+from resnet.process.environment import ATTEMPT, CLUSTER, CORES, MICRO_BATCH, RANKS, SCRIPT, cluster_name, job_id
 from resnet.process.exit_codes import FAILED, FINISHED
 from resnet.process.processes import started
 from resnet.process.rank_logs import RANK_LOGS
@@ -28,7 +28,7 @@ from resnet.rundir.failures import first_failure, read_failures
 from resnet.rundir.lease import holder_elsewhere
 from resnet.rundir.status import status_or_nothing
 from slurm.attend import Clock, attend, tell_to_stop
-from slurm.budget import fits, why_not
+from slurm.budget import fits, is_of_this_job, why_not
 from slurm.control import free_port, give_node_back, hostnames
 from slurm.ends import (
     MENDABLE,
@@ -41,6 +41,7 @@ from slurm.ends import (
 )
 from slurm.nodes import Nodes
 from slurm.on_nodes import OnNodes
+from slurm.race import Race, enter
 from slurm.rank_output import kept, output
 from slurm.record import OwnLog, note_lost, reached, record, tell
 from slurm.requeue import requeue
@@ -60,9 +61,14 @@ PORT_TRIES = 3
 
 def main(argv: Sequence[str]) -> int:
     jobs, run_dir = read_jobs(argv[0])
-    job = Job(jobs, run_dir)
+    race = enter(run_dir, jobs["claim"]) if jobs.get("claim") else None
+    if isinstance(race, int):
+        return race
+    job = Job(jobs, run_dir, race)
     code = job.run(argv[1:])
     leave(job)
+    if race:
+        race.end()
     return code
 
 
@@ -73,6 +79,10 @@ def read_jobs(file: str) -> tuple[dict[str, Any], Path]:
         # Of the job in which this one was sent, if any.
         for name in [name for name in os.environ if name.startswith("SLURM_ARRAY_")]:
             del os.environ[name]
+    # Of the job in which this one was sent, if that is not of this one's cluster.
+    os.environ.pop(CLUSTER, None)
+    if jobs.get("claim"):
+        os.environ[CLUSTER] = jobs["claim"]["cluster"]
     return jobs, Path(jobs["runs"][int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))])
 
 
@@ -88,8 +98,8 @@ class Job:
     Each start of the ranks is an attempt, and a job step.
     """
 
-    def __init__(self, jobs: dict[str, Any], run_dir: Path) -> None:
-        self.jobs, self.run_dir = jobs, run_dir
+    def __init__(self, jobs: dict[str, Any], run_dir: Path, race: Race | None = None) -> None:
+        self.jobs, self.run_dir, self.race = jobs, run_dir, race
         this_job = job_id()
         assert this_job, "a batch script runs in a job"
         self.job_id = this_job
@@ -164,6 +174,7 @@ class Job:
         self.begun = time.time()
         fields = {"job_id": self.job_id, "restart": restart, "start": self.begun, "nodes": nodes, "step": self.step}
         fields |= {"ranks": len(nodes) * self.nodes.ranks, "submitted": self.jobs.get("submitted")}
+        fields |= {"cluster": cluster_name(), **({"sent": self.jobs["claim"]["token"]} if self.race else {})}
         note_lost(self.run_dir, self.before)
         self.record(**fields, **({"in_place": self.cause} if self.cause else {}))
         if status_or_nothing(self.run_dir).get("state") != "finished":
@@ -221,7 +232,7 @@ class Job:
         """Leave a node out that failed, or, where another can take its place, one on which a second attempt failed."""
         if end.node is None:
             return
-        own = [attempt for attempt in self.before if attempt.get("job_id") == self.job_id]
+        own = [attempt for attempt in self.before if is_of_this_job(attempt)]
         again = any(attempt.get("node") == end.node for attempt in own)
         if end.failure in OF_A_BAD_NODE or (again and self.nodes.spares):
             self.leave_out(end.node, end.reason)
@@ -241,7 +252,7 @@ class Job:
 
     def _why_not(self) -> str | None:
         """Why no further attempt is made, if so."""
-        return why_not(self.before, self.job_id, self.step, self.jobs["max_requeues"])
+        return why_not(self.before, self.step, self.jobs["max_requeues"], self.jobs["claim"] if self.race else None)
 
     def _train(self, command: Sequence[str]) -> End:
         code, nodes = 1, self.nodes.in_use
@@ -319,6 +330,8 @@ class Job:
             return self._code
 
     def _end(self, end: End) -> int:
+        if self.race and self.race.lost:
+            return FINISHED
         cause = self._cause(end) if end.outcome in ("stopped", "killed") else None
         self._note_end(end, cause)
         if end.outcome == "finished":

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from resnet.process.environment import is_this_job
 from resnet.rundir.provenance import kept_plan
 from slurm.control import was_preempted
 
@@ -13,12 +14,20 @@ WITHOUT_PROGRESS = 2
 """Restarts in a row that reach no new checkpoint, after which a run ends."""
 
 
-def why_not(attempts: Sequence[Mapping[str, Any]], job_id: str, step: int, max_requeues: int) -> str | None:
-    """Why no further attempt is made, if so. Those of other jobs do not count: a retry starts anew.
+def is_of_this_job(attempt: Mapping[str, Any]) -> bool:
+    return is_this_job(attempt.get("job_id"), attempt.get("cluster"))
 
-    attempts: of the run, in order. step: of its newest checkpoint.
+
+def why_not(
+    attempts: Sequence[Mapping[str, Any]], step: int, max_requeues: int, claim: Mapping[str, Any] | None = None
+) -> str | None:
+    """Why no further attempt is made, if so. Those of jobs that were sent before do not count: a retry starts anew.
+
+    attempts: of the run, in order. step: of its newest checkpoint. claim: what this job was sent with, where others
+    were sent with it, whose attempts count.
     """
-    before = [attempt for attempt in attempts if attempt.get("job_id") == job_id]
+    sent = claim and claim["token"]
+    before = [one for one in attempts if (one.get("sent") == sent if sent else is_of_this_job(one))]
     # A slice that came to its end in good order is what was asked for.
     counted = [attempt for attempt in before if not attempt.get("planned")]
     if len(counted) > max_requeues:
@@ -28,15 +37,22 @@ def why_not(attempts: Sequence[Mapping[str, Any]], job_id: str, step: int, max_r
         ended = "end" in attempt
         if attempt["step"] != step or (ended and not attempt["fruitless"]):
             break
-        # Those in place began later than what Slurm may have preempted: the job.
-        start = next(other["start"] for other in before if other.get("restart") == attempt.get("restart"))
-        fruitless += ended or not was_preempted(job_id, start)
+        fruitless += ended or not _was_preempted(attempt, before)
     if fruitless <= WITHOUT_PROGRESS:
         return None
     return (
         f"{fruitless} attempts in a row ended without a checkpoint after step {step}: not tried again "
         "(launch logs shows the last; launch retry tries once more)"
     )
+
+
+def _was_preempted(attempt: Mapping[str, Any], before: Sequence[Mapping[str, Any]]) -> bool:
+    if not is_of_this_job(attempt):
+        # Of another cluster, perhaps; nobody's fault then.
+        return True
+    # Those in place began later than what Slurm may have preempted: the job.
+    same = (one for one in before if is_of_this_job(one) and one.get("restart") == attempt.get("restart"))
+    return was_preempted(attempt["job_id"], next(same)["start"])
 
 
 def fits(run_dir: Path, ranks: int) -> bool:

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import tempfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 PORTS = range(10_000, 32_000)
 """Below those that Linux hands out to outgoing connections."""
@@ -28,10 +28,33 @@ def hostnames() -> list[str]:
     ]
 
 
-def ask(command: Sequence[str], seconds: float | None = None) -> str:
-    """Standard output of one of Slurm's own commands. Raises ValueError with its own short words where it fails."""
+def client_environment(client: Mapping[str, str] | None) -> dict[str, str]:
+    """Environment for one of Slurm's own commands, without what a user's settings would change of its answer.
+
+    client: variables that choose the cluster, as SLURM_CONF, an empty one to be unset; None or empty: the cluster of
+    this process.
+    """
+    dropped = ("SQUEUE_", "SACCT_", *(("SLURM_", "SBATCH_", "SCANCEL_") if client else ()))
+    kept = {name: value for name, value in os.environ.items() if name == "SLURM_CONF" or not name.startswith(dropped)}
+    return {name: value for name, value in {**kept, **(client or {})}.items() if value or name not in (client or {})}
+
+
+def controller(client: Mapping[str, str] | None) -> tuple[tuple[str, str], ...]:
+    """What tells one controller that commands reach from another, by the variables that choose it."""
+    client = client or {}
+    # With a client's variables the shell's SLURM_CLUSTERS is dropped.
+    names = ("SLURM_CONF",) if client else ("SLURM_CONF", "SLURM_CLUSTERS")
+    shell = {name: os.environ.get(name, "") for name in names}
+    return tuple(sorted((name, value) for name, value in {**shell, **client}.items() if value))
+
+
+def ask(command: Sequence[str], seconds: float | None = None, client: Mapping[str, str] | None = None) -> str:
+    """Standard output of one of Slurm's own commands. Raises ValueError with its own short words where it fails.
+
+    client: of the cluster that is asked, as `client_environment` takes it.
+    """
     # SQUEUE_PARTITION and the like would hide jobs, SLURM_TIME_FORMAT and SLURM_BITSTR_LEN change what is printed.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("SQUEUE_", "SACCT_"))}
+    environment = client_environment(client)
     seconds = seconds or TIMEOUT_SECONDS
     environment.update(SLURM_TIME_FORMAT="%s", SLURM_BITSTR_LEN="0")
     try:
@@ -55,10 +78,10 @@ def ask(command: Sequence[str], seconds: float | None = None) -> str:
     return done.stdout
 
 
-def said(*command: str, seconds: float = PATIENT_SECONDS) -> str:
+def said(*command: str, seconds: float = PATIENT_SECONDS, client: Mapping[str, str] | None = None) -> str:
     """The output of a command; empty where it fails."""
     try:
-        return ask(command, seconds)
+        return ask(command, seconds, client)
     except ValueError:
         return ""
 

@@ -68,7 +68,7 @@ class Profile(Group):
     account: Word | None = None
     """Account that is charged."""
     qos: Word | None = None
-    """Quality of service."""
+    """Quality of service, or several with commas, of which `launch submit` has the run wait in each."""
     constraint: Word | None = None
     """Features that the nodes must have, as in a100&nvlink."""
     reservation: Word | None = None
@@ -130,6 +130,9 @@ class Profile(Group):
     """Network interface between nodes, for NCCL and gloo, as in ib0."""
     environment: dict[str, str] = {}
     """Environment variables of the job."""
+    client: dict[str, str] = {}
+    """Environment of Slurm's own commands that reaches the cluster from here: {SLURM_CONF: /etc/slurm/two.conf}, or
+    {SLURM_CLUSTERS: two} where one accounting database knows them all (docs/queue.md)."""
     sbatch: dict[str, str | int | bool] = {}
     """Any other option of sbatch, by its long name: {mail-type: END, nice: 100}."""
 
@@ -233,6 +236,8 @@ def load_profile(name: str, overrides: Iterable[str] = ()) -> Profile:
     overrides: `slurm.KEY=VALUE`, the values in YAML.
     Raises ProfileError with all mistakes at once.
     """
+    if "," in name:
+        raise ProfileError(f"cluster={name}: only `launch submit` sends one run to several clusters: give one here")
     path = _find(name)
     try:
         values = _read(path.read_text(encoding="utf-8"))

@@ -6,10 +6,10 @@ import contextlib
 import re
 import shutil
 import time
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
-from slurm.control import ask, unix_time
+from slurm.control import ask, controller, unix_time
 
 IDS_PER_CALL = 11_000
 """Job ids, of up to ten digits, of one `sacct`: Linux takes 128 KiB in one argument."""
@@ -67,51 +67,54 @@ class _Answer(NamedTuple):
     trouble: str | None
 
 
-_kept: list[_Answer] | None = None
-"""The answer that `asked_once` keeps, once there is one; None outside of it."""
+_kept: dict[Any, _Answer] | None = None
+"""The answers that `asked_once` keeps, by controller; None outside of it."""
 
 
 @contextlib.contextmanager
 def asked_once() -> Iterator[None]:
-    """Within it the queue is asked for once, however many runs a command looks at: all of them as of one moment.
+    """Within it each queue is asked for once, however many runs a command looks at: all of them as of one moment.
 
     A controller serves all users: `launch cancel` of a hundred runs is to be one question, and not a hundred.
     """
     global _kept
-    before, _kept = _kept, [] if _kept is None else _kept
+    before, _kept = _kept, {} if _kept is None else _kept
     try:
         yield
     finally:
         _kept = before
 
 
-def queued(since: float = 0.0) -> dict[str, Job] | None:
+def queued(client: Mapping[str, str] | None = None, since: float = 0.0) -> dict[str, Job] | None:
     """All jobs of this user by id ("12", or "12_3" in an array) that the controller knows; None without Slurm.
 
     Those that ended in the last minutes are there too (Slurm's MinJobAge).
+    client: variables that choose the controller, as a profile has them.
     since: unix time; of what `asked_once` keeps, an answer from before it is not taken.
     Raises ValueError where Slurm does not answer.
     """
     if _kept is None:
-        return _ask_for_queue()
-    if not _kept or _kept[-1].asked <= since:
+        return _ask_for_queue(client)
+    key = controller(client)
+    if key not in _kept or _kept[key].asked <= since:
         asked = time.time()
         try:
-            _kept.append(_Answer(asked, _ask_for_queue(), None))
+            _kept[key] = _Answer(asked, _ask_for_queue(client), None)
         except ValueError as error:
-            _kept.append(_Answer(asked, None, str(error)))
-    if trouble := _kept[-1].trouble:
+            _kept[key] = _Answer(asked, None, str(error))
+    if trouble := _kept[key].trouble:
         raise ValueError(trouble)
-    return _kept[-1].jobs
+    return _kept[key].jobs
 
 
-def _ask_for_queue() -> dict[str, Job] | None:
+def _ask_for_queue(client: Mapping[str, str] | None) -> dict[str, Job] | None:
     if shutil.which("squeue") is None:
         return None
     # The name comes last: it may be any text.
     shown = "--format=%i|%T|%S|%L|%N|%r|%j"
     jobs = {}
-    for line in ask(["squeue", "--noheader", "--array", "--all", "--me", "--states=all", shown]).split("\n"):
+    command = ["squeue", "--noheader", "--array", "--all", "--me", "--states=all", shown]
+    for line in ask(command, client=client).split("\n"):
         if line.count("|") >= 6:
             job_id, state, start, left, nodes, reason, name = line.split("|", 6)
             jobs[job_id] = Job(
@@ -120,7 +123,7 @@ def _ask_for_queue() -> dict[str, Job] | None:
     return jobs
 
 
-def accounted(job_ids: Iterable[str]) -> dict[str, Job]:
+def accounted(job_ids: Iterable[str], client: Mapping[str, str] | None = None) -> dict[str, Job]:
     """What accounting knows of jobs, by id; of one that was requeued the newest. Empty where there is no accounting."""
     wanted = {job_id for job_id in job_ids if re.fullmatch(r"\d+([_+]\d+)?", job_id)}
     # Asked for as a whole, an array is one id however many tasks it has.
@@ -131,8 +134,10 @@ def accounted(job_ids: Iterable[str]) -> dict[str, Job]:
     for first in range(0, len(ids), IDS_PER_CALL):
         chosen = ",".join(ids[first : first + IDS_PER_CALL])
         command = ["sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State,Start,NodeList,JobName"]
+        # Which reads no variable for it.
+        command += [f"--clusters={client['SLURM_CLUSTERS']}"] if client and client.get("SLURM_CLUSTERS") else []
         try:
-            lines = ask([*command, f"--jobs={chosen}"]).split("\n")
+            lines = ask([*command, f"--jobs={chosen}"], client=client).split("\n")
         except ValueError:
             return jobs
         for line in lines:

@@ -22,6 +22,9 @@ def requeue(job: Job, reason: str, end: End) -> int:
     """Send the job to the queue again; returns the batch script's exit code."""
     tell(job.run_dir, state="queued", reason=reason, failure=None, eta_s=None)
     left = job.clock.left()
+    if job.race:
+        # Before Slurm may end this script.
+        job.race.let_go(left)
     if left is None or left > LAST_SECONDS:
         spread()
     problem = order(["scontrol", "requeue", job.job_id], job.clock.left)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from slurm.control import ask, unix_time
@@ -19,10 +20,11 @@ class Room(NamedTuple):
     """Nodes that nobody uses."""
 
 
-def room(partition: str | None) -> Room:
+def room(partition: str | None, client: Mapping[str, str] | None = None) -> Room:
     """What partitions (with commas; None: the default one) have. Raises ValueError where Slurm does not answer."""
     chosen = [f"--partition={partition}"] if partition else []
-    rows = [line.split("|") for line in ask(["sinfo", "--noheader", *chosen, "--format=%P|%l|%t|%D"]).splitlines()]
+    told = ask(["sinfo", "--noheader", *chosen, "--format=%P|%l|%t|%D"], client=client)
+    rows = [line.split("|") for line in told.splitlines()]
     rows = [row for row in rows if len(row) == 4 and (partition or row[0].endswith("*"))]
     limits = [seconds for row in rows if (seconds := duration(row[1])) is not None]
     idle = sum(int(row[3]) for row in rows if row[2] == "idle")

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,8 @@ class Submission:
     """What has to come before, as sbatch's --dependency takes it: afterany:12."""
     step: int | None = None
     """The runs' one is made or used by this step of the chain in `folder`; None: it is trained by its recipe."""
+    claim: Mapping[str, Any] | None = None
+    """Of one of several jobs that wait for the one run: what `slurm.race` needs to know; `profile.client` is whole."""
 
     slice: Slice | None = None
     """Of slurm.time=auto, where something is known of the runs; None: what the partition allows."""
@@ -90,7 +92,8 @@ def submit(submission: Submission) -> list[str]:
         write_atomic(submission.jobs_file, json.dumps(_jobs(submission), indent=1))
         ranks, cwd = submission.profile.ranks, str(submission.cwd)
         # submitit prints sbatch's words beside raising them.
-        with without_other_jobs(), contextlib.redirect_stderr(io.StringIO()), executor.batch():
+        client = submission.profile.client
+        with without_other_jobs(client), contextlib.redirect_stderr(io.StringIO()), executor.batch():
             if submission.step:
                 jobs = [executor.submit(do_step, str(submission.folder), submission.step, ranks)]
             else:
@@ -119,7 +122,7 @@ def expected_start(submission: Submission) -> str:
     with tempfile.NamedTemporaryFile("w", suffix=".sh") as file:
         file.write(script(submission))
         file.flush()
-        with without_other_jobs():
+        with without_other_jobs(submission.profile.client):
             done = subprocess.run(
                 ["sbatch", "--test-only", file.name], capture_output=True, text=True, timeout=PATIENT_SECONDS
             )
@@ -131,15 +134,22 @@ def expected_start(submission: Submission) -> str:
 
 
 @contextlib.contextmanager
-def without_other_jobs() -> Iterator[None]:
-    """Without the variables that another job, or a user's defaults for sbatch, would give to the one that is sent."""
+def without_other_jobs(client: Mapping[str, str]) -> Iterator[None]:
+    """Without the variables that another job, or a user's defaults for sbatch, would give to the one that is sent.
+
+    client: variables that choose the cluster, empty ones to be unset.
+    """
     before = dict(os.environ)
     for name in before:
-        if is_launchers(name) or (name.startswith(("SBATCH_", "SLURM_")) and name != "SLURM_CONF"):
+        ours = is_launchers(name) or (name.startswith(("SBATCH_", "SLURM_")) and name != "SLURM_CONF")
+        if ours or name in client:
             del os.environ[name]
+    os.environ.update({name: value for name, value in client.items() if value})
     try:
         yield
     finally:
+        for name in client:
+            os.environ.pop(name, None)
         os.environ.update(before)
 
 
@@ -229,6 +239,7 @@ def _jobs(submission: Submission) -> dict[str, Any]:
         "rank_logs": profile.rank_logs,
         "scratch": profile.scratch,
         "environment": _environment(submission),
+        "claim": submission.claim,
         # What of a node's disk a container sees is its own affair.
         "ship_code": not (profile.container or any("--container" in words for words in profile.srun_args)),
     }
@@ -292,10 +303,15 @@ def _options(submission: Submission) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
+_OWN_CLUSTER = ("unset SLURM_CLUSTERS", '[ -e "$SLURM_CONF" ] || unset SLURM_CONF')
+"""Shell lines of a job whose cluster was chosen by its client's environment, which sbatch has passed on: a node reaches
+its own cluster without, and need not have the file that a login node has."""
+
+
 def partition_of(profile: Profile) -> Room:
     """What the profile's partition allows and has. Raises SlurmError where Slurm does not answer."""
     try:
-        return room(profile.partition)
+        return room(profile.partition, profile.client)
     except ValueError as error:
         raise SlurmError(f"slurm.time=auto asks for the partition's limit. {error}; give slurm.time") from error
 
@@ -318,6 +334,7 @@ def _setup(submission: Submission) -> list[str]:
     if profile.scratch:
         environment["SCRATCH"] = profile.scratch
     return [
+        *(_OWN_CLUSTER if profile.client else ()),
         *(f"export {name}={shlex.quote(value)}" for name, value in environment.items()),
         *(line for command in profile.setup for line in (command, _unless(f"slurm.setup failed: {command}"))),
         f"cd {snapshot} || exit 1",
@@ -330,7 +347,8 @@ def _unless(message: str) -> str:
     return f"[ $? = 0 ] || {{ echo {shlex.quote(message)} >&2; exit 1; }}"
 
 
-def max_array_size() -> int:
-    """How many jobs an array of this cluster may have. Raises ValueError where Slurm does not answer."""
-    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", ask(["scontrol", "show", "config"]), re.MULTILINE)
+def max_array_size(client: Mapping[str, str]) -> int:
+    """How many jobs an array of a cluster may have. Raises ValueError where Slurm does not answer."""
+    told = ask(["scontrol", "show", "config"], client=client)
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", told, re.MULTILINE)
     return int(found[1]) if found else 1000

@@ -43,6 +43,7 @@ def send(subject: Path, steps: Sequence[Step], recipes: Sequence[Recipe], place:
     snapshot = take_snapshot(subject.parent / SNAPSHOTS)
     folder = new_folder(subject)
     content = {"subject": str(subject), "folder": str(Path.cwd()), "cluster": place.cluster, "steps": steps}
+    content["client"] = place.profile.client
     with uninterrupted():
         try:
             for number, step in enumerate(steps, 1):
@@ -57,7 +58,7 @@ def send(subject: Path, steps: Sequence[Step], recipes: Sequence[Recipe], place:
             for step in steps:
                 if step["job_id"]:
                     with contextlib.suppress(ValueError):
-                        ask(["scancel", step["job_id"]])
+                        ask(["scancel", step["job_id"]], client=place.profile.client)
             shutil.rmtree(folder, ignore_errors=True)
             raise
 

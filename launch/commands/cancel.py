@@ -7,13 +7,15 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from launch.arguments import add_root, for_each
 from launch.runs.chain import DAMAGED, Row, known, read, step_rows
-from launch.runs.job_record import active_job, read_job
+from launch.runs.job_record import Job as Sent
+from launch.runs.job_record import active_jobs, read_job
 from launch.runs.send import shown
 from launch.runs.state import find, rows
 from launch.sweep.directory import cancel_file
@@ -48,8 +50,20 @@ def run(arguments: argparse.Namespace) -> int:
     return code
 
 
+class Where(NamedTuple):
+    """A job, whose id repeats over clusters."""
+
+    client: tuple[tuple[str, str], ...]
+    """Variables by which Slurm's commands reach its cluster."""
+    job_id: str
+
+
+def where(job: Sent | None, job_id: str) -> Where:
+    return Where(tuple(sorted(job.client.items())) if job else (), job_id)
+
+
 class Orders:
-    """What Slurm is told about all the runs that are named: one scancel for each way to end a job.
+    """What Slurm is told about all the runs that are named: one scancel for each way to end a job, on each cluster.
 
     now: do not wait for checkpoints.
     """
@@ -57,10 +71,10 @@ class Orders:
     def __init__(self, now: bool) -> None:
         self.now = now
         self.sweeps: list[Path] = []
-        self._waiting: dict[str, list[Path]] = {}
+        self._waiting: dict[Where, list[Path]] = {}
         """Runs by job; the trials of an array by that."""
-        self._running: dict[str, Path] = {}
-        self._steps: list[str] = []
+        self._running: dict[Where, Path] = {}
+        self._steps: list[Where] = []
         self._told: list[str] = []
 
     def end_run(self, run_dir: Path) -> None:
@@ -68,16 +82,17 @@ class Orders:
         if read_job(run_dir) is None:
             self._told.append(_cancel_here(run_dir, self.now))
             return
-        active = active_job(run_dir)
-        if active is None:
+        active = active_jobs(run_dir)
+        if not active:
             raise ValueError(f"{run_dir.name} is not in the queue (it is {read_status(run_dir).get('state')})")
-        job_id, state = active
-        # It tells the end from a preemption; the batch script sees it and tells the ranks, should they not listen yet.
+        # It tells the end from a preemption; the batch script sees it and tells the ranks, should they not listen yet,
+        # and a request on a cluster that does not answer ends by it when it starts.
         end_file(run_dir, "cancelled").touch()
-        if state in WAITING:
-            self._waiting[job_id] = [run_dir]
-        else:
-            self._running[job_id] = run_dir
+        for one in active:
+            if one.state in WAITING:
+                self._waiting[where(one.job, one.job_id)] = [run_dir]
+            else:
+                self._running[where(one.job, one.job_id)] = run_dir
 
     def end_sweep(self, sweep_dir: Path) -> None:
         cancel_file(sweep_dir).touch()
@@ -87,7 +102,7 @@ class Orders:
         waiting = [(run, row["job_id"]) for run, row in under_way if row["state"] == "queued" and row["job_id"]]
         for run, job_id in waiting:
             end_file(run, "cancelled").touch()
-            self._waiting.setdefault(job_id.partition("_")[0], []).append(run)
+            self._waiting.setdefault(where(read_job(run), job_id.partition("_")[0]), []).append(run)
         told = 0
         for run, row in under_way:
             if row["state"] == "running":
@@ -100,7 +115,7 @@ class Orders:
             "launch sweep continues it"
         )
 
-    def end_steps(self, jobs: Sequence[str]) -> None:
+    def end_steps(self, jobs: Iterable[Where]) -> None:
         """Of a chain, which have nothing to save."""
         self._steps += jobs
 
@@ -110,27 +125,38 @@ class Orders:
     def give(self) -> list[str]:
         """Let Slurm do it; returns what there is to say."""
         waiting, running = [*self._waiting], [*self._running]
-        if at_once := [*self._steps, *(running if self.now else [])]:
-            ask(["scancel", "--quiet", *at_once])
-        if waiting:
-            # One that has started since the queue was asked for finds that it is cancelled.
-            ask(["scancel", "--state=PENDING", *waiting])
-        if running and not self.now:
+        _scancel([*self._steps, *(running if self.now else [])], "--quiet")
+        # One that has started since the queue was asked for finds that it is cancelled.
+        _scancel(waiting, "--state=PENDING")
+        if not self.now:
             with contextlib.suppress(ValueError):
-                ask(["scancel", "--quiet", "--signal=USR2", *running])
+                _scancel(running, "--quiet", "--signal=USR2")
         now = [*self._running.values()] if self.now else []
         for run_dir in [*chain.from_iterable(self._waiting.values()), *now]:
             write_status(run_dir, **end_as_told("cancelled"))
         return [*self._told, *self._lines()]
 
     def _lines(self) -> Iterator[str]:
-        alone = {job_id: runs[0] for job_id, runs in self._waiting.items() if runs[0].parent not in self.sweeps}
-        for job_id, run_dir in (alone | self._running).items():
-            name = shown(run_dir)
-            if job_id in alone or self.now:
-                yield f"{run_dir.name}: job {job_id} is cancelled; launch retry {name} continues it"
+        alone = {job: runs[0] for job, runs in self._waiting.items() if runs[0].parent not in self.sweeps}
+        by_run: dict[Path, list[Where]] = {}
+        for job, run_dir in (alone | self._running).items():
+            by_run.setdefault(run_dir, []).append(job)
+        for run_dir, jobs in by_run.items():
+            name, saves = shown(run_dir), [job for job in jobs if job in self._running and not self.now]
+            which = f"job{'s' * (len(jobs) > 1)} {', '.join(job.job_id for job in jobs)}"
+            if saves:
+                told = f"job {saves[0].job_id} saves a checkpoint and ends; launch status {name} says when"
             else:
-                yield f"{run_dir.name}: job {job_id} saves a checkpoint and ends; launch status {name} says when"
+                told = f"{which} {'are' if len(jobs) > 1 else 'is'} cancelled; launch retry {name} continues it"
+            yield f"{run_dir.name}: {told}"
+
+
+def _scancel(jobs: Iterable[Where], *options: str) -> None:
+    by_cluster: dict[Any, list[str]] = {}
+    for job in jobs:
+        by_cluster.setdefault(job.client, []).append(job.job_id)
+    for client, job_ids in by_cluster.items():
+        ask(["scancel", *options, *job_ids], client=dict(client))
 
 
 def _cancel(name: str, orders: Orders, root: str) -> int:
@@ -169,7 +195,8 @@ def _cancel_chain(subject: Path, orders: Orders) -> bool:
     trained = [Path(row["makes"]) for row in found if row["step"] == TRAIN and _is_of(Path(row["makes"]), row)]
     steps = [row["job_id"] for row in found if not (row["makes"] and Path(row["makes"]) in trained)]
     if steps:
-        orders.end_steps(steps)
+        client = tuple(sorted(follows.client.items()))
+        orders.end_steps(Where(client, job_id) for job_id in steps)
         orders.tell(f"{subject.name}: jobs {', '.join(steps)} of its chain are cancelled")
     for run_dir in trained:
         orders.end_run(run_dir)

@@ -17,6 +17,7 @@ from launch.runs.state import find, rows
 from resnet.process.exit_codes import FINISHED
 from resnet.rundir.find import find_sweep
 from resnet.rundir.sweep.results import folders, sweep_so_far
+from slurm.control import controller
 from slurm.profile import change_profile, load_profile
 from slurm.queue import STARTED, WAITING
 
@@ -51,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
     with being_chained(subject):
         _refuse_second(subject)
         steps, recipes = settle(subject, sweep_dir is not None, arguments.commands)
-        after = _after(subject, sweep_dir is not None, place is not None)
+        after = _after(subject, sweep_dir is not None, place)
         if place is None:
             return run_here(subject, steps, recipes)
         send(subject, steps, recipes, place, after)
@@ -91,13 +92,14 @@ def _newest_job(subject: Path, is_sweep: bool) -> Job | None:
     return max((job for run in runs if (job := read_job(run))), key=lambda job: job.submitted, default=None)
 
 
-def _after(subject: Path, is_sweep: bool, on_slurm: bool) -> str | None:
+def _after(subject: Path, is_sweep: bool, place: Place | None) -> str | None:
     """What the first step waits for, as sbatch's --dependency takes it. Raises ValueError where it would in vain."""
     if is_sweep:
         found = rows(folders(sweep_so_far(subject)))
         # A trial that fails keeps none from being the best.
         jobs = {row["job_id"].partition("_")[0] for row in found if row["job_id"] and not row["over"]}
-        after = f"afterany:{':'.join(sorted(jobs, key=int))}" if jobs and on_slurm else None
+        after = f"afterany:{':'.join(sorted(jobs, key=int))}" if jobs and place else None
+        _refuse_elsewhere(_newest_job(subject, is_sweep) if after else None, place)
         if after is None and (active := [row["name"] for row in found if not row["over"]]):
             raise ValueError(f"{subject.name} goes on ({active[0]} is not over), and there is no job to wait for")
         if after is None and not any(row["state"] == "finished" for row in found):
@@ -107,10 +109,20 @@ def _after(subject: Path, is_sweep: bool, on_slurm: bool) -> str | None:
     if row["state"] == "finished":
         return None
     # Also one that is about to go back to the queue.
-    if not (on_slurm and row["slurm_state"] in WAITING | STARTED):
+    if not (place and row["slurm_state"] in WAITING | STARTED):
         again = "chain it when it is finished" if not row["over"] else f"launch retry {shown(subject)}"
         raise ValueError(f"{subject.name} is not finished (it is {row['state']}), with no job to wait for: {again}")
+    _refuse_elsewhere(_newest_job(subject, is_sweep), place)
     return f"afterok:{row['job_id']}"
+
+
+def _refuse_elsewhere(job: Job | None, place: Place | None) -> None:
+    """Raise ValueError where a job cannot be waited for: Slurm's dependencies are within a cluster."""
+    if job and job.requests:
+        raise ValueError(f"{job.name} was sent to several places, of which any may go on with it: chain it at its end")
+    if job and place and controller(job.client) != controller(place.profile.client):
+        told = f"{job.name} is on {job.cluster}, and no job on {place.cluster} can wait for it"
+        raise ValueError(f"{told}: cluster={job.cluster}, or chain it when it is finished")
 
 
 def _told(subject: Path, steps: Sequence[Step], place: Place, after: str | None) -> str:

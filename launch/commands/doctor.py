@@ -55,9 +55,15 @@ def _findings(profile: Profile | None) -> Iterator[Finding]:
         yield Finding(None if profile is None else False, "no sbatch: this machine cannot send jobs", fix)
         return
     yield Finding(True, f"sbatch: {said('sbatch', '--version') or shutil.which('sbatch')}")
-    partitions = said("sinfo", "-h", "-o", "%R %a %D nodes, limit %l, GPUs %G")
+    client = profile.client if profile else None
+    told = said("sinfo", "-h", "-o", "%R %a %D nodes, limit %l, GPUs %G", client=client)
+    partitions = "\n".join(line for line in told.splitlines() if not line.startswith("CLUSTER:"))
     if not partitions:
-        yield Finding(False, "sinfo: the controller does not answer", "is SLURM_CONF set as your site wants it?")
+        yield Finding(
+            False,
+            "sinfo: the controller does not answer",
+            "is SLURM_CONF, or slurm.client, as your site wants it?",
+        )
         return
     yield Finding(True, "partitions: " + "; ".join(dict.fromkeys(partitions.splitlines())))
     if profile is not None:
@@ -102,7 +108,8 @@ def _profile(profile: Profile, partitions: str) -> Iterator[Finding]:
         yield Finding(False, f"slurm.partition={','.join(sorted(missing))} is none of them", fix)
     elif wanted:
         yield Finding(True, f"partition {profile.partition}")
-    accounts = said("sacctmgr", "-n", "-P", "show", "associations", f"user={_user()}", "format=account")
+    shown = ("show", "associations", f"user={_user()}", "format=account")
+    accounts = said("sacctmgr", "-n", "-P", *shown, client=profile.client)
     if profile.account and accounts:
         known = sorted(set(accounts.split()))
         fix = "" if profile.account in known else f"yours are: {', '.join(known)}"

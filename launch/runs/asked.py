@@ -7,20 +7,25 @@ from collections.abc import Callable, Iterable, Mapping
 
 from slurm.queue import Job, accounted, queued
 
+Answer = tuple[Mapping[str, Job], str | None]
+"""Jobs by id, and why Slurm's word is missing."""
 
-def ask_slurm(forgotten: Callable[[Mapping[str, Job]], Iterable[str]]) -> tuple[dict[str, Job], str | None]:
+
+def ask_slurm(
+    forgotten: Callable[[Mapping[str, Job]], Iterable[str]], client: Mapping[str, str] | None = None
+) -> tuple[dict[str, Job], str | None]:
     """Jobs by id, and why Slurm's word is missing.
 
-    forgotten: from what the queue holds to the ids for which accounting is to be asked.
+    forgotten: from what the queue holds to the ids for which accounting is to be asked. client: of which cluster.
     """
     try:
-        known = queued()
+        known = queued(client)
     except ValueError as error:
         return {}, str(error)
     if known is None:
         return {}, "no squeue on this machine to ask"
     ids = list(forgotten(known))
-    return known | (accounted(ids) if ids else {}), None
+    return known | (accounted(ids, client) if ids else {}), None
 
 
 def job_by_name(jobs: Mapping[str, Job], job_id: str | None, name: str) -> Job | None:

@@ -42,6 +42,11 @@ class Chain(NamedTuple):
                 break
         return found
 
+    @property
+    def client(self) -> dict[str, str]:
+        """Variables by which Slurm's commands reach the cluster of its jobs."""
+        return self.content.get("client") or {}
+
     def forgotten(self, jobs: Mapping[str, Job]) -> list[str]:
         """Ids of open jobs of which the queue says nothing."""
         return [job_id for job_id, name in self.open_jobs.items() if job_by_name(jobs, job_id, name) is None]
@@ -96,7 +101,7 @@ def chain_rows(subject: Path) -> list[Row]:
 
 def known(chain: Chain) -> tuple[dict[str, Job], str | None]:
     """Jobs by id, and why Slurm, where it has to be asked, does not answer."""
-    return ask_slurm(chain.forgotten) if chain.open_jobs else ({}, None)
+    return ask_slurm(chain.forgotten, chain.client) if chain.open_jobs else ({}, None)
 
 
 def step_rows(chain: Chain, jobs: Mapping[str, Job], trouble: str | None) -> list[Row]:

@@ -6,12 +6,14 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from dataclasses import fields as dataclass_fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from resnet.rundir.files import read_json, to_json
+from slurm.claim import Claim, newest_claim
+from slurm.control import controller
 from slurm.queue import queued
 
 if TYPE_CHECKING:
@@ -37,6 +39,14 @@ class Job:
     folder: str
     command: str
     submitted: float
+    client: dict[str, str] = field(default_factory=dict)
+    """Variables by which Slurm's commands reach the cluster, where these are not those of the shell."""
+    request: str = ""
+    """Of one of several jobs that wait for the one run: its folder below that of this file."""
+    requests: list[str] = field(default_factory=list)
+    """Of the first of them: all."""
+    asked: list[dict[str, Any]] = field(default_factory=list)
+    """Of the first of them: cluster and profile of each cluster, as they were before requests were made of them."""
 
     @property
     def known_profile(self) -> dict[str, Any]:
@@ -60,6 +70,7 @@ class Job:
             folder=str(cwd),
             command=shlex.join(["launch", *sys.argv[1:]]),
             submitted=time.time(),
+            client=dict(profile.client),
         )
 
 
@@ -85,23 +96,92 @@ def job_of(fields: Mapping[str, Any]) -> Job:
 
 
 def read_job(run_dir: Path) -> Job | None:
-    """The newest job of a run; None for a run that was never sent to Slurm. Raises ValueError where it is damaged."""
-    content = read_json(job_file(run_dir))
+    """The newest job of a run; None for a run that was never sent to Slurm. Raises ValueError where it is damaged.
+
+    Of several that wait it is the one that has the run, or had it last; before one has started, the first.
+    """
+    first = _read(job_file(run_dir))
+    if first is None or not first.requests:
+        return first
+    claim = claim_of(run_dir)
+    if claim is None or claim.content.get("request") not in first.requests:
+        return first
+    record = _read(_file_of_request(run_dir, claim.content["request"])) or first
+    return replace(record, job_id=claim.content["job_id"], requests=first.requests, asked=first.asked)
+
+
+def claim_of(run_dir: Path) -> Claim | None:
+    """Who has the run, of several jobs that wait for it; None where nobody has made a claim."""
+    try:
+        return newest_claim(run_dir)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{run_dir}/slurm/claims cannot be read ({error})") from error
+
+
+def requests_of(run_dir: Path) -> list[Job]:
+    """The jobs that wait, or did, for the one run, that were sent; empty where it was sent as one job.
+
+    Where one of them has the run these are all to be cancelled, or end by themselves when they start.
+    """
+    first = _read(job_file(run_dir))
+    found = (_read(_file_of_request(run_dir, name)) for name in (first.requests if first else ()))
+    return [job for job in found if job and job.job_id]
+
+
+def _file_of_request(run_dir: Path, name: str) -> Path:
+    return run_dir / "slurm" / name / "job.json"
+
+
+def _read(file: Path) -> Job | None:
+    content = read_json(file)
     try:
         return job_of(content) if content else None
     except ValueError as error:
-        raise ValueError(f"{job_file(run_dir)} is damaged ({error})") from error
+        raise ValueError(f"{file} is damaged ({error})") from error
+
+
+class Active(NamedTuple):
+    """A job that has not ended."""
+
+    job_id: str
+    state: str
+    """Slurm's."""
+    job: Job
+
+
+def active_jobs(run_dir: Path) -> list[Active]:
+    """The jobs of a run that have not ended; where one has the run, only that one, since the others end by themselves.
+
+    Raises ValueError where no controller says that one is active, and one does not answer.
+    """
+    first = read_job(run_dir)
+    if first is None:
+        return []
+    claim = claim_of(run_dir) if first.requests else None
+    waiting = first.requests and not (claim and claim.content.get("request"))
+    found, troubles, answers, sent = [], [], {}, job_file(run_dir).stat().st_mtime
+    for job in requests_of(run_dir) if waiting else [first]:
+        try:
+            if (key := controller(job.client)) not in answers:
+                # An answer from before the job was sent, by another command, would not know it.
+                answers[key] = queued(job.client, since=sent)
+            known = answers[key]
+        except ValueError as error:
+            troubles.append(error)
+            continue
+        one = (known or {}).get(job.job_id)
+        # Ids begin anew where a cluster is set up again, and repeat over clusters.
+        if one and not one.over and one.name == job.name:
+            found.append(Active(job.job_id, one.state, job))
+    if troubles and not found:
+        raise troubles[0]
+    return found
 
 
 def active_job(run_dir: Path) -> tuple[str, str] | None:
     """Id and Slurm's state of a run's job that has not ended. Raises ValueError where Slurm does not answer."""
-    job = read_job(run_dir)
-    if job is None:
-        return None
-    # An answer from before the job was sent, by another command, would not know it.
-    found = (queued(since=job_file(run_dir).stat().st_mtime) or {}).get(job.job_id)
-    # Ids begin anew where a cluster is set up again, and repeat over clusters.
-    return (job.job_id, found.state) if found and not found.over and found.name == job.name else None
+    found = active_jobs(run_dir)
+    return found[0][:2] if found else None
 
 
 def write_job(run_dir: Path, job: Job, job_id: str) -> None:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from launch.runs.asked import job_by_name
 from launch.runs.chain import chain_rows, goes_on
 from launch.runs.chain import read as read_chain
-from launch.runs.job_record import job_file, read_job
+from launch.runs.job_record import job_file, read_job, requests_of
 from launch.runs.send import SNAPSHOTS
 from launch.runs.state import rows
 from recipes.load import dump, load_values
@@ -26,7 +26,8 @@ from resnet.rundir.find import SWEEP_FILE, is_run, is_sweep
 from resnet.rundir.lease import holder_elsewhere
 from resnet.rundir.status import NAME, status_or_nothing
 from resnet.rundir.sweep.sweep_file import read_sweep
-from slurm.queue import queued
+from slurm.control import controller
+from slurm.queue import Job, queued
 
 YOUNG_SECONDS = 3600.0
 """Files and copies of the code that may be about to be used, or are being written, are not older."""
@@ -265,13 +266,23 @@ def failed_runs(found: Iterable[Row]) -> list[Leftover]:
 
 def _failed(found: Iterable[Row]) -> list[Row]:
     failed = [row for row in own_rows(found) if row["state"] == "failed" and row["over"] and has_nothing(row)]
-    jobs = queued() if any(row["job_id"] for row in failed) else {}
-    if jobs is None:
-        raise ValueError("--failed: runs were sent to Slurm, and there is no squeue on this machine to ask of them")
-    waiting = {
-        row["run_dir"] for row in failed if (job := job_by_name(jobs, row["job_id"], row["name"])) and not job.over
-    }
+    answers: dict[Any, Mapping[str, Job] | None] = {}
+    waiting = {row["run_dir"] for row in failed if row["job_id"] and _may_start(row, answers)}
     return [row for row in failed if row["run_dir"] not in waiting]
+
+
+def _may_start(row: Row, answers: dict[Any, Mapping[str, Job] | None]) -> bool:
+    """Whether a job of a run is in the queue, or one that was to be cancelled, on whatever cluster."""
+    run = Path(row["run_dir"])
+    sent = [(job.job_id, job.client) for job in requests_of(run) or [read_job(run)] if job]
+    for job_id, client in sent or [(row["job_id"], {})]:
+        if (key := controller(client)) not in answers:
+            answers[key] = queued(client)
+        if (jobs := answers[key]) is None:
+            raise ValueError("--failed: runs were sent to Slurm, and there is no squeue on this machine to ask of them")
+        if (job := job_by_name(jobs, job_id, row["name"])) and not job.over:
+            return True
+    return False
 
 
 def given_up(found: Sequence[Leftover]) -> list[Leftover]:

@@ -61,7 +61,10 @@ def place_of_log(run_dir: Path, rank: int, attempt: int | None = None) -> str | 
 
 def newest_batch_files(run_dir: Path) -> list[Path]:
     """Output of the newest batch script, and its errors if there are any."""
-    files = sorted((run_dir / "slurm").glob("*_log.out"), key=lambda file: file.stat().st_mtime)
+    folder = run_dir / "slurm"
+    # Of one of several jobs that waited for the run, in a folder of its own.
+    found = [*folder.glob("*_log.out"), *folder.glob("request-*/*_log.out")]
+    files = sorted(found, key=lambda file: file.stat().st_mtime)
     if not files:
         return []
     errors = files[-1].with_suffix(".err")

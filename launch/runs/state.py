@@ -7,13 +7,17 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from launch.runs.asked import ask_slurm, job_by_name
 from launch.runs.chain import Chain, step_rows
 from launch.runs.chain import read as read_chain
-from launch.runs.job_record import job_file
+from launch.runs.job_record import Job as Sent
+from launch.runs.job_record import claim_of, job_file, read_job, requests_of
+from launch.runs.places import Answers, in_words, newest, place_rows, slurms_job, trouble_of
 from recipes.text import format_duration, suggestion
 from resnet.rundir.attempts import ENDS
 from resnet.rundir.files import number, read_json
@@ -21,6 +25,7 @@ from resnet.rundir.find import ROOT, distinct, find_run, places, roots, runs_in
 from resnet.rundir.index import LEAST_RUNS, Index, identity
 from resnet.rundir.state import STATES, Verdict, name_of, own_verdict, row_of, signs_of_life
 from resnet.rundir.status import read_status
+from slurm.control import controller
 from slurm.queue import STARTED, WAITING, Job
 
 GRACE_SECONDS = 60
@@ -43,6 +48,13 @@ class Run(NamedTuple):
     problem: str | None
     """Why status.json cannot be read."""
     chain: Chain | None
+    places: Sequence[Sent] = ()
+    """The jobs by which it waits, where they are several and none has it."""
+
+    @property
+    def client(self) -> dict[str, str]:
+        """Variables by which Slurm's commands reach its cluster."""
+        return self.sent.get("client") or {}
 
 
 def find(text: str, root: str | Path) -> Path:
@@ -87,13 +99,13 @@ def _runs_in(folder: Path, shown: str) -> list[Path]:
 def rows(run_dirs: Iterable[Path]) -> list[dict[str, Any]]:
     """What is true of runs, in their order, as plain values; asks Slurm once for all of them, or not at all."""
     runs = _read_all([*run_dirs])
-    jobs, trouble = _ask_slurm(runs)
+    answers = _ask_slurm(runs)
     found = []
     for run in runs:
-        row = _row(run, jobs, trouble)
+        row = _row(run, answers)
         if row["state"] == "failed" and run.status.get("state") in ("running", "queued"):
             # It may have ended well between the two looks.
-            row = _row(_read(run.folder), jobs, trouble)
+            row = _row(_read(run.folder), answers)
         found.append(row)
     return found
 
@@ -149,13 +161,13 @@ def _read_again(folder: Path, index: Index) -> Run:
         return _run(folder, known["status"], known["sent"], None)
     run = _read(folder)
     if run.problem is None and run.status.get("state") in ("finished", "failed", "stopped"):
-        sent = {key: run.sent[key] for key in ("job_id", "name", "cluster") if key in run.sent}
+        sent = {key: run.sent[key] for key in ("job_id", "name", "cluster", "client") if key in run.sent}
         index.put(folder.name, files, {"status": run.status, "sent": sent})
     return run
 
 
 def _read(folder: Path) -> Run:
-    status, sent, problem = {}, {}, None
+    status, sent, problem, places = {}, {}, None, []
     try:
         status = read_status(folder)
     except (ValueError, OSError) as error:
@@ -164,7 +176,15 @@ def _read(folder: Path) -> Run:
         problem = "the folder is gone"
     with contextlib.suppress(OSError, ValueError):
         sent = read_json(job_file(folder))
-    return _run(folder, status, sent, problem)
+        if sent.get("requests") and (job := read_job(folder)):
+            sent, places = asdict(job), waiting_places(folder)
+    return _run(folder, status, sent, problem)._replace(places=places)
+
+
+def waiting_places(folder: Path) -> list[Sent]:
+    """The jobs by which a run waits; empty where one has it, or it was sent as one. Raises ValueError."""
+    claim = claim_of(folder)
+    return [] if claim and claim.content.get("request") else requests_of(folder)
 
 
 def _run(folder: Path, status: dict[str, Any], sent: dict[str, Any], problem: str | None) -> Run:
@@ -173,40 +193,61 @@ def _run(folder: Path, status: dict[str, Any], sent: dict[str, Any], problem: st
     return Run(folder, status, sent, str(job_id) if job_id else None, problem, read_chain(folder))
 
 
-def _ask_slurm(runs: Sequence[Run]) -> tuple[dict[str, Job], str | None]:
-    """Jobs by id, and why Slurm's word is missing."""
+def _ask_slurm(runs: Sequence[Run]) -> Answers:
+    """What each controller says of the runs, and of their chains: each is asked once."""
     open_runs = [run for run in runs if run.job_id and run.status.get("state") not in (None, "finished")]
-    chains = [run.chain for run in runs if run.chain and run.chain.open_jobs]
-    if not open_runs and not chains:
-        return {}, None
-
-    def forgotten(known: Mapping[str, Job]) -> Iterator[str]:
-        for run in open_runs:
-            state, failure, reason = (run.status.get(key) for key in ("state", "failure", "reason"))
-            # As thousands of a sweep's trials may be that early stopping ended.
-            as_told = state == "stopped" and reason in ENDS
-            unsure = not as_told and (state != "failed" or failure in _UNSURE)
-            if run.job_id and unsure and _job_of(run, known) is None:
-                yield run.job_id
-        for chain in chains:
-            yield from chain.forgotten(known)
-
-    return ask_slurm(forgotten)
+    asked: dict[Any, _Asked] = {}
+    for run in open_runs:
+        for job in run.places or (run,):
+            asked.setdefault(controller(job.client), _Asked(job.client, [], [])).jobs.append((run, str(job.job_id)))
+    for chain in [run.chain for run in runs if run.chain and run.chain.open_jobs]:
+        asked.setdefault(controller(chain.client), _Asked(chain.client, [], [])).chains.append(chain)
+    return {key: ask_slurm(partial(_forgotten, one), one.client) for key, one in asked.items()}
 
 
-def _job_of(run: Run, jobs: Mapping[str, Job]) -> Job | None:
+class _Asked(NamedTuple):
+    """What a controller is asked for."""
+
+    client: Mapping[str, str]
+    jobs: list[tuple[Run, str]]
+    chains: list[Chain]
+
+
+def _forgotten(asked: _Asked, known: Mapping[str, Job]) -> Iterator[str]:
+    for run, job_id in asked.jobs:
+        state, failure, reason = (run.status.get(key) for key in ("state", "failure", "reason"))
+        # As thousands of a sweep's trials may be that early stopping ended.
+        as_told = state == "stopped" and reason in ENDS
+        unsure = not as_told and (state != "failed" or failure in _UNSURE)
+        if unsure and _named(run, job_id, known) is None:
+            yield job_id
+    for chain in asked.chains:
+        yield from chain.forgotten(known)
+
+
+def _named(run: Run, job_id: str | None, jobs: Mapping[str, Job]) -> Job | None:
     if not run.sent:
-        return jobs.get(run.job_id or "")
-    return job_by_name(jobs, run.job_id, run.sent.get("name") or name_of(run.folder))
+        return jobs.get(job_id or "")
+    return job_by_name(jobs, job_id, run.sent.get("name") or name_of(run.folder))
 
 
-def _row(run: Run, jobs: Mapping[str, Job], trouble: str | None) -> dict[str, Any]:
-    now, status, job = time.time(), run.status, _job_of(run, jobs)
+def _row(run: Run, answers: Answers) -> dict[str, Any]:
+    now, status = time.time(), run.status
+    if run.places:
+        sent = newest(run.places, answers)
+        run = run._replace(sent=asdict(sent), job_id=sent.job_id)
+        job, trouble = slurms_job(sent, answers), trouble_of(run.places, answers)
+        if job and job.state in WAITING:
+            job = job._replace(reason=in_words(place_rows(run.places, answers)), start=None)
+    else:
+        jobs, trouble = answers.get(controller(run.client), ({}, None))
+        job = _named(run, run.job_id, jobs)
     alive, silent = signs_of_life(run.folder, status, bool(run.sent), now)
     cancelled = status.get("state") != "finished" and os.path.exists(f"{run.folder}/slurm/cancel")
     verdict = effective(status, job, run.job_id, trouble, alive, silent, cancelled, now)
     if run.problem:
         verdict = Verdict("damaged", None, run.problem, True)
+    chained = answers.get(controller(run.chain.client), ({}, None)) if run.chain else ({}, None)
     return row_of(run.folder, status, verdict, now) | {
         "cluster": run.sent.get("cluster"),
         "slurm_state": job.state if job else None,
@@ -214,7 +255,8 @@ def _row(run: Run, jobs: Mapping[str, Job], trouble: str | None) -> dict[str, An
         "job_id": run.job_id or status.get("job_id"),
         "nodes": job.nodes or None if job else None,
         "time_left_s": job.time_left_s if job and job.state in STARTED else None,
-        "chain": step_rows(run.chain, jobs, trouble) if run.chain else [],
+        "places": place_rows(run.places, answers) if verdict.state == "queued" else [],
+        "chain": step_rows(run.chain, *chained) if run.chain else [],
     }
 
 

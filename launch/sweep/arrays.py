@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,33 +40,31 @@ def settle_arrays(sweep_dir: Path) -> None:
     lost = {name: array for name, array in arrays(sweep_dir).items() if "job_ids" not in array}
     if not lost:
         return
-    jobs = queued()
-    if jobs is None:
-        raise ValueError(f"{sweep_dir}: a command was killed while it sent trials; run this where squeue is")
-    ids_by_name: dict[str, set[str]] = {}
-    for job_id, job in jobs.items():
-        ids_by_name.setdefault(job.name, set()).add(job_id.partition("_")[0])
     for name, array in lost.items():
         job_ids: list[str] = []
-        for base in ids_by_name.get(name, ()):
+        client = array["job"]["profile"].get("client") or {}
+        jobs = queued(client)
+        if jobs is None:
+            raise ValueError(f"{sweep_dir}: a command was killed while it sent trials; run this where squeue is")
+        for base in {job_id.partition("_")[0] for job_id, job in jobs.items() if job.name == name}:
             number = len(array["trials"])
             found = [base] if number == 1 else [f"{base}_{index}" for index in range(number)]
             if all((sweep_dir / "slurm" / name / f"{job_id}_submitted.pkl").exists() for job_id in found):
                 job_ids = found
             else:
-                _cancel(base)
+                _cancel(base, client)
         for trial, job_id in zip(array["trials"], job_ids, strict=False):
             write_job(sweep_dir / trial, job_of(array["job"]), job_id)
         note_array(sweep_dir, name=name, job_ids=job_ids)
 
 
-def _cancel(job_id: str) -> None:
+def _cancel(job_id: str, client: Mapping[str, str]) -> None:
     """Cancel a job and see it end: its runs are to be free for another."""
     with contextlib.suppress(ValueError):
-        ask_slurm(["scancel", job_id])
+        ask_slurm(["scancel", job_id], client=client)
     deadline = time.monotonic() + CANCEL_SECONDS
     while time.monotonic() < deadline:
-        jobs = queued(since=time.time()) or {}
+        jobs = queued(client, since=time.time()) or {}
         if all(job.over for found, job in jobs.items() if found.partition("_")[0] == job_id):
             return
         time.sleep(0.5)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ def dry_run(sweep: Sweep, listed: list[Trial], count: int | None, sweep_dir: Pat
         what += " (cut by run_cap)"
     yield f"# {what}; sweep directory {sweep_dir}"
     if place.profile is not None:
-        parts = _arrays(number)
+        parts = _arrays(number, place.profile.client)
         limit = f", {place.parallel} at once" if place.parallel else ""
         arrays = f"{parts} array{'s' if parts > 1 else ''} on {place.cluster}{limit}"
         yield f"# {arrays}; {place.profile.ranks} ranks a trial"
@@ -44,10 +44,10 @@ def dry_run(sweep: Sweep, listed: list[Trial], count: int | None, sweep_dir: Pat
     yield "# nothing was sent"
 
 
-def _arrays(number: int) -> int:
+def _arrays(number: int, client: Mapping[str, str]) -> int:
     """How many arrays so many trials are; one where no Slurm answers."""
     try:
-        return -(-number // max_array_size())
+        return -(-number // max_array_size(client))
     except ValueError:
         return 1
 

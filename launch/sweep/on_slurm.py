@@ -29,7 +29,7 @@ def send_trials(
         return
     assert place.profile is not None
     snapshot = snapshot or take_snapshot(directory.path.parent / SNAPSHOTS)
-    most, before = max_array_size(), None
+    most, before = max_array_size(place.profile.client), None
     for start in range(0, len(todo), most):
         part = todo[start : start + most]
         limit = min(place.parallel or len(part), len(part))

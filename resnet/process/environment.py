@@ -32,6 +32,10 @@ def micro_batch_told() -> int | None:
     return int(os.environ.get(MICRO_BATCH) or 0) or None
 
 
+CLUSTER = "RESNET_CLUSTER"
+"""The name by which a run that waits on several clusters tells them apart, which may call themselves the same."""
+
+
 def is_under_accelerate() -> bool:
     """Whether `accelerate launch` started this process."""
     return "ACCELERATE_MIXED_PRECISION" in os.environ
@@ -48,9 +52,18 @@ def job_id() -> str | None:
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
 
 
-def is_this_job(other: str | None) -> bool:
-    """Whether an id, as `job_id` gave it, is this job's; version 0.1.0 noted an array task by its own plain number."""
-    return other is not None and other in (job_id(), os.environ.get("SLURM_JOB_ID"))
+def cluster_name() -> str | None:
+    """The cluster of this job, over which ids repeat; None outside of Slurm."""
+    return os.environ.get(CLUSTER) or os.environ.get("SLURM_CLUSTER_NAME")
+
+
+def is_this_job(other: str | None, cluster: str | None = None) -> bool:
+    """Whether an id, as `job_id` gave it, is this job's; version 0.1.0 noted an array task by its own plain number.
+
+    cluster: as `cluster_name` gave it; None: not noted, as by version 0.2.0.
+    """
+    same_cluster = cluster is None or cluster_name() in (None, cluster)
+    return other is not None and same_cluster and other in (job_id(), os.environ.get("SLURM_JOB_ID"))
 
 
 def is_launchers(name: str) -> bool:

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from resnet.process.environment import ATTEMPT, is_this_job, job_id
+from resnet.process.environment import ATTEMPT, cluster_name, is_this_job, job_id
 from resnet.process.processes import pid_namespace
 from resnet.rundir.files import to_json, write_atomic
 
@@ -120,7 +120,7 @@ class Lease:
     def _renew(self) -> None:
         self._count += 1
         holder = {"host": socket.gethostname(), "pid": os.getpid(), "pid_namespace": pid_namespace()}
-        holder |= {"job_id": job_id(), "attempt": _attempt()}
+        holder |= {"job_id": job_id(), "cluster": cluster_name(), "attempt": _attempt()}
         write_atomic(self._file, to_json({**holder, "token": self._token, "count": self._count, "time": time.time()}))
 
     def _keep(self) -> None:
@@ -146,7 +146,7 @@ def read_lease(run_dir: Path) -> dict[str, Any]:
 def holder_elsewhere(run_dir: Path) -> str | None:
     """Who trains a run at this moment, in words; None where nobody does, or only an earlier attempt of this job."""
     seen = read_lease(run_dir)
-    if not seen or is_this_job(seen.get("job_id")):
+    if not seen or is_this_job(seen.get("job_id"), seen.get("cluster")):
         return None
     try:
         with open(run_dir / "lease.lock", "r+b") as lock:
@@ -163,7 +163,7 @@ def holder_elsewhere(run_dir: Path) -> str | None:
 
 def _is_earlier_attempt_of_this_job(holder: dict[str, Any]) -> bool:
     """An earlier attempt of a job is ended, by Slurm or by the batch script, before the next begins."""
-    if not is_this_job(holder.get("job_id")):
+    if not is_this_job(holder.get("job_id"), holder.get("cluster")):
         return False
     before, own = holder.get("attempt"), _attempt()
     if isinstance(before, int) and own is not None:

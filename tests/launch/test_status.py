@@ -46,13 +46,13 @@ def slurm(monkeypatch):
     def answer(queue=None, accounting=None, trouble=None, none=False):
         questions = []
 
-        def queued():
+        def queued(client=None):
             questions.append("squeue")
             if trouble:
                 raise ValueError(trouble)
             return None if none else dict(queue or {})
 
-        def accounted(job_ids):
+        def accounted(job_ids, client=None):
             questions.append(sorted(job_ids))
             return {job_id: job for job_id, job in (accounting or {}).items() if job_id in questions[-1]}
 
@@ -289,7 +289,7 @@ def test_a_run_that_ends_while_slurm_is_asked_has_not_failed(tmp_path, slurm, mo
     run_dir = make(tmp_path, "r", job="5", state="running")
     slurm()
 
-    def queued():
+    def queued(client=None):
         (run_dir / "status.json").write_text(json.dumps({"state": "finished"}))
         return {"5": Job("COMPLETED")}
 
@@ -508,7 +508,7 @@ def test_watch_asks_a_slow_controller_less_often(tmp_path, launch, monkeypatch):
     make(tmp_path, "r", job="5", state="running")
     clock, pauses = [0.0], []
 
-    def queued():
+    def queued(client=None):
         clock[0] += 8 if not pauses else 600
         return {"5": Job("RUNNING", start=5.0)}
 

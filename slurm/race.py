@@ -1,0 +1,185 @@
+"""A run that waits with several jobs is trained by the one that starts first. Standard library, Python 3.9.
+
+Whoever starts claims the run (`slurm.claim`) before anything else, and cancels the others; on its way back to the queue
+it lets go of the claim, and sends the others again.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from resnet.process.environment import cluster_name, job_id
+from resnet.process.exit_codes import FAILED, FINISHED
+from resnet.rundir.lease import STALE_SECONDS as LEASE_SECONDS
+from resnet.rundir.lease import holder_elsewhere
+from resnet.rundir.status import status_or_nothing
+from slurm import claim as claims
+from slurm.attend import tell_to_stop
+from slurm.claim import Claim, follow, newest_claim
+from slurm.queue import STARTED, WAITING
+from slurm.requests import Request, cancel_waiting, requests_of, say, send_again, state_of
+
+TOKEN = "token"
+"""File in the run's folder `slurm`: which submission is the newest, and, by its inode, that this is the same folder."""
+LOOK_SECONDS = 1.0
+CANCEL_AGAIN_SECONDS = (15.0, 60.0, 300.0)
+"""After the first time, for requests that could not be reached, or were being sent at that moment."""
+SEND_AGAIN_SECONDS = 30.0
+"""For sending the others again, as the last but one act of a job."""
+
+
+class Race:
+    """The claim of this job, from `enter` to `let_go` or `end`."""
+
+    def __init__(self, run_dir: Path, claim: Claim) -> None:
+        self.run_dir, self.claim = run_dir, claim
+        self.lost = False
+        """Whether another job has taken the run over, as this one gave no sign of life."""
+        self._ended = threading.Event()
+        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._keep, self._cancel_others)]
+        for thread in self._threads:
+            thread.start()
+
+    def _keep(self) -> None:
+        while not self._ended.wait(claims.BEAT_SECONDS):
+            try:
+                claims.beat(self.run_dir, self.claim)
+                newest = newest_claim(self.run_dir)
+            except (OSError, ValueError):
+                continue
+            if newest and newest.number > self.claim.number and not self._ended.is_set():
+                self.lost = True
+                say(f"{holder_in_words(newest)} has taken the run over")
+                tell_to_stop(str(job_id()))
+                return
+
+    def _cancel_others(self) -> None:
+        left = [one.name for one in self._others()]
+        for pause in (*CANCEL_AGAIN_SECONDS, None):
+            # Read anew: one that was being sent has its id by now.
+            left = [one.name for one in cancel_waiting([one for one in self._others() if one.name in left])]
+            if not left or pause is None or self._ended.wait(pause):
+                return
+
+    def _others(self) -> list[Request]:
+        return [one for one in requests_of(self.run_dir) if one.name != self.claim.content["request"]]
+
+    def let_go(self, seconds: float | None) -> None:
+        """Let another job have the run, as this one goes back to the queue. seconds: that are left, None: enough."""
+        if self._stop():
+            follow(self.run_dir, self.claim, {"free": self.claim.content["request"]})
+            until = min(SEND_AGAIN_SECONDS, SEND_AGAIN_SECONDS if seconds is None else seconds - 10)
+            for line in send_again(self._others(), time.monotonic() + until):
+                say(line)
+
+    def end(self) -> None:
+        """Note that the run is over, unless it goes on in the queue, or has been taken over."""
+        if self._stop():
+            state = status_or_nothing(self.run_dir).get("state")
+            follow(self.run_dir, self.claim, {**self.claim.content, "over": state or "ended"})
+
+    def _stop(self) -> bool:
+        """Give no more signs of life; returns whether the claim is still to be let go of."""
+        first, _ = not self._ended.is_set(), self._ended.set()
+        # A beat that came later would be that of nobody.
+        self._threads[0].join(claims.BEAT_SECONDS)
+        return first and not self.lost
+
+
+def enter(run_dir: Path, request: dict[str, Any]) -> Race | int:
+    """Claim the run for this job, or the exit code with which it is to end.
+
+    request: what the submission wrote of this job: its name, the token, and the inode of the token's file.
+    """
+    if (code := _wrong_place(run_dir, request)) is not None:
+        return code
+    own = {"request": request["name"], "job_id": job_id(), "restart": int(os.environ.get("SLURM_RESTART_COUNT", "0"))}
+    own |= {"cluster": cluster_name(), "name": run_dir.name, "host": socket.gethostname(), "time": time.time()}
+    claim = take(run_dir, own)
+    if claim is None:
+        return FINISHED
+    race = Race(run_dir, claim)
+    _await_lease(run_dir)
+    return race
+
+
+def _wrong_place(run_dir: Path, request: dict[str, Any]) -> int | None:
+    """The exit code of a job that may not touch the run: it was sent again since, or this is another folder."""
+    file = run_dir / "slurm" / TOKEN
+    try:
+        token, inode = file.read_text(encoding="utf-8"), file.stat().st_ino
+    except OSError as error:
+        say(f"{file}: {error.strerror}: this cluster does not see the folder that the run was sent from (run_root)")
+        return FAILED
+    if token != request["token"]:
+        say(f"{run_dir.name} was sent again since: this job is not needed")
+        return FINISHED
+    if inode != request["inode"]:
+        say(
+            f"{run_dir} is another folder here than where the run was sent from: a copy, or another file system of the "
+            "same path (run_root must be one file system that all clusters share). Nothing was done."
+        )
+        return FAILED
+    return None
+
+
+def take(run_dir: Path, own: dict[str, Any]) -> Claim | None:
+    """Claim the run; None where a live other has it, or it is over."""
+    while True:
+        before = newest_claim(run_dir)
+        if before and before.over:
+            say(f"{run_dir.name} is over ({before.over}): this job is not needed")
+            return None
+        if before and before.holder and not _is_own(before.holder, own) and not is_gone(run_dir, before):
+            say(f"{holder_in_words(before)} trains {run_dir.name}: this job is not needed")
+            return None
+        if claim := follow(run_dir, before, own):
+            return claim
+        time.sleep(0.05)
+
+
+def _is_own(holder: dict[str, Any], own: dict[str, Any]) -> bool:
+    """Whether a claim is of an earlier start of the same job, which has ended where this one runs."""
+    return all(holder.get(key) == own[key] for key in ("request", "job_id"))
+
+
+def is_gone(run_dir: Path, claim: Claim) -> bool:
+    """Whether the holder of a claim is over, or waits in the queue again: by its controller, or for want of life.
+
+    Waits until one of them is known, or a sign of life is seen.
+    """
+    holder = claim.content
+    request = next((one for one in requests_of(run_dir) if one.name == holder["request"]), None)
+    seen, asked = claims.last_beat(run_dir, claim), 0.0
+    while True:
+        if request and time.monotonic() - asked > claims.BEAT_SECONDS:
+            state = state_of(request, holder["job_id"])
+            if state is not None and (state in WAITING or state not in STARTED):
+                return True
+            asked = time.monotonic()
+        now = newest_claim(run_dir)
+        if now and now.number != claim.number:
+            # Somebody was quicker; or it was let go of.
+            return True
+        if claims.last_beat(run_dir, claim) != seen:
+            return False
+        if claims.age(run_dir, claim) > claims.STALE_SECONDS:
+            return True
+        time.sleep(LOOK_SECONDS)
+
+
+def _await_lease(run_dir: Path) -> None:
+    """Wait for the lease of ranks that were killed with the job that had the run before: it ends by itself."""
+    deadline = time.monotonic() + LEASE_SECONDS + 10
+    while holder_elsewhere(run_dir) and time.monotonic() < deadline:
+        time.sleep(LOOK_SECONDS)
+
+
+def holder_in_words(claim: Claim) -> str:
+    cluster = claim.content.get("cluster")
+    return f"job {claim.content.get('job_id')}" + (f" on {cluster}" if cluster else "")
