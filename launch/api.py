@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launch.runs.requests import Place
 from launch.runs.send import prepare
 from launch.runs.send import submit as send_prepared
 from recipes.load import Loaded, load_values
@@ -20,16 +21,18 @@ if TYPE_CHECKING:
 def submit(recipe: Recipe | str | Path, cluster: str, changes: Mapping[str, Any] | None = None, **slurm: Any) -> Run:
     """Send a run to a Slurm cluster, as `launch submit` does, and return it.
 
-    recipe: of `resnet.load_recipe`, or a recipe's name or path. cluster: a profile's name or file.
+    recipe: of `resnet.load_recipe`, or a recipe's name or path. cluster: a profile's name or file,
+    or several with commas.
     changes: to the recipe by dotted key, as in `{"optimizer.lr": 0.1, "run.name": "first"}`.
     slurm: changes to the profile, as in `nodes=4, time="8:00:00"`.
     Raises ValueError, with nothing sent, for a recipe or a profile that cannot be used, and where Slurm refuses.
     """
     from resnet.api import Run
 
-    profile = load_profile(cluster, [f"slurm.{key}={json.dumps(value)}" for key, value in slurm.items()])
-    prepared = prepare(_loaded(recipe, changes), profile)
-    send_prepared(prepared, cluster, profile)
+    of_profile = [f"slurm.{key}={json.dumps(value)}" for key, value in slurm.items()]
+    places = [Place(name, load_profile(name, of_profile)) for name in cluster.split(",")]
+    prepared = prepare(_loaded(recipe, changes), places)
+    send_prepared(prepared, places)
     return Run(prepared.run_dir)
 
 

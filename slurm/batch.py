@@ -28,7 +28,7 @@ from resnet.rundir.failures import first_failure, read_failures
 from resnet.rundir.lease import holder_elsewhere
 from resnet.rundir.status import status_or_nothing
 from slurm.attend import Clock, attend, tell_to_stop
-from slurm.budget import fits, is_of_this_job, why_not
+from slurm.budget import fits, is_of_job, why_not
 from slurm.control import free_port, give_node_back, hostnames
 from slurm.ends import (
     MENDABLE,
@@ -174,7 +174,7 @@ class Job:
         self.begun = time.time()
         fields = {"job_id": self.job_id, "restart": restart, "start": self.begun, "nodes": nodes, "step": self.step}
         fields |= {"ranks": len(nodes) * self.nodes.ranks, "submitted": self.jobs.get("submitted")}
-        fields |= {"cluster": cluster_name(), **({"sent": self.jobs["claim"]["token"]} if self.race else {})}
+        fields |= {"cluster": cluster_name(), **({"sent": self.race.token} if self.race else {})}
         note_lost(self.run_dir, self.before)
         self.record(**fields, **({"in_place": self.cause} if self.cause else {}))
         if status_or_nothing(self.run_dir).get("state") != "finished":
@@ -232,7 +232,7 @@ class Job:
         """Leave a node out that failed, or, where another can take its place, one on which a second attempt failed."""
         if end.node is None:
             return
-        own = [attempt for attempt in self.before if is_of_this_job(attempt)]
+        own = [attempt for attempt in self.before if is_of_job(attempt, self.job_id)]
         again = any(attempt.get("node") == end.node for attempt in own)
         if end.failure in OF_A_BAD_NODE or (again and self.nodes.spares):
             self.leave_out(end.node, end.reason)
@@ -252,7 +252,8 @@ class Job:
 
     def _why_not(self) -> str | None:
         """Why no further attempt is made, if so."""
-        return why_not(self.before, self.step, self.jobs["max_requeues"], self.jobs["claim"] if self.race else None)
+        sent = self.race.token if self.race else None
+        return why_not(self.before, self.job_id, self.step, self.jobs["max_requeues"], sent)
 
     def _train(self, command: Sequence[str]) -> End:
         code, nodes = 1, self.nodes.in_use

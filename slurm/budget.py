@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from resnet.process.environment import is_this_job
+from resnet.process.environment import cluster_name
 from resnet.rundir.provenance import kept_plan
 from slurm.control import was_preempted
 
@@ -14,20 +14,20 @@ WITHOUT_PROGRESS = 2
 """Restarts in a row that reach no new checkpoint, after which a run ends."""
 
 
-def is_of_this_job(attempt: Mapping[str, Any]) -> bool:
-    return is_this_job(attempt.get("job_id"), attempt.get("cluster"))
+def is_of_job(attempt: Mapping[str, Any], job_id: str) -> bool:
+    """Whether an attempt is of the job of this id here, and not of another cluster's."""
+    return attempt.get("job_id") == job_id and attempt.get("cluster") in (None, cluster_name())
 
 
 def why_not(
-    attempts: Sequence[Mapping[str, Any]], step: int, max_requeues: int, claim: Mapping[str, Any] | None = None
+    attempts: Sequence[Mapping[str, Any]], job_id: str, step: int, max_requeues: int, sent: str | None = None
 ) -> str | None:
     """Why no further attempt is made, if so. Those of jobs that were sent before do not count: a retry starts anew.
 
-    attempts: of the run, in order. step: of its newest checkpoint. claim: what this job was sent with, where others
-    were sent with it, whose attempts count.
+    attempts: of the run, in order. step: of its newest checkpoint. sent: of a job that was sent with others for the one
+    run, what tells their attempts, which count too.
     """
-    sent = claim and claim["token"]
-    before = [one for one in attempts if (one.get("sent") == sent if sent else is_of_this_job(one))]
+    before = [one for one in attempts if (one.get("sent") == sent if sent else is_of_job(one, job_id))]
     # A slice that came to its end in good order is what was asked for.
     counted = [attempt for attempt in before if not attempt.get("planned")]
     if len(counted) > max_requeues:
@@ -37,7 +37,7 @@ def why_not(
         ended = "end" in attempt
         if attempt["step"] != step or (ended and not attempt["fruitless"]):
             break
-        fruitless += ended or not _was_preempted(attempt, before)
+        fruitless += ended or not _was_preempted(attempt, job_id, before)
     if fruitless <= WITHOUT_PROGRESS:
         return None
     return (
@@ -46,13 +46,13 @@ def why_not(
     )
 
 
-def _was_preempted(attempt: Mapping[str, Any], before: Sequence[Mapping[str, Any]]) -> bool:
-    if not is_of_this_job(attempt):
+def _was_preempted(attempt: Mapping[str, Any], job_id: str, before: Sequence[Mapping[str, Any]]) -> bool:
+    if not is_of_job(attempt, job_id):
         # Of another cluster, perhaps; nobody's fault then.
         return True
     # Those in place began later than what Slurm may have preempted: the job.
-    same = (one for one in before if is_of_this_job(one) and one.get("restart") == attempt.get("restart"))
-    return was_preempted(attempt["job_id"], next(same)["start"])
+    same = (one for one in before if is_of_job(one, job_id) and one.get("restart") == attempt.get("restart"))
+    return was_preempted(job_id, next(same)["start"])
 
 
 def fits(run_dir: Path, ranks: int) -> bool:

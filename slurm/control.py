@@ -11,7 +11,7 @@ import socket
 import subprocess
 import tempfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 PORTS = range(10_000, 32_000)
 """Below those that Linux hands out to outgoing connections."""
@@ -37,6 +37,25 @@ def client_environment(client: Mapping[str, str] | None) -> dict[str, str]:
     dropped = ("SQUEUE_", "SACCT_", *(("SLURM_", "SBATCH_", "SCANCEL_") if client else ()))
     kept = {name: value for name, value in os.environ.items() if name == "SLURM_CONF" or not name.startswith(dropped)}
     return {name: value for name, value in {**kept, **(client or {})}.items() if value or name not in (client or {})}
+
+
+@contextlib.contextmanager
+def reaching(client: Mapping[str, str] | None) -> Iterator[None]:
+    """Within it Slurm's commands reach the cluster of a client's environment, whoever starts them."""
+    before = {name: os.environ.get(name) for name in client or {}}
+    _set(client or {})
+    try:
+        yield
+    finally:
+        _set(before)
+
+
+def _set(variables: Mapping[str, str | None]) -> None:
+    for name, value in variables.items():
+        if value:
+            os.environ[name] = value
+        else:
+            os.environ.pop(name, None)
 
 
 def controller(client: Mapping[str, str] | None) -> tuple[tuple[str, str], ...]:

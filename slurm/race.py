@@ -36,8 +36,10 @@ SEND_AGAIN_SECONDS = 30.0
 class Race:
     """The claim of this job, from `enter` to `let_go` or `end`."""
 
-    def __init__(self, run_dir: Path, claim: Claim) -> None:
+    def __init__(self, run_dir: Path, claim: Claim, token: str) -> None:
         self.run_dir, self.claim = run_dir, claim
+        self.token = token
+        """Of the submission, which all requests of the run share."""
         self.lost = False
         """Whether another job has taken the run over, as this one gave no sign of life."""
         self._ended = threading.Event()
@@ -103,7 +105,7 @@ def enter(run_dir: Path, request: dict[str, Any]) -> Race | int:
     claim = take(run_dir, own)
     if claim is None:
         return FINISHED
-    race = Race(run_dir, claim)
+    race = Race(run_dir, claim, request["token"])
     _await_lease(run_dir)
     return race
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from resnet.process.environment import is_launchers
 from resnet.rundir.files import write_atomic
-from slurm.control import PATIENT_SECONDS, ask
+from slurm.control import PATIENT_SECONDS, ask, reaching
 from slurm.environment_copy import kind_of, prepare
 from slurm.job import do_step, train, words_of
 from slurm.profile import Profile, seconds
@@ -134,23 +134,21 @@ def expected_start(submission: Submission) -> str:
 
 
 @contextlib.contextmanager
-def without_other_jobs(client: Mapping[str, str]) -> Iterator[None]:
+def without_other_jobs(client: Mapping[str, str] | None = None) -> Iterator[None]:
     """Without the variables that another job, or a user's defaults for sbatch, would give to the one that is sent.
 
     client: variables that choose the cluster, empty ones to be unset.
     """
-    before = dict(os.environ)
-    for name in before:
-        ours = is_launchers(name) or (name.startswith(("SBATCH_", "SLURM_")) and name != "SLURM_CONF")
-        if ours or name in client:
-            del os.environ[name]
-    os.environ.update({name: value for name, value in client.items() if value})
-    try:
-        yield
-    finally:
-        for name in client:
-            os.environ.pop(name, None)
-        os.environ.update(before)
+    with reaching(client):
+        before = dict(os.environ)
+        for name in before:
+            chosen = name == "SLURM_CONF" or name in (client or {})
+            if is_launchers(name) or (name.startswith(("SBATCH_", "SLURM_")) and not chosen):
+                del os.environ[name]
+        try:
+            yield
+        finally:
+            os.environ.update(before)
 
 
 def check_slurm() -> None:

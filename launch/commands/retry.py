@@ -9,8 +9,9 @@ from pathlib import Path
 from launch.arguments import add_grow, add_root, for_each, growing, split_changes
 from launch.runs.attend import train_here
 from launch.runs.checks import check_array, refuse_active
-from launch.runs.job_record import Job, read_job
-from launch.runs.send import SNAPSHOTS, send
+from launch.runs.job_record import Job, known_keys, read_job
+from launch.runs.requests import Place
+from launch.runs.send import SNAPSHOTS, send, told
 from launch.runs.state import find
 from recipes.load import load_file
 from recipes.plugin_files import naming_copies
@@ -94,9 +95,7 @@ def _retry_run(run_dir: Path, arguments: argparse.Namespace) -> int:
     if job is None:
         return _retry_here(run_dir, arguments)
     check_slurm()
-    profile = change_profile(job.known_profile, arguments.changes, job.cluster)
-    if arguments.exclude_bad_nodes:
-        profile = without_bad_nodes(profile, run_dir)
+    places = _places(run_dir, job, arguments)
     snapshot = (None if arguments.new_code else _snapshot(job)) or take_snapshot(run_dir.parent / SNAPSHOTS)
     sent = run_dir / "slurm" / "recipe.yaml"
     # A chain's `train` has none: what it trains on is not there yet when it is sent.
@@ -107,10 +106,20 @@ def _retry_run(run_dir: Path, arguments: argparse.Namespace) -> int:
 
         let_go_on(run_dir.parent, run_dir.name)
         pruned.unlink()
-    job_id = send(run_dir, recipe, job.cluster, profile, snapshot, Path(job.folder))
-    excluded = f", not on {profile.exclude}" if profile.exclude else ""
-    print(f"{run_dir.name} is job {job_id} on {job.cluster}{excluded}; it continues from step {newest_step(run_dir)}")
+    sent = send(run_dir, recipe, places, snapshot, Path(job.folder))
+    excluded = f", not on {places[0].profile.exclude}" if places[0].profile.exclude else ""
+    print(f"{run_dir.name} {told(sent)}{excluded}; it continues from step {newest_step(run_dir)}")
     return 0
+
+
+def _places(run_dir: Path, job: Job, arguments: argparse.Namespace) -> list[Place]:
+    """Where the run was sent to, with the changes."""
+    before = [(one["cluster"], known_keys(one["profile"])) for one in job.asked] or [(job.cluster, job.known_profile)]
+    places = [Place(cluster, change_profile(known, arguments.changes, cluster)) for cluster, known in before]
+    if arguments.exclude_bad_nodes:
+        # Of one cluster, where nodes of another may bear the same names.
+        places = [place._replace(profile=without_bad_nodes(place.profile, run_dir)) for place in places]
+    return places
 
 
 def _trials(sweep_dir: Path) -> list[str]:

@@ -6,12 +6,15 @@ import argparse
 import contextlib
 import math
 import sys
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 
 from launch.arguments import WORDS_USAGE, add_grow, growing, split_words
 from launch.runs.estimate import shown_by_runs, told
+from launch.runs.requests import Place, Request
 from launch.runs.send import SNAPSHOTS, prepare, shown, submission_of, submit
+from launch.runs.send import told as told_jobs
 from launch.runs.sizes import Sizes, others_left_out
 from launch.runs.slices import described
 from recipes.load import Loaded, load
@@ -23,7 +26,7 @@ from resnet.rundir.attempts import read_attempts
 from slurm.code_copy import snapshot_path
 from slurm.profile import Profile, load_profile, seconds
 from slurm.queue import asked_once
-from slurm.sbatch import expected_start, script
+from slurm.sbatch import SlurmError, Submission, expected_start, script
 from slurm.slices import Slice
 
 
@@ -46,30 +49,36 @@ def run(arguments: argparse.Namespace) -> int:
     words = split_words(arguments.words)
     if words.cluster is None:
         raise ValueError("give cluster=NAME: a profile of the cluster (`launch doctor` lists and checks them)")
-    profile = load_profile(words.cluster, [*words.slurm, *growing(arguments)])
+    changes = [*words.slurm, *growing(arguments)]
+    places = [Place(name, load_profile(name, changes)) for name in words.cluster.split(",")]
     if arguments.keep and not arguments.rehearse:
         raise ValueError("--keep is for --rehearse: a run's directory always stays")
     loaded = load(words.recipe)
     if arguments.rehearse:
         from launch.runs.rehearsal import rehearse
 
-        return rehearse(loaded, words.cluster, profile, arguments.keep)
-    return _submit(loaded, words.cluster, profile, arguments.dry_run)
+        if len(places) > 1:
+            raise ValueError(
+                f"cluster={words.cluster}: rehearse on one cluster at a time, as cluster={places[0].cluster}"
+            )
+        return rehearse(loaded, *places[0], arguments.keep)
+    return _submit(loaded, places, arguments.dry_run)
 
 
 @asked_once()
-def _submit(loaded: Loaded, cluster: str, profile: Profile, dry_run: bool) -> int:
-    prepared = prepare(loaded, profile)
-    run_dir, recipe, sizes, _ = prepared
-    if prepared.is_new and (note := others_left_out(recipe, profile, sizes)):
+def _submit(loaded: Loaded, places: Sequence[Place], dry_run: bool) -> int:
+    prepared = prepare(loaded, places)
+    run_dir, recipe, requests, _ = prepared
+    if prepared.is_new and len(places) == 1 and (note := others_left_out(recipe, places[0].profile, requests[0].sizes)):
         print(f"note: {note}", file=sys.stderr)
     if dry_run:
-        print(_dry_run(run_dir, cluster, profile, sizes, recipe))
+        print(_dry_run(run_dir, requests, recipe))
         return FINISHED
-    job_id = submit(prepared, cluster, profile)
+    jobs = submit(prepared, places)
     name = shown(run_dir)
+    size = f": {_size(*requests[0][1:])}" if len(jobs) == 1 else ""
     print(
-        f"{run_dir.name} is job {job_id} on {cluster}: {_size(profile, sizes)}; {_batch(sizes, recipe)}\n"
+        f"{run_dir.name} {told_jobs(jobs)}{size}; {_batch(requests[0].sizes, recipe)}\n"
         f"  follow   launch status {name}     launch logs {name} -f\n"
         f"  end      launch cancel {name}     (saves a checkpoint first; launch retry {name} goes on)\n"
         f"  logs     {run_dir / 'logs' / f'attempt-{len(read_attempts(run_dir)) + 1}'}"
@@ -99,19 +108,36 @@ def _batch(sizes: Sizes, recipe: Recipe) -> str:
     return f"batch {plan.batch_size}, {each}; lr {plan.lr:g}; {recipe.epochs:g} epochs{steps}"
 
 
-def _dry_run(run_dir: Path, cluster: str, profile: Profile, sizes: Sizes, recipe: Recipe) -> str:
+def _dry_run(run_dir: Path, requests: Sequence[Request], recipe: Recipe) -> str:
     snapshot = snapshot_path(run_dir.parent / SNAPSHOTS)
-    submission = submission_of(run_dir, recipe, cluster, profile, sizes, snapshot, Path.cwd())
-    start = expected_start(submission)
-    ranks = either(*(nodes * profile.local_ranks for nodes in sizes.nodes))
-    facts = [f"run directory   {run_dir}", f"ranks           {ranks}: {_size(profile, sizes)}"]
-    facts += [f"training        {_batch(sizes, recipe)}", f"expected start  {start}"]
-    facts += [f"slices          {described(submission.slice)}"] if submission.slice else []
-    facts += [*_takes(run_dir.parent, cluster, profile, recipe, start, submission.slice), "nothing was sent"]
-    return "\n".join([script(submission), "", *(f"# {fact}" for fact in facts)])
+    submissions = [submission_of(run_dir, recipe, request, snapshot, Path.cwd()) for request in requests]
+    cluster, profile, sizes = requests[0]
+    facts = [f"run directory   {run_dir}"]
+    if len(requests) == 1:
+        start = expected_start(submissions[0])
+        ranks = either(*(nodes * profile.local_ranks for nodes in sizes.nodes))
+        facts += [f"ranks           {ranks}: {_size(profile, sizes)}", f"training        {_batch(sizes, recipe)}"]
+        facts += [f"expected start  {start}"]
+        facts += [f"slices          {described(slice_)}"] if (slice_ := submissions[0].slice) else []
+        facts += _takes(run_dir.parent, cluster, profile, recipe, start, slice_)
+    else:
+        facts += [f"training        {_batch(sizes, recipe)}"]
+        facts += [f"waits in        {len(requests)} places, and is trained by the job that starts first:"]
+        facts += map(_start, requests, submissions)
+    facts += ["nothing was sent"]
+    return "\n".join([script(submissions[0]), "", *(f"# {fact}" for fact in facts)])
 
 
-def _takes(root: Path, cluster: str, profile: Profile, recipe: Recipe, start: str, slice: Slice | None) -> list[str]:
+def _start(request: Request, submission: Submission) -> str:
+    try:
+        return f"  {request.in_words}: expected start {expected_start(submission)}"
+    except SlurmError as error:
+        return f"  {request.in_words}: {error}"
+
+
+def _takes(
+    root: Path, cluster: str, profile: Profile, recipe: Recipe, start: str, slice: Slice | None = None
+) -> list[str]:
     """What the run would take and when it would end, where others have shown it; else nothing."""
     if (speed := shown_by_runs(recipe, cluster, profile, root)) is None:
         return []

@@ -49,11 +49,13 @@ class Job:
     """Of the first of them: cluster and profile of each cluster, as they were before requests were made of them."""
 
     @property
+    def place(self) -> str:
+        return place_in_words(self.cluster, self.profile)
+
+    @property
     def known_profile(self) -> dict[str, Any]:
         """The profile that it was sent with, without keys that only a newer version knows."""
-        from slurm.profile import Profile
-
-        return {key: value for key, value in self.profile.items() if key in Profile.model_fields}
+        return known_keys(self.profile)
 
     @classmethod
     def to_send(cls, name: str, cluster: str, profile: Profile, snapshot: Path, cwd: Path) -> Job:
@@ -72,6 +74,19 @@ class Job:
             submitted=time.time(),
             client=dict(profile.client),
         )
+
+
+def place_in_words(cluster: str, profile: Mapping[str, Any]) -> str:
+    """As `one low 1-2 nodes`: where a job waits, and for how much."""
+    nodes = f"{profile.get('nodes')} node{'' if profile.get('nodes') in (1, '1') else 's'}"
+    return " ".join(filter(None, (cluster, profile.get("partition"), profile.get("qos"), nodes)))
+
+
+def known_keys(profile: Mapping[str, Any]) -> dict[str, Any]:
+    """A profile that was noted, without keys that only a newer version knows."""
+    from slurm.profile import Profile
+
+    return {key: value for key, value in profile.items() if key in Profile.model_fields}
 
 
 def job_file(run_dir: Path) -> Path:

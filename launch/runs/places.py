@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from launch.runs.asked import Answer, job_by_name
-from launch.runs.job_record import Job
+from launch.runs.job_record import Job, place_in_words
 from recipes.text import plural
 from slurm import queue
 from slurm.control import controller
@@ -16,10 +16,14 @@ Answers = Mapping[tuple[tuple[str, str], ...], Answer]
 Row = dict[str, Any]
 
 
+def answer_of(client: Mapping[str, str], answers: Answers) -> Answer:
+    """What a cluster's controller says; nothing where it was not asked."""
+    return answers.get(controller(client), ({}, None))
+
+
 def slurms_job(job: Job, answers: Answers) -> queue.Job | None:
     """What its controller says of a request's job."""
-    jobs, _ = answers.get(controller(job.client), ({}, None))
-    return job_by_name(jobs, job.job_id, job.name)
+    return job_by_name(answer_of(job.client, answers)[0], job.job_id, job.name)
 
 
 def newest(jobs: Sequence[Job], answers: Answers) -> Job:
@@ -34,7 +38,7 @@ def newest(jobs: Sequence[Job], answers: Answers) -> Job:
 
 def trouble_of(jobs: Sequence[Job], answers: Answers) -> str | None:
     """Why a controller of one of these jobs could not be asked."""
-    return next((told for job in jobs if (told := answers.get(controller(job.client), ({}, None))[1])), None)
+    return next((told for job in jobs if (told := answer_of(job.client, answers)[1])), None)
 
 
 def place_rows(jobs: Sequence[Job], answers: Answers) -> list[Row]:
@@ -68,5 +72,4 @@ def in_words(rows: Sequence[Row]) -> str:
 
 
 def _place(row: Row) -> str:
-    nodes = f"{row['nodes']} node{'' if str(row['nodes']) == '1' else 's'}"
-    return " ".join(filter(None, (row["cluster"], row["partition"], row["qos"], nodes)))
+    return place_in_words(row["cluster"], row)

@@ -10,7 +10,8 @@ from pathlib import Path
 from launch.runs.checks import place, refuse_active
 from launch.runs.job_record import read_job
 from launch.runs.rehearsal_report import Report, report_on
-from launch.runs.send import prepare, submit, withdraw
+from launch.runs.requests import Place
+from launch.runs.send import prepare, submit, told, withdraw
 from launch.runs.state import rows
 from recipes.load import Loaded
 from recipes.text import plural
@@ -36,16 +37,15 @@ def rehearse(loaded: Loaded, cluster: str, profile: Profile, keep: bool) -> int:
     run_dir = place(loaded, profile)
     run_dir = run_dir.with_name(run_dir.name + SUFFIX)
     _make_room(run_dir)
-    prepared = prepare(_renamed(loaded, run_dir), _short(profile))
+    prepared = prepare(_renamed(loaded, run_dir), [Place(cluster, _short(profile))])
     try:
-        job = submit(prepared, cluster, _short(profile), supervisor="slurm.rehearsal", mark=MARK)
-        print(
-            f"{run_dir.name} is job {job} on {cluster}: {plural(profile.ranks, 'rank')}; Ctrl-C cancels it", flush=True
-        )
+        sent = submit(prepared, [Place(cluster, _short(profile))], supervisor="slurm.rehearsal", mark=MARK)
+        ranks = plural(sent[0].ranks, "rank")
+        print(f"{run_dir.name} {told(sent)}: {ranks}; Ctrl-C cancels it", flush=True)
         _follow(run_dir)
     except KeyboardInterrupt:
         if (sent := read_job(run_dir)) and not end_file(run_dir, "cancelled").exists():
-            withdraw(run_dir, sent.job_id)
+            withdraw(run_dir, [sent])
         return INTERRUPTED
     report = report_on(run_dir, prepared.recipe, profile)
     print("\n".join(report.lines))

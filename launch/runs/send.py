@@ -9,15 +9,15 @@ import shlex
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from launch.runs.checks import check_existing, check_paths, place, refuse_active
 from launch.runs.job_record import Job, job_file, job_text
-from launch.runs.sizes import Sizes, find_sizes
-from launch.runs.slices import slice_for
+from launch.runs.requests import Place, Request, make_requests, submission_of
+from launch.runs.several import end_requests, send_several
 from recipes.evidence import what_differs
 from recipes.load import Loaded, dump, load_file, run_recipe_text
 from recipes.plugin_files import with_own_copies
@@ -30,7 +30,6 @@ from resnet.rundir.find import remember_root
 from resnet.rundir.status import read_status, write_status
 from slurm.code_copy import take_snapshot
 from slurm.control import ask
-from slurm.profile import Profile
 from slurm.sbatch import Submission, check_slurm
 from slurm.sbatch import submit as submit_jobs
 
@@ -55,47 +54,51 @@ class Withdrawn(KeyboardInterrupt):
 def send(
     run_dir: Path,
     recipe: Recipe,
-    cluster: str,
-    profile: Profile,
+    places: Sequence[Place],
     snapshot: Path,
     cwd: Path,
     supervisor: str = Submission.supervisor,
-) -> str:
-    """Send a run to Slurm; returns the id of its job. supervisor: module that the batch script runs.
+) -> list[Job]:
+    """Send a run to Slurm; returns its jobs: several where it waits in several places.
 
+    supervisor: module that the batch script runs; another than the usual one gets the first of them alone.
     Raises SlurmError where Slurm refuses it, and leaves the run as it was; Withdrawn after Ctrl-C.
     """
-    job_id = None
+    jobs = []
     with _being_sent(run_dir):
         try:
             with uninterrupted():
-                job_id = _send(run_dir, recipe, cluster, profile, snapshot, cwd, supervisor)
+                jobs = _send(run_dir, recipe, places, snapshot, cwd, supervisor)
         except KeyboardInterrupt:
-            if job_id is None:
+            if not jobs:
                 raise
-            withdraw(run_dir, job_id)
+            withdraw(run_dir, jobs)
             raise Withdrawn from None
-    return job_id
+    return jobs
 
 
-def withdraw(run_dir: Path, job_id: str) -> None:
-    """Cancel a job that was just sent. Its directory stays: the job may have begun."""
+def withdraw(run_dir: Path, jobs: Sequence[Job]) -> None:
+    """Cancel what was just sent of a run. Its directory stays: a job may have begun."""
     end_file(run_dir, "cancelled").touch()
-    try:
-        ask(["scancel", job_id])
-        told = "is cancelled"
-    except ValueError as error:
-        told = f"ends when it starts ({error})"
+    told = []
+    for job in jobs:
+        try:
+            ask(["scancel", job.job_id], client=job.client)
+            told.append(f"job {job.job_id} is cancelled")
+        except ValueError as error:
+            told.append(f"job {job.job_id} ends when it starts ({error})")
     write_status(run_dir, **end_as_told("cancelled"))
-    print(f"\n{run_dir.name}: job {job_id} {told}; what it has left is in {run_dir}", file=sys.stderr)
+    print(f"\n{run_dir.name}: {', '.join(told)}; what it has left is in {run_dir}", file=sys.stderr)
 
 
 def _send(
-    run_dir: Path, recipe: Recipe, cluster: str, profile: Profile, snapshot: Path, cwd: Path, supervisor: str
-) -> str:
+    run_dir: Path, recipe: Recipe, places: Sequence[Place], snapshot: Path, cwd: Path, supervisor: str
+) -> list[Job]:
     files = run_dir / "slurm"
     refuse_active(run_dir)
-    sizes = find_sizes(recipe, profile, run_dir)
+    requests = make_requests(recipe, places, run_dir)
+    if supervisor != Submission.supervisor:
+        requests = requests[:1]
     before = read_status(run_dir)
     resolved = files / "recipe.yaml"
     # A retry runs the job's own copy of the program, which may be older than this one and know fewer keys.
@@ -103,31 +106,31 @@ def _send(
         write_atomic(resolved, dump(recipe))
     cancelled = end_file(run_dir, "cancelled").exists()
     end_file(run_dir, "cancelled").unlink(missing_ok=True)
-    # Before the job can start, which writes its own.
+    # Before a job can start, which writes its own.
     fields = {"name": run_dir.name, "recipe": recipe.name, "differs": what_differs(recipe)}
     write_status(run_dir, **fields, state="queued", reason=None, failure=None, eta_s=None)
-    job = Job.to_send(run_dir.name, cluster, profile, snapshot, cwd)
     try:
-        submission = submission_of(run_dir, recipe, cluster, profile, sizes, snapshot, cwd)
-        job_id = submit_jobs(replace(submission, supervisor=supervisor))[0]
+        if len(requests) > 1:
+            return send_several(run_dir, recipe, requests, places, snapshot, cwd)
+        end_requests(run_dir)
+        job = Job.to_send(run_dir.name, *places[0], snapshot, cwd)
+        submission = submission_of(run_dir, recipe, requests[0], snapshot, cwd)
+        job = replace(job, job_id=submit_jobs(replace(submission, supervisor=supervisor))[0])
     except BaseException:
         if before:
             write_status(run_dir, **{key: before.get(key) for key in ("state", "reason", "failure")})
         if cancelled:
             end_file(run_dir, "cancelled").touch()
         raise
-    write_atomic(job_file(run_dir), job_text(job, job_id))
-    return job_id
+    write_atomic(job_file(run_dir), job_text(job, job.job_id))
+    return [job]
 
 
-def submission_of(
-    run_dir: Path, recipe: Recipe, cluster: str, profile: Profile, sizes: Sizes, snapshot: Path, cwd: Path
-) -> Submission:
-    """What is sent of a run in one job."""
-    files, profile = run_dir / "slurm", profile.on_nodes(sizes.widest)
-    slice_ = slice_for(recipe, cluster, profile, run_dir)
-    runs, resolved = [run_dir], [files / "recipe.yaml"]
-    return Submission(profile, run_dir.name, files, snapshot, cwd, runs, resolved, slice=slice_, **sizes.of_job)
+def told(jobs: Sequence[Job]) -> str:
+    """What became of a run that was sent, to be read behind its name."""
+    if len(jobs) == 1:
+        return f"is job {jobs[0].job_id} on {jobs[0].cluster}"
+    return f"waits in {len(jobs)} places: " + "; ".join(f"{job.place} (job {job.job_id})" for job in jobs)
 
 
 @contextlib.contextmanager
@@ -154,35 +157,42 @@ class Prepared(NamedTuple):
     run_dir: Path
     recipe: Recipe
     """With its place in it."""
-    sizes: Sizes
+    requests: list[Request]
+    """The jobs that are to be sent."""
     is_new: bool
 
 
-def prepare(loaded: Loaded, profile: Profile) -> Prepared:
-    """Check a run before it is sent, and choose its place. Raises ValueError for all that can be known to be wrong."""
+def prepare(loaded: Loaded, places: Sequence[Place]) -> Prepared:
+    """Check a run before it is sent, and choose its directory. Raises ValueError for all that can be known to be wrong.
+
+    places: where it is to wait, each by its profile.
+    """
     recipe = loaded.recipe
-    run_dir = place(loaded, profile)
-    sizes = find_sizes(recipe, profile, run_dir)
+    run_dir = place(loaded, places[0].profile)
+    requests = make_requests(recipe, places, run_dir)
     run = recipe.run.model_copy(update={"name": run_dir.name, "root": str(run_dir.parent)})
-    # Where the job will look for runs by name.
-    check_paths(recipe.model_copy(update={"run": run}), profile.scratch)
+    recipe = recipe.model_copy(update={"run": run})
+    for other in places:
+        if (elsewhere := place(loaded._replace(recipe=recipe), other.profile)) != run_dir:
+            raise ValueError(
+                f"{places[0].cluster} puts the run into {run_dir}, {other.cluster} into {elsewhere}: a run on several "
+                "clusters needs one folder that all see: the same run_root in their profiles, or run.root="
+            )
+        # Where the job will look for runs by name.
+        check_paths(recipe, other.profile.scratch)
     is_new = not run_dir.exists()
     if not is_new:
-        check_existing(run_dir, recipe)
+        check_existing(run_dir, loaded.recipe)
     check_slurm()
     # That the run is new has been seen here; in the job its directory is there.
     resume = "auto" if recipe.resume == "never" else recipe.resume
-    return Prepared(run_dir, recipe.model_copy(update={"run": run, "resume": resume}), sizes, is_new)
+    return Prepared(run_dir, recipe.model_copy(update={"resume": resume}), requests, is_new)
 
 
 def submit(
-    prepared: Prepared,
-    cluster: str,
-    profile: Profile,
-    supervisor: str = Submission.supervisor,
-    mark: str | None = None,
-) -> str:
-    """Send a prepared run to Slurm; returns the id of its job. Raises SlurmError, with nothing left behind.
+    prepared: Prepared, places: Sequence[Place], supervisor: str = Submission.supervisor, mark: str | None = None
+) -> list[Job]:
+    """Send a prepared run to Slurm; returns its jobs. Raises SlurmError, with nothing left behind.
 
     mark: a file to make in the run's folder `slurm`, before all else.
     """
@@ -198,7 +208,7 @@ def submit(
         recipe = with_own_copies(recipe, run_dir)
         if is_new:
             write_atomic(run_dir / "recipe.yaml", run_recipe_text(recipe, run_dir / "recipe.yaml"))
-        job_id = send(run_dir, recipe, cluster, profile, snapshot, Path.cwd(), supervisor)
+        jobs = send(run_dir, recipe, places, snapshot, Path.cwd(), supervisor)
     except Withdrawn:
         raise
     except BaseException:
@@ -208,6 +218,6 @@ def submit(
             if file.read_bytes() != content:
                 write_atomic(file, content)
         raise
-    if profile.run_root:
+    if any(one.profile.run_root for one in places):
         remember_root(run_dir.parent)
-    return job_id
+    return jobs

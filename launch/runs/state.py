@@ -17,7 +17,7 @@ from launch.runs.chain import Chain, step_rows
 from launch.runs.chain import read as read_chain
 from launch.runs.job_record import Job as Sent
 from launch.runs.job_record import claim_of, job_file, read_job, requests_of
-from launch.runs.places import Answers, in_words, newest, place_rows, slurms_job, trouble_of
+from launch.runs.places import Answers, answer_of, in_words, newest, place_rows, slurms_job, trouble_of
 from recipes.text import format_duration, suggestion
 from resnet.rundir.attempts import ENDS
 from resnet.rundir.files import number, read_json
@@ -232,22 +232,20 @@ def _named(run: Run, job_id: str | None, jobs: Mapping[str, Job]) -> Job | None:
 
 
 def _row(run: Run, answers: Answers) -> dict[str, Any]:
-    now, status = time.time(), run.status
+    now, status, places = time.time(), run.status, place_rows(run.places, answers)
     if run.places:
         sent = newest(run.places, answers)
         run = run._replace(sent=asdict(sent), job_id=sent.job_id)
         job, trouble = slurms_job(sent, answers), trouble_of(run.places, answers)
-        if job and job.state in WAITING:
-            job = job._replace(reason=in_words(place_rows(run.places, answers)), start=None)
     else:
-        jobs, trouble = answers.get(controller(run.client), ({}, None))
+        jobs, trouble = answer_of(run.client, answers)
         job = _named(run, run.job_id, jobs)
+    told = job._replace(reason=in_words(places), start=None) if job and job.state in WAITING and places else job
     alive, silent = signs_of_life(run.folder, status, bool(run.sent), now)
     cancelled = status.get("state") != "finished" and os.path.exists(f"{run.folder}/slurm/cancel")
-    verdict = effective(status, job, run.job_id, trouble, alive, silent, cancelled, now)
+    verdict = effective(status, told, run.job_id, trouble, alive, silent, cancelled, now)
     if run.problem:
         verdict = Verdict("damaged", None, run.problem, True)
-    chained = answers.get(controller(run.chain.client), ({}, None)) if run.chain else ({}, None)
     return row_of(run.folder, status, verdict, now) | {
         "cluster": run.sent.get("cluster"),
         "slurm_state": job.state if job else None,
@@ -255,8 +253,8 @@ def _row(run: Run, answers: Answers) -> dict[str, Any]:
         "job_id": run.job_id or status.get("job_id"),
         "nodes": job.nodes or None if job else None,
         "time_left_s": job.time_left_s if job and job.state in STARTED else None,
-        "places": place_rows(run.places, answers) if verdict.state == "queued" else [],
-        "chain": step_rows(run.chain, *chained) if run.chain else [],
+        "places": places if verdict.state == "queued" else [],
+        "chain": step_rows(run.chain, *answer_of(run.chain.client, answers)) if run.chain else [],
     }
 
 

@@ -237,7 +237,9 @@ def test_follow_asks_slurm_seldom(run_dir, launch, monkeypatch, meanwhile):
     write_status(run_dir, state="queued")
     in_slurm(run_dir, monkeypatch, Job("PENDING", "Priority"))
     asked = []
-    monkeypatch.setattr(slurms_word, "queued", lambda client: asked.append(clock[0]) or {"5": Job("PENDING", "Priority")})
+    monkeypatch.setattr(
+        slurms_word, "queued", lambda client: asked.append(clock[0]) or {"5": Job("PENDING", "Priority")}
+    )
     clock = [0.0]
     monkeypatch.setattr(logs.time, "monotonic", lambda: clock[0])
 
@@ -253,7 +255,9 @@ def test_follow_asks_slurm_seldom(run_dir, launch, monkeypatch, meanwhile):
 def test_follow_asks_nothing_while_the_log_grows_and_soon_after_a_change(run_dir, launch, monkeypatch, meanwhile):
     asked, clock = [], [0.0]
     in_slurm(run_dir, monkeypatch)
-    monkeypatch.setattr(slurms_word, "queued", lambda client: asked.append(clock[0]) or {"5": Job("RUNNING", start=5.0)})
+    monkeypatch.setattr(
+        slurms_word, "queued", lambda client: asked.append(clock[0]) or {"5": Job("RUNNING", start=5.0)}
+    )
     monkeypatch.setattr(logs.time, "monotonic", lambda: clock[0])
     write_status(run_dir, state="running")
 

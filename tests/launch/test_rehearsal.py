@@ -138,7 +138,7 @@ def test_a_job_that_ctrl_c_meets_on_its_way_is_cancelled(tmp_path, monkeypatch):
     monkeypatch.setattr(sending, "submit_jobs", sent)
     monkeypatch.setattr(sending, "check_slurm", lambda: None)
     monkeypatch.setattr(sending, "take_snapshot", lambda place: place)
-    monkeypatch.setattr(sending, "ask", lambda words: asked.append(words) or "")
+    monkeypatch.setattr(sending, "ask", lambda words, client: asked.append(words) or "")
     try:
         loaded = load(["recipe=quickstart", f"run.root={tmp_path}", "run.name=x"])
         assert rehearse(loaded, "there", Profile(), keep=False) == INTERRUPTED

@@ -4,6 +4,7 @@ import pytest
 
 from launch.runs import send as sending
 from launch.runs.checks import check_paths
+from launch.runs.requests import Place
 from launch.runs.sizes import find_sizes
 from recipes.load import dump, load, load_file
 from slurm.profile import Profile
@@ -17,7 +18,7 @@ def test_a_retry_leaves_the_recipe_that_an_older_copy_of_the_program_reads(tmp_p
     file = run_dir / "slurm" / "recipe.yaml"
 
     def sent(recipe):
-        sending.send(run_dir, recipe, "test", Profile(), tmp_path, tmp_path)
+        sending.send(run_dir, recipe, [Place("test", Profile())], tmp_path, tmp_path)
         return file.read_text()
 
     recipe = load(["recipe=quickstart", f"run.root={tmp_path}", "run.name=run"]).recipe

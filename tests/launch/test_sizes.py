@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launch.runs.send import submission_of
+from launch.runs.requests import MOST, Place, make_requests, submission_of
 from launch.runs.sizes import find_sizes, neighbours, others_left_out
 from recipes.load import load
 from recipes.plan import make_plan
@@ -35,12 +35,14 @@ def saved_run(folder: Path, batch_size: int, micro_batch: int) -> Path:
     return folder
 
 
-def sent(recipe: Recipe, profile: Profile, run_dir: Path = Path("/runs/a")) -> tuple[str, dict]:
-    """What sbatch's --nodes is given, and what the batch script reads."""
-    sizes = find_sizes(recipe, profile, run_dir)
-    submission = submission_of(run_dir, recipe, "x", profile, sizes, Path("/code"), Path("/"))
-    words = [line.partition("--nodes=")[2] for line in script(submission).splitlines() if "--nodes=" in line]
-    return words[-1], _jobs(submission)
+def sent(recipe: Recipe, profile: Profile, run_dir: Path = Path("/runs/a")) -> list[tuple[str, dict]]:
+    """What sbatch's --nodes is given for each job, and what its batch script reads."""
+    found = []
+    for request in make_requests(recipe, [Place("x", profile)], run_dir):
+        submission = submission_of(run_dir, recipe, request, Path("/code"), Path("/"))
+        words = [line.partition("--nodes=")[2] for line in script(submission).splitlines() if "--nodes=" in line]
+        found.append((words[-1], _jobs(submission)))
+    return found
 
 
 @given(st.integers(2, 4096), st.one_of(st.none(), st.just("auto"), st.integers(2, 300)), NUMBERS, NUMBERS, NUMBERS)
@@ -55,11 +57,16 @@ def test_a_size_that_does_not_divide_is_never_sent(batch_size, limit, one, other
             with pytest.raises(ValueError, match="does not divide"):
                 make_plan(recipe, 100_000, nodes * gpus)
         return
-    asked, jobs = sent(recipe, profile)
-    first, last = map(int, (asked if "-" in asked else f"{asked}-{asked}").split("-"))
-    assert least <= first <= last <= most
-    assert {*range(first, last + 1)} <= {*sizes.nodes}
-    assert sum(b - a + 1 for a, b in sizes.ranges) == len(sizes.nodes)
+    if len(sizes.ranges) > MOST:
+        with pytest.raises(ValueError, match=f"of at most {MOST}"):
+            sent(recipe, profile)
+        return
+    asked, jobs = [], {}
+    for words, jobs in sent(recipe, profile):  # noqa: B007
+        first, last = map(int, (words if "-" in words else f"{words}-{words}").split("-"))
+        asked += range(first, last + 1)
+    # Each of them by one job.
+    assert sorted(asked) == [*sizes.nodes]
     if least == most:
         assert (sizes.micro_batch, jobs["micro_batch"], jobs["sizes"]) == (None, None, [])
         return
@@ -86,8 +93,8 @@ def test_a_run_with_checkpoints_keeps_its_micro_batch(tmp_path):
     assert find_sizes(make_recipe(64), profile, tmp_path)[::2] == ((1, 2, 4, 8), 8)
     run = saved_run(tmp_path, 64, 16)
     assert find_sizes(make_recipe(64), profile, run)[::2] == ((1, 2, 4), 16)
-    asked, jobs = sent(make_recipe(64), profile, run)
-    assert (asked, jobs["sizes"], jobs["micro_batch"]) == ("1-2", [1, 2, 4], 16)
+    found = [(asked, jobs["sizes"], jobs["micro_batch"]) for asked, jobs in sent(make_recipe(64), profile, run)]
+    assert found == [("4", [1, 2, 4], 16), ("1-2", [1, 2, 4], 16)]
     with pytest.raises(ValueError, match="nodes=5-8: none of these") as refused:
         find_sizes(make_recipe(64), Profile(nodes="5-8"), run)
     assert "micro-batches of 16, which the run keeps" in str(refused.value)
@@ -122,8 +129,8 @@ def test_smaller_micro_batches_are_proposed_that_fit_more_nodes():
 def test_jobs_of_a_range_say_how_much_a_node_must_have_and_not_how_many_ranks():
     recipe = load(["recipe=quickstart", "batch_size=48", "max_batch_per_device=4"]).recipe
     profile = Profile(nodes="1-3", gpus_per_node=2, cpus_per_rank=4)
-    sizes = find_sizes(recipe, profile)
-    text = script(submission_of(Path("/runs/a"), recipe, "x", profile, sizes, Path("/code"), Path("/")))
+    [request] = make_requests(recipe, [Place("x", profile)])
+    text = script(submission_of(Path("/runs/a"), recipe, request, Path("/code"), Path("/")))
     assert "#SBATCH --nodes=1-3\n" in text
     assert "#SBATCH --mincpus=8\n" in text
     assert "ntasks" not in text

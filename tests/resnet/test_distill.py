@@ -18,6 +18,7 @@ import resnet
 import resnet.loop
 import resnet.losses
 from launch.runs.checks import check_paths
+from launch.runs.requests import Place
 from launch.runs.send import prepare
 from recipes.load import load
 from recipes.schema.training import Distill
@@ -156,7 +157,9 @@ def test_the_launcher_looks_for_the_teacher_too(taught, monkeypatch):
     monkeypatch.setattr("launch.runs.send.check_slurm", lambda: None)
     words = [word for word in taught.words if not word.startswith("run.root=")]
     cluster = Profile(run_root=str(taught.teacher.parent), gpus_per_node=0)
-    assert prepare(load([*words, "distill.teacher=teacher"]), cluster).is_new, "where the job will look"
+    assert prepare(load([*words, "distill.teacher=teacher"]), [Place("there", cluster)]).is_new, (
+        "where the job will look"
+    )
     sweep = taught.teacher.parent / "sweep"
     sweep.mkdir()
     (sweep / "sweep.json").write_text("{}")

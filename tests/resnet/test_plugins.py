@@ -4,7 +4,7 @@ import math
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -39,8 +39,7 @@ from resnet.tools.trained import find_trained
 from tests.helpers import OFF, PROGRAM, train
 
 if TYPE_CHECKING:
-    from recipes.plan import Plan
-    from slurm.profile import Profile
+    pass
 
 OWN = """\
 import torch
@@ -194,7 +193,7 @@ def test_a_run_keeps_its_good_copy_where_its_network_was_edited_or_sending_fails
     monkeypatch.setattr(send, "take_snapshot", lambda place: place)
     monkeypatch.setattr(send, "send", refused)
     with pytest.raises(ValueError, match="# edited"):
-        send.submit(send.Prepared(run_dir, recipe, cast("Plan", None), is_new=False), "c", cast("Profile", None))
+        send.submit(send.Prepared(run_dir, recipe, [], is_new=False), [])
     assert copy.read_text() == OWN
     (own / "own.py").unlink()
     with pytest.raises(ValueError, match=r"no file .*own\.py.*; the run has kept a copy, which recipe=runs/a takes"):
