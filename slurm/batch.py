@@ -45,6 +45,7 @@ from slurm.race import Race, enter
 from slurm.rank_output import kept, output
 from slurm.record import OwnLog, note_lost, reached, record, tell
 from slurm.requeue import requeue
+from slurm.share import share
 from slurm.slicing import end_of_slice, is_over, lead_of
 from slurm.srun import Step, await_controller
 from slurm.sweep_page import report_sweep
@@ -88,6 +89,8 @@ def read_jobs(file: str) -> tuple[dict[str, Any], Path]:
 
 def leave(job: Job) -> None:
     """What follows on every job's last attempt, whatever script it ran."""
+    if status_or_nothing(job.run_dir).get("state") != "queued":
+        share(job.jobs.get("share"))
     report_sweep(job.run_dir, job.on_nodes.copies.word(job.jobs.get("python") or "") or None)
     job.on_nodes.leave()
 

@@ -26,6 +26,7 @@ from slurm.environment_copy import kind_of, prepare
 from slurm.job import do_step, train, words_of
 from slurm.profile import Profile, seconds
 from slurm.room import Room, room
+from slurm.share import trial_of
 from slurm.slices import BACKSTOP_SECONDS, Slice, Took, slice_of
 from slurm.srun import DEFAULT
 
@@ -52,6 +53,8 @@ class Submission:
     """The resolved recipe of each run."""
     parallel: int = 1
     """Most jobs of an array that run at once."""
+    shares: bool = False
+    """Whether each job of an array, when it ends, changes that to what is idle by then."""
     supervisor: str = "slurm.batch"
     """Module that the batch script runs."""
     log: Path | None = None
@@ -230,6 +233,7 @@ def _jobs(submission: Submission) -> dict[str, Any]:
         "grow": profile.grow,
         "signal_lead": profile.signal_lead,
         "submitted": time.time(),
+        "share": trial_of(profile) if submission.shares else None,
         "sweep": str(submission.sweep) if submission.sweep else None,
         "chain": str(submission.folder) if submission.step else None,
         "step": submission.step,

@@ -40,15 +40,8 @@ DOORS = {
 STANDARD_LIBRARY_ONLY = ("resnet.process", "resnet.rundir")
 IN_THE_BATCH_SCRIPT = (
     *("recipes.text", "slurm.batch", "slurm.control", "slurm.ends", "slurm.environment_copy", "slurm.nodes"),
-    *(
-        "slurm.on_nodes",
-        "slurm.patience",
-        "slurm.rank_output",
-        "slurm.rehearsal",
-        "slurm.srun",
-        "slurm.step",
-        "slurm.sweep_page",
-    ),
+    *("slurm.on_nodes", "slurm.patience", "slurm.rank_output", "slurm.rehearsal", "slurm.share", "slurm.srun"),
+    *("slurm.step", "slurm.sweep_page"),
 )
 """Run by whatever Python 3.9 the host of a container has."""
 WITHOUT_TORCH = ("launch", "slurm", "recipes", "resnet.process", "resnet.rundir")

@@ -17,7 +17,7 @@ from launch.runs.checks import check_array, check_paths
 from launch.runs.here import visible_gpus
 from launch.runs.send import shown
 from launch.runs.sizes import find_sizes
-from launch.sweep.directory import Place, SweepDir, comparable
+from launch.sweep.directory import AUTO, Place, SweepDir, comparable
 from launch.sweep.dry_run import dry_run
 from launch.sweep.points import grid, sample
 from launch.sweep.study import crowding
@@ -32,6 +32,8 @@ from recipes.schema.training import Wandb
 from slurm.profile import Profile, load_profile
 from slurm.sbatch import batch_python_is_plain, check_slurm
 
+NICE = 100
+"""As Slurm's own, where sbatch --nice has no number."""
 MOST_UNASKED = 50
 """Trials that are sent without a question."""
 PROBES = 8
@@ -54,10 +56,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--count", type=int, metavar="N", help="trials of a random or bayes search (run_cap in a file)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of a random or bayes search (0)")
     parser.add_argument(
-        "--parallel", type=int, metavar="N", help="trials that run at once (here: 1; on a cluster: as many as it runs)"
+        *("--parallel", "--max-parallel"),
+        type=_parallel,
+        metavar="N",
+        help="trials that run at once (here: 1; on a cluster: as many as it runs); auto: on a cluster, as many as fit "
+        "on what is idle, and fewer while other jobs wait",
     )
-    for older in ("--max-parallel", "--jobs"):
-        parser.add_argument(older, dest="parallel", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--jobs", dest="parallel", type=_parallel, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--nice",
+        nargs="?",
+        const=NICE,
+        type=_nice,
+        metavar="N",
+        help=f"on a cluster, behind jobs of others that are about as urgent: a priority less by N ({NICE})",
+    )
     parser.add_argument(
         "--storage",
         metavar="URL",
@@ -73,7 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
     words = split_words([word for word in arguments.words if word not in files])
     _check_options(arguments)
     sweep = _with_absolute_recipes(_read(files, words.recipe, arguments))
-    profile = _profile(words)
+    profile = _profile(words, arguments)
     _check_python(sweep, profile)
     listed, notes = _trials(sweep, arguments.seed)
     _check(listed, sweep, profile)
@@ -83,7 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
     sweep_dir = _place(sweep, recipe, profile, arguments)
     place = Place(words.cluster or "local", profile, Path.cwd(), arguments.parallel)
     count = sweep.run_cap if sweep.method == "bayes" else None
-    crowded = crowding(count, arguments.parallel or (count if profile else 1)) if count else None
+    crowded = crowding(count, _most_at_once(arguments.parallel, count if profile else 1)) if count else None
     for note in filter(None, (*sweep.notes, *notes, crowded)):
         print(f"note: {note}", file=sys.stderr)
     if arguments.dry_run:
@@ -104,6 +117,23 @@ def run(arguments: argparse.Namespace) -> int:
         return _train_here(directory, place) if profile is None else _send(directory, place)
 
 
+def _parallel(text: str) -> int | str:
+    if text != AUTO and not text.lstrip("-").isdigit():
+        raise argparse.ArgumentTypeError(f"must be a number or {AUTO}, not {text}")
+    return text if text == AUTO else int(text)
+
+
+def _nice(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"must be 0 or more, not {text}: write it last, or as --nice={NICE}")
+    return int(text)
+
+
+def _most_at_once(parallel: int | str | None, most: int) -> int:
+    """By which to judge a search: of what is idle later on nothing is known."""
+    return parallel if isinstance(parallel, int) else most
+
+
 def _check_python(sweep: Sweep, profile: Profile | None) -> None:
     """Raise ValueError where trials' batch scripts would need our packages, and have the host's Python alone."""
     if profile and batch_python_is_plain(profile) and (sweep.method == "bayes" or sweep.early_stop):
@@ -114,13 +144,17 @@ def _check_python(sweep: Sweep, profile: Profile | None) -> None:
         )
 
 
-def _profile(words: Words) -> Profile | None:
+def _profile(words: Words, arguments: argparse.Namespace) -> Profile | None:
     """Of the cluster that the trials are sent to; None: they are trained here."""
     if words.cluster in (None, "local"):
         if words.slurm:
             raise ValueError(f"{words.slurm[0]}: cluster=local takes no slurm keys")
+        if arguments.nice is not None or arguments.parallel == AUTO:
+            option = "--nice" if arguments.nice is not None else f"--parallel {AUTO}"
+            raise ValueError(f"{option} is for trials that are sent to a cluster: give cluster=NAME, or leave it out")
         return None
-    profile = load_profile(words.cluster, words.slurm)
+    nice = [] if arguments.nice is None else [f"slurm.sbatch.nice={arguments.nice}"]
+    profile = load_profile(words.cluster, [*words.slurm, *nice])
     check_array(profile)
     return profile
 
@@ -203,7 +237,7 @@ def _trials(sweep: Sweep, seed: int) -> tuple[list[Trial], list[str]]:
 def _check_options(arguments: argparse.Namespace) -> None:
     for option in ("count", "parallel"):
         value = getattr(arguments, option)
-        if value is not None and value < 1:
+        if isinstance(value, int) and value < 1:
             raise ValueError(f"--{option} must be at least 1")
 
 

@@ -27,6 +27,8 @@ from resnet.rundir.find import is_sweep
 from resnet.rundir.sweep.sweep_file import read_sweep, write_sweep
 from slurm.profile import Profile
 
+AUTO = "auto"
+
 
 class Place(NamedTuple):
     """Where and how trials run."""
@@ -36,8 +38,8 @@ class Place(NamedTuple):
     """None: here."""
     cwd: Path
     """What relative paths in recipes start from."""
-    parallel: int | None = None
-    """Trials at once; None: one here, as many as the cluster runs there."""
+    parallel: int | str | None = None
+    """Trials at once; None: one here, as many as the cluster runs there; AUTO: there, by what is idle."""
 
 
 class SweepDir:
@@ -185,7 +187,8 @@ class SweepDir:
 
 def place_here(directory: SweepDir) -> Place:
     """This machine, as the newest command of the sweep used it."""
-    parallel = directory.content["parallel"] or 1
+    told = directory.content["parallel"]
+    parallel = told if isinstance(told, int) else 1
     return Place("local", None, Path(directory.content["folder"]), min(parallel, visible_gpus() or parallel))
 
 

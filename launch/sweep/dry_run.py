@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from launch.sweep.directory import Place
+from launch.sweep.directory import AUTO, Place
 from launch.sweep.points import size
 from launch.sweep.sweep_types import Sweep
 from launch.sweep.trials import Trial
@@ -37,7 +37,8 @@ def dry_run(sweep: Sweep, listed: list[Trial], count: int | None, sweep_dir: Pat
     yield f"# {what}; sweep directory {sweep_dir}"
     if place.profile is not None:
         parts = _arrays(number, place.profile.client)
-        limit = f", {place.parallel} at once" if place.parallel else ""
+        at_once = "as many at once as fit on what is idle" if place.parallel == AUTO else f"{place.parallel} at once"
+        limit = f", {at_once}" if place.parallel else ""
         arrays = f"{parts} array{'s' if parts > 1 else ''} on {place.cluster}{limit}"
         yield f"# {arrays}; {place.profile.ranks} ranks a trial"
     yield f"# {_hours(listed[0].recipe, sweep_dir.parent, number)}"

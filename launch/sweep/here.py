@@ -52,7 +52,7 @@ class _Here:
         self.received: list[int] = []
         self.passed_on = 0
         self.failed = self.stopped = 0
-        asked = place.parallel or 1
+        asked = place.parallel if isinstance(place.parallel, int) else 1
         self.most = min(asked, self.gpus or asked)
         self.at_once = max(1, min(self.most, len(todo)))
         if self.most < min(asked, len(todo)):

@@ -11,11 +11,12 @@ from typing import Any
 from launch.runs.job_record import Job, write_job
 from launch.runs.send import SNAPSHOTS, uninterrupted
 from launch.sweep.arrays import arrays, note_array
-from launch.sweep.directory import Place, SweepDir
+from launch.sweep.directory import AUTO, Place, SweepDir
 from resnet.rundir.files import to_json, write_atomic
 from resnet.rundir.status import read_status, status_text, write_status
 from slurm.code_copy import take_snapshot
 from slurm.sbatch import Submission, max_array_size, submit
+from slurm.share import trial_of, trials_at_once
 
 
 def send_trials(
@@ -30,14 +31,19 @@ def send_trials(
     assert place.profile is not None
     snapshot = snapshot or take_snapshot(directory.path.parent / SNAPSHOTS)
     most, before = max_array_size(place.profile.client), None
+    shares = place.parallel == AUTO
+    at_once = place.parallel if isinstance(place.parallel, int) else None
+    if shares:
+        at_once = trials_at_once(trial_of(place.profile), place.profile.client)
     for start in range(0, len(todo), most):
         part = todo[start : start + most]
-        limit = min(place.parallel or len(part), len(part))
+        limit = min(at_once or len(part), len(part))
         with uninterrupted():
             job_ids = _send_array(directory, part, place, snapshot, limit, before)
         before = job_ids[0].partition("_")[0]
-        at_once = f", {limit} at once" if limit < len(part) else ""
-        print(f"{len(part)} trials are job {before} on {place.cluster}{at_once}")
+        told = f", {limit} at once" if limit < len(part) else ""
+        told += " for now, by what is idle" if shares else ""
+        print(f"{len(part)} trials are job {before} on {place.cluster}{told}")
 
 
 def _send_array(
@@ -63,6 +69,7 @@ def _send_array(
         runs,
         [run / "slurm" / "recipe.yaml" for run in runs],
         parallel=limit,
+        shares=place.parallel == AUTO,
         supervisor="launch.trial" if watched else "slurm.batch",
         sweep=sweep_dir,
         after=f"afterany:{after}" if after else None,

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers import status
 from tests.slurm_helpers import ON_CLUSTER, Cluster, need_slurm, running_cluster
 
 need_slurm()
@@ -68,6 +69,8 @@ COMMANDS = (
     (["cancel", "first", "second", "--now"], {**ONE, "scancel": 1}),
     (["sweep", "seed=1,2,3", "--name=study", HELD], {**ONE, "scontrol": 1, "sbatch": 1}),
     (["cancel", "study", "third"], {**ONE, "scancel": 1}),
+    (["sweep", "seed=4,5", "--name=fair", "--parallel=auto", HELD], {**ONE, "sinfo": 1, "scontrol": 1, "sbatch": 1}),
+    (["cancel", "fair"], {**ONE, "scancel": 1}),
     (["status"], ONE),
 )
 """What a user types, in this order, and what Slurm is asked by it."""
@@ -94,3 +97,25 @@ def test_a_job_that_trains_asks_no_more_the_longer_it_takes(counted, tiny):
     assert [line.split()[:3] for line in before] == [["scontrol", "show", "job"]]
     assert questions(bin, cluster, "cancel", "long") == {**ONE, "scancel": 1}
     assert cluster.wait_end("long")["state"] == "stopped"
+
+
+def test_a_sweep_that_is_nice_takes_what_is_idle(counted, tiny):
+    cluster, bin = counted
+    cluster.ask("sbatch", "--nodes=1", "--exclusive", "--job-name=blocker", "--wrap=sleep 600")
+    cluster.wait("a node is taken", lambda: "RUNNING" in cluster.queue().values())
+    words = [*tiny, *WHERE, "seed=range(0,5)", "--name", "idle", "--max-parallel", "auto", "--nice"]
+    assert "2 at once for now, by what is idle" in cluster.launch("sweep", *words).stdout
+    job = cluster.job("idle/" + sorted(path.parent.name for path in cluster.run_dir("idle").glob("*/status.json"))[0])
+    array = job.partition("_")[0]
+    told = cluster.ask("scontrol", "show", "job", array).stdout
+    assert " Nice=100 " in told
+    assert "ArrayTaskThrottle=2" in told
+    cluster.ask("scancel", "--name=blocker")
+    cluster.wait("the sweep ends", lambda: not cluster.queue())
+    asked = [line for file in bin.glob("*.calls") if file.stem != "user" for line in file.read_text().splitlines()]
+    limits = [line.rpartition("=")[2] for line in asked if f"update JobId={array} ArrayTaskThrottle" in line]
+    assert len(limits) == 5
+    assert "4" in limits
+    assert {status(run)["state"] for run in cluster.run_dir("idle").glob("*/") if (run / "status.json").exists()} == {
+        "finished"
+    }
