@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -65,8 +66,25 @@ def _matches(pattern: str, text: Text) -> list[re.Match[str]]:
     return [match for line in text.lines if (match := re.search(pattern, line))]
 
 
-OUR_PYTHON = "slurm.python=$(command -v python)"
-"""The one of the shell that this is typed in."""
+def _other_python(facts: Facts) -> str | None:
+    """With the Python of this command, where the ranks had another; None where they had the same."""
+    theirs = facts.job.profile.get("python") if facts.job else None
+    return mends.retry(facts, f"slurm.python={shlex.quote(sys.executable)}") if theirs else None
+
+
+def _with_package(facts: Facts) -> str:
+    """With the package that the ranks did not find."""
+    if found := _other_python(facts):
+        return found
+    lines = [line for text in facts.log_texts for line in text.lines]
+    named = next((match[1] for line in lines if (match := re.search(r"No module named '?(\w+)", line))), None)
+    return (
+        f"{shlex.quote(sys.executable)} -m pip install {named} && {mends.retry(facts)}" if named else mends.retry(facts)
+    )
+
+
+def _with_library(facts: Facts) -> str:
+    return _other_python(facts) or mends.elsewhere(facts)
 
 
 def _signs(*rows: tuple[str, str, str, Callable[[Facts], str]]) -> tuple[Sign, ...]:
@@ -158,7 +176,7 @@ CAUSES = _signs(
         r"(?:exec: )?(\S*python[\d.]*): (?:not found|command not found|No such file or directory|cannot execute)|"
         r"execve\(\): (\S*python[\d.]*): No such file",
         "the node has no such Python: {0}",
-        _retry(OUR_PYTHON),
+        _with_library,
     ),
     (
         "code_gone",
@@ -170,15 +188,15 @@ CAUSES = _signs(
         "library",
         r"(\S+\.so[.\d]*): cannot open shared object file|(version `\S+' not found)|undefined symbol: (\S+)",
         "a library of the environment does not fit the node ({0})",
-        _retry(OUR_PYTHON),
+        _with_library,
     ),
     (
         "import",
         r"ModuleNotFoundError: No module named '?([\w.]+)'?",
         "the environment of the ranks has no package {0}",
-        _retry(OUR_PYTHON),
+        _with_package,
     ),
-    ("import", r"ImportError: (.*)", "the program cannot be imported: {0}", _retry(OUR_PYTHON)),
+    ("import", r"ImportError: (.*)", "the program cannot be imported: {0}", _with_library),
     (
         "ranks",
         r"\d+ ranks were asked for and Slurm started \d+",
@@ -212,7 +230,7 @@ CAUSES = _signs(
     ),
     (
         "data_missing",
-        r"not there:.*|there is no \S+.*|FileNotFoundError: .*|[Nn]o such file or directory: \S+",
+        r"not there:.*|there is no /\S+|FileNotFoundError: .*|[Nn]o such file or directory: \S+",
         "what the run reads is not there ({0})",
         lambda facts: f"resnet check-data recipe={facts.run_dir}",
     ),

@@ -77,7 +77,7 @@ def _queued(facts: Facts) -> Cause:
     evidence = [_slurms_word(facts, job, ahead), *_more(facts, job, reason), _expectation(facts, job, expected)]
     if found:
         evidence = [evidence[0], "; ".join(offer.words(facts.now) for offer in found[:2]), *evidence[1:]]
-    said = f"{reason.words}{_place(ahead)}{_when(facts, expected)}"
+    said = f"{_words(reason, ahead)}{_when(facts, expected)}"
     command = found[0].request.command if found else _command(facts, job, reason)
     return Cause("waiting", reason.name, said, tuple(filter(None, evidence))[:3], command, 1.0)
 
@@ -86,8 +86,11 @@ def _time(job: dict[str, str], key: str) -> float | None:
     return float(job[key]) if job.get(key, "").isdigit() else None
 
 
-def _place(ahead: Ahead | None) -> str:
-    return f", {plural(ahead.place - 1, 'job')} of them" if ahead and ahead.place > 1 else ""
+def _words(reason: reasons.Reason, ahead: Ahead | None) -> str:
+    if reason.name != "priority" or not ahead or ahead.place == 1:
+        return reason.words
+    others = ahead.place - 1
+    return f"{plural(others, 'job')} of higher priority {'is' if others == 1 else 'are'} ahead"
 
 
 def _when(facts: Facts, expected: float | None) -> str:

@@ -6,6 +6,8 @@ python -m tests.bench.why [--only NAME ...] [--markdown]
 from __future__ import annotations
 
 import argparse
+import contextlib
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,7 +40,8 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, place_in(Path(folder)) as place:
         chosen = [planted for planted in faults() if not arguments.only or planted.id in arguments.only]
-        said = [(planted, place.say(planted)) for planted in chosen]
+        with contextlib.redirect_stdout(sys.stderr):
+            said = [(planted, place.say(planted)) for planted in chosen]
     rows = [row(*pair) for pair in said]
     print("\n".join(as_markdown(rows) if arguments.markdown else as_text(rows)))
     print(f"\n{sum(one.right for _, one in said)} of {len(said)} right")
