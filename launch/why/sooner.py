@@ -13,10 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from launch.runs.sizes import find_sizes
 from launch.why.facts import Facts
 from recipes.text import format_duration, plural
 from slurm.pending import Ahead, Partition, partitions, would_start
-from slurm.profile import seconds
+from slurm.profile import Profile, seconds
 
 MOST_QUESTIONS = 4
 MOST_OF_A_KIND = 2
@@ -177,16 +178,13 @@ def _sizes_below(facts: Facts, queue: Queue, most: int) -> Iterator[int]:
 
 
 def _sizes(facts: Facts, most: int) -> tuple[int, ...]:
-    from recipes.plan import make_plan, samples_known
-
+    """Ascending; none where the run's recipe or job cannot be read."""
     if facts.recipe is None or facts.job is None:
         return ()
-    recipe, profile = facts.recipe, facts.job.profile
-    ranks = profile.get("gpus_per_node") or profile.get("ranks_per_node") or 1
     with contextlib.suppress(ValueError):
-        plan = make_plan(recipe, samples_known(recipe.data) or recipe.batch_size, most * ranks)
-        micro_batch = facts.provenance.get("plan", {}).get("micro_batch", plan.micro_batch)
-        return tuple(size for size in range(1, most) if recipe.batch_size % (micro_batch * size * ranks) == 0)
+        changes = {"nodes": f"1-{most}", "spare_nodes": 0}
+        profile = Profile.model_validate({**facts.job.known_profile, **changes})
+        return find_sizes(facts.recipe, profile, facts.run_dir).nodes
     return ()
 
 

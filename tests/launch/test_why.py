@@ -175,3 +175,27 @@ def test_the_first_sign_of_the_most_telling_text_counts():
     found = first_sign([Text("a", ["-", later, earlier]), Text("b", [earlier])])
     assert found is not None
     assert (found.sign.name, found.place) == ("disk", "a")
+
+
+def test_what_would_start_sooner_does(place: Place):
+    """One of two nodes is in use: on the other the run starts at once, by the command that is told."""
+    cluster = place.cluster
+    if jobs := cluster.queue():
+        cluster.ask("scancel", *jobs)
+        cluster.wait("the queue is empty", lambda: not cluster.queue())
+    cluster.ask("scontrol", "update", "PartitionName=high", "State=DOWN")
+    try:
+        busy = ["-N1", "--exclusive", "--time=30", "--output=/dev/null", "--wrap", "exec sleep 900"]
+        cluster.ask("sbatch", *busy)
+        cluster.wait("a node is busy", lambda: "RUNNING" in cluster.queue().values())
+        run = place.send("sooner", "slurm.nodes=2", "slurm.exclusive=true", "slurm.time=20")
+        [cause] = place.why(run)
+    finally:
+        cluster.ask("scontrol", "update", "PartitionName=high", "State=UP")
+    assert cause["command"] == f"launch cancel {run} && launch retry {run} slurm.nodes=1-2"
+    assert "on 1 of 2 nodes it would start now (1 node is idle: sinfo, squeue)" in cause["evidence"][1]
+    for part in cause["command"].split(" && "):
+        cluster.launch(*shlex.split(part)[1:])
+    job = cluster.job("sooner")
+    cluster.wait("the run starts", lambda: cluster.queue().get(job) == "RUNNING", 60)
+    cluster.launch("cancel", "--now", run)
