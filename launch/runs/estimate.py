@@ -63,7 +63,7 @@ def runs_alike(recipe: Recipe, cluster: str, profile: Profile, root: Path) -> It
             continue
         read += 1
         with contextlib.suppress(ValueError, OSError):
-            if not any(_matters(key) for key in differences(load_file(run / "recipe.yaml").recipe, recipe)):
+            if not any(changes_speed(key) for key in differences(load_file(run / "recipe.yaml").recipe, recipe)):
                 yield run, status
 
 
@@ -77,7 +77,8 @@ def _same_place(job: Job, cluster: str, profile: Profile) -> bool:
     return job.cluster == cluster and all(getattr(before, key) == getattr(profile, key) for key in _SAME_PLACE)
 
 
-def _matters(key: str) -> bool:
+def changes_speed(key: str) -> bool:
+    """Whether runs that differ in a key of the recipe may be faster or slower."""
     return not any(key == name or key.startswith(f"{name}.") for name in _SAME_SPEED)
 
 

@@ -9,7 +9,7 @@ from launch.why.cause import Cause, in_order
 from launch.why.facts import Facts
 from recipes.text import format_duration
 
-KINDS = ("waiting", "failed")
+KINDS = ("waiting", "failed", "slow", "spiked", "wrong")
 """Modules of this package with `find(facts) -> list[Cause]`."""
 
 

@@ -132,3 +132,24 @@ def end_attempt(run_dir: Path, reason: str, step: int | None = None) -> None:
     attempt = content["attempts"][-1]
     attempt |= {"end": time.time(), "reason": reason, "step": attempt["step"] if step is None else step}
     write_atomic(run_dir / "provenance.json", to_json(content, indent=1) + "\n")
+
+
+def environment_of(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """What of the program, its libraries and the machine can change a run's numbers; of provenance.json."""
+    if not provenance:
+        return {}
+    git = provenance.get("git") or {}
+    commit = f"{git['sha'][:10]}{' with changes' if git.get('changed') else ''}" if git.get("sha") else None
+    devices = provenance.get("devices") or []
+    facts = {"version": provenance.get("version"), "commit": commit, "python": provenance.get("python")}
+    facts |= {"host": provenance.get("host"), "platform": provenance.get("platform")}
+    facts |= {"device": ", ".join(dict.fromkeys(devices)), "ranks": provenance.get("world_size")}
+    facts |= {"threads": provenance.get("threads"), **provenance.get("packages", {})}
+    return facts | {name: provenance.get("plan", {}).get(name) for name in ("micro_batch", "precision")}
+
+
+def environment_differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """What differs between two provenance.json, as far as both say it."""
+    first, second = environment_of(one), environment_of(other)
+    told = [key for key in first if None not in (first[key], second.get(key))]
+    return {key: (first[key], second[key]) for key in told if first[key] != second[key]}

@@ -13,7 +13,7 @@ from resnet.checkpoint.commit import MANIFEST, newest_first
 from resnet.rundir.evaluation import read_evaluation
 from resnet.rundir.files import read_json
 from resnet.rundir.metrics_log import INPUT_DIGEST, SLOW_RANKS, read_metrics
-from resnet.rundir.provenance import read_provenance
+from resnet.rundir.provenance import environment_differences, read_provenance
 from resnet.rundir.state import true_status
 
 CLOCK = (
@@ -63,27 +63,6 @@ class Difference(NamedTuple):
 def recipe_differences(one: Recipe, other: Recipe) -> Pairs:
     """Keys that define the training and whose values differ; names, places and tracking are left out."""
     return {key: (before, now) for key, (before, now) in differences(one, other).items()}
-
-
-def environment_of(provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """What of the program, its libraries and the machine can change a run's numbers; of provenance.json."""
-    if not provenance:
-        return {}
-    git = provenance.get("git") or {}
-    commit = f"{git['sha'][:10]}{' with changes' if git.get('changed') else ''}" if git.get("sha") else None
-    devices = provenance.get("devices") or []
-    facts = {"version": provenance.get("version"), "commit": commit, "python": provenance.get("python")}
-    facts |= {"host": provenance.get("host"), "platform": provenance.get("platform")}
-    facts |= {"device": ", ".join(dict.fromkeys(devices)), "ranks": provenance.get("world_size")}
-    facts |= {"threads": provenance.get("threads"), **provenance.get("packages", {})}
-    return facts | {name: provenance.get("plan", {}).get(name) for name in ("micro_batch", "precision")}
-
-
-def environment_differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> Pairs:
-    """What differs between two provenance.json, as far as both say it."""
-    first, second = environment_of(one), environment_of(other)
-    return {key: (first[key], second[key]) for key in first if None not in (first[key], second.get(key))
-            and first[key] != second[key]}  # fmt: skip
 
 
 def parting_of(one: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]) -> Parting | None:

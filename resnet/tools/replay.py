@@ -24,12 +24,12 @@ from resnet.run_recipe import with_data
 from resnet.run_weights import FINAL
 from resnet.rundir.files import to_json, write_atomic
 from resnet.rundir.metrics_log import read_metrics
-from resnet.rundir.provenance import read_provenance
+from resnet.rundir.provenance import environment_differences, read_provenance
 from resnet.rundir.status import read_status
 from resnet.tools import replay_compare as compared
 from resnet.tools import replay_run
 from resnet.tools.compare import compare_checkpoints
-from resnet.tools.difference import FAR, Pairs, Parting, environment_differences, is_far, told_parting
+from resnet.tools.difference import FAR, Pairs, Parting, is_far, told_parting
 from resnet.tools.look import as_json, draw_seen, look
 from resnet.tools.replay_run import Steps
 

@@ -18,10 +18,10 @@ from recipes.text import cut, format_duration, listed
 from resnet.rundir.evaluation import read_evaluation
 from resnet.rundir.files import number, read_lines
 from resnet.rundir.metrics_log import Point, points_of
-from resnet.rundir.provenance import read_provenance
+from resnet.rundir.provenance import environment_of, read_provenance
 from resnet.rundir.state import own_rows
 from resnet.tools.board.pages import REASON_MOST, digits, linked, names_of, report_link, state_mark, strided, write_page
-from resnet.tools.difference import environment_of, recipe_differences
+from resnet.tools.difference import recipe_differences
 from resnet.tools.report.curves import learning_rates
 from resnet.tools.report.html import moment, section, show, table
 

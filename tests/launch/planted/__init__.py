@@ -32,7 +32,7 @@ from slurm import testcluster
 from tests.helpers import PROGRAM, TINY, train
 from tests.slurm_helpers import ON_CLUSTER, Cluster, need_slurm, running_cluster
 
-MODULES = ("waiting", "failed")
+MODULES = ("waiting", "failed", "slow", "spiked", "wrong")
 """Of this package."""
 
 

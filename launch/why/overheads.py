@@ -1,0 +1,161 @@
+"""What a run spends beside its training: starts, evaluations, checkpoints, and steps that are made again."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from launch.why.again import with_changes
+from launch.why.cause import Cause
+from launch.why.facts import Facts
+from recipes.text import format_duration, plural
+from resnet.process.stages import STAGES
+from resnet.rundir.files import number
+from resnet.rundir.stages import AT_START
+from slurm.profile import seconds as seconds_of
+
+LEAST_SECONDS = 10
+"""After starts; of a run that has made less nothing is said: it has hardly begun, or is a try."""
+SAVES = 0.05
+"""Of the time after starts, held up by saves: five times what checkpoint.every=auto allows itself."""
+EVALUATIONS = 0.3
+"""Of the time after starts, in evaluations: 50,000 images without gradients are 2% of an epoch of ImageNet, and 10,000
+of CIFAR a tenth, so that three times that is a choice that costs."""
+STARTS, LONG_START = 0.2, 60.0
+"""Of the time, until first steps; and the seconds that a start takes at least, on average, to be called long: imports
+and joining take some 20 s on an idle file system."""
+LOST = 0.1
+"""Of the time, in steps that were made again after an attempt ended without a checkpoint."""
+
+
+def overheads(facts: Facts) -> list[Cause]:
+    """What takes more than it should of the time of all attempts, by logs/attempt-N/stages.json."""
+    spent: Counter[str] = Counter()
+    for stages in facts.stages.values():
+        spent.update(_spent(stages))
+    whole = sum(spent.values())
+    begun = whole - spent["start"]
+    if begun < LEAST_SECONDS:
+        return []
+    found = [
+        _saves(facts, spent["save"] / begun),
+        _evaluations(facts, spent["evaluate"] / begun),
+        _starts(facts, spent["start"], whole),
+        _lost(facts, spent["lost"] / whole),
+    ]
+    return [cause for cause in found if cause]
+
+
+def _spent(stages: Mapping[str, Any]) -> dict[str, float]:
+    """Seconds of an attempt by kind; of versions that did not note them, those until its first step alone."""
+    told = stages.get("spent")
+    if isinstance(told, dict):
+        return {kind: seconds for kind, value in told.items() if (seconds := number(value)) is not None}
+    return {"start": _until_first_step(stages), "train": stages["seconds"].get("steps", 0.0)}
+
+
+def _until_first_step(stages: Mapping[str, Any]) -> float:
+    return sum(stages["seconds"].get(stage, 0.0) for stage in AT_START)
+
+
+def _saves(facts: Facts, share: float) -> Cause | None:
+    if share < SAVES or facts.recipe is None:
+        return None
+    every = facts.recipe.checkpoint.every
+    stalls = [stall for stages in facts.stages.values() if (stall := number(stages.get("stall_s")))]
+    last = (f"stages.json: the last save held training up for {stalls[-1]:.1f} s",) if stalls else ()
+    return Cause(
+        "slow",
+        "checkpoint",
+        f"checkpoints hold training up {share:.0%} of the time",
+        (
+            f"stages.json: {share:.0%} of the time in saves; recipe.yaml: checkpoint.every={every}, a save waits until "
+            "the one before is written",
+            *last,
+        ),
+        with_changes(facts, "checkpoint.every=auto"),
+        share,
+    )
+
+
+def _evaluations(facts: Facts, share: float) -> Cause | None:
+    if share < EVALUATIONS or facts.recipe is None:
+        return None
+    every = facts.recipe.eval.every
+    images = number(facts.evaluation.get("samples"))
+    training = (facts.provenance.get("plan") or {}).get("training_images")
+    of = f"evaluation.json: {images:,.0f} validation images" if images else ""
+    beside = f" beside {training:,} for training (provenance.json)" if images and training else ""
+    # So that they take about a tenth.
+    longer = max(every + 1, round(every * 9 * share / (1 - share)))
+    return Cause(
+        "slow",
+        "evaluation",
+        f"evaluations take {share:.0%} of the time, one each {plural(every, 'epoch') if every > 1 else 'epoch'}",
+        (f"stages.json: {share:.0%} of the time in evaluations; recipe.yaml: eval.every={every}", of + beside),
+        with_changes(facts, f"eval.every={longer}"),
+        share,
+    )
+
+
+def _starts(facts: Facts, seconds: float, whole: float) -> Cause | None:
+    attempts = facts.stages
+    if seconds < STARTS * whole or seconds < LONG_START * len(attempts):
+        return None
+    stages: Counter[str] = Counter()
+    for told in attempts.values():
+        stages.update({stage: told["seconds"].get(stage, 0.0) for stage in AT_START})
+    (longest, spent), *others = stages.most_common()
+    also = ", ".join(f"{STAGES[stage]} {value / len(attempts):.0f}" for stage, value in others[:2])
+    return Cause(
+        "slow",
+        "start",
+        f"{seconds / whole:.0%} of the time goes to {plural(len(attempts), 'start')}, {seconds / len(attempts):.0f} s "
+        f"each: mostly {STAGES[longest]}",
+        (
+            f"stages.json: a start takes on average {STAGES[longest]} {spent / len(attempts):.0f} s, {also}",
+            f"{plural(len(attempts), 'attempt')} in {format_duration(whole)} of running",
+        ),
+        _sooner(facts, longest),
+        seconds / whole,
+    )
+
+
+def _sooner(facts: Facts, stage: str) -> str:
+    """What shortens a stage of a start, or else makes starts fewer."""
+    if stage == "look":
+        return f"resnet prepare recipe={facts.run_dir} shards"
+    if facts.job is None:
+        return f"resnet doctor recipe={facts.run_dir}"
+    profile = facts.job.profile
+    if stage in ("python", "imports") and not profile.get("stage_environment"):
+        environment = str(profile.get("python") or sys.executable).partition("/bin/")[0]
+        return with_changes(facts, f"slurm.stage_environment={environment}")
+    if stage == "join":
+        return with_changes(facts, "slurm.check=true")
+    return with_changes(facts, f"slurm.time={_twice(str(profile.get('time') or '24:00:00'))}")
+
+
+def _twice(limit: str) -> str:
+    minutes = 2 * math.ceil(seconds_of(limit) / 60)
+    return f"{minutes // 60}:{minutes % 60:02}:00"
+
+
+def _lost(facts: Facts, share: float) -> Cause | None:
+    if share < LOST or facts.recipe is None:
+        return None
+    every = facts.recipe.checkpoint.every
+    return Cause(
+        "slow",
+        "lost_work",
+        f"{share:.0%} of the time went into steps that were made again, as attempts ended long after their last checkpoint",
+        (
+            f"stages.json: {share:.0%} lost over {plural(len(facts.stages), 'attempt')}",
+            f"recipe.yaml: saved each {every}",
+        ),
+        with_changes(facts, "checkpoint.every=auto"),
+        share,
+    )
