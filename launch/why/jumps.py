@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Sequence
@@ -16,6 +17,8 @@ OF_USUAL, OF_TOP = 0.25, 0.1
 """A jump exceeds these shares too, of what was usual and of the curve's height in the beginning: less does no harm."""
 HARD_IMAGES = 2.0
 """And this many times the height over the root of a point's images, which a few images that are all wrong may make."""
+OF_LEARNT = 0.3
+"""And a lasting rise this share of what had been learnt."""
 BACK = 0.3
 """A jump is over when less than this share of it is left."""
 
@@ -38,21 +41,24 @@ def first_jump(
     values: means, each over so many `images`; inf for what is no number. top: the loss of a network that knows nothing,
     or that of the beginning. excused: points at which the curve may jump, as where the learning rate starts again.
     """
+    of_a_point = statistics.median(images) if images else 1.0
     for place in range(BEFORE, len(values)):
         before = [value for value in values[max(0, place - WINDOW) : place] if math.isfinite(value)]
         if len(before) < BEFORE or (excused and excused[place]):
             continue
         usual = statistics.median(before)
-        if values[place] - usual > _least(before, usual, images[place], statistics.median(images), top):
+        # A short line at an epoch's end scatters more than the others.
+        short = math.sqrt(max(1.0, of_a_point / max(images[place], 1.0)))
+        spread = short * statistics.median(abs(value - usual) for value in before)
+        if values[place] - usual > _least(spread, usual, images[place], top):
             return Jump(place, usual, _back(values, place, usual))
     return None
 
 
-def _least(before: Sequence[float], usual: float, images: float, of_others: float, top: float) -> float:
-    spread = 1.4826 * statistics.median(abs(value - usual) for value in before)
-    # A short line at an epoch's end scatters more than the others.
-    spread *= math.sqrt(max(1.0, of_others / max(images, 1.0)))
-    return max(SPREADS * spread, OF_USUAL * abs(usual), OF_TOP * top, HARD_IMAGES * top / math.sqrt(max(images, 1.0)))
+def _least(spread: float, usual: float, images: float, top: float) -> float:
+    """What a point has to be above the usual. spread: the median distance from it."""
+    hard = HARD_IMAGES * top / math.sqrt(max(images, 1.0))
+    return max(SPREADS * 1.4826 * spread, OF_USUAL * abs(usual), OF_TOP * top, hard)
 
 
 def _back(values: Sequence[float], place: int, usual: float) -> int | None:
@@ -76,16 +82,18 @@ class Rise(NamedTuple):
 def lasting_rise(values: Sequence[float], images: Sequence[float], top: float) -> Rise | None:
     """Where a curve of losses begins to rise without an end, in steps too small for a jump.
 
-    The median of five points at the end is above the lowest one by as much as a jump would be, and by three tenths of
-    what had been learnt.
+    The median of five points at the end is above the lowest one by as much as a jump would be, and by a share of what
+    had been learnt.
     """
     if len(values) < 4 * BEFORE:
         return None
     levels = [statistics.median(values[place : place + BEFORE]) for place in range(len(values) - BEFORE + 1)]
     lowest = min(range(len(levels)), key=levels.__getitem__)
     low, high = levels[lowest], levels[-1]
-    around = values[max(0, lowest - WINDOW) : lowest + BEFORE]
-    least = _least(around, low, BEFORE * statistics.median(images), statistics.median(images), top)
-    if not math.isfinite(high) or high - low > max(least, 0.3 * (top - low)):
+    # From point to point: the curve falls, and rises, all the time.
+    steps = [abs(after - before) for before, after in itertools.pairwise(values) if math.isfinite(after - before)]
+    spread = statistics.median(steps) / math.sqrt(2) if steps else 0.0
+    least = _least(spread, low, BEFORE * statistics.median(images), top)
+    if high - low > max(least, OF_LEARNT * (top - low)):
         return Rise(lowest + BEFORE - 1, low, high)
     return None

@@ -26,16 +26,32 @@ def elsewhere(facts: Facts) -> str:
     return retry(facts, f"slurm.exclude={host}") if host else retry(facts)
 
 
-def changed(facts: Facts, *changes: str) -> str:
+def with_changes(facts: Facts, *changes: str, ranks: int | None = None) -> str:
+    """Continue the run with changes to its recipe or, as `slurm.KEY=VALUE`, to where it trains.
+
+    One that trains or waits is ended first, with a checkpoint; of one that is finished the recipe is trained anew.
+    ranks: of this machine, for a run that was not sent to Slurm; None: as many as before.
+    """
+    if facts.state == "finished":
+        return anew(facts, *changes, ranks=ranks)
+    first = ""
+    if facts.state in ("running", "queued"):
+        first = f"launch cancel {facts.typed} && launch status {facts.typed} --watch && "
+    if facts.job and all(change.startswith("slurm.") for change in changes):
+        return first + retry(facts, *map(shlex.quote, changes))
+    return first + changed(facts, *changes, ranks=ranks)
+
+
+def changed(facts: Facts, *changes: str, ranks: int | None = None) -> str:
     """Continue the run with changes to its recipe that a run may take."""
     if is_sweep(facts.run_dir.parent):
         return retry(facts)
-    return _command(facts, [*changes, *_place(facts, facts.run_dir.name)])
+    return _command(facts, [*changes, *_place(facts, facts.run_dir.name)], ranks)
 
 
-def anew(facts: Facts, *changes: str) -> str:
+def anew(facts: Facts, *changes: str, ranks: int | None = None) -> str:
     """Begin another run with changes to the recipe that a run cannot take while it goes on."""
-    return _command(facts, [*changes, *_place(facts, f"{facts.run_dir.name}-2")])
+    return _command(facts, [*changes, *_place(facts, f"{facts.run_dir.name}-2")], ranks)
 
 
 def _place(facts: Facts, name: str) -> list[str]:
@@ -43,11 +59,11 @@ def _place(facts: Facts, name: str) -> list[str]:
     return [*([] if root == ROOT else [f"run.root={root}"]), f"run.name={name}"]
 
 
-def _command(facts: Facts, changes: Iterable[str]) -> str:
+def _command(facts: Facts, changes: Iterable[str], ranks: int | None = None) -> str:
     changes = list(changes)
     keys = {word.partition("=")[0] for word in changes} | {"run.root", "run.name", "resume"}
     if facts.job is None:
-        return shlex.join(["launch", "local", *_ranks(facts), f"recipe={facts.run_dir}", *changes])
+        return shlex.join(["launch", "local", *_ranks(facts, ranks), f"recipe={facts.run_dir}", *changes])
     kept = [word for word in _words_sent(facts) if word.partition("=")[0] not in keys]
     return shlex.join(["launch", "submit", *kept, *changes])
 
@@ -61,8 +77,12 @@ def _words_sent(facts: Facts) -> list[str]:
     return [f"recipe={facts.run_dir}", f"cluster={facts.job.cluster}"]
 
 
-def _ranks(facts: Facts) -> list[str]:
-    """As many as before."""
-    ranks = facts.provenance.get("world_size") or 1
-    on_cpu = all("cpu" in str(device).lower() for device in facts.provenance.get("devices") or ["cpu"])
-    return [] if ranks == 1 else ["--cpu-ranks" if on_cpu else "--gpus", str(ranks)]
+def on_cpu(facts: Facts) -> bool:
+    """Whether the run trains on CPUs, as far as is known."""
+    return all("cpu" in str(device).lower() for device in facts.provenance.get("devices") or ["cpu"])
+
+
+def _ranks(facts: Facts, ranks: int | None) -> list[str]:
+    """The option for so many, or as many as before."""
+    ranks = ranks or facts.provenance.get("world_size") or 1
+    return [] if ranks == 1 else ["--cpu-ranks" if on_cpu(facts) else "--gpus", str(ranks)]

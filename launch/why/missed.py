@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from launch.why.again import made_anew
 from launch.why.alike import Other, data_of, others
 from launch.why.cause import Cause
 from launch.why.facts import Facts
+from launch.why.mends import anew
 from launch.why.steps import shipped
 from recipes.changes import differences
 from recipes.evidence import judge, what_differs
@@ -151,15 +151,12 @@ def _diff(facts: Facts, good: Other) -> str:
 def _changed_recipe(facts: Facts, below: str, _: Other | None) -> Cause | None:
     if not (changes := changes_of(facts)):
         return None
-    its = "is not as the recipe has it" if len(changes) == 1 else "are not as the recipe has them"
+    its, back = "is not as the recipe has it", put_back(facts, [*changes])
     return cause(
         "changed_recipe",
-        f"{told(changes)} {its}, and {below}",
-        (
-            f"metrics.jsonl: {below}",
-            f"{facts.recipe and facts.recipe.name}: {', '.join(put_back(facts, [*changes][:3]))}",
-        ),
-        made_anew(facts, *back),
+        f"{told(changes)} {its if len(changes) == 1 else 'are not as the recipe has them'}",
+        (f"metrics.jsonl: {below}", f"{facts.recipe and facts.recipe.name} has {listed(back, 3)}"),
+        anew(facts, *back),
     )
 
 
@@ -207,7 +204,7 @@ def _mixed_attempts(facts: Facts, below: str, _: Other | None) -> Cause | None:
             differs = differs or f"attempt {place} went on at step {step} with {listed([*changed], 3)} changed"
     if not differs:
         return None
-    return cause("mixed_code", differs, (f"metrics.jsonl: {below}", "provenance.json: attempts"), made_anew(facts))
+    return cause("mixed_code", differs, (f"metrics.jsonl: {below}", "provenance.json: attempts"), anew(facts))
 
 
 def _other_versions(facts: Facts, below: str, good: Other | None) -> Cause | None:

@@ -8,9 +8,9 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from launch.why.again import with_changes
 from launch.why.cause import Cause
 from launch.why.facts import Facts
+from launch.why.mends import with_changes
 from recipes.text import format_duration, plural
 from resnet.process.stages import STAGES
 from resnet.rundir.files import number
@@ -151,7 +151,7 @@ def _lost(facts: Facts, share: float) -> Cause | None:
     return Cause(
         "slow",
         "lost_work",
-        f"{share:.0%} of the time went into steps that were made again, as attempts ended long after their last checkpoint",
+        f"{share:.0%} of the time went into steps that were made again: attempts ended long after a checkpoint",
         (
             f"stages.json: {share:.0%} lost over {plural(len(facts.stages), 'attempt')}",
             f"recipe.yaml: saved each {every}",

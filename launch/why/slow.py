@@ -6,12 +6,12 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from launch.why.again import on_cpu, with_changes
 from launch.why.cause import Cause
 from launch.why.facts import Facts
 from launch.why.lines import Line, lately, median, share
+from launch.why.mends import on_cpu, with_changes
 from launch.why.overheads import overheads
-from launch.why.speed import computing
+from launch.why.speed import computing, no_gpu
 from recipes.text import plural
 from resnet.rundir.metrics_log import SLOW_RANKS
 
@@ -34,7 +34,7 @@ _SLOW_RANK = re.compile(r"rank (\d+) on (\S+): ([\d.]+) times the median \((\w+)
 
 def find(facts: Facts) -> list[Cause]:
     lines = lately(facts, MOST_LINES)
-    found: list[Cause | None] = [*overheads(facts)]
+    found: list[Cause | None] = [no_gpu(facts), *overheads(facts)]
     if len(lines) >= LEAST_LINES:
         found += [_data(facts, lines), _rank(facts, lines), _network(facts, lines)]
         waits = any(cause and cause.name in ("data_wait", "slow_rank", "network") for cause in found)
@@ -89,9 +89,7 @@ def _more_images(facts: Facts, lines: Sequence[Line]) -> tuple[list[str], str]:
         )
     if data.decode == "cpu" and facts.recipe.augment.crop == "random_resized" and any(data.paths().values()):
         return (
-            [
-                "recipe.yaml: data.decode=cpu; region decodes only what is cropped, to the same pixels; else resnet prepare"
-            ],
+            ["recipe.yaml: data.decode=cpu, where region decodes no more than is cropped, to the same pixels"],
             with_changes(facts, "data.decode=region"),
         )
     return [f"which part of it is slow (disk, decoding, policy), this measures: {measure}"], measure

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from launch.runs.estimate import changes_speed
-from launch.why.again import on_cpu, with_changes
 from launch.why.alike import others
 from launch.why.cause import Cause
 from launch.why.facts import Facts
 from launch.why.lines import Line, median, training_lines
+from launch.why.mends import on_cpu, with_changes
 from recipes.changes import differences
 from recipes.library import names
 from recipes.load import load
@@ -39,12 +39,13 @@ _SLOW: dict[str, Any] = {
 def computing(facts: Facts) -> list[Cause]:
     """Of a run that does not wait."""
     lines = training_lines(facts.metrics)
-    found = [_no_gpu(facts), _became_slower(facts, lines), _keys(facts), _than_alike(facts, lines)]
+    found = [_became_slower(facts, lines), _keys(facts), _than_alike(facts, lines)]
     return [cause for cause in found if cause]
 
 
-def _no_gpu(facts: Facts) -> Cause | None:
-    if not on_cpu(facts) or facts.job is None or not facts.job.gpus_per_node:
+def no_gpu(facts: Facts) -> Cause | None:
+    """Whether a job with GPUs trains on its CPUs."""
+    if facts.job is None or not facts.job.gpus_per_node or not on_cpu(facts) or not facts.provenance.get("devices"):
         return None
     torch = (facts.provenance.get("packages") or {}).get("torch", "?")
     return Cause(
@@ -114,7 +115,7 @@ def _attempt_begun(facts: Facts, line: Line) -> tuple[int, str] | None:
 
 def _where_it_runs(facts: Facts) -> str:
     devices = ", ".join(dict.fromkeys(facts.provenance.get("devices") or [])) or "?"
-    return f"provenance.json: {devices} on {facts.provenance.get('host')}; neither images nor ranks nor the network explain it"
+    return f"provenance.json: {devices} on {facts.provenance.get('host')}; no wait for images or ranks explains it"
 
 
 def _look_at_device(facts: Facts) -> str:

@@ -9,11 +9,11 @@ import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from launch.why.again import made_anew, with_changes
 from launch.why.cause import Cause
 from launch.why.facts import Facts
 from launch.why.jumps import first_jump, lasting_rise
 from launch.why.lines import Line, training_lines
+from launch.why.mends import anew, with_changes
 from launch.why.steps import checkpoint_before, look_at, plan_of, positions, shipped, turns_near
 from recipes.plan import Plan
 from recipes.text import show
@@ -25,7 +25,7 @@ RAISED = 2.0
 GRADIENT = 5.0
 """Times the median of the lines before, from which on a gradient says that the next loss would have jumped."""
 BRIEF = 3
-"""Lines within which a loss is back after images that are to blame, and not the weights."""
+"""Lines within which a loss is back where images are to blame, not weights; and within which it jumps after its cause."""
 SKIPPED = 0.05
 """Of the steps, that fp16 left out: a healthy scaler tries a larger scale each 2,000 steps, and fails at that one."""
 
@@ -198,7 +198,7 @@ def _resumed(facts: Facts, event: Event) -> str:
     attempts = facts.provenance.get("attempts") or []
     for number, (before, attempt) in enumerate(itertools.pairwise(attempts), 2):
         begun = attempt.get("first_step") or 0
-        if not event.first - 1 <= begun < event.last and not (event.slowly and begun == event.first - 1):
+        if not event.first - 1 - BRIEF * max(1, event.last - event.first) <= begun < event.last:
             continue
         changed = attempt.get("changed") or {}
         told = [_told_change(key, change) for key, change in changed.items()]
@@ -243,7 +243,7 @@ def _calmer(facts: Facts, plan: Plan, event: Event) -> str:
     recipe = plan.recipe
     warm = getattr(recipe.schedule, "warmup_epochs", None)
     if warm == 0 and event.first <= 2 * plan.steps_per_epoch and recipe.epochs > 2:
-        return made_anew(facts, f"schedule.warmup_epochs={max(1, round(min(5, recipe.epochs / 10)))}")
+        return anew(facts, f"schedule.warmup_epochs={max(1, round(min(5, recipe.epochs / 10)))}")
     norms = [norm for line in event.lines if (norm := line.value("grad_norm"))]
     if norms and not (recipe.grad_clip_norm or recipe.grad_clip_value or recipe.grad_clip_adaptive):
         return _from_before(facts, event, f"grad_clip_norm={2 * statistics.median(norms):.2g}")
@@ -254,8 +254,8 @@ def _from_before(facts: Facts, event: Event, *changes: str) -> str:
     """Go on from a checkpoint of before, beside the run where it has gone on since."""
     before = checkpoint_before(facts, event.first - 1)
     if before is None:
-        return made_anew(facts, *changes)
+        return anew(facts, *changes)
     newest = checkpoint_before(facts, 10**15)
     if newest == before and changes:
         return with_changes(facts, *changes)
-    return made_anew(facts, *changes, f"resume={facts.run_dir}/checkpoints/step-{before:08d}")
+    return anew(facts, *changes, f"resume={facts.run_dir}/checkpoints/step-{before:08d}")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from launch.why.again import made_anew
 from launch.why.cause import Cause
 from launch.why.facts import Facts
+from launch.why.mends import anew
 from launch.why.missed import (
     APART,
     Result,
@@ -85,11 +85,11 @@ def _average_lags(facts: Facts, result: Result) -> Cause | None:
         "average_lags",
         f"what is evaluated, the average of the weights, is still {left:.0%} of the network before training",
         (
-            f"recipe.yaml: ema.decay={recipe.ema.decay:g} forgets over {recipe.ema.every / (1 - decay):,.0f} steps, and "
-            f"there were {steps:,}",
+            f"recipe.yaml: ema.decay={recipe.ema.decay:g} forgets over {recipe.ema.every / (1 - decay):,.0f} steps, of "
+            f"which {steps:,} were made",
             f"metrics.jsonl: val/top1 {result.top1:.2f}%, train/top1 {learnt:.1f}%",
         ),
-        made_anew(facts, f"ema.decay={fitting:.4g}"),
+        anew(facts, f"ema.decay={fitting:.4g}"),
         0.95,
     )
 
@@ -127,7 +127,7 @@ def _learnt_nothing(facts: Facts, result: Result) -> Cause | None:
             else "",
             f"recipe.yaml: other than in the recipe: {told(changes)}" if changes else "",
         ),
-        made_anew(facts, *put_back(facts, keys)) if keys else check_data(facts),
+        anew(facts, *put_back(facts, keys)) if keys else check_data(facts),
     )
 
 
