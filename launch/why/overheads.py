@@ -132,7 +132,8 @@ def _sooner(facts: Facts, stage: str) -> str:
         return f"resnet doctor recipe={facts.run_dir}"
     profile = facts.job.profile
     if stage in ("python", "imports") and not profile.get("stage_environment"):
-        environment = str(profile.get("python") or sys.executable).partition("/bin/")[0]
+        python = str(profile.get("python") or sys.executable)
+        environment = python.partition("/bin/")[0] if "/bin/" in python else sys.prefix
         return with_changes(facts, f"slurm.stage_environment={environment}")
     if stage == "join":
         return with_changes(facts, "slurm.check=true")

@@ -25,7 +25,7 @@ RAISED = 2.0
 GRADIENT = 5.0
 """Times the median of the lines before, from which on a gradient says that the next loss would have jumped."""
 BRIEF = 3
-"""Lines within which a loss is back where images are to blame, not weights; and within which it jumps after its cause."""
+"""Lines within which a loss is back where images are to blame, not weights; and in which it jumps after its cause."""
 SKIPPED = 0.05
 """Of the steps, that fp16 left out: a healthy scaler tries a larger scale each 2,000 steps, and fails at that one."""
 
