@@ -49,8 +49,9 @@ def first_jump(
         usual = statistics.median(before)
         # A short line at an epoch's end scatters more than the others.
         short = math.sqrt(max(1.0, of_a_point / max(images[place], 1.0)))
-        spread = short * statistics.median(abs(value - usual) for value in before)
-        if values[place] - usual > _least(spread, usual, images[place], top):
+        spread = short * min(statistics.median(abs(value - usual) for value in before), _from_point_to_point(before))
+        # Of a curve that rises little by little no point is a jump.
+        if values[place] - max(usual, before[-1]) > _least(spread, usual, images[place], top):
             return Jump(place, usual, _back(values, place, usual))
     return None
 
@@ -59,6 +60,12 @@ def _least(spread: float, usual: float, images: float, top: float) -> float:
     """What a point has to be above the usual. spread: the median distance from it."""
     hard = HARD_IMAGES * top / math.sqrt(max(images, 1.0))
     return max(SPREADS * 1.4826 * spread, OF_USUAL * abs(usual), OF_TOP * top, hard)
+
+
+def _from_point_to_point(values: Sequence[float]) -> float:
+    """The median distance from the usual as neighbours tell it, where the curve falls or rises all the time."""
+    steps = [abs(after - before) for before, after in itertools.pairwise(values) if math.isfinite(after - before)]
+    return statistics.median(steps) / math.sqrt(2) if steps else 0.0
 
 
 def _back(values: Sequence[float], place: int, usual: float) -> int | None:
@@ -90,9 +97,7 @@ def lasting_rise(values: Sequence[float], images: Sequence[float], top: float) -
     levels = [statistics.median(values[place : place + BEFORE]) for place in range(len(values) - BEFORE + 1)]
     lowest = min(range(len(levels)), key=levels.__getitem__)
     low, high = levels[lowest], levels[-1]
-    # From point to point: the curve falls, and rises, all the time.
-    steps = [abs(after - before) for before, after in itertools.pairwise(values) if math.isfinite(after - before)]
-    spread = statistics.median(steps) / math.sqrt(2) if steps else 0.0
+    spread = _from_point_to_point(values)
     least = _least(spread, low, BEFORE * statistics.median(images), top)
     if high - low > max(least, OF_LEARNT * (top - low)):
         return Rise(lowest + BEFORE - 1, low, high)

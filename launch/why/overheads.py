@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 import sys
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any
 
 from launch.why.cause import Cause
 from launch.why.facts import Facts
 from launch.why.mends import with_changes
 from recipes.text import format_duration, plural
+from resnet.process.ledger import KINDS as ON_DEVICES
 from resnet.process.stages import STAGES
 from resnet.rundir.files import number
+from resnet.rundir.spent import spent
 from resnet.rundir.stages import AT_START
 from slurm.profile import seconds as seconds_of
 
@@ -32,41 +32,28 @@ LOST = 0.1
 
 
 def overheads(facts: Facts) -> list[Cause]:
-    """What takes more than it should of the time of all attempts, by logs/attempt-N/stages.json."""
-    spent: Counter[str] = Counter()
-    for stages in facts.stages.values():
-        spent.update(_spent(stages))
-    whole = sum(spent.values())
-    begun = whole - spent["start"]
+    """What takes more than it should of the time of all attempts; waits in the queue do not count."""
+    found = spent(facts.run_dir, facts.state)
+    if found is None:
+        return []
+    seconds = {kind: found.seconds[kind] for kind in ON_DEVICES}
+    whole = sum(seconds.values())
+    begun = whole - seconds["start"]
     if begun < LEAST_SECONDS:
         return []
-    found = [
-        _saves(facts, spent["save"] / begun),
-        _evaluations(facts, spent["evaluate"] / begun),
-        _starts(facts, spent["start"], whole),
-        _lost(facts, spent["lost"] / whole),
+    causes = [
+        _saves(facts, seconds["save"] / begun),
+        _evaluations(facts, seconds["evaluate"] / begun),
+        _starts(facts, seconds["start"], whole),
+        _lost(facts, seconds["lost"] / whole, found.lost_steps),
     ]
-    return [cause for cause in found if cause]
-
-
-def _spent(stages: Mapping[str, Any]) -> dict[str, float]:
-    """Seconds of an attempt by kind; of versions that did not note them, those until its first step alone."""
-    told = stages.get("spent")
-    if isinstance(told, dict):
-        return {kind: seconds for kind, value in told.items() if (seconds := number(value)) is not None}
-    return {"start": _until_first_step(stages), "train": stages["seconds"].get("steps", 0.0)}
-
-
-def _until_first_step(stages: Mapping[str, Any]) -> float:
-    return sum(stages["seconds"].get(stage, 0.0) for stage in AT_START)
+    return [cause for cause in causes if cause]
 
 
 def _saves(facts: Facts, share: float) -> Cause | None:
     if share < SAVES or facts.recipe is None:
         return None
     every = facts.recipe.checkpoint.every
-    stalls = [stall for stages in facts.stages.values() if (stall := number(stages.get("stall_s")))]
-    last = (f"stages.json: the last save held training up for {stalls[-1]:.1f} s",) if stalls else ()
     return Cause(
         "slow",
         "checkpoint",
@@ -74,7 +61,6 @@ def _saves(facts: Facts, share: float) -> Cause | None:
         (
             f"stages.json: {share:.0%} of the time in saves; recipe.yaml: checkpoint.every={every}, a save waits until "
             "the one before is written",
-            *last,
         ),
         with_changes(facts, "checkpoint.every=auto"),
         share,
@@ -103,12 +89,12 @@ def _evaluations(facts: Facts, share: float) -> Cause | None:
 
 def _starts(facts: Facts, seconds: float, whole: float) -> Cause | None:
     attempts = facts.stages
-    if seconds < STARTS * whole or seconds < LONG_START * len(attempts):
+    if not attempts or seconds < STARTS * whole or seconds < LONG_START * len(attempts):
         return None
     stages: Counter[str] = Counter()
     for told in attempts.values():
         stages.update({stage: told["seconds"].get(stage, 0.0) for stage in AT_START})
-    (longest, spent), *others = stages.most_common()
+    (longest, most), *others = stages.most_common()
     also = ", ".join(f"{STAGES[stage]} {value / len(attempts):.0f}" for stage, value in others[:2])
     return Cause(
         "slow",
@@ -116,7 +102,7 @@ def _starts(facts: Facts, seconds: float, whole: float) -> Cause | None:
         f"{seconds / whole:.0%} of the time goes to {plural(len(attempts), 'start')}, {seconds / len(attempts):.0f} s "
         f"each: mostly {STAGES[longest]}",
         (
-            f"stages.json: a start takes on average {STAGES[longest]} {spent / len(attempts):.0f} s, {also}",
+            f"stages.json: a start takes on average {STAGES[longest]} {most / len(attempts):.0f} s, {also}",
             f"{plural(len(attempts), 'attempt')} in {format_duration(whole)} of running",
         ),
         _sooner(facts, longest),
@@ -145,7 +131,7 @@ def _twice(limit: str) -> str:
     return f"{minutes // 60}:{minutes % 60:02}:00"
 
 
-def _lost(facts: Facts, share: float) -> Cause | None:
+def _lost(facts: Facts, share: float, steps: int) -> Cause | None:
     if share < LOST or facts.recipe is None:
         return None
     every = facts.recipe.checkpoint.every
@@ -154,7 +140,7 @@ def _lost(facts: Facts, share: float) -> Cause | None:
         "lost_work",
         f"{share:.0%} of the time went into steps that were made again: attempts ended long after a checkpoint",
         (
-            f"stages.json: {share:.0%} lost over {plural(len(facts.stages), 'attempt')}",
+            f"stages.json: {plural(steps, 'step')} lost in {plural(len(facts.stages), 'attempt')}",
             f"recipe.yaml: saved each {every}",
         ),
         with_changes(facts, "checkpoint.every=auto"),

@@ -16,7 +16,7 @@ from launch.why.lines import Line, training_lines
 from launch.why.mends import anew, with_changes
 from launch.why.steps import checkpoint_before, look_at, plan_of, positions, shipped, turns_near
 from recipes.plan import Plan
-from recipes.text import show
+from recipes.text import show, shown
 
 EXPLODED = 3.0
 """Times the loss of guessing, in the first lines: a first step without a warm-up overshoots by half of it."""
@@ -114,7 +114,7 @@ def _cause(facts: Facts, plan: Plan, event: Event) -> Cause:
     ended = since is not None and math.isfinite(event.after)
     weight = 0.5 if event.back is not None else 0.9
     # Of what the run failed of it is the reason where it showed before.
-    weight = 1.1 if since and (ended or _gradient(event) >= GRADIENT or name != "no_number") else weight
+    weight = 1.1 if since and (ended or _gradient(event) >= GRADIENT) else weight
     return Cause(
         "spiked",
         name,
@@ -141,7 +141,7 @@ def _figures(plan: Plan, event: Event) -> str:
     lr = plan.hyper(min(event.first, plan.end_step) - 1).lr
     at = event.at and event.at.value("grad_norm")
     gradient = f"grad_norm {statistics.median(norms):.3g} before it (last {norms[-1]:.3g})" if norms else "grad_norm ?"
-    turned = "; ".join(turns_near(plan, event.first, event.last)) or f"peak {plan.lr:g}"
+    turned = "; ".join([] if event.slowly else turns_near(plan, event.first, event.last)) or f"peak {plan.lr:g}"
     then = f", {at:.3g} at step {event.last}" if at else ""
     return f"metrics.jsonl: {gradient}{then}; lr {lr:g} at step {event.first} ({turned})"
 
@@ -168,7 +168,7 @@ def _blame(facts: Facts, plan: Plan, event: Event) -> tuple[str, str, str]:
     """Name of the cause, what it is in words, and the command that mends it."""
     assert facts.recipe is not None
     if resumed := _resumed(facts, event):
-        return "resumed", resumed, _from_before(facts, event)
+        return "resumed", resumed[0], _from_before(facts, event, *resumed[1])
     if facts.recipe.precision != "no" and _skips_too_much(event):
         return "fp16", "fp16 has too small a range for these gradients", _from_before(facts, event, "precision=bf16")
     if raised := _raised(facts, plan):
@@ -180,10 +180,10 @@ def _blame(facts: Facts, plan: Plan, event: Event) -> tuple[str, str, str]:
             "the weights were well before and after, so look at its images",
             look_at(facts, event.first, event.last),
         )
-    if turned := turns_near(plan, event.first, event.last):
+    if not event.slowly and (turned := [turn for turn in turns_near(plan, event.first, event.last) if _is_high(turn)]):
         return "learning_rate", f"the schedule is at its height ({turned[-1]})", _calmer(facts, plan, event)
     if event.slowly or event.first <= plan.steps_per_epoch * max(1.0, plan.recipe.epochs / 10):
-        return "learning_rate", "a learning rate that this network does not bear yet", _calmer(facts, plan, event)
+        return "learning_rate", "its learning rate is more than the network bears", _calmer(facts, plan, event)
     if not math.isfinite(event.after) and _gradient(event) < GRADIENT:
         return (
             "no_number",
@@ -193,8 +193,8 @@ def _blame(facts: Facts, plan: Plan, event: Event) -> tuple[str, str, str]:
     return "gradient", "a gradient too large for one step", _calmer(facts, plan, event)
 
 
-def _resumed(facts: Facts, event: Event) -> str:
-    """What was changed where an attempt began in these steps, in words."""
+def _resumed(facts: Facts, event: Event) -> tuple[str, list[str]] | None:
+    """What was changed where an attempt began in these steps, in words, and the words that put it back."""
     attempts = facts.provenance.get("attempts") or []
     for number, (before, attempt) in enumerate(itertools.pairwise(attempts), 2):
         begun = attempt.get("first_step") or 0
@@ -205,8 +205,15 @@ def _resumed(facts: Facts, event: Event) -> str:
         shas = [str(one.get("git_sha"))[:10] for one in (before, attempt)]
         told += [f"another version of the program ({shas[0]} before, {shas[1]} now)"] if shas[0] != shas[1] else []
         if told:
-            return f"attempt {number} went on at step {begun} with {', '.join(told[:3])}"
-    return ""
+            # A run may be made longer without harm.
+            pairs = [(key, pair[0]) for key, pair in changed.items() if isinstance(pair, list) and key != "epochs"]
+            back = [f"{key}={shown(before)}" for key, before in pairs]
+            return f"attempt {number} went on at step {begun} with {', '.join(told[:3])}", back
+    return None
+
+
+def _is_high(turn: str) -> bool:
+    return turn.startswith(("peak", "end of warm-up", "restart"))
 
 
 def _told_change(key: str, change: object) -> str:

@@ -113,10 +113,10 @@ def _learnt_nothing(facts: Facts, result: Result) -> Cause | None:
         )
     changes = changes_of(facts)
     losses = [value for row in facts.metrics if (value := number(row.get("train/loss"))) is not None]
-    keys = [key for key in changes if key.startswith(("optimizer.", "schedule.", "batch_size", "model.", "grad_clip"))]
-    why = (
-        f": {told({key: changes[key] for key in keys})} is not the recipe's" if keys else ": look at images and labels"
-    )
+    # A network of one's own says nothing of why.
+    keys = [key for key in changes if key.startswith(("optimizer.", "schedule.", "batch_size", "grad_clip"))]
+    verb = "is" if len(keys) == 1 else "are"
+    why = f": {told({key: changes[key] for key in keys})} {verb} not the recipe's" if keys else ": look at its images"
     return cause(
         "learns_nothing",
         f"it has learnt nothing, and only guesses, in training as well{why}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from launch.runs.job_record import Job, write_job
 from recipes.load import dump, load
 from recipes.plan import Plan, make_plan
 from recipes.schema.recipe import Recipe
+from resnet.process.processes import pid_namespace
 from resnet.rundir.evaluation import write_evaluation
 from resnet.rundir.files import to_json, write_atomic
 from resnet.rundir.metrics_log import MetricsLog
@@ -64,13 +66,13 @@ class Made:
         derived = {"training_images": images, "samples_per_epoch": images, "micro_batch": self.plan.micro_batch}
         derived |= {"batch_size": self.plan.batch_size, "precision": "bf16"}
         self.information = {**provenance_of("CPU"), "plan": derived, "world_size": ranks, "devices": [device] * ranks}
-        self.attempts = 0
+        self.attempts, self.clock = 0, time.time() - 1e6
 
     def attempt(self, step: int = 0, **changes: Any) -> int:
         """Begin an attempt at a step. changes: to what provenance.json says of it."""
         if self.attempts:
-            end_attempt(self.run_dir, "stopped", step)
-        with mock.patch.dict(os.environ):
+            self._end("stopped", step)
+        with mock.patch.dict(os.environ), mock.patch("time.time", return_value=self.clock):
             os.environ.pop("RESNET_ATTEMPT", None)
             self.attempts = record_attempt(self.run_dir, {**self.information, **changes}, step)
         return self.attempts
@@ -119,25 +121,50 @@ class Made:
         write_evaluation(self.run_dir, result, list(classes), self.plan.end_step)
         return self
 
-    def spent(self, attempt: int, stages: Mapping[str, float], **seconds: float) -> Made:
-        """Write what an attempt spent its time on, in seconds: by kind, and in the stages of its start."""
-        told = {"format": 1, "started": 1.7e9, "seconds": dict(stages), "stall_s": 4.0, "spent": seconds}
-        file = stages_file(self.run_dir, attempt)
+    def spent(
+        self, stages: Mapping[str, float], first: int, step: int, kept: int | None = None, **seconds: float
+    ) -> Made:
+        """Write what the newest attempt spent its time on, in seconds: by kind, and in the stages of its start.
+
+        first, step: steps done when it began, and when it ended. kept: those of its last checkpoint; None: all.
+        """
+        share = 1.0 if kept is None else (kept - first) / (step - first)
+        told = {"format": 1, "started": self.clock, "seconds": {"step": 1.0, **stages}, "spent": seconds, "ended": True}
+        kept_seconds = {kind: value * (1.0 if kind == "start" else share) for kind, value in seconds.items()}
+        told |= {"step": step, "kept": {"step": step if kept is None else kept, "spent": kept_seconds}}
+        file = stages_file(self.run_dir, self.attempts)
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(file, to_json(told))
+        self.clock += sum(seconds.values())
         return self
+
+    def running(self, step: int) -> Path:
+        """Write status.json of a run that trains now."""
+        if not self.attempts:
+            self.attempt()
+        alive = {"pid": os.getpid(), "host": socket.gethostname(), "pid_namespace": pid_namespace()}
+        self._tell("running", step, **alive)
+        return self.run_dir
 
     def ended(self, state: str = "finished", **status: Any) -> Path:
         """Write status.json, and the end of the last attempt."""
         if not self.attempts:
             self.attempt()
         step = status.pop("step", self.plan.end_step)
+        with mock.patch("time.time", return_value=self.clock):
+            self._tell(state, step, **status)
+        self._end(state, step)
+        return self.run_dir
+
+    def _tell(self, state: str, step: int, **status: Any) -> None:
         told = {"name": self.run_dir.name, "recipe": self.recipe.name, "state": state, "step": step}
         told |= {"total_steps": self.plan.end_step, "epochs": self.recipe.epochs, "attempts": self.attempts}
         told |= {"images_per_second": 9000.0, "best": getattr(self, "top1", None)}
         write_status(self.run_dir, **told | status)
-        end_attempt(self.run_dir, state, step)
-        return self.run_dir
+
+    def _end(self, state: str, step: int) -> None:
+        with mock.patch("time.time", return_value=self.clock):
+            end_attempt(self.run_dir, state, step)
 
 
 def usual(step: int) -> float:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 from resnet.stragglers import Seconds, told
 from tests.launch.planted import Place, fault
-from tests.launch.planted.made import CIFAR, Made, own_code, trained
+from tests.launch.planted.made import CIFAR, Made, diagonal, own_code, trained
 
 _SLEEPS = """\
 import os, time
@@ -39,6 +40,12 @@ def _callback(file: Path, **arguments: float) -> str:
     return f"plugins.callbacks=[{{path: {file}:Sleeps, args: {{{given}}}}}]"
 
 
+def _with(made: Made, row: dict[str, Any]) -> Path:
+    """Running, with the same values in each line of its log."""
+    values = {key: lambda step, value=value: value for key, value in row.items()}
+    return made.log(**values, epochs=4, top1=None).running(1564)
+
+
 @fault("slow", "data_wait")
 def images_from_far_away(place: Place) -> Path:
     """A source of images that takes 20 ms for each (trained)."""
@@ -50,7 +57,7 @@ def images_from_far_away(place: Place) -> Path:
 def two_workers_for_a_gpu(place: Place) -> Path:
     """Two data workers for a GPU, where the job has sixteen cores a rank."""
     made = Made(place, "two-workers", *CIFAR, "data.num_workers=2").sent(cpus_per_rank=16)
-    return made.log(data_wait=lambda step: 0.55, epochs=4, top1=None).ended("stopped", step=1564)
+    return made.log(data_wait=lambda step: 0.55, epochs=4, top1=None).running(1564)
 
 
 @fault("slow", "data_wait")
@@ -59,7 +66,7 @@ def shared_file_system_that_is_cold(place: Place) -> Path:
     words = ("recipe=resnet50_imagenet", "epochs=4", "log_every=500")
     made = Made(place, "cold", *words, ranks=8, images=1281167).sent(gpus_per_node=8)
     made.log(data_wait=lambda step: 0.7 if step < 6000 else 0.1, epochs=3, top1=None)
-    return made.ended("stopped", step=15000)
+    return made.running(15000)
 
 
 @fault("slow", "slow_rank")
@@ -75,9 +82,9 @@ def node_with_a_slow_disk(place: Place) -> Path:
     made = Made(place, "slow-disk", ranks=8).sent(nodes=2, gpus_per_node=4)
     ranks = [Seconds(0.2, 0.12 if rank == 5 else 0.01, 0.07, 0.0 if rank == 5 else 0.11) for rank in range(8)]
     row = told(ranks, ["n1"] * 4 + ["n2"] * 4)
-    return made.log(**{key: lambda step, value=value: value for key, value in row.items()}, epochs=4, top1=None).ended(
-        "stopped", step=1564
-    )
+    return made.log(
+        **{key: lambda step, value=value: value for key, value in row.items()}, epochs=4, top1=None
+    ).running(1564)
 
 
 @fault("slow", "slow_rank")
@@ -86,9 +93,9 @@ def throttled_gpu(place: Place) -> Path:
     made = Made(place, "throttled", ranks=8).sent(nodes=2, gpus_per_node=4)
     ranks = [Seconds(0.2, 0.01, 0.18 if rank == 2 else 0.09, 0.0 if rank == 2 else 0.09) for rank in range(8)]
     row = told(ranks, ["n1"] * 4 + ["n2"] * 4)
-    return made.log(**{key: lambda step, value=value: value for key, value in row.items()}, epochs=4, top1=None).ended(
-        "stopped", step=1564
-    )
+    return made.log(
+        **{key: lambda step, value=value: value for key, value in row.items()}, epochs=4, top1=None
+    ).running(1564)
 
 
 @fault("slow", "network")
@@ -96,9 +103,9 @@ def ethernet_between_nodes(place: Place) -> Path:
     """Sixteen ranks on four nodes, all of which wait for gradients half of the time."""
     made = Made(place, "ethernet", ranks=16).sent(nodes=4, gpus_per_node=4)
     row = told([Seconds(0.2, 0.01, 0.09, 0.1)] * 16, [f"n{rank // 4}" for rank in range(16)])
-    return made.log(**{key: lambda step, value=value: value for key, value in row.items()}, epochs=4, top1=None).ended(
-        "stopped", step=1564
-    )
+    return made.log(
+        **{key: lambda step, value=value: value for key, value in row.items()}, epochs=4, top1=None
+    ).running(1564)
 
 
 @fault("slow", "slower_than_before")
@@ -120,14 +127,14 @@ def shared_gpu(place: Place) -> Path:
 def torch_without_cuda(place: Place) -> Path:
     """A job with GPUs, whose torch is one for CPUs."""
     made = Made(place, "no-gpu", device="CPU").sent(gpus_per_node=4)
-    return made.log(images_per_second=lambda step: 90.0, epochs=2, top1=None).ended("stopped", step=782)
+    return made.log(images_per_second=lambda step: 90.0, epochs=2, top1=None).running(782)
 
 
 @fault("slow", "keys")
 def kernels_that_repeat_themselves(place: Place) -> Path:
     """Deterministic kernels in fp32, which the recipe does not ask for."""
     made = Made(place, "deterministic", *CIFAR, "deterministic=true", "precision=no")
-    return made.log(epochs=4, top1=None).ended("stopped", step=1564)
+    return made.log(epochs=4, top1=None).running(1564)
 
 
 @fault("slow", "checkpoint")
@@ -149,30 +156,28 @@ def slow_disk(place: Place) -> Path:
 @fault("slow", "evaluation")
 def evaluation_longer_than_training(place: Place) -> Path:
     """An evaluation after each epoch, which takes as long as the epoch."""
-    made = Made(place, "evaluates").log().evaluated([[1000] + [0] * 9, *([[100] * 10] * 9)])
+    made = Made(place, "evaluates").log().evaluated(diagonal(right=0.913))
     made.attempt()
-    made.spent(1, {"imports": 12.0, "step": 2.0}, start=20, train=1200, evaluate=1150, save=4, lost=0, other=3)
+    made.spent({"imports": 12.0}, 0, 7820, start=20, train=1200, evaluate=1150, save=4, lost=0, other=3)
     return made.ended()
 
 
 @fault("slow", "start")
 def imports_from_a_shared_file_system(place: Place) -> Path:
     """Starts of six minutes, nearly all of it imports from a shared file system, six times in six hours."""
-    made = Made(place, "long-starts").sent(time="1:00:00").log(epochs=19)
-    for number in range(6):
-        made.attempt(number * 1000)
-        stages = {"python": 40.0, "imports": 800.0, "join": 20.0, "look": 4.0, "step": 5.0}
-        made.spent(number + 1, stages, start=870, train=2500, evaluate=100, save=10, lost=0, other=2)
-    return made.ended("stopped", step=7000)
+    made = Made(place, "long-starts").sent(time="1:00:00").log()
+    for step in range(0, 7800, 1300):
+        made.attempt(step)
+        stages = {"python": 40.0, "imports": 800.0, "join": 20.0, "look": 4.0, "step": 6.0}
+        made.spent(stages, step, step + 1300, start=870, train=2500, evaluate=100, save=10, lost=0, other=2)
+    return made.ended()
 
 
 @fault("slow", "lost_work")
 def killed_between_checkpoints(place: Place) -> Path:
     """Attempts that are killed long after their last checkpoint."""
-    made = Made(place, "loses", *CIFAR, "checkpoint.every=5 epochs").log(epochs=19)
-    for number in range(4):
-        made.attempt(number * 1000)
-        made.spent(
-            number + 1, {"imports": 9.0, "step": 1.0}, start=14, train=900, evaluate=20, save=1, lost=700, other=0
-        )
-    return made.ended("stopped", step=5000)
+    made = Made(place, "loses", *CIFAR, "checkpoint.every=5 epochs").log()
+    for step in range(0, 7820, 1955):
+        made.attempt(step)
+        made.spent({"imports": 9.0}, step, step + 3500, step + 1955, start=14, train=1600, evaluate=20, save=1)
+    return made.ended()

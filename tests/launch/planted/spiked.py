@@ -70,7 +70,7 @@ def peak_of_one_cycle(place: Place) -> Path:
 def slow_divergence(place: Place) -> Path:
     """A loss that rises from step 3000 on, a little at each step."""
     made = Made(place, "diverges")
-    return made.log(lambda step: usual(step) + max(0, step - 3000) / 1800, top1=None).ended("stopped", step=7800)
+    return made.log(lambda step: usual(step) + max(0, step - 3000) / 1800, top1=None).running(7800)
 
 
 @fault("spiked", "gradient")
