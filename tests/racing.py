@@ -18,6 +18,7 @@ from tests.slurm_helpers import Cluster, running_cluster
 from tests.stand_in import MADE, STEPS
 
 NAMES = ("one", "two")
+SUBMIT = ("submit", "recipe=quickstart", "device=cpu", "wandb.mode=disabled")
 
 
 class Two:
@@ -43,10 +44,7 @@ class Two:
         return cluster.launch(*words, **keys)
 
     def submit(self, name: str, *words: object) -> Path:
-        self.launch(
-            *("submit", "recipe=quickstart", "device=cpu", "wandb.mode=disabled", "cluster=./one.yaml,./two.yaml"),
-            *(f"run.name={name}", *words),
-        )
+        self.launch(*SUBMIT, "cluster=./one.yaml,./two.yaml", f"run.name={name}", *words)
         return self.work / "runs" / name
 
     def ask(self, name: str, *command: object, code: int | None = 0) -> str:

@@ -6,17 +6,22 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import time
 from pathlib import Path
 
 import pytest
 
+from resnet.rundir.attempts import read_attempts
+from resnet.rundir.files import read_lines
 from slurm import claim as claims
 from slurm import race
 from slurm.claim import follow, newest_claim
 from slurm.race import TOKEN, enter, is_gone, take
-from tests.racing import two_clusters, verdict
+from tests.helpers import status
+from tests.racing import NAMES, SUBMIT, batch_scripts, holder, two_clusters, verdict
 from tests.slurm_helpers import need_slurm
+from tests.stand_in import MADE
 
 ROUNDS = 200
 
@@ -177,3 +182,102 @@ def test_of_two_that_start_at_once_one_trains(two):
     assert verdict(run) | {"by": 1} == {"state": "finished", "all": True, "twice": 0, "turns": 0, "by": 1}
     assert len(verdict(run)["by"]) == 1
     assert newest_claim(run).over == "finished"
+
+
+def test_a_run_that_goes_back_to_the_queue_waits_everywhere_again(two):
+    two.block()
+    run = two.submit("goes-back")
+    two.free("one")
+    two.wait("steps", lambda: len(read_lines(run / MADE)) > 2)
+    two.wait("the other is cancelled", lambda: two.states("two", run.name) == ["CA"])
+    held = newest_claim(run)
+    assert held
+    assert held.content["request"] == "request-1"
+    # Somebody else takes its place, so that the other cluster is first.
+    two.ask("one", "sbatch", "--job-name=block", "--exclusive", "--output=/dev/null", "--wrap=sleep 900", "--nice=-100")
+    two.free("two")
+    two.ask("one", "scancel", "--signal=USR2", held.content["job_id"])
+    assert two.wait_end(run)["state"] == "finished"
+    two.free()
+    found = verdict(run)
+    assert (found["twice"], found["turns"], len(found["by"])) == (0, 0, 2)
+    assert found["by"][-1].startswith("./two.yaml")
+    attempts = read_attempts(run)
+    assert [one["cluster"] for one in attempts] == ["./one.yaml", "./two.yaml"]
+    assert len({one["sent"] for one in attempts}) == 1
+
+
+def test_a_winner_that_is_killed_with_its_claim_leaves_the_run_to_the_other(two):
+    two.block()
+    run = two.submit("killed")
+    # With both controllers still the winner cannot have the other cancelled.
+    two.free()
+    two.wait("a claim", lambda: holder(run))
+    first = holder(run)
+    for pid, request in batch_scripts(run).items():
+        if request == first:
+            os.kill(pid, signal.SIGKILL)
+    state = two.wait_end(run)["state"]
+    if state != "finished":
+        # Where the other had not started, it was cancelled: a user sends both again.
+        two.launch("retry", run)
+        state = two.wait_end(run)["state"]
+    assert state == "finished"
+    assert verdict(run)["turns"] == 0
+
+
+def test_where_the_others_cluster_cannot_be_reached_its_job_ends_when_it_starts(two):
+    two.block()
+    run = two.submit("unreachable")
+    with two.stopped("two"):
+        two.free("one")
+        two.wait("the end", lambda: status(run)["state"] == "finished")
+    two.free("two")
+    assert two.wait_end(run)["state"] == "finished"
+    assert len(verdict(run)["by"]) == 1
+    assert two.states("two", run.name) in (["CD"], ["CA"])
+    before = status(run)
+    assert two.launch("retry", run, code=2).stderr.endswith("is finished\n")
+    assert status(run) == before
+
+
+def test_cancel_ends_all_requests_and_retry_sends_them_again(two):
+    two.block()
+    run = two.submit("cancelled")
+    assert "are cancelled" in two.launch("cancel", run).stdout
+    assert [two.states(name, run.name) for name in NAMES] == [["CA"], ["CA"]]
+    assert status(run)["state"] == "stopped"
+    assert "waits in 2 places" in two.launch("retry", run).stdout
+    # Each in a folder of its own, and no files of jobs of equal ids in one.
+    assert sorted(path.name for path in (run / "slurm").glob("request-*")) == [f"request-{n}" for n in range(1, 5)]
+    two.free()
+    assert two.wait_end(run)["state"] == "finished"
+    assert "this job is not needed" in two.launch("logs", "--batch", run).stdout or holder(run) is None
+
+
+def test_one_that_slurm_refuses_is_left_out_and_all_are_an_error(two):
+    two.block()
+    sent = two.launch(*SUBMIT, "run.name=refused", "cluster=./one.yaml,./two.yaml", "slurm.qos=none", code=2)
+    assert "./one.yaml low none 1 node" in sent.stderr
+    assert "./two.yaml low none 1 node" in sent.stderr
+    assert not (two.work / "runs" / "refused").exists()
+    (two.work / "other.yaml").write_text((two.work / "two.yaml").read_text().replace("partition: low", "partition: no"))
+    sent = two.launch(*SUBMIT, "run.name=half", "cluster=./one.yaml,./other.yaml")
+    assert "not sent to ./other.yaml no 1 node: Slurm refused the job" in sent.stderr
+    assert "half is job" in sent.stdout
+    two.launch("cancel", two.work / "runs" / "half")
+    two.free()
+
+
+def test_several_clusters_are_for_submit_and_need_one_folder(two):
+    two_of_them = "cluster=./one.yaml,./two.yaml"
+    assert "only `launch submit` sends" in two.launch("doctor", two_of_them, code=2).stderr
+    assert "one cluster at a time" in two.launch(*SUBMIT, two_of_them, "--rehearse", code=2).stderr
+    (two.work / "far.yaml").write_text((two.work / "two.yaml").read_text().replace("/runs", "/other"))
+    refused = two.launch(*SUBMIT, "run.name=x", "cluster=./one.yaml,./far.yaml", code=2)
+    assert "needs one folder that all see" in refused.stderr
+    many = [*SUBMIT, "run.name=x", two_of_them, "slurm.qos=a,b,c,d,e"]
+    assert "10 requests for one run, of at most 8" in two.launch(*many, code=2).stderr
+    dry = two.launch(*SUBMIT, "run.name=x", two_of_them, "--dry-run").stdout
+    assert "# waits in        2 places, and is trained by the job that starts first:" in dry
+    assert not (two.work / "runs" / "x").exists()
