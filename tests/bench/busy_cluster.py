@@ -7,6 +7,7 @@ some minutes, their limits above what they take as users' are, a backlog and the
 95% of the nodes. Once the backlog has spread, each gets the same training: one as `slurm.nodes=3 slurm.time=N`, with
 what it needs, the other as `slurm.nodes=1-3 slurm.time=auto --grow`. All nodes share this machine's processor, so a
 GPU's time is stood for: a plugin (tests/bench/gpu_time.py) makes each step of a rank last in proportion to its images.
+Time is compressed some 15 times: minutes stand for the hours of a real cluster's jobs, two for half an hour.
 """
 
 from __future__ import annotations
@@ -38,7 +39,16 @@ BATCH, IN_STEP = 48, 8
 SHAPE = [f"batch_size={BATCH}", f"max_batch_per_device={IN_STEP}", "eval.every=1000", "log_every=10"]
 CLUSTER = ["cluster=local-test", "slurm.gpus_per_node=1", "slurm.exclusive=true"]
 FIXED = [f"slurm.nodes={NODES}"]
-MALLEABLE = [f"slurm.nodes=1-{NODES}", "slurm.time=auto", "--grow"]
+MALLEABLE = [f"slurm.nodes=1-{NODES}", "slurm.time=auto", "--grow=2"]
+COMPRESSED = """\
+try:
+    from slurm import slices
+    slices.UNKNOWN_MINUTES, slices.SHARE = 2, 0.2
+except ImportError:
+    pass
+"""
+"""Two minutes are here what half an hour is elsewhere, but a start takes its 15 to 30 seconds: the shortest slice that
+slurm.time=auto asks for, and the share of it that may go to starting and saving, are put in their place."""
 LOAD = 0.95
 """Of the nodes' time, what the jobs that arrive would take."""
 SIZES = {1: 0.55, 2: 0.25, 3: 0.2}
@@ -215,7 +225,10 @@ def compare(folder: Path, seed: int, minutes: float, setting: Setting, malleable
     reference = weights(train_here(words, folder / "undisturbed", NODES))
     print(f"seed {seed}: {len(others)} jobs of others; an undisturbed run is trained", flush=True)
     with clusters(folder, others) as sides:
+        (folder / "compressed").mkdir()
+        (folder / "compressed" / "sitecustomize.py").write_text(COMPRESSED)
         for side in sides:
+            side.cluster.environment["PYTHONPATH"] += f":{folder / 'compressed'}"
             side.begin()
         time.sleep(setting.spread_seconds)
         for side, where in zip(sides, ([*FIXED, f"slurm.time={setting.limit}"], malleable), strict=True):
