@@ -50,7 +50,9 @@ class Left(NamedTuple):
 
 def look(job: Job) -> None:
     """Where it is time to, see whether the run would end sooner on more nodes, and have the ranks save if so."""
-    every, sizes = job.jobs.get("grow"), job.jobs.get("sizes") or ()
+    every = job.jobs.get("grow")
+    # Those that the job's own range has: Slurm gives it no others.
+    sizes = [size for size in job.jobs.get("sizes") or () if size <= job.jobs["nodes"]]
     if not every or job.bigger or job.must_end() or time.time() - max(job.begun, job.looked) < 60 * every:
         return
     job.looked = time.time()

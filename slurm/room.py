@@ -11,6 +11,10 @@ from slurm.control import ask, unix_time
 from slurm.queue import duration
 
 
+IDLE = ("idle", "plnd")
+"""States, in sinfo's short form, of nodes that nobody uses: the second until a job starts that waits for more."""
+
+
 class Room(NamedTuple):
     """Of one partition, or of several together."""
 
@@ -27,7 +31,7 @@ def room(partition: str | None, client: Mapping[str, str] | None = None) -> Room
     rows = [line.split("|") for line in told.splitlines()]
     rows = [row for row in rows if len(row) == 4 and (partition or row[0].endswith("*"))]
     limits = [seconds for row in rows if (seconds := duration(row[1])) is not None]
-    idle = sum(int(row[3]) for row in rows if row[2] == "idle")
+    idle = sum(int(row[3]) for row in rows if row[2] in IDLE)
     return Room(math.floor(min(limits) / 60) if limits else None, idle)
 
 

@@ -16,9 +16,9 @@ NEED_MARGIN, NEED_SECONDS = 1.25, 120.0
 """By which what is left to do is taken to be longer than it is estimated."""
 STOP_MARGIN, LEAVE_SECONDS = 1.5, 15.0
 """By which saving may take longer than it did; and what the batch script needs after it to requeue the job."""
-BACKSTOP_SECONDS = 10
-"""Before its limit, at which Slurm itself tells the ranks of a slice: the batch script has done so before. Slurm may be
-a minute early, which would cut each slice short."""
+BACKSTOP_SECONDS = 1
+"""Before its limit, at which Slurm itself tells the ranks of a slice, should the batch script not have done so before.
+Slurm is half a minute early with that, which cuts short slices of runs that save in less."""
 
 
 class Took(NamedTuple):

@@ -96,6 +96,7 @@ def test_a_job_takes_the_most_nodes_that_are_free(job, monkeypatch, idle, size):
         lambda job: end_file(job.run_dir, "cancelled").touch(),
         lambda job: job.jobs.update(grow=None),
         lambda job: job.jobs.update(sizes=[1]),
+        lambda job: job.jobs.update(nodes=1),
         lambda job: write_status(job.run_dir, state="queued"),
         lambda job: (job.logs / "stages.json").unlink(),
     ],
