@@ -10,7 +10,6 @@ from typing import NamedTuple
 from slurm.control import ask, unix_time
 from slurm.queue import duration
 
-
 IDLE = ("idle", "plnd")
 """States, in sinfo's short form, of nodes that nobody uses: the second until a job starts that waits for more."""
 
