@@ -34,14 +34,16 @@ def room(partition: str | None, client: Mapping[str, str] | None = None) -> Room
     return Room(math.floor(min(limits) / 60) if limits else None, idle)
 
 
-def planned_starts(partition: str | None, but: str | None = None) -> list[float]:
+def planned_starts(
+    partition: str | None, but: str | None = None, client: Mapping[str, str] | None = None
+) -> list[float]:
     """Unix times at which Slurm plans to start jobs that wait. Raises ValueError where it does not answer.
 
     Empty for a user who sees but jobs of his own: of a job that is not shown the hole may be shorter.
     but: a job that is left out.
     """
     chosen = [f"--partition={partition}"] if partition else []
-    told = ask(["squeue", "--noheader", "--states=PENDING", *chosen, "--format=%A|%U|%S"])
+    told = ask(["squeue", "--noheader", "--states=PENDING", *chosen, "--format=%A|%U|%S"], client=client)
     rows = [line.split("|") for line in told.splitlines() if line.count("|") == 2]
     rows = [row for row in rows if row[0] != but]
     if os.getuid() and all(row[1] == str(os.getuid()) for row in rows):

@@ -42,7 +42,7 @@ def described(slice: Slice) -> str:
 
 def _planned(profile: Profile) -> list[float]:
     try:
-        return planned_starts(profile.partition)
+        return planned_starts(profile.partition, client=profile.client)
     except ValueError:
         return []
 
