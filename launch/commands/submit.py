@@ -125,7 +125,7 @@ def _dry_run(run_dir: Path, requests: Sequence[Request], recipe: Recipe) -> str:
         facts += [f"waits in        {len(requests)} places, and is trained by the job that starts first:"]
         facts += map(_start, requests, submissions)
     facts += ["nothing was sent"]
-    return "\n".join([script(submissions[0]), "", *(f"# {fact}" for fact in facts)])
+    return "\n".join([script(submissions[0]), "", *(f"# {line}" for fact in facts for line in fact.splitlines())])
 
 
 def _start(request: Request, submission: Submission) -> str:

@@ -262,6 +262,11 @@ def test_one_that_slurm_refuses_is_left_out_and_all_are_an_error(two):
     assert "./two.yaml low none 1 node" in sent.stderr
     assert not (two.work / "runs" / "refused").exists()
     (two.work / "other.yaml").write_text((two.work / "two.yaml").read_text().replace("partition: low", "partition: no"))
+    dry = two.launch(*SUBMIT, "run.name=half", "cluster=./one.yaml,./other.yaml", "--dry-run").stdout
+    told = dry.partition("# run directory")[2].splitlines()
+    # Two lines of Slurm's refusal among them: what is printed stays a batch script.
+    assert "Slurm refused the job" in dry
+    assert all(line.startswith("# ") for line in told[1:])
     sent = two.launch(*SUBMIT, "run.name=half", "cluster=./one.yaml,./other.yaml")
     assert "not sent to ./other.yaml no 1 node: Slurm refused the job" in sent.stderr
     assert "half is job" in sent.stdout
