@@ -13,10 +13,12 @@ from resnet.data.sources.shapes import draw
 from resnet.net import build_model
 from tests.bench import cifar_resnet20, plain_resnet20, scaling
 from tests.bench import loop as bench
+from tests.bench.busy_cluster import Side
 from tests.bench.counting import READ_BY_HOST, ops_per_step
 from tests.bench.input import __main__ as input_bench
 from tests.bench.loops import LOOPS, Setting, TinyNet, installed, make_loop
 from tests.helpers import cores, furthest, unchanged_process
+from tests.slurm_helpers import Cluster
 
 SETTING = Setting(TinyNet, batch_size=4, size=8, log_every=2, total_steps=16, lr=0.1, ema_decay=0.9)
 
@@ -147,3 +149,17 @@ def test_curves_are_compared_over_seeds() -> None:
     assert near["bound"] == pytest.approx(2.267, abs=1e-3)
     assert (near["difference"], near["within_noise"]) == (-2, True)
     assert not cifar_resnet20.compared({"ours": curve(1, 2, 3), "plain": curve(4, 5, 6)}, "top1")["within_noise"]
+
+
+def test_a_run_on_the_busy_cluster_is_over_when_its_end_is_noted(tmp_path) -> None:
+    """What is told of it is that of its last attempt, too."""
+    side = Side("run", Cluster(tmp_path, tmp_path), [])
+    run = side.cluster.run_dir("run")
+    (run / "slurm").mkdir(parents=True)
+    start = {"attempt": 1, "start": 10.0, "step": 0, "nodes": ["n1"]}
+    (run / "slurm" / "attempts.jsonl").write_text(json.dumps(start) + "\n")
+    (run / "status.json").write_text('{"state": "finished"}')
+    assert not side.is_over
+    with open(run / "slurm" / "attempts.jsonl", "a") as attempts:
+        attempts.write(json.dumps({"attempt": 1, "end": 20.0, "step": 5}) + "\n")
+    assert side.is_over

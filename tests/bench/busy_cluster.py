@@ -149,7 +149,9 @@ class Side:
 
     @property
     def is_over(self) -> bool:
-        return self.state in ("finished", "failed")
+        """Whether the run has ended and its batch script has noted when, which is a little later."""
+        newest = self.cluster.attempts(self.name)[-1:]
+        return self.state in ("finished", "failed") and all("end" in attempt for attempt in newest)
 
     def used(self, start: float, end: float) -> float:
         """Share of the nodes' time that the others' jobs had."""
