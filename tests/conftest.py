@@ -17,6 +17,7 @@ PROCESSES = (
     *("test_front_doors", "test_index", "test_kept", "test_local", "test_logs", "test_look", "test_old_runs"),
     *("test_parity", "test_pinning", "test_plugins", "test_predict", "test_prepare", "test_progress", "test_prune"),
     *("test_quantize", "test_ranks", "test_recipe_runs", "test_replay", "test_race", "test_report_ends", "test_resume"),
+    "test_size_changes",
     *("test_stage", "test_step", "test_sweep", "test_tools", "test_tour", "test_tracker", "test_train", "test_trust"),
     *("test_wandb_page", "test_weights_file", "test_why_curves", "test_why"),
 )
