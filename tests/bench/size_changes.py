@@ -102,7 +102,8 @@ def rows(attempts: Sequence[dict[str, Any]], ways: Sequence[str]) -> list[dict[s
             "attempt": str(attempt["attempt"]),
             "nodes": str(len(attempt["nodes"])),
             "from step": str(attempt["step"]),
-            "to step": str(attempt["last_step"]),
+            # Where Slurm ended the batch script before it could note the end: the last step that was seen.
+            "to step": str(attempt.get("last_step", attempt.get("reached", "-"))),
             "ended by": way,
         }
         for attempt, way in zip(attempts, [*ways, "the end"], strict=False)
@@ -115,15 +116,22 @@ def verdict(run: Path, reference: Path, attempts: Sequence[dict[str, Any]]) -> d
     return {
         "state": status(run)["state"],
         "changes": sum(len(now["nodes"]) != len(then["nodes"]) for then, now in pairwise(attempts)),
-        "lost_steps": sum(then["last_step"] - now["step"] for then, now in pairwise(attempts)),
         "same_steps": column(run, "input_digest") == column(reference, "input_digest")
         and column(run, "step") == column(reference, "step"),
         "micro_batches": sorted({rest["micro_batch"] for rest in rests}),
         "ranks": sorted({rest["world_size"] for rest in rests}),
         "furthest": furthest(weights(run), weights(reference)),
-        "largest_weight": max(tensor.double().abs().max().item() for tensor in weights(reference).values()),
+        "largest_weight": max(
+            tensor.abs().max().item() for tensor in weights(reference).values() if tensor.is_floating_point()
+        ),
         "bitwise": same(weights(run), weights(reference)),
     }
+
+
+def made_twice(notes: Path) -> int:
+    """Steps that were made again, by what the plugin noted of each."""
+    made = [line.split()[0] for line in notes.read_text().splitlines()]
+    return len(made) - len({*made})
 
 
 def measure(folder: Path, changes: int, seed: int) -> dict[str, Any]:
@@ -145,6 +153,7 @@ def measure(folder: Path, changes: int, seed: int) -> dict[str, Any]:
         return {
             "steps": steps,
             "attempts": rows(attempts, ways),
+            "made twice": made_twice(folder / "notes"),
             "changed": verdict(cluster.run_dir("changed"), reference, attempts),
             "control": verdict(cluster.run_dir("control"), reference, cluster.attempts("control")),
             "on one node": furthest(weights(on_one), weights(reference)),
@@ -155,7 +164,7 @@ def report(found: dict[str, Any]) -> list[str]:
     changed, control = found["changed"], found["control"]
     return [
         *table({key: [row[key] for row in found["attempts"]] for key in found["attempts"][0]}, None),
-        f"{changed['changes']} changes of size in {found['steps']} steps, {changed['lost_steps']} steps lost, "
+        f"{changed['changes']} changes of size in {found['steps']} steps, {found['made twice']} steps made twice, "
         f"{changed['state']}",
         f"the same images at each step: {changed['same_steps']}; micro-batch: {changed['micro_batches']}; "
         f"ranks: {changed['ranks']}",

@@ -257,9 +257,9 @@ def test_cancel_ends_all_requests_and_retry_sends_them_again(two):
 
 def test_one_that_slurm_refuses_is_left_out_and_all_are_an_error(two):
     two.block()
-    sent = two.launch(*SUBMIT, "run.name=refused", "cluster=./one.yaml,./two.yaml", "slurm.qos=none", code=2)
-    assert "./one.yaml low none 1 node" in sent.stderr
-    assert "./two.yaml low none 1 node" in sent.stderr
+    sent = two.launch(*SUBMIT, "run.name=refused", "cluster=./one.yaml,./two.yaml", "slurm.partition=none", code=2)
+    assert "./one.yaml none 1 node" in sent.stderr
+    assert "./two.yaml none 1 node" in sent.stderr
     assert not (two.work / "runs" / "refused").exists()
     (two.work / "other.yaml").write_text((two.work / "two.yaml").read_text().replace("partition: low", "partition: no"))
     dry = two.launch(*SUBMIT, "run.name=half", "cluster=./one.yaml,./other.yaml", "--dry-run").stdout
