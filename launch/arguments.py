@@ -23,8 +23,11 @@ class Words(NamedTuple):
     """Changes to the profile, for `slurm.profile.load_profile`."""
 
 
-def split_words(words: Iterable[str]) -> Words:
-    """Sort words by what they are of. Raises ValueError where two clusters are given, or slurm keys without one."""
+def split_words(words: Iterable[str], needs_cluster: bool = True) -> Words:
+    """Sort words by what they are of. Raises ValueError where two clusters are given, or slurm keys without one.
+
+    needs_cluster: without it they may change an allocation that is there already.
+    """
     recipe, clusters, slurm = [], [], []
     for word in words:
         key, _, value = word.partition("=")
@@ -36,7 +39,7 @@ def split_words(words: Iterable[str]) -> Words:
             recipe.append(word)
     if len(clusters) > 1:
         raise ValueError(f"give one cluster=NAME, not {' and '.join(clusters)}")
-    if slurm and not clusters:
+    if slurm and not clusters and needs_cluster:
         raise ValueError(f"{slurm[0]} changes a cluster's profile: give cluster=NAME too")
     return Words(recipe, clusters[0] if clusters else None, slurm)
 

@@ -106,7 +106,7 @@ class Job:
         this_job = job_id()
         assert this_job, "a batch script runs in a job"
         self.job_id = this_job
-        self.nodes = Nodes(hostnames(), jobs.get("nodes"), jobs.get("local_ranks", 1), jobs.get("sizes", ()))
+        self.nodes = self._all_nodes()
         self.clock, self.log = Clock(this_job, lead_of(jobs, run_dir)), OwnLog()
         self.told: str | None = None
         """The signal that asked the batch script to end."""
@@ -123,6 +123,15 @@ class Job:
         self._finishing = threading.Lock()
         self._next_attempt()
 
+    def _all_nodes(self) -> Nodes:
+        jobs = self.jobs
+        return Nodes(hostnames(), jobs.get("nodes"), jobs.get("local_ranks", 1), jobs.get("sizes", ()))
+
+    @property
+    def step_name(self) -> str:
+        """Of the ranks' step, by which it is told from others of the job."""
+        return self.logs.name
+
     def _next_attempt(self) -> None:
         self.before = read_attempts(self.run_dir)
         self.number = self.before[-1]["attempt"] + 1 if self.before else 1
@@ -136,9 +145,13 @@ class Job:
         self.bigger: str | None = None
         """Why the ranks are to save for more nodes."""
 
-    def run(self, command: Sequence[str]) -> int:
+    def listen(self) -> None:
+        """Note the signals that ask for the end, from now on."""
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
             signal.signal(number, self._note)
+
+    def run(self, command: Sequence[str]) -> int:
+        self.listen()
         # Early: of a job that is preempted Slurm tells when its grace ends.
         self.clock.ask()
         if why := told_to_end(self.run_dir):
@@ -260,7 +273,7 @@ class Job:
 
     def _train(self, command: Sequence[str]) -> End:
         code, nodes = 1, self.nodes.in_use
-        options = [*self.jobs["srun"], f"--job-name={self.logs.name}", *self.nodes.options()]
+        options = [*self.jobs["srun"], f"--job-name={self.step_name}", *self.nodes.options()]
         to, before = output(self.jobs, self.run_dir, self.number, self.logs)
         command = [*before, *command]
         for number in range(PORT_TRIES):
@@ -316,7 +329,7 @@ class Job:
         """Run a job step; its own messages are kept, and go to the batch script's log too."""
         ended = threading.Event()
         threading.Thread(target=attend, args=(self, ended), daemon=True).start()
-        self.srun = Step(self.logs.name, self.nodes.in_use)
+        self.srun = Step(self.step_name, self.nodes.in_use)
         # In place a step must not wait for what Slurm still holds for the one before, on a node that is gone.
         code = self.srun.run([*(["--overlap"] if self.cause else []), *words], environment, is_lost)
         ended.set()

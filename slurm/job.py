@@ -1,4 +1,7 @@
-"""What each rank of a Slurm job does. submitit pickles a reference to a function and calls it in every task."""
+"""What each rank of a Slurm job does. submitit pickles a reference to a function and calls it in every task.
+
+In an allocation that a user holds it is a program: python -m slurm.job FOLDER RANKS WORDS ...
+"""
 
 from __future__ import annotations
 
@@ -26,9 +29,10 @@ from slurm.patience import order
 RESOLVE_SECONDS = 30.0
 
 
-def train(words: list[str], folder: str, ranks: int) -> None:
+def train(words: list[str], folder: str, ranks: int, in_own_job: bool = True) -> None:
     """Train as `python train.py WORDS` in `folder` would, as one of `ranks` ranks.
 
+    in_own_job: whether the job is the run's, and may be requeued, and not a user's, who only lets it train there.
     Leaves with 0 also where the run was stopped and saved: another code would end the ranks that still save.
     """
     # Before the imports that take seconds, and in the place of submitit's handler, which requeues from one rank.
@@ -50,7 +54,7 @@ def train(words: list[str], folder: str, ranks: int) -> None:
     # On its way out Python puts back the default, which is to die, and --kill-on-bad-exit would end the others with it.
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    if code == STOPPED and is_seen and not _lives(script) and os.environ.get("RANK", "0") == "0":
+    if code == STOPPED and in_own_job and is_seen and not _lives(script) and os.environ.get("RANK", "0") == "0":
         _requeue(Path(script.split(" ", 2)[2]))
     if code not in (FINISHED, STOPPED):
         sys.exit(code)
@@ -145,3 +149,8 @@ def words_of(recipe: Path, run_dir: Path) -> list[str]:
     values = {"recipe": recipe, "run.root": run_dir.parent, "run.name": run_dir.name}
     # In quotes a name that looks like another YAML value stays text.
     return [f"{key}={value if key == 'recipe' else json.dumps(str(value))}" for key, value in values.items()]
+
+
+if __name__ == "__main__":
+    # In an allocation that a user holds, to which submitit sends nothing: FOLDER RANKS WORDS.
+    train(sys.argv[3:], sys.argv[1], int(sys.argv[2]), in_own_job=False)

@@ -114,6 +114,24 @@ def submit(submission: Submission) -> list[str]:
         raise
 
 
+def write_held(submission: Submission, held: Mapping[str, Any]) -> Path:
+    """Write what trains the one run of a submission in an allocation that a user holds; returns the shell script.
+
+    held: its nodes and names, for `slurm.held`.
+    """
+    [run_dir], [recipe], profile = submission.runs, submission.recipes, submission.profile
+    content = _jobs(submission)
+    # What its holder asked for may be fewer cores than ranks.
+    content["srun"] += ["--overcommit", *([f"--gres=gpu:{profile.gpus_per_node}"] if profile.gpus_per_node else [])]
+    content["node_cores"] = held["node_cores"]
+    write_atomic(submission.jobs_file, json.dumps({**content, "held": held}, indent=1))
+    rank = shlex.join(["slurm.job", str(submission.cwd), str(profile.ranks), *words_of(recipe, run_dir)])
+    lines = ["#!/bin/bash", *_setup(submission), f"{_supervised(submission)} -u -m {rank}"]
+    file = submission.folder / f"{submission.name}.held.sh"
+    write_atomic(file, "\n".join(lines) + "\n")
+    return file
+
+
 def script(submission: Submission) -> str:
     """The batch script that `submit` would send."""
     executor = _executor(_with_slice(submission))
@@ -247,15 +265,19 @@ def _jobs(submission: Submission) -> dict[str, Any]:
     }
 
 
+def _supervised(submission: Submission) -> str:
+    """The command of the script, up to what the ranks' Python runs."""
+    python = _python(submission.profile)
+    host_python = "python3" if batch_python_is_plain(submission.profile) else python
+    # The ranks are started by the supervisor, not by submitit, and the script's own process is that.
+    return f"exec {host_python} -m {submission.supervisor} {shlex.quote(str(submission.jobs_file))} {python}"
+
+
 def _executor(submission: Submission) -> Any:
     from submitit import SlurmExecutor
 
     profile = submission.profile
-    python = _python(profile)
-    host_python = "python3" if batch_python_is_plain(profile) else python
-    # The ranks are started by the supervisor, not by submitit, and the script's own process is that.
-    command = f"exec {host_python} -m {submission.supervisor} {shlex.quote(str(submission.jobs_file))} {python}"
-    executor = SlurmExecutor(submission.folder, python=command)
+    executor = SlurmExecutor(submission.folder, python=_supervised(submission))
     executor.update_parameters(
         job_name=submission.name,
         time=submission.slice.most if submission.slice else math.ceil(seconds(profile.time) / 60),

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from launch.arguments import add_root, for_each
 from launch.runs.chain import DAMAGED, Row, known, read, step_rows
+from launch.runs.held import stop
 from launch.runs.job_record import Job as Sent
 from launch.runs.job_record import active_jobs, read_job
 from launch.runs.send import shown
@@ -79,12 +80,16 @@ class Orders:
 
     def end_run(self, run_dir: Path) -> None:
         """Raises ValueError where it does not run."""
-        if read_job(run_dir) is None:
+        if (job := read_job(run_dir)) is None:
             self._told.append(_cancel_here(run_dir, self.now))
             return
         active = active_jobs(run_dir)
         if not active:
-            raise ValueError(f"{run_dir.name} is not in the queue (it is {read_status(run_dir).get('state')})")
+            place = f"trained in job {job.job_id}" if job.held else "in the queue"
+            raise ValueError(f"{run_dir.name} is not {place} (it is {read_status(run_dir).get('state')})")
+        if job.held:
+            self._told.append(_cancel_held(run_dir, job, self.now))
+            return
         # It tells the end from a preemption; the batch script sees it and tells the ranks, should they not listen yet,
         # and a request on a cluster that does not answer ends by it when it starts.
         end_file(run_dir, "cancelled").touch()
@@ -207,6 +212,12 @@ def _is_of(run_dir: Path, step: Row) -> bool:
     """Whether a run is trained by the job of this step."""
     job = read_job(run_dir)
     return job is not None and job.job_id == step["job_id"]
+
+
+def _cancel_held(run_dir: Path, job: Sent, now: bool) -> str:
+    stop(run_dir, job.job_id, at_once=now, client=job.client)
+    told = f"is killed; launch retry {shown(run_dir)} continues it" if now else "saves a checkpoint and ends"
+    return f"{run_dir.name} {told}; job {job.job_id} stays yours"
 
 
 def _cancel_here(run_dir: Path, now: bool) -> str:

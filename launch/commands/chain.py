@@ -89,7 +89,9 @@ def _place(subject: Path, words: Sequence[str], is_sweep: bool) -> Place | None:
 
 def _newest_job(subject: Path, is_sweep: bool) -> Job | None:
     runs = folders(sweep_so_far(subject)) if is_sweep else [subject]
-    return max((job for run in runs if (job := read_job(run))), key=lambda job: job.submitted, default=None)
+    return max(
+        (job for run in runs if (job := read_job(run)) and not job.held), key=lambda job: job.submitted, default=None
+    )
 
 
 def _after(subject: Path, is_sweep: bool, place: Place | None) -> str | None:

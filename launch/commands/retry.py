@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
+from functools import partial
 from pathlib import Path
 
 from launch.arguments import add_grow, add_root, for_each, growing, split_changes
@@ -15,6 +17,7 @@ from launch.runs.send import SNAPSHOTS, send, told
 from launch.runs.state import find
 from recipes.load import load_file
 from recipes.plugin_files import naming_copies
+from recipes.schema.recipe import Recipe
 from resnet.process.command_lines import words_to_continue
 from resnet.rundir.attempts import end_file, newest_step, read_attempts
 from resnet.rundir.find import find_sweep, is_sweep
@@ -28,12 +31,17 @@ from slurm.sbatch import check_slurm
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.usage = "launch retry RUN [RUN ...] [slurm.KEY=VALUE ...] [--exclude-bad-nodes] [--new-code] [--root ROOT]"
+    parser.usage = (
+        "launch retry RUN [RUN ...] [slurm.KEY=VALUE ...] [--in JOBID] [--exclude-bad-nodes] [--new-code] [--root ROOT]"
+    )
     parser.add_argument(
         "words",
         nargs="+",
         metavar="RUN",
         help="names or directories of runs and sweeps; slurm.KEY=VALUE changes the profile they were sent with",
+    )
+    parser.add_argument(
+        "--in", dest="job", metavar="JOBID", help="train now, on the nodes of a job that you hold (salloc)"
     )
     parser.add_argument("--exclude-bad-nodes", action="store_true", help="stay away from nodes it failed on")
     parser.add_argument("--new-code", action="store_true", help="run the program as it is now, not as it was sent")
@@ -54,6 +62,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _retry(name: str, arguments: argparse.Namespace) -> int:
     if sweep_dir := find_sweep(name, arguments.root):
+        if arguments.job:
+            raise ValueError(f"{name} is a sweep, whose trials are jobs of their own: leave out --in {arguments.job}")
         return _retry_sweep(sweep_dir, arguments)
     return _retry_run(find(name, arguments.root).absolute(), arguments)
 
@@ -92,10 +102,21 @@ def _retry_run(run_dir: Path, arguments: argparse.Namespace) -> int:
     refuse_active(run_dir)
     if read_status(run_dir).get("state") == "finished":
         raise ValueError(f"{run_dir.name} is finished")
+    if arguments.job or (job and job.held):
+        return _retry_held(run_dir, job, arguments)
     if job is None:
         return _retry_here(run_dir, arguments)
     check_slurm()
     places = _places(run_dir, job, arguments)
+    snapshot, recipe = _as_sent(run_dir, job, arguments)
+    sent = send(run_dir, recipe, places, snapshot, Path(job.folder))
+    excluded = f", not on {places[0].profile.exclude}" if places[0].profile.exclude else ""
+    print(f"{run_dir.name} {told(sent)}{excluded}; it continues from step {newest_step(run_dir)}")
+    return 0
+
+
+def _as_sent(run_dir: Path, job: Job, arguments: argparse.Namespace) -> tuple[Path, Recipe]:
+    """The program and the recipe that go on. Lets a trial go on that early stopping has ended."""
     snapshot = (None if arguments.new_code else _snapshot(job)) or take_snapshot(run_dir.parent / SNAPSHOTS)
     sent = run_dir / "slurm" / "recipe.yaml"
     # A chain's `train` has none: what it trains on is not there yet when it is sent.
@@ -106,9 +127,37 @@ def _retry_run(run_dir: Path, arguments: argparse.Namespace) -> int:
 
         let_go_on(run_dir.parent, run_dir.name)
         pruned.unlink()
-    sent = send(run_dir, recipe, places, snapshot, Path(job.folder))
-    excluded = f", not on {places[0].profile.exclude}" if places[0].profile.exclude else ""
-    print(f"{run_dir.name} {told(sent)}{excluded}; it continues from step {newest_step(run_dir)}")
+    return snapshot, recipe
+
+
+def _retry_held(run_dir: Path, job: Job | None, arguments: argparse.Namespace) -> int:
+    """Continue a run in an allocation: in one that is named and left to itself, or in this one, and shown."""
+    from launch.runs.go_in import attended, placed
+    from launch.runs.held import NAME, Holding, held_here
+
+    job_id = arguments.job or held_here()
+    words = [f"recipe={run_dir}", *words_to_continue([], run_dir)]
+    if job_id is None:
+        raise ValueError(
+            f"{run_dir.name} was trained in job {job.job_id if job else ''}, which you held: --in JOBID continues it "
+            f"in one that you hold now, and launch submit {shlex.join(words)} cluster=NAME sends it"
+        )
+    if arguments.exclude_bad_nodes:
+        raise ValueError("--exclude-bad-nodes is for a job of the run's own: in one that you hold, slurm.check=true")
+    cluster = job.cluster if job and job.cluster != NAME else None
+    cpu_ranks = job.profile.get("ranks_per_node") if job else None
+    holding = Holding.of(job_id, cluster, arguments.changes, not arguments.job, cpu_ranks=cpu_ranks)
+    if job:
+        snapshot, recipe = _as_sent(run_dir, job, arguments)
+        folder = Path(job.folder)
+    else:
+        snapshot, recipe = take_snapshot(run_dir.parent / SNAPSHOTS), load_file(run_dir / "recipe.yaml").recipe
+        folder = Path.cwd()
+    begin = partial(send, run_dir, recipe, [holding.place], snapshot, folder, holding=holding)
+    if not arguments.job:
+        return attended(holding, run_dir, begin)
+    begin()
+    print(f"{placed(holding, run_dir)}; it continues from step {newest_step(run_dir)}")
     return 0
 
 

@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from launch.arguments import WORDS_USAGE, add_grow, growing, split_words
+from launch.arguments import WORDS_USAGE, Words, add_grow, growing, split_words
 from launch.runs.estimate import shown_by_runs, told
+from launch.runs.go_in import placed
+from launch.runs.held import Holding
 from launch.runs.requests import Place, Request
 from launch.runs.send import SNAPSHOTS, prepare, shown, submission_of, submit
 from launch.runs.send import told as told_jobs
@@ -31,7 +33,9 @@ from slurm.slices import Slice
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.usage = f"launch submit recipe=NAME cluster=NAME {WORDS_USAGE} [--dry-run | --rehearse [--keep]] [--debug]"
+    parser.usage = (
+        f"launch submit recipe=NAME cluster=NAME {WORDS_USAGE} [--dry-run | --rehearse [--keep] | --in JOBID] [--debug]"
+    )
     parser.add_argument(
         "words",
         nargs="*",
@@ -41,12 +45,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--dry-run", action="store_true", help="print what would be sent, and what is expected")
     how.add_argument("--rehearse", action="store_true", help="send it for a few steps and tell what would go wrong")
+    how.add_argument(
+        "--in", dest="job", metavar="JOBID", help="train now, on the nodes of a job that you hold (salloc)"
+    )
     add_grow(parser)
     parser.add_argument("--keep", action="store_true", help="keep the directory of a rehearsal in which all was well")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    words = split_words(arguments.words)
+    words = split_words(arguments.words, needs_cluster=not arguments.job)
+    if arguments.job:
+        return _submit_in(arguments.job, words)
     if words.cluster is None:
         raise ValueError("give cluster=NAME: a profile of the cluster (`launch doctor` lists and checks them)")
     changes = [*words.slurm, *growing(arguments)]
@@ -82,6 +91,24 @@ def _submit(loaded: Loaded, places: Sequence[Place], dry_run: bool) -> int:
         f"  follow   launch status {name}     launch logs {name} -f\n"
         f"  end      launch cancel {name}     (saves a checkpoint first; launch retry {name} goes on)\n"
         f"  logs     {run_dir / 'logs' / f'attempt-{len(read_attempts(run_dir)) + 1}'}"
+    )
+    return FINISHED
+
+
+def _submit_in(job_id: str, words: Words) -> int:
+    """Start a run in an allocation, and leave it to itself."""
+    loaded = load(words.recipe)
+    cpu_ranks = 1 if loaded.recipe.device == "cpu" else None
+    holding = Holding.of(job_id, words.cluster, words.slurm, False, cpu_ranks=cpu_ranks)
+    prepared = prepare(loaded, [holding.place])
+    run_dir, name = prepared.run_dir, shown(prepared.run_dir)
+    logs = run_dir / "logs" / f"attempt-{len(read_attempts(run_dir)) + 1}"
+    submit(prepared, [holding.place], holding=holding)
+    print(
+        f"{placed(holding, run_dir)}; {_batch(prepared.requests[0].sizes, prepared.recipe)}\n"
+        f"  follow   launch status {name}     launch logs {name} -f\n"
+        f"  end      launch cancel {name}     (saves a checkpoint first; job {job_id} stays yours)\n"
+        f"  logs     {logs}"
     )
     return FINISHED
 

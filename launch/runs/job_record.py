@@ -12,14 +12,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from resnet.rundir.files import read_json, to_json
+from resnet.rundir.status import status_or_nothing
 from slurm.claim import Claim, newest_claim
-from slurm.control import controller
+from slurm.control import controller, job_state
+from slurm.held import ALIVE, own_steps
 from slurm.queue import queued
 
 if TYPE_CHECKING:
     from slurm.profile import Profile
 
 FORMAT = 1
+BETWEEN_SECONDS = 30
+"""From the end of a step to the next one of a run that is restarted in place."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,8 @@ class Job:
     """Of the first of them: all."""
     asked: list[dict[str, Any]] = field(default_factory=list)
     """Of the first of them: cluster and profile of each cluster, as they were before requests were made of them."""
+    held: bool = False
+    """Whether the job is a user's own, whose nodes the run was given, and not sent for the run."""
 
     @property
     def place(self) -> str:
@@ -172,6 +178,8 @@ def active_jobs(run_dir: Path) -> list[Active]:
     first = read_job(run_dir)
     if first is None:
         return []
+    if first.held:
+        return [Active(first.job_id, "RUNNING", first)] if is_under_way(run_dir, first) else []
     claim = claim_of(run_dir) if first.requests else None
     waiting = first.requests and not (claim and claim.content.get("request"))
     found, troubles, answers, sent = [], [], {}, job_file(run_dir).stat().st_mtime
@@ -197,6 +205,21 @@ def active_job(run_dir: Path) -> tuple[str, str] | None:
     """Id and Slurm's state of a run's job that has not ended. Raises ValueError where Slurm does not answer."""
     found = active_jobs(run_dir)
     return found[0][:2] if found else None
+
+
+def is_under_way(run_dir: Path, job: Job) -> bool:
+    """Whether a run is trained in an allocation that a user holds, which goes on without it."""
+    status = status_or_nothing(run_dir)
+    if status.get("state") not in ("running", "queued"):
+        return False
+    try:
+        steps = own_steps(job.job_id, job.client)
+    except ValueError:
+        if job_state(job.job_id, job.client) not in ALIVE:
+            return False
+        raise
+    # Before the first step, and between two, there is none.
+    return run_dir.name in {step.run for step in steps} or time.time() - status["updated"] < BETWEEN_SECONDS
 
 
 def write_job(run_dir: Path, job: Job, job_id: str) -> None:

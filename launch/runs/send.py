@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from launch.runs.checks import check_existing, check_paths, place, refuse_active
+from launch.runs.held import Holding
 from launch.runs.job_record import Job, job_file, job_text
 from launch.runs.requests import Place, Request, make_requests, submission_of
 from launch.runs.several import end_requests, send_several
@@ -58,21 +59,26 @@ def send(
     snapshot: Path,
     cwd: Path,
     supervisor: str = Submission.supervisor,
+    holding: Holding | None = None,
 ) -> list[Job]:
     """Send a run to Slurm; returns its jobs: several where it waits in several places.
 
-    supervisor: module that the batch script runs; another than the usual one gets the first of them alone.
+    supervisor: module that the batch script runs; another than the usual one gets the first of them alone. holding:
+    the allocation that the run is started in instead.
     Raises SlurmError where Slurm refuses it, and leaves the run as it was; Withdrawn after Ctrl-C.
     """
     jobs = []
     with _being_sent(run_dir):
         try:
             with uninterrupted():
-                jobs = _send(run_dir, recipe, places, snapshot, cwd, supervisor)
+                jobs = _send(run_dir, recipe, places, snapshot, cwd, supervisor, holding)
         except KeyboardInterrupt:
             if not jobs:
                 raise
-            withdraw(run_dir, jobs)
+            if holding:
+                holding.withdraw(run_dir)
+            else:
+                withdraw(run_dir, jobs)
             raise Withdrawn from None
     return jobs
 
@@ -92,7 +98,13 @@ def withdraw(run_dir: Path, jobs: Sequence[Job]) -> None:
 
 
 def _send(
-    run_dir: Path, recipe: Recipe, places: Sequence[Place], snapshot: Path, cwd: Path, supervisor: str
+    run_dir: Path,
+    recipe: Recipe,
+    places: Sequence[Place],
+    snapshot: Path,
+    cwd: Path,
+    supervisor: str,
+    holding: Holding | None,
 ) -> list[Job]:
     files = run_dir / "slurm"
     refuse_active(run_dir)
@@ -115,7 +127,10 @@ def _send(
         end_requests(run_dir)
         job = Job.to_send(run_dir.name, *places[0], snapshot, cwd)
         submission = submission_of(run_dir, recipe, requests[0], snapshot, cwd)
-        job = replace(job, job_id=submit_jobs(replace(submission, supervisor=supervisor))[0])
+        if holding:
+            job = holding.start(submission, job)
+        else:
+            job = replace(job, job_id=submit_jobs(replace(submission, supervisor=supervisor))[0])
     except BaseException:
         if before:
             write_status(run_dir, **{key: before.get(key) for key in ("state", "reason", "failure")})
@@ -190,10 +205,15 @@ def prepare(loaded: Loaded, places: Sequence[Place]) -> Prepared:
 
 
 def submit(
-    prepared: Prepared, places: Sequence[Place], supervisor: str = Submission.supervisor, mark: str | None = None
+    prepared: Prepared,
+    places: Sequence[Place],
+    supervisor: str = Submission.supervisor,
+    mark: str | None = None,
+    holding: Holding | None = None,
 ) -> list[Job]:
     """Send a prepared run to Slurm; returns its jobs. Raises SlurmError, with nothing left behind.
 
+    holding: the allocation that the run is to be started in instead.
     mark: a file to make in the run's folder `slurm`, before all else.
     """
     run_dir, recipe, _, is_new = prepared
@@ -208,7 +228,7 @@ def submit(
         recipe = with_own_copies(recipe, run_dir)
         if is_new:
             write_atomic(run_dir / "recipe.yaml", run_recipe_text(recipe, run_dir / "recipe.yaml"))
-        jobs = send(run_dir, recipe, places, snapshot, Path.cwd(), supervisor)
+        jobs = send(run_dir, recipe, places, snapshot, Path.cwd(), supervisor, holding)
     except Withdrawn:
         raise
     except BaseException:

@@ -161,7 +161,7 @@ def _read_again(folder: Path, index: Index) -> Run:
         return _run(folder, known["status"], known["sent"], None)
     run = _read(folder)
     if run.problem is None and run.status.get("state") in ("finished", "failed", "stopped"):
-        sent = {key: run.sent[key] for key in ("job_id", "name", "cluster", "client") if key in run.sent}
+        sent = {key: run.sent[key] for key in ("job_id", "name", "cluster", "client", "held") if key in run.sent}
         index.put(folder.name, files, {"status": run.status, "sent": sent})
     return run
 
@@ -190,6 +190,9 @@ def waiting_places(folder: Path) -> list[Sent]:
 def _run(folder: Path, status: dict[str, Any], sent: dict[str, Any], problem: str | None) -> Run:
     # Else a job of the user's own, in which the trainer was started by hand.
     job_id = sent.get("job_id") or (status.get("job_id") if status.get("state") == "running" else None)
+    if sent.get("held") and status.get("state") not in ("running", "queued"):
+        # Which the user holds, and which goes on without it.
+        job_id = None
     return Run(folder, status, sent, str(job_id) if job_id else None, problem, read_chain(folder))
 
 

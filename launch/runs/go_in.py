@@ -1,0 +1,64 @@
+"""Training in an allocation: in a terminal inside of it, shown until it ends; from elsewhere, left to itself."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from launch.runs.held import Holding, attend
+from launch.runs.send import prepare, shown, submit
+from recipes.load import Loaded
+from recipes.text import plural
+from resnet.process.exit_codes import STOPPED
+from resnet.process.signals import SIGNALS
+from resnet.rundir.find import ROOT
+from resnet.rundir.status import status_or_nothing
+
+
+def train_held(loaded: Loaded, holding: Holding) -> int:
+    """Train in an allocation and show it until the run has ended; returns its exit code. Raises ValueError."""
+    prepared = prepare(loaded, [holding.place])
+    return attended(holding, prepared.run_dir, lambda: submit(prepared, [holding.place], holding=holding))
+
+
+def attended(holding: Holding, run_dir: Path, begin: Callable[[], object]) -> int:
+    """Begin a run, show what it prints until it has ended, and say how it goes on; returns its exit code."""
+    received: list[int] = []
+    # Before there is something to stop: what arrives from here on is for the run.
+    before = {number: signal.signal(number, lambda number, _: received.append(number)) for number in SIGNALS}
+    try:
+        begin()
+        print(f"{placed(holding, run_dir)} (--here: this machine alone)", file=sys.stderr, flush=True)
+        code = attend(holding, run_dir, received)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if code == STOPPED:
+        print(
+            f"{run_dir.name} is stopped: {status_or_nothing(run_dir).get('reason')}",
+            *_go_on(run_dir),
+            sep="\n",
+            file=sys.stderr,
+        )
+    return code
+
+
+def placed(holding: Holding, run_dir: Path) -> str:
+    """Where a run trains, in a line."""
+    profile, allocation = holding.fit.profile, holding.allocation
+    each = plural(profile.gpus_per_node, "GPU") if profile.gpus_per_node else plural(profile.local_ranks, "CPU rank")
+    size = f"{plural(profile.most_nodes, 'node')} x {each}, {plural(profile.cpus_per_rank, 'core')} a rank"
+    return "; ".join([f"{run_dir.name} trains in job {allocation.job_id}: {size}", *holding.fit.notes])
+
+
+def _go_on(run_dir: Path) -> list[str]:
+    """What to type for a run that was stopped."""
+    name = shown(run_dir)
+    words = [f"recipe={run_dir}", *([] if run_dir.parent == Path(ROOT).absolute() else [f"run.root={run_dir.parent}"])]
+    return [
+        f"  go on    launch retry {name}     (here; --in JOBID: in another allocation)",
+        f"  send     launch submit {shlex.join([*words, f'run.name={run_dir.name}'])} cluster=NAME",
+    ]

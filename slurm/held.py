@@ -1,0 +1,237 @@
+"""What trains a run in an allocation that a user holds, as `slurm.batch` does in a job of the run's own.
+
+    python -m slurm.held JOBS_FILE COMMAND ...
+
+It runs where the user is, or as a step on the first node. Only the standard library, and Python 3.9. It never requeues,
+since the user holds the job, signals no step but its own, and leaves with what `train.py` would leave with.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from resnet.process.environment import RANK_VARIABLES
+from resnet.process.exit_codes import FAILED, FINISHED, INTERRUPTED, MISTAKE, STOPPED
+from resnet.process.processes import started
+from resnet.rundir.files import write_atomic
+from resnet.rundir.status import status_or_nothing
+from slurm.attend import REMIND_SECONDS
+from slurm.batch import Job, leave
+from slurm.control import ask, job_state, nodes_that_are_gone, said
+from slurm.ends import End
+from slurm.nodes import Nodes
+from slurm.record import tell
+
+KEPT = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_CLUSTER_NAME", "SLURM_WORKING_CLUSTER", "SLURMD_NODENAME")
+"""Of Slurm's variables; all others are the allocation's own (tasks, cores, memory), and change what srun does."""
+_OTHERS = re.compile(
+    r"(?:SLURM|SBATCH|SALLOC|SRUN|PMI|PMIX)\w*|(?:CUDA|ROCR|HIP|ZE)_(?:VISIBLE_DEVICES|AFFINITY_MASK)|GPU_DEVICE_ORDINAL"
+)
+"""Those, and the devices of this machine, which srun gives to each node anew."""
+ALIVE = ("RUNNING", "SUSPENDED", "CONFIGURING")
+
+
+class OwnStep(NamedTuple):
+    """A job step in which a run trains, or is about to."""
+
+    id: str
+    """As scancel takes it: 12.3."""
+    run: str
+    """Name of the run."""
+    nodes: str
+
+
+def clean(environment: Mapping[str, str], number: str, job_id: str, kept: Sequence[str] = ()) -> dict[str, str]:
+    """A process's environment, of which srun reads but what job it is in.
+
+    number, job_id: the job's, by its two names. kept: variables that stay, whatever they are called.
+    """
+    kept = (*KEPT, *kept)
+    left = {key: value for key, value in environment.items() if key in kept or not _OTHERS.fullmatch(key)}
+    left = {key: value for key, value in left.items() if key not in RANK_VARIABLES}
+    left["SLURM_JOB_ID"] = number
+    array, _, task = job_id.partition("_")
+    return left | ({"SLURM_ARRAY_JOB_ID": array, "SLURM_ARRAY_TASK_ID": task} if task else {})
+
+
+def supervisors_name(run: str) -> str:
+    """Of the step in which a run's supervisor is, where it is one."""
+    return f"{run}/supervisor"
+
+
+def own_steps(job_id: str, client: Mapping[str, str] | None = None) -> list[OwnStep]:
+    """Those of all runs in an allocation, without their supervisors. Raises ValueError where Slurm does not answer.
+
+    client: as `slurm.control.ask` takes it, here and below.
+    """
+    found = []
+    for line in ask(["squeue", "-h", "-s", "-j", job_id, "-o", "%i|%N|%j"], client=client).splitlines():
+        step, nodes, name = line.strip().split("|", 2)
+        run, slash, what = name.rpartition("/")
+        if slash and re.fullmatch(r"attempt-\d+|prepare", what):
+            found.append(OwnStep(step, run, nodes))
+    return found
+
+
+def signal_steps(
+    job_id: str, run: str, name: str, by_controller: bool = False, client: Mapping[str, str] | None = None
+) -> bool:
+    """Send a signal to the ranks of a run, and to nothing else in the job; returns whether there were any.
+
+    by_controller: not asked directly, a node that is ending the step lets the question wait. Raises ValueError.
+    """
+    steps = [step.id for step in own_steps(job_id, client) if step.run == run]
+    if steps:
+        with contextlib.suppress(ValueError):
+            # Where they have ended meanwhile.
+            ask(["scancel", *(["--ctld"] if by_controller else []), f"--signal={name}", *steps], client=client)
+    return bool(steps)
+
+
+class HeldNodes(Nodes):
+    """Nodes of which srun is always told: what the allocation was asked for says nothing of how a run uses it."""
+
+    def only(self, nodes: Sequence[str]) -> list[str]:
+        return [f"--nodes={len(nodes)}", f"--nodelist={','.join(nodes)}"]
+
+
+class Held(Job):
+    """A run in an allocation that a user holds."""
+
+    def __init__(self, jobs: dict[str, Any], run_dir: Path) -> None:
+        super().__init__(jobs, run_dir)
+        self._began, self.interrupts = time.time(), 0
+
+    def _all_nodes(self) -> Nodes:
+        return HeldNodes(self.jobs["held"]["nodes"], self.jobs["nodes"], self.jobs["local_ranks"])
+
+    @property
+    def step_name(self) -> str:
+        return f"{self.run_dir.name}/{self.logs.name}"
+
+    def run_step(
+        self, words: Sequence[str], environment: Mapping[str, str], is_lost: Callable[[], bool] | None = None
+    ) -> int:
+        ended = threading.Event()
+        threading.Thread(target=self._watch, args=(ended,), daemon=True).start()
+        try:
+            # What the user runs beside, as the shell of `srun --pty`, may hold all there is.
+            ours = ["--overlap", "--mem=0", f"--job-name={self.run_dir.name}/prepare"]
+            return super().run_step([*ours, *words], environment, is_lost)
+        finally:
+            ended.set()
+
+    def _watch(self, ended: threading.Event) -> None:
+        """While a step runs: tell it to save and stop where we are told to, or the allocation is about to end."""
+        reminded = 0.0
+        while not ended.wait(1):
+            if not self.told and self._is_ending():
+                self.told = "the allocation's time limit"
+            if self.told and time.monotonic() - reminded > REMIND_SECONDS:
+                # Again and again: a step that is just starting does not hear it.
+                self.tell_to_stop()
+                reminded = time.monotonic()
+
+    def _is_ending(self) -> bool:
+        left = self.clock.left()
+        if left is None or left > self.clock.lead:
+            return False
+        # Its holder may have got more time meanwhile.
+        self.clock.ask()
+        left = self.clock.left()
+        return left is not None and left <= self.clock.lead
+
+    def tell_to_stop(self) -> None:
+        self._signal("USR2")
+
+    def _signal(self, name: str, by_controller: bool = False) -> None:
+        try:
+            signal_steps(self.job_id, self.run_dir.name, name, by_controller)
+        except ValueError as error:
+            print(f"the ranks are not told to stop: {error}", file=sys.stderr)
+
+    def _note(self, number: int, _: Any) -> None:
+        super()._note(number, _)
+        self.interrupts += number == signal.SIGINT
+        if self.interrupts > 1:
+            threading.Thread(target=self._signal, args=("KILL", True), daemon=True).start()
+
+    def _why_not(self) -> str | None:
+        # Whoever starts it by hand starts it anew.
+        self.before = [attempt for attempt in self.before if attempt["start"] >= self._began]
+        return super()._why_not()
+
+    def leave_out(self, node: str, why: str) -> None:
+        # A node that works stays the user's. With one that is gone Slurm would end the job.
+        if nodes_that_are_gone([node]) or "failed" in why:
+            super().leave_out(node, why)
+            return
+        self.nodes.leave_out(node, why)
+        print(f"without {node} from here on: {why}", file=sys.stderr)
+
+    def _end_of_training(self, code: int) -> End:
+        end = super()._end_of_training(code)
+        if end.outcome in ("finished", "stopped"):
+            return end
+        state = job_state(self.job_id)
+        if state in ALIVE or (state is None and " UP" not in said("scontrol", "ping")):
+            return end
+        return End("killed", f"the allocation has ended ({state or 'gone'})")
+
+    def _cause(self, end: End) -> str:
+        cause = super()._cause(end)
+        return "interrupted" if cause == "preempted" and self.told else cause
+
+    def requeue(self, reason: str, end: End) -> int:
+        tell(self.run_dir, state="stopped", reason=reason, failure=end.failure, eta_s=None)
+        return STOPPED
+
+
+def note_supervisor(run_dir: Path) -> None:
+    """Write down that, and where, this process trains a run in an allocation."""
+    told = {"host": socket.gethostname(), "pid": os.getpid(), "began": started(os.getpid())}
+    write_atomic(supervisor_file(run_dir), json.dumps(told))
+
+
+def supervisor_file(run_dir: Path) -> Path:
+    return run_dir / "slurm" / "held.json"
+
+
+def exit_code(run_dir: Path, interrupts: int) -> int:
+    """What `train.py` leaves with where a run has ended so."""
+    status = status_or_nothing(run_dir)
+    if status.get("state") == "stopped":
+        return INTERRUPTED if interrupts > 1 else STOPPED
+    if status.get("state") == "finished":
+        return FINISHED
+    return MISTAKE if status.get("failure") == "mistake" else FAILED
+
+
+def main(argv: Sequence[str]) -> int:
+    jobs = json.loads(Path(argv[0]).read_text(encoding="utf-8"))
+    run_dir = Path(jobs["runs"][0])
+    held = jobs["held"]
+    environment = clean(os.environ, held["number"], held["job_id"], held["environment"])
+    os.environ.clear()
+    os.environ.update(environment)
+    job = Held(jobs, run_dir)
+    job.listen()
+    note_supervisor(run_dir)
+    job.run(argv[1:])
+    leave(job)
+    return exit_code(run_dir, job.interrupts)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
