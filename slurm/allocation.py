@@ -119,7 +119,13 @@ def fit(
     ranks = gpus or cpu_ranks or 1
     able = [node for node in free if node.gpus >= gpus]
     base = load_profile(cluster).model_dump() if cluster else {}
-    place = {"nodes": len(able), "spare_nodes": 0, "gpus_per_node": gpus, "ranks_per_node": None if gpus else ranks}
+    place = {
+        "nodes": len(able),
+        "spare_nodes": 0,
+        "grow": None,
+        "gpus_per_node": gpus,
+        "ranks_per_node": None if gpus else ranks,
+    }
     place |= {"cpus_per_rank": max(1, min(node.cpus for node in able) // ranks), "partition": allocation.partition}
     place["time"] = allocation.limit if TIME.fullmatch(allocation.limit) else "365-00"
     profile = change_profile({**base, **place}, overrides, cluster or job)

@@ -26,7 +26,6 @@ from resnet.process.exit_codes import FAILED, FINISHED, INTERRUPTED, MISTAKE, ST
 from resnet.process.processes import started
 from resnet.rundir.files import write_atomic
 from resnet.rundir.status import status_or_nothing
-from slurm.attend import REMIND_SECONDS
 from slurm.batch import Job, leave
 from slurm.control import ask, job_state, nodes_that_are_gone, said
 from slurm.ends import End
@@ -123,25 +122,18 @@ class Held(Job):
     def run_step(
         self, words: Sequence[str], environment: Mapping[str, str], is_lost: Callable[[], bool] | None = None
     ) -> int:
-        ended = threading.Event()
-        threading.Thread(target=self._watch, args=(ended,), daemon=True).start()
-        try:
-            # What the user runs beside, as the shell of `srun --pty`, may hold all there is.
-            ours = ["--overlap", "--mem=0", f"--job-name={self.run_dir.name}/prepare"]
-            return super().run_step([*ours, *words], environment, is_lost)
-        finally:
-            ended.set()
+        # What the user runs beside, as the shell of `srun --pty`, may hold all there is.
+        ours = ["--overlap", "--mem=0", f"--job-name={self.run_dir.name}/prepare"]
+        return super().run_step([*ours, *words], environment, is_lost)
 
-    def _watch(self, ended: threading.Event) -> None:
-        """While a step runs: tell it to save and stop where we are told to, or the allocation is about to end."""
-        reminded = 0.0
-        while not ended.wait(1):
-            if not self.told and self._is_ending():
-                self.told = "the allocation's time limit"
-            if self.told and time.monotonic() - reminded > REMIND_SECONDS:
-                # Again and again: a step that is just starting does not hear it.
-                self.tell_to_stop()
-                reminded = time.monotonic()
+    def why_to_stop(self) -> str | None:
+        # Slurm tells the steps of a user's job nothing of its end.
+        if not self.told and self._is_ending():
+            self.told = "the allocation's time limit"
+        why = super().why_to_stop() or self.told
+        if why and self.stop_asked is None:
+            self.stop_asked = time.time()
+        return why
 
     def _is_ending(self) -> bool:
         left = self.clock.left()

@@ -39,9 +39,9 @@ DOORS = {
 """Between two rooms, the one module that may be imported: where it takes seconds, inside a function only."""
 STANDARD_LIBRARY_ONLY = ("resnet.process", "resnet.rundir")
 IN_THE_BATCH_SCRIPT = (
-    *("recipes.text", "slurm.batch", "slurm.control", "slurm.ends", "slurm.environment_copy", "slurm.nodes"),
-    *("slurm.on_nodes", "slurm.patience", "slurm.rank_output", "slurm.rehearsal", "slurm.share", "slurm.srun"),
-    *("slurm.step", "slurm.sweep_page"),
+    *("recipes.text", "slurm.batch", "slurm.control", "slurm.ends", "slurm.environment_copy", "slurm.held"),
+    *("slurm.nodes", "slurm.on_nodes", "slurm.patience", "slurm.rank_output", "slurm.rehearsal", "slurm.share"),
+    *("slurm.srun", "slurm.step", "slurm.sweep_page"),
 )
 """Run by whatever Python 3.9 the host of a container has."""
 WITHOUT_TORCH = ("launch", "slurm", "recipes", "resnet.process", "resnet.rundir")
