@@ -105,9 +105,9 @@ def said(*command: str, seconds: float = PATIENT_SECONDS, client: Mapping[str, s
         return ""
 
 
-def job_state(job: str, client: Mapping[str, str] | None = None) -> str | None:
+def job_state(job: str) -> str | None:
     """The state that the controller gives a job; None where it knows none."""
-    found = re.search(r"\bJobState=(\w+)", said("scontrol", "show", "job", "-o", job, client=client))
+    found = re.search(r"\bJobState=(\w+)", said("scontrol", "show", "job", "-o", job))
     return found[1] if found else None
 
 

@@ -151,8 +151,10 @@ def _retry_held(run_dir: Path, job: Job | None, arguments: argparse.Namespace) -
         snapshot, recipe = _as_sent(run_dir, job, arguments)
         folder = Path(job.folder)
     else:
-        snapshot, recipe = take_snapshot(run_dir.parent / SNAPSHOTS), load_file(run_dir / "recipe.yaml").recipe
-        folder = Path.cwd()
+        snapshot, recipe, folder = None, load_file(run_dir / "recipe.yaml").recipe, Path.cwd()
+    if snapshot is None or not (snapshot / "slurm" / "held.py").is_file():
+        # Of a version that trains in no allocation.
+        snapshot = take_snapshot(run_dir.parent / SNAPSHOTS)
     begin = partial(send, run_dir, recipe, [holding.place], snapshot, folder, holding=holding)
     if not arguments.job:
         return attended(holding, run_dir, begin)

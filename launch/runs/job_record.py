@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from resnet.rundir.files import read_json, to_json
 from resnet.rundir.status import status_or_nothing
 from slurm.claim import Claim, newest_claim
-from slurm.control import controller, job_state
-from slurm.held import ALIVE, own_steps
+from slurm.control import controller
+from slurm.held import own_steps
 from slurm.queue import queued
 
 if TYPE_CHECKING:
@@ -214,8 +214,8 @@ def is_under_way(run_dir: Path, job: Job) -> bool:
         return False
     try:
         steps = own_steps(job.job_id, job.client)
-    except ValueError:
-        if job_state(job.job_id, job.client) not in ALIVE:
+    except ValueError as error:
+        if "Invalid job id" in str(error):
             return False
         raise
     # Before the first step, and between two, there is none.
