@@ -141,13 +141,13 @@ def fit(
 
 
 def _gpus(nodes: Sequence[Node], asked: int | None, job: str) -> int:
-    """How many of each node: so that, over all that have so many, they are the most."""
+    """How many of each node: so that, over all that have so many, they are the most, on the most nodes."""
     if asked is not None:
         if not any(node.gpus >= asked for node in nodes):
             has = ", ".join(f"{node.name} {node.gpus}" for node in nodes)
             raise ValueError(f"--gpus {asked}: no node of {job} has so many ({has})")
         return asked
-    return max({node.gpus for node in nodes}, key=lambda gpus: (gpus * sum(node.gpus >= gpus for node in nodes), gpus))
+    return max({node.gpus for node in nodes}, key=lambda gpus: (gpus * sum(node.gpus >= gpus for node in nodes), -gpus))
 
 
 def _notes(allocation: Allocation, used: Sequence[Node], gpus: int, taken: set[str]) -> list[str]:
