@@ -123,6 +123,7 @@ def fit(
         "nodes": len(able),
         "spare_nodes": 0,
         "grow": None,
+        "qos": None,
         "gpus_per_node": gpus,
         "ranks_per_node": None if gpus else ranks,
     }

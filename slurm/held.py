@@ -112,6 +112,11 @@ class Held(Job):
         super().__init__(jobs, run_dir)
         self._began, self.interrupts = time.time(), 0
 
+    def listen(self) -> None:
+        super().listen()
+        # Of a terminal that was closed.
+        signal.signal(signal.SIGHUP, self._note)
+
     def _all_nodes(self) -> Nodes:
         return HeldNodes(self.jobs["held"]["nodes"], self.jobs["nodes"], self.jobs["local_ranks"])
 

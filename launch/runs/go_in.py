@@ -28,7 +28,8 @@ def attended(holding: Holding, run_dir: Path, begin: Callable[[], object]) -> in
     """Begin a run, show what it prints until it has ended, and say how it goes on; returns its exit code."""
     received: list[int] = []
     # Before there is something to stop: what arrives from here on is for the run.
-    before = {number: signal.signal(number, lambda number, _: received.append(number)) for number in SIGNALS}
+    heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, lambda number, _: received.append(number)) for number in heard}
     try:
         begin()
         print(f"{placed(holding, run_dir)} (--here: this machine alone)", file=sys.stderr, flush=True)

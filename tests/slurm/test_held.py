@@ -105,19 +105,19 @@ def test_control_c_saves_and_a_second_one_stops_at_once(cluster: Cluster, tiny):
     words = shlex.join(map(str, [*LOCAL, *tiny, "epochs=200", "run.name=typed"]))
     shell = f"trap : INT; {words}; echo CODE=$?; {words}; echo CODE=$?; {words} max_steps=1"
     terminal = Terminal(cluster, "srun", "--exclusive", "-N1", "-n1", "--pty", "bash", "-c", shell)
-    terminal.read_until(lambda: "epoch 1/200  step" in terminal.shown)
+    terminal.read_until(lambda: "/2000 " in terminal.shown)
     terminal.press_control_c()
     terminal.read_until(lambda: "CODE=85" in terminal.shown)
     run = cluster.run_dir("typed")
     stopped = status(run)
     assert (stopped["state"], stopped["failure"]) == ("stopped", None)
     assert stopped["reason"].startswith("interrupted")
-    assert f"launch retry {'typed'}" in terminal.shown
+    assert "launch retry typed" in terminal.shown
     assert "launch submit recipe=" in terminal.shown
     step = cluster.attempts("typed")[0]["last_step"]
     assert step > 0
     terminal.shown = ""
-    terminal.read_until(lambda: "epoch 1/200  step" in terminal.shown or "epoch 2/200  step" in terminal.shown)
+    terminal.read_until(lambda: "/2000 " in terminal.shown)
     terminal.press_control_c()
     terminal.press_control_c()
     terminal.read_until(lambda: "CODE=" in terminal.shown)
@@ -174,7 +174,7 @@ def test_before_the_allocation_ends_the_run_is_saved(cluster: Cluster, tiny):
     done = cluster.ask("salloc", "-N1", "-t1", *LOCAL, *words, code=85)
     ended = status(cluster.run_dir("limited"))
     assert (ended["state"], ended["failure"]) == ("stopped", None)
-    assert ended["reason"] == "walltime: the allocation's time limit"
+    assert ended["reason"].startswith("walltime")
     assert "launch retry limited" in done.stderr
     attempt = cluster.attempts("limited")[0]
     assert (attempt["cause"], attempt["last_step"] > 0) == ("walltime", True)
