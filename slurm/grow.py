@@ -1,7 +1,8 @@
 """More nodes for a job that trains on fewer than it may: when to give it up for them. Standard library, Python 3.9.
 
 The job saves, goes back to the queue and starts on what is free by then: its range of nodes stays as it was sent, so
-that it takes the fewer again, at once, where another was quicker.
+that it takes the fewer again, at once, where another was quicker. Back in the queue it is behind all that wait: while
+another job waits for nodes, it would give its own to that one, and keeps them.
 """
 
 from __future__ import annotations
@@ -9,19 +10,19 @@ from __future__ import annotations
 import math
 import os
 import re
-import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from resnet.rundir.stages import AT_START, read_stages
 from resnet.rundir.status import status_or_nothing
 from slurm.control import TIMEOUT_SECONDS
-from slurm.measured import Pace, paces, queue_seconds, took
-from slurm.room import room
+from slurm.measured import QUEUE_SECONDS, Pace, paces, queue_seconds, took
+from slurm.room import others_wait, room
 from slurm.slices import Took, slice_of
-from slurm.slicing import QUEUE_SECONDS
 
 if TYPE_CHECKING:
     from slurm.batch import Job
@@ -33,6 +34,8 @@ START_SECONDS, STOP_SECONDS = 120.0, 60.0
 WORTH = 0.1
 """Of the time that is left, that has to be gained: the estimate is none to the second."""
 SOON_SECONDS = 60.0
+SHOWN_STEPS = 20
+"""On a number of nodes, by which a run has shown how fast it is there."""
 
 
 class Left(NamedTuple):
@@ -42,6 +45,8 @@ class Left(NamedTuple):
     step_seconds: float
     """On the nodes that the job has."""
     nodes: int
+    made: int = SHOWN_STEPS
+    """Steps that show it."""
 
     @property
     def seconds(self) -> float:
@@ -50,20 +55,32 @@ class Left(NamedTuple):
 
 def look(job: Job) -> None:
     """Where it is time to, see whether the run would end sooner on more nodes, and have the ranks save if so."""
-    every = job.jobs.get("grow")
-    # Those that the job's own range has: Slurm gives it no others.
-    sizes = [size for size in job.jobs.get("sizes") or () if size <= job.jobs["nodes"]]
-    if not every or job.bigger or job.must_end() or time.time() - max(job.begun, job.looked) < 60 * every:
+    if not job.jobs.get("grow") or job.bigger or job.must_end():
+        return
+    if time.time() - max(job.begun, job.looked) < pause(job):
         return
     job.looked = time.time()
-    now, most = len(job.nodes.in_use), max(sizes, default=0)
-    left = _left(job) if now < most and not _ends_soon(job) else None
-    if left is None or gain(left, most, paces(job.run_dir), *_costs(job)) <= 0:
+    # Those that the job's own range has: Slurm gives it no others.
+    now, sizes = len(job.nodes.in_use), [size for size in job.jobs.get("sizes") or () if size <= job.jobs["nodes"]]
+    # One that trains on fewer than it asked for, as it has lost a node, would wait for all of them.
+    left = _left(job) if job.jobs.get("least_nodes", 1) <= now < max(sizes, default=0) else None
+    if left is None or _ends_soon(job):
+        return
+    known, costs = paces(job.run_dir), _costs(job)
+    if gain(left, max(sizes), known, *costs) <= 0:
         return
     size = _possible(job, now, sizes)
-    won = gain(left, size, paces(job.run_dir), *_costs(job)) if size else 0.0
+    won = gain(left, size, known, *costs) if size else 0.0
     if won > WORTH * left.seconds:
         job.bigger = f"{size} nodes are free for it in the place of {now}, to end about {won / 60:.0f} min sooner"
+
+
+def pause(job: Job) -> float:
+    """Seconds from one look to the next: twice as many for each growth in a row that brought no more nodes."""
+    sizes = [*(len(attempt["nodes"]) for attempt in job.before), len(job.nodes.in_use)]
+    brought = [sizes[at + 1] > sizes[at] for at, attempt in enumerate(job.before) if attempt.get("cause") == "grow"]
+    in_vain = next((count for count, more in enumerate(reversed(brought)) if more), len(brought))
+    return 60 * job.jobs["grow"] * 2**in_vain
 
 
 def _ends_soon(job: Job) -> bool:
@@ -88,10 +105,10 @@ def _left(job: Job) -> Left | None:
     except (KeyError, TypeError, ValueError):
         return None
     since = started + sum(seconds.get(stage, 0.0) for stage in AT_START)
-    made = step - first - 1
-    if made < 1 or updated <= since:
+    made = int(step - first - 1)
+    if made < SHOWN_STEPS or updated <= since:
         return None
-    return Left(total - step, (updated - since) / made, len(job.nodes.in_use))
+    return Left(total - step, (updated - since) / made, len(job.nodes.in_use), made)
 
 
 def gain(left: Left, nodes: int, known: Sequence[Pace], measured: Took, wait: float) -> float:
@@ -104,11 +121,16 @@ def gain(left: Left, nodes: int, known: Sequence[Pace], measured: Took, wait: fl
 
 
 def speedup(left: Left, nodes: int, known: Iterable[Pace]) -> float:
-    """How much faster the run is on so many nodes than on those it has."""
-    shown = {left.nodes: [left.step_seconds]}
-    for pace in known:
-        shown.setdefault(pace.nodes, []).append(pace.step_seconds)
-    typical = {count: statistics.median(seconds) for count, seconds in shown.items()}
+    """How much faster the run is on so many nodes than on those it has, by the steps that it has made on each."""
+    shown: dict[int, list[Pace]] = {}
+    for pace in (Pace(left.nodes, left.step_seconds, left.made), *known):
+        shown.setdefault(pace.nodes, []).append(pace)
+    made = {count: sum(pace.steps for pace in some) for count, some in shown.items()}
+    typical = {
+        count: sum(pace.steps * pace.step_seconds for pace in some) / made[count]
+        for count, some in shown.items()
+        if count == left.nodes or made[count] >= SHOWN_STEPS
+    }
     if nodes in typical:
         return typical[left.nodes] / typical[nodes]
     least, most = min(typical), max(typical)
@@ -121,19 +143,24 @@ def speedup(left: Left, nodes: int, known: Iterable[Pace]) -> float:
 def _possible(job: Job, now: int, sizes: Sequence[int]) -> int:
     """The most nodes that the job could have at once; 0 where they are no more than it has, or Slurm gives no word."""
     try:
-        idle = room(os.environ.get("SLURM_JOB_PARTITION")).idle
+        found = room(os.environ.get("SLURM_JOB_PARTITION"))
+        size = max((size for size in sizes if size <= now + found.idle), default=0)
+        if size <= now or others_wait(found.sharing):
+            return 0
     except ValueError:
         return 0
-    size = max((size for size in sizes if size <= now + idle), default=0)
-    return size if size > now and _starts_now(job, size - now) else 0
+    return size if _starts_now(job, size - now) else 0
 
 
 def _starts_now(job: Job, nodes: int) -> bool:
     """Whether a job like this one, on the nodes that it lacks, would start at once by Slurm's word.
 
-    Slurm says when it would start behind all that wait, so that nobody is overtaken, and knows what nodes it may have.
+    Slurm (`sbatch --test-only`) knows what nodes the job may have, but thinks of the jobs that run alone: of those that
+    wait `others_wait` tells.
     """
-    script = job.run_dir / "slurm" / f"{job.job_id}_submission.sh"
+    # One script for all jobs of an array.
+    folder = Path(job.jobs.get("folder") or job.run_dir / "slurm")
+    script = folder / f"{job.job_id.partition('_')[0]}_submission.sh"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SBATCH_")}
     try:
         done = subprocess.run(
@@ -146,4 +173,7 @@ def _starts_now(job: Job, nodes: int) -> bool:
     except (OSError, subprocess.TimeoutExpired):
         return False
     found = re.search(r"to start at (\d+)", done.stderr)
+    if found is None:
+        said = " ".join(done.stderr.split()[-30:])
+        print(f"whether {nodes} more nodes would start at once is not known: {said}", file=sys.stderr)
     return done.returncode == 0 and found is not None and float(found[1]) <= time.time() + SOON_SECONDS

@@ -17,7 +17,9 @@ NEWEST = 3
 """Attempts that are looked at: what they took changes with the cluster."""
 LEAVE_SECONDS = 3.0
 """Of ranks that have saved, until srun is through with them."""
-
+QUEUE_SECONDS = 150.0
+"""From the end of an attempt to the start of the next on idle nodes, of a run that has shown none: Slurm holds a
+requeued job for two minutes."""
 
 GAVE_BACK = ("walltime", "grow", "preempted")
 """Causes of ends after which the job waits in the queue."""
@@ -29,6 +31,8 @@ class Pace(NamedTuple):
     nodes: int
     step_seconds: float
     """Wall-clock of a step, with the evaluations and saves between."""
+    steps: int
+    """That show it: all of the attempt but its first."""
 
 
 def took(run_dir: Path) -> Took:
@@ -66,7 +70,8 @@ def pace_of(attempt: Mapping[str, Any], stages: Mapping[str, Any]) -> Pace | Non
     spent, first, last = (number(value) for value in (stages.get("seconds", {}).get("steps"), *_steps(stages)))
     if not spent or first is None or last is None or last - first < 2:
         return None
-    return Pace(len(attempt["nodes"]), spent / (last - first - 1))
+    made = int(last - first - 1)
+    return Pace(len(attempt["nodes"]), spent / made, made)
 
 
 def _steps(stages: Mapping[str, Any]) -> tuple[Any, Any]:

@@ -13,15 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slurm.control import ask
-from slurm.measured import left_seconds, queue_seconds, took
+from slurm.measured import QUEUE_SECONDS, left_seconds, queue_seconds, took
 from slurm.room import planned_starts
 from slurm.slices import Slice, hole, slice_of
 
 if TYPE_CHECKING:
     from slurm.batch import Job
 
-QUEUE_SECONDS = 150.0
-"""From the end of an attempt to the start of the next on idle nodes: Slurm holds a requeued job for two minutes."""
 SAME_SECONDS = 20.0
 """By which slices of the same length may differ."""
 
