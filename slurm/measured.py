@@ -95,10 +95,24 @@ def left_seconds(run_dir: Path, nodes: int) -> float | None:
 
 def queue_seconds(run_dir: Path) -> float | None:
     """The median wait between an attempt that gave its nodes back and the next; None where there was none."""
-    attempts = read_attempts(run_dir)
-    waits = [
-        after["start"] - attempts[number]["end"]
-        for number, after in enumerate(attempts[1:])
-        if attempts[number].get("cause") in GAVE_BACK and attempts[number].get("restart") != after.get("restart")
-    ]
+    waits, before = [], None
+    for after in read_attempts(run_dir):
+        if before and before.get("cause") in GAVE_BACK and _waited(before, after):
+            waits.append(after["start"] - before["end"])
+        before = after
     return statistics.median(waits) if waits else None
+
+
+def _waited(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+    """Whether it was the queue that an attempt waited for, after the one before."""
+    return _sent(before) == _sent(after) and _started(before) != _started(after)
+
+
+def _started(attempt: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What attempts share of which the second was restarted in place."""
+    return tuple(attempt.get(key) for key in ("cluster", "job_id", "restart"))
+
+
+def _sent(attempt: Mapping[str, Any]) -> Any:
+    """What attempts share that were sent by one command: between those of two a user has waited too."""
+    return attempt.get("sent") or _started(attempt)[:2]

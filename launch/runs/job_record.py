@@ -125,10 +125,13 @@ def read_job(run_dir: Path) -> Job | None:
     if first is None or not first.requests:
         return first
     claim = claim_of(run_dir)
-    if claim is None or claim.content.get("request") not in first.requests:
-        return first
-    record = _read(_file_of_request(run_dir, claim.content["request"])) or first
-    return replace(record, job_id=claim.content["job_id"], requests=first.requests, asked=first.asked)
+    content = claim.content if claim else {}
+    # Of one that has let go of it the claim has no id: in its own record is that by which it waits again.
+    chosen = content.get("request") or content.get("free")
+    name = chosen if chosen in first.requests else first.request
+    record = _read(_file_of_request(run_dir, name)) or first
+    job_id = content.get("job_id") if content.get("request") == name else record.job_id
+    return replace(record, job_id=job_id or first.job_id, requests=first.requests, asked=first.asked)
 
 
 def claim_of(run_dir: Path) -> Claim | None:

@@ -110,6 +110,21 @@ def test_what_a_run_has_shown(run_dir):
     assert queue_seconds(run_dir) == 100.0
 
 
+def test_the_wait_for_another_cluster_counts_and_that_for_a_user_does_not(run_dir):
+    """On another cluster both the job's id and the restart may be those of the one before."""
+    where = {"job_id": "7", "restart": 0, "sent": "a"}
+    attempts = [
+        {**where, "attempt": 1, "cluster": "one", "start": 0, "end": 100, "cause": "walltime"},
+        {**where, "attempt": 2, "cluster": "two", "start": 700, "end": 800, "cause": "walltime"},
+        # In place.
+        {**where, "attempt": 3, "cluster": "two", "start": 810, "end": 900, "cause": "walltime"},
+        {**where, "attempt": 4, "cluster": "one", "start": 9000, "end": 9100, "cause": "walltime", "sent": "b"},
+    ]
+    lines = [json.dumps({"nodes": ["n1"], "step": 0, **one}) for one in attempts]
+    (run_dir / "slurm" / "attempts.jsonl").write_text("\n".join(lines) + "\n")
+    assert queue_seconds(run_dir) == 600.0
+
+
 def test_a_slice_that_was_too_short_to_start_asks_for_a_longer_one(run_dir):
     """And ends the run only where a longer one was of no use."""
     attempt(run_dir, 1, 1000, 1100)
