@@ -13,6 +13,8 @@ import tempfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 
+from resnet.process.environment import is_launchers
+
 PORTS = range(10_000, 32_000)
 """Below those that Linux hands out to outgoing connections."""
 TIMEOUT_SECONDS = 10
@@ -56,6 +58,24 @@ def _set(variables: Mapping[str, str | None]) -> None:
             os.environ[name] = value
         else:
             os.environ.pop(name, None)
+
+
+@contextlib.contextmanager
+def without_other_jobs(client: Mapping[str, str] | None = None) -> Iterator[None]:
+    """Without the variables that another job, or a user's defaults for sbatch, would give to the one that is sent.
+
+    client: variables that choose the cluster, empty ones to be unset.
+    """
+    with reaching(client):
+        before = dict(os.environ)
+        for name in before:
+            chosen = name == "SLURM_CONF" or name in (client or {})
+            if is_launchers(name) or (name.startswith(("SBATCH_", "SLURM_")) and not chosen):
+                del os.environ[name]
+        try:
+            yield
+        finally:
+            os.environ.update(before)
 
 
 def controller(client: Mapping[str, str] | None) -> tuple[tuple[str, str], ...]:

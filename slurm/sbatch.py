@@ -6,22 +6,20 @@ import contextlib
 import io
 import json
 import math
-import os
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from resnet.process.environment import is_launchers
 from resnet.rundir.files import write_atomic
-from slurm.control import PATIENT_SECONDS, ask, reaching
+from slurm.control import PATIENT_SECONDS, ask, without_other_jobs
 from slurm.environment_copy import kind_of, prepare
 from slurm.job import do_step, train, words_of
 from slurm.profile import Profile, seconds
@@ -29,6 +27,7 @@ from slurm.room import Room, room
 from slurm.share import trial_of
 from slurm.slices import BACKSTOP_SECONDS, Slice, Took, slice_of
 from slurm.srun import DEFAULT
+from slurm.would_start import ask_start
 
 
 class SlurmError(ValueError):
@@ -143,33 +142,14 @@ def expected_start(submission: Submission) -> str:
     with tempfile.NamedTemporaryFile("w", suffix=".sh") as file:
         file.write(script(submission))
         file.flush()
-        with without_other_jobs(submission.profile.client):
-            done = subprocess.run(
-                ["sbatch", "--test-only", file.name], capture_output=True, text=True, timeout=PATIENT_SECONDS
-            )
-    said = " ".join(done.stderr.replace("sbatch:", "").split())
-    if done.returncode:
-        raise SlurmError(refusal(said, submission.profile))
-    found = re.search(r"to start at (\S+)", said)
-    return found[1].replace("T", " ") if found else said
-
-
-@contextlib.contextmanager
-def without_other_jobs(client: Mapping[str, str] | None = None) -> Iterator[None]:
-    """Without the variables that another job, or a user's defaults for sbatch, would give to the one that is sent.
-
-    client: variables that choose the cluster, empty ones to be unset.
-    """
-    with reaching(client):
-        before = dict(os.environ)
-        for name in before:
-            chosen = name == "SLURM_CONF" or name in (client or {})
-            if is_launchers(name) or (name.startswith(("SBATCH_", "SLURM_")) and not chosen):
-                del os.environ[name]
         try:
-            yield
-        finally:
-            os.environ.update(before)
+            # A controller whom many ask takes its time for this.
+            answer = ask_start(file.name, (), submission.profile.client, PATIENT_SECONDS)
+        except ValueError as error:
+            raise SlurmError(f"when it would start is not known. {error}") from error
+    if answer.refused:
+        raise SlurmError(refusal(answer.said, submission.profile))
+    return f"{datetime.fromtimestamp(answer.start):%Y-%m-%d %H:%M:%S}" if answer.start else answer.said
 
 
 def check_slurm() -> None:

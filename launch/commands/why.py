@@ -5,14 +5,12 @@ from __future__ import annotations
 import argparse
 
 from launch.arguments import add_root
-from launch.runs.job_record import requests_of
 from launch.runs.state import find
 from launch.why.facts import Facts
 from launch.why.find import causes_of, figures
 from launch.why.text import lines
 from resnet.rundir.files import to_json
 from resnet.rundir.find import find_sweep
-from slurm.control import reaching
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,17 +27,9 @@ def run(arguments: argparse.Namespace) -> None:
         print(to_json(found, indent=1) if arguments.json else "\n".join(sweep_lines(found)))
         return
     facts = Facts(find(arguments.run, arguments.root))
-    with reaching(_client(facts)):
-        causes = causes_of(facts)
+    causes = causes_of(facts)
     if arguments.json:
         told = {"name": facts.row["name"], "state": facts.state, "well": not causes, "figures": figures(facts)}
         print(to_json(told | {"causes": [cause._asdict() for cause in causes]}, indent=1))
     else:
         print("\n".join(lines(facts, causes)))
-
-
-def _client(facts: Facts) -> dict[str, str]:
-    """Variables by which Slurm's commands reach the cluster of the job that the run's row is of."""
-    jobs = [job for job in (*requests_of(facts.run_dir), facts.job) if job]
-    told = (facts.row["job_id"], facts.row["cluster"])
-    return next((job.client for job in jobs if (job.job_id, job.cluster) == told), {})

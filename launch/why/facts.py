@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from launch.runs.job_record import Job, read_job
+from launch.runs.job_record import Job, read_job, requests_of
 from launch.runs.logs import attempts, first_failure, newest_batch_files, tail
 from launch.runs.state import rows
 from resnet.rundir.attempts import read_attempts
@@ -80,9 +80,17 @@ class Facts:
 
     @cached_property
     def job(self) -> Job | None:
+        """Of several by which the run waits the one that its row is of."""
         with contextlib.suppress(ValueError, OSError):
-            return read_job(self.run_dir)
+            told = (self.row["job_id"], self.row["cluster"])
+            of_row = (job for job in requests_of(self.run_dir) if (job.job_id, job.cluster) == told)
+            return next(of_row, None) or read_job(self.run_dir)
         return None
+
+    @property
+    def client(self) -> dict[str, str]:
+        """Variables by which Slurm's commands reach the job's cluster."""
+        return self.job.client if self.job else {}
 
     @cached_property
     def attempts(self) -> list[dict[str, Any]]:

@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from importlib import import_module
 from typing import Any
 
 from launch.why.cause import Cause, in_order
 from launch.why.facts import Facts
 from recipes.text import format_duration
+from slurm.control import reaching
 
 KINDS = ("waiting", "failed", "slow", "spiked", "wrong")
 """Modules of this package with `find(facts) -> list[Cause]`."""
+_SLURMS = ("scontrol", "squeue", "sinfo", "scancel", "sacctmgr", "sprio")
 
 
 def causes_of(facts: Facts) -> list[Cause]:
-    found = [cause for kind in KINDS for cause in import_module(f"launch.why.{kind}").find(facts)]
-    return in_order(found)
+    with reaching(facts.client):
+        found = [cause for kind in KINDS for cause in import_module(f"launch.why.{kind}").find(facts)]
+    return in_order([cause._replace(command=_reaching(cause.command, facts)) for cause in found])
+
+
+def _reaching(command: str, facts: Facts) -> str:
+    """A command with what lets those of Slurm reach the run's cluster, where the shell that types it does not."""
+    variables = {name: value for name, value in facts.client.items() if os.environ.get(name, "") != value}
+    if not variables:
+        return command
+    words = sorted(f"{name}={shlex.quote(value)}" if value else f"-u {name}" for name, value in variables.items())
+    parts = command.split(" && ")
+    return " && ".join(" ".join(["env", *words, part]) if part.split(" ")[0] in _SLURMS else part for part in parts)
 
 
 def figures(facts: Facts) -> list[str]:

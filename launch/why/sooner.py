@@ -16,8 +16,9 @@ from typing import NamedTuple
 from launch.runs.sizes import find_sizes
 from launch.why.facts import Facts
 from recipes.text import format_duration, plural
-from slurm.pending import Ahead, Partition, partitions, would_start
+from slurm.pending import Ahead, Partition, partitions
 from slurm.profile import Profile, seconds
+from slurm.would_start import ask_start
 
 MOST_QUESTIONS = 4
 MOST_OF_A_KIND = 2
@@ -95,15 +96,16 @@ def offers(facts: Facts, job: dict[str, str], ahead: Ahead | None) -> list[Offer
     if not found:
         kinds += [_fewer_nodes(facts, queue), _shorter(facts, queue)]
     for request in [*_in_turn(kinds)][:MOST_QUESTIONS]:
-        start = would_start(script, request.options)
-        if start is not None:
-            found.append(Offer(request, start.time, "sbatch --test-only", start.preempts))
+        answer = ask_start(script, request.options, facts.client)
+        if answer.start and not answer.refused:
+            found.append(Offer(request, answer.start, "sbatch --test-only", answer.preempts))
     return found
 
 
 def _script(facts: Facts) -> Path | None:
     """The batch script as it was sent; None for an array, whose jobs share one request."""
-    file = facts.run_dir / "slurm" / f"{facts.row['job_id']}_submission.sh"
+    request = facts.job.request if facts.job else ""
+    file = facts.run_dir / "slurm" / request / f"{facts.row['job_id']}_submission.sh"
     return file if file.is_file() else None
 
 
