@@ -179,6 +179,8 @@ def attend(holding: Holding, run_dir: Path, received: list[int]) -> int:
                 return _stop_before(supervisor, run_dir, number)
             with contextlib.suppress(ProcessLookupError):
                 supervisor.send_signal(number)
+            # Two that come at once would be one.
+            time.sleep(0.1)
         printed.show()
         with contextlib.suppress(subprocess.TimeoutExpired):
             supervisor.wait(0.2)

@@ -119,6 +119,7 @@ def test_control_c_saves_and_a_second_one_stops_at_once(cluster: Cluster, tiny):
     terminal.shown = ""
     terminal.read_until(lambda: "/2000 " in terminal.shown)
     terminal.press_control_c()
+    time.sleep(0.1)
     terminal.press_control_c()
     terminal.read_until(lambda: "CODE=" in terminal.shown)
     assert "CODE=130" in terminal.shown
