@@ -191,6 +191,7 @@ class Job:
         fields = {"job_id": self.job_id, "restart": restart, "start": self.begun, "nodes": nodes, "step": self.step}
         fields |= {"ranks": len(nodes) * self.nodes.ranks, "submitted": self.jobs.get("submitted")}
         fields |= {"cluster": cluster_name(), **({"sent": self.race.token} if self.race else {})}
+        fields |= {"log": self.log.written()}
         note_lost(self.run_dir, self.before)
         self.record(**fields, **({"in_place": self.cause} if self.cause else {}))
         if status_or_nothing(self.run_dir).get("state") != "finished":
@@ -370,7 +371,7 @@ class Job:
         fruitless = last == self.step and (cause in ("walltime", *MENDABLE) or end.failure == "node")
         fields = {"outcome": end.outcome, "cause": cause, "step": last, "reason": end.reason, "node": end.node}
         fields = {"fruitless": fruitless, **fields, **end_of_slice(self, cause, last)}
-        self.record(end=time.time(), reached=reached(self.run_dir), **fields)
+        self.record(end=time.time(), log_end=self.log.written(), reached=reached(self.run_dir), **fields)
 
     def _cause(self, end: End) -> str:
         if why := told_to_end(self.run_dir):

@@ -54,6 +54,10 @@ class OwnLog:
     def __init__(self) -> None:
         self._start = os.fstat(2).st_size
 
+    def written(self) -> int:
+        """Its bytes, of all starts of the job: what is found from there on is of what comes now."""
+        return os.fstat(2).st_size
+
     def slurms_word(self) -> str | None:
         """Why Slurm ends the job, as `slurm.ends.slurms_word` has it."""
         try:

@@ -92,11 +92,11 @@ def first_failure(run_dir: Path) -> tuple[int, str] | None:
     return min(own or records)[2:] if records else None
 
 
-def tail(file: Path, count: int) -> list[str]:
-    """The last lines of a log."""
+def tail(file: Path, count: int, begin: int = 0) -> list[str]:
+    """The last lines of a log, of those from a byte on."""
     try:
         with open(file, "rb") as log:
-            log.seek(max(0, log.seek(0, 2) - TAIL_BYTES))
+            log.seek(max(begin, log.seek(0, 2) - TAIL_BYTES))
             text = log.read().decode(errors="replace")
     except OSError:
         return []

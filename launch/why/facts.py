@@ -93,6 +93,13 @@ class Facts:
         return self.job.client if self.job else {}
 
     @cached_property
+    def client(self) -> dict[str, str]:
+        """Variables by which Slurm's commands reach the cluster of the job that the row is of."""
+        jobs = [job for job in (*requests_of(self.run_dir), self.job) if job]
+        told = (self.row["job_id"], self.row["cluster"])
+        return next((job.client for job in jobs if (job.job_id, job.cluster) == told), {})
+
+    @cached_property
     def attempts(self) -> list[dict[str, Any]]:
         """Those under Slurm, as the batch script noted them."""
         return read_attempts(self.run_dir)
@@ -159,8 +166,20 @@ class Facts:
 
     @cached_property
     def batch_texts(self) -> list[Text]:
-        """The end of what the batch script printed, and srun and Slurm with it."""
-        return [self._text(file) for file in newest_batch_files(self.run_dir)]
+        """The end of what the batch script printed since the newest attempt began, and srun and Slurm with it."""
+        return [self._newest(file) for file in newest_batch_files(self.run_dir)]
 
-    def _text(self, file: Path) -> Text:
-        return Text(str(file.relative_to(self.run_dir)), tail(file, LOG_LINES))
+    def _newest(self, file: Path) -> Text:
+        """Of a batch script's log, which is of all starts of its job."""
+        last = self.attempts[-1] if self.attempts else {}
+        if not file.name.startswith(f"{last.get('job_id')}_"):
+            return self._text(file)
+        if "log_end" in last and self.row["failure"] != "budget":
+            # A start that failed before it was an attempt: of the end of the one before Slurm alone tells as late.
+            later = self._text(file, last["log_end"])
+            if any("*** " not in line for line in later.lines):
+                return later
+        return self._text(file, last.get("log") or 0)
+
+    def _text(self, file: Path, begin: int = 0) -> Text:
+        return Text(str(file.relative_to(self.run_dir)), tail(file, LOG_LINES, begin))

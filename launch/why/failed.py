@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from launch.runs.state import GRACE_SECONDS
@@ -19,6 +20,9 @@ MOST_SHOWN = 300
 """Characters of a line of evidence."""
 CONSEQUENCES = (None, "peer", "nccl", "hang", "killed", "crash", "slurm", "gone", "budget", "node", "device")
 """Classes of failure that may follow from another, which a log tells."""
+FOLLOWS = ("nccl", "hang", "peer", "killed", "slurm")
+"""Those that a rank may tell of as its own, though it began outside of it."""
+_LED_TO = re.compile(r"During handling of the above|The above exception was the direct cause")
 EXITED = ": exited with exit code"
 TOLD_BY_REASON = ("mistake", "oom", "data", "disk")
 """Those that only their own reason tells more of: a log may hold errors that did no harm."""
@@ -58,14 +62,35 @@ def _texts(facts: Facts, kind: str | None) -> list[Text]:
         return []
     record = facts.first_record
     first = [Text(f"logs/failure-{record['rank']}.json", [record["reason"]])] if record else []
+    if record and record.get("own_fault") and not _may_follow(record):
+        return [*first, *_last_traceback(facts, record["rank"])]
     told = [Text("slurm/attempts.jsonl", str(one.get("reason") or "").split("\n")) for one in facts.attempts[-1:]]
     return [*first, reason, *facts.batch_texts, *told, *facts.log_texts]
+
+
+def _may_follow(record: dict[str, Any]) -> bool:
+    """Whether a rank may have failed by something else than the error that it tells of."""
+    return record.get("failure") in FOLLOWS or "worker" in record["reason"]
+
+
+def _last_traceback(facts: Facts, rank: int) -> list[Text]:
+    """What the log of a rank has of the exception that ended it, and of those that led to it."""
+    log = next((text for text in facts.log_texts if Path(text.place).name == f"rank-{rank}.log"), None)
+    begins = [number for number, line in enumerate(log.lines if log else []) if line.startswith("Traceback (most")]
+    if not log or not begins:
+        return []
+    # Those before it did no harm.
+    first = begins.pop()
+    while begins and _LED_TO.match(log.lines[first - 1]):
+        first = begins.pop()
+    return [Text(log.place, [line for line in log.lines[first:] if not line.startswith("  ")])]
 
 
 def _of_sign(facts: Facts, found: Found) -> Cause:
     sign = found.sign
     evidence = (f"{_cut(found.line)} ({found.place})", *_where(facts))
-    return Cause("failed", sign.name, _cut(sign.said.format(found.what)), evidence[:3], sign.mend(facts), 1.0)
+    said, command = _cut(sign.said.format(found.what)), sign.mend(facts, found.line)
+    return Cause("failed", sign.name, said, evidence[:3], command, 1.0)
 
 
 def _where(facts: Facts) -> list[str]:
@@ -125,7 +150,7 @@ def _data(facts: Facts) -> Cause:
         log = next((text for text in facts.log_texts if "stage-" in text.place and text.lines), None)
         last = f"{log.lines[-1]} ({log.place})" if log else ""
         return _cause(facts, "staging", f"slurm.stage could not bring the data: {reason}", mends.retry(facts), last)
-    return _cause(facts, "broken_images", reason, f"resnet check-data recipe={facts.run_dir}")
+    return _cause(facts, "broken_images", reason, mends.check_data(facts))
 
 
 def _peer(facts: Facts) -> Cause:
@@ -166,10 +191,8 @@ def _plugin(facts: Facts) -> Cause:
 
 
 def _lease(facts: Facts) -> Cause:
-    found = re.search(r"process (\d+) on (\S+?)(?:, job (\S+?))?(?::|$)", _first_line(facts.row["reason"]))
-    end = f"scancel {found[3]}" if found and found[3] else f"ssh {found[2]} kill {found[1]}" if found else ""
-    command = " && ".join(filter(None, (end, mends.retry(facts))))
-    return _cause(facts, "lease", f"another process trains the same run: {_reason(facts)}", command)
+    said = f"another process trains the same run, and goes on: {_reason(facts)}"
+    return _cause(facts, "lease", said, f"launch status {facts.typed}")
 
 
 def _mistake(facts: Facts) -> Cause:

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from launch.why.facts import Facts
 from resnet.rundir.find import ROOT, is_sweep
 
+SLURMS_OWN = ("scontrol", "squeue", "sinfo", "sacctmgr", "scancel", "srun")
+
 
 def retry(facts: Facts, *changes: str) -> str:
     """Continue the run from its newest checkpoint. changes: `slurm.KEY=VALUE`, and options, for a run that was sent."""
@@ -24,6 +26,20 @@ def elsewhere(facts: Facts) -> str:
     # Of a single node another may do as badly, but it is the one that is known.
     host = first.get("host") if first.get("host") in nodes else nodes[0] if len(nodes) == 1 else None
     return retry(facts, f"slurm.exclude={host}") if host else retry(facts)
+
+
+def on_node(facts: Facts, *words: str) -> str:
+    """Run a command on the node of the rank that failed first, or on any of the job's partition."""
+    assert facts.job
+    host, partition = (facts.first_record or {}).get("host"), facts.job.profile.get("partition")
+    where = [f"--nodelist={host}"] if host else [f"--partition={partition}"] if partition else []
+    return slurms(facts, shlex.join(["srun", *where, *words]))
+
+
+def slurms(facts: Facts, command: str) -> str:
+    """A command of Slurm's own, so that it reaches the cluster that has the run's job."""
+    own = command.split(" ", 1)[0] in SLURMS_OWN
+    return " ".join([*(f"{name}={shlex.quote(value)}" for name, value in facts.client.items() if own), command])
 
 
 def with_changes(facts: Facts, *changes: str, ranks: int | None = None) -> str:
@@ -75,6 +91,11 @@ def _words_sent(facts: Facts) -> list[str]:
     if words[:2] == ["launch", "submit"] and any(word.startswith("recipe=") for word in words):
         return [word for word in words[2:] if "=" in word and not word.startswith("-")]
     return [f"recipe={facts.run_dir}", f"cluster={facts.job.cluster}"]
+
+
+def check_data(facts: Facts) -> str:
+    """Look at the run's images."""
+    return shlex.join(["resnet", "check-data", f"recipe={facts.run_dir}"])
 
 
 def on_cpu(facts: Facts) -> bool:

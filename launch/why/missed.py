@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from launch.why.alike import Other, data_of, others
 from launch.why.cause import Cause
 from launch.why.facts import Facts
-from launch.why.mends import anew
+from launch.why.mends import anew, check_data
 from launch.why.steps import shipped
 from recipes.changes import differences
 from recipes.evidence import judge, what_differs
@@ -51,11 +51,6 @@ def result_of(facts: Facts) -> Result | None:
 def cause(name: str, said: str, evidence: Sequence[str], command: str, weight: float = 0.9) -> Cause:
     """One of this kind."""
     return Cause("wrong", name, said, tuple(filter(None, evidence))[:3], command, weight)
-
-
-def check_data(facts: Facts) -> str:
-    """The command that looks at the run's images."""
-    return f"resnet check-data recipe={facts.run_dir}"
 
 
 def is_far(facts: Facts, result: Result) -> bool:

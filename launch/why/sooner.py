@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from launch.runs.sizes import find_sizes
+from launch.why import mends
 from launch.why.facts import Facts
 from recipes.text import format_duration, plural
 from slurm.pending import Ahead, Partition, partitions
@@ -160,7 +161,7 @@ def _other_partitions(facts: Facts, queue: Queue) -> Iterator[Request]:
     able = [one for one in able if one.limit is None or one.limit >= queue.limit]
     for one in sorted(able, key=lambda one: -one.idle):
         command = f"scontrol update JobId={facts.row['job_id']} Partition={one.name}"
-        yield Request(f"in partition {one.name}", (f"--partition={one.name}",), command, 1.0)
+        yield Request(f"in partition {one.name}", (f"--partition={one.name}",), mends.slurms(facts, command), 1.0)
 
 
 def _fewer_nodes(facts: Facts, queue: Queue) -> Iterator[Request]:
@@ -200,6 +201,6 @@ def _shorter(facts: Facts, queue: Queue) -> Iterator[Request]:
 
 
 def _limited(facts: Facts, queue: Queue, minutes: int) -> Request:
-    command = f"scontrol update JobId={facts.row['job_id']} TimeLimit={minutes}"
+    command = mends.slurms(facts, f"scontrol update JobId={facts.row['job_id']} TimeLimit={minutes}")
     what = f"with a limit of {format_duration(60 * minutes)}"
     return Request(what, (f"--time={minutes}",), command, queue.limit / (60 * minutes) / 10)

@@ -6,7 +6,7 @@ import contextlib
 import shlex
 from collections.abc import Callable
 
-from launch.why import reasons
+from launch.why import mends, reasons
 from launch.why.cause import Cause
 from launch.why.facts import Facts
 from launch.why.sooner import Offer, offers
@@ -34,7 +34,7 @@ def find(facts: Facts) -> list[Cause]:
     row = facts.row
     if found := AT_ITS_NODES.get(row["slurm_state"]):
         name, said = found
-        command = f"scontrol resume {row['job_id']}" if name == "suspended" else ""
+        command = mends.slurms(facts, f"scontrol resume {row['job_id']}") if name == "suspended" else ""
         return [Cause("waiting", name, said, (f"job {row['job_id']} is {row['slurm_state']} (squeue)",), command, 1.0)]
     if row["state"] != "queued" or row["slurm_state"] in FAILURES:
         return []
@@ -58,9 +58,8 @@ def _never_sent(facts: Facts) -> Cause:
 def _no_answer(facts: Facts) -> Cause:
     trouble = str(facts.row["reason"] or "")
     evidence = (trouble, f"status.json says queued, {format_duration(_waited(facts))} ago")
-    return Cause(
-        "waiting", "no_answer", "what it waits for is not known: Slurm does not answer", evidence, "sinfo", 1.0
-    )
+    said = "what it waits for is not known: Slurm does not answer"
+    return Cause("waiting", "no_answer", said, evidence, mends.slurms(facts, "sinfo"), 1.0)
 
 
 def _queued(facts: Facts) -> Cause:
@@ -177,4 +176,5 @@ def _offers(facts: Facts, job: dict[str, str], ahead: Ahead | None, expected: fl
 def _command(facts: Facts, job: dict[str, str], reason: reasons.Reason) -> str:
     job_id = str(facts.row["job_id"])
     partition = shlex.quote(job.get("Partition", ""))
-    return reason.command.format(job=job_id, array=job_id.partition("_")[0], run=facts.typed, partition=partition)
+    command = reason.command.format(job=job_id, array=job_id.partition("_")[0], run=facts.typed, partition=partition)
+    return mends.slurms(facts, command)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shlex
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from launch.arguments import split_words
 from launch.cli import COMMANDS, main
 from launch.why import reasons
-from launch.why.facts import Text
+from launch.why.cause import Cause
+from launch.why.facts import Facts, Text
+from launch.why.find import causes_of
+from launch.why.mends import SLURMS_OWN
 from launch.why.signs import first_sign
 from recipes.load import load
 from resnet.process.commands import parse
@@ -20,8 +25,9 @@ from resnet.rundir.status import write_status
 from slurm.profile import Profile, change_profile
 from tests.fabricated import a_sweep, make_run
 from tests.launch.planted import Fault, Place, faults, place_in
+from tests.launch.planted.failed import DISTRACTORS, TRACEBACK, Ended, say
 
-OTHER_PROGRAMS = ("resnet", "scontrol", "squeue", "sinfo", "sacctmgr", "scancel", "ssh", sys.executable)
+OTHER_PROGRAMS = ("resnet", *SLURMS_OWN, "ssh", "df", "ls", sys.executable)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +49,7 @@ def test_right_cause_comes_first(planted: Fault, place: Place):
 def can_be_typed(command: str) -> None:
     """Raise where the programs would not take a command."""
     for part in filter(None, command.split(" && ")):
-        program, *words = shlex.split(part)
+        program, *words = itertools.dropwhile(lambda word: word.startswith("SLURM_"), shlex.split(part))
         if program != "launch":
             assert program in OTHER_PROGRAMS, command
             continue
@@ -146,6 +152,9 @@ def test_slurms_reasons_in_words(told, name, words):
         ),
         ("OSError: [Errno 116] Stale file handle: '/data/a.jpg'", "file_system"),
         ("OSError: [Errno 24] Too many open files", "open_files"),
+        ("RuntimeError: index 1000 is out of bounds for dimension 1 with size 1000", "labels"),
+        ("OSError: [Errno 28] No space left on device: '/dev/shm/torch_1'", "shared_memory"),
+        ("RuntimeError: unable to write to file </torch_1_2>: No space left on device (28)", "shared_memory"),
     ],
 )
 def test_signs(line, name):
@@ -164,6 +173,8 @@ def test_signs(line, name):
         "[W ProcessGroupNCCL.cpp:1250] Warning: WARNING: destroy_process_group() was not called",
         "there is no better checkpoint yet",
         "srun: error: n1: task 3: Exited with exit code 1",
+        "IndexError: index 5 is out of bounds for dimension 0 with size 5",
+        *DISTRACTORS,
     ],
 )
 def test_what_is_no_sign(line):
@@ -175,6 +186,88 @@ def test_the_first_sign_of_the_most_telling_text_counts():
     found = first_sign([Text("a", ["-", later, earlier]), Text("b", [earlier])])
     assert found is not None
     assert (found.sign.name, found.place) == ("disk", "a")
+
+
+def first_cause(run_dir: Path, **row: object) -> Cause:
+    """row: changes to what is known of the run, with which Slurm is not asked."""
+    facts = Facts(run_dir)
+    return causes_of(Facts(run_dir, facts.row | row) if row else facts)[0]
+
+
+def test_a_ranks_own_exception_is_not_explained_by_other_lines(tmp_path):
+    run = Ended(Place(tmp_path), "own")
+    logs = run.attempt()
+    say(logs, 2, *TRACEBACK, "OSError: [Errno 116] Stale file handle: '/data/a.jpg'")
+    run.rank_fails(2, "AttributeError: 'NoneType' object has no attribute 'shape'", "crash")
+    say(logs, 2, *TRACEBACK, "AttributeError: 'NoneType' object has no attribute 'shape'")
+    say(logs, 0, *TRACEBACK, "OSError: [Errno 28] No space left on device: '/tmp/x'")
+    cause = first_cause(run.ends("n1: Read-only file system", "srun: error: n2: task 2: Exited with exit code 1"))
+    assert cause.name == "crash"
+    assert "NoneType" in cause.said
+
+
+def test_a_workers_end_is_explained_by_slurms_word(tmp_path):
+    run = Ended(Place(tmp_path), "worker")
+    run.attempt()
+    run.rank_fails(2, "RuntimeError: DataLoader worker (pid(s) 123) exited unexpectedly", "crash")
+    oom = "slurmstepd: error: Detected 1 oom_kill event in StepId=17.0. Some of the step tasks have been OOM Killed."
+    assert first_cause(run.ends(oom, "srun: error: n2: task 2: Exited with exit code 1")).name == "host_memory"
+
+
+def test_what_an_attempt_before_printed_explains_nothing(tmp_path):
+    run = Ended(Place(tmp_path), "older")
+    run.attempt()
+    run.batch_log("slurmstepd: error: Detected 1 oom_kill event in StepId=17.0.")
+    run.told("killed", "rank 3 on n2 was killed", None, cause="killed")
+    run.attempt()
+    for rank in (2, 0, 1, 3):
+        run.rank_fails(rank, "no step for 10 minutes (a hang); the stacks are in logs/rank-2.log", "hang")
+    assert first_cause(run.ends("srun: error: n2: task 2: Exited with exit code 1")).name == "hang"
+
+
+def test_a_start_that_failed_before_its_attempt_is_told(tmp_path):
+    run = Ended(Place(tmp_path), "setup-later")
+    run.attempt()
+    run.batch_log("slurmstepd: error: Detected 1 oom_kill event in StepId=17.0.")
+    run.told("killed", "rank 3 on n2 was killed", None, cause="killed")
+    run.batch_log("slurmstepd: error: *** JOB 17 ON n1 CANCELLED AT 2026-01-01T00:00:00 DUE TO JOB REQUEUE ***")
+    assert first_cause(run.run_dir).name == "host_memory"
+    run.batch_log("slurm.setup failed: module load cuda/99.9")
+    assert first_cause(run.run_dir).name == "setup"
+
+
+@pytest.mark.parametrize(
+    ("line", "command"),
+    [
+        ("OSError: [Errno 28] No space left on device: '{root}/disk/checkpoints/x'", "launch clean --dry-run"),
+        ("OSError: [Errno 28] No space left on device", "launch clean --dry-run"),
+        (
+            "OSError: [Errno 28] No space left on device: '/tmp/torchinductor_me/x'",
+            "launch retry {run} slurm.exclude=n1",
+        ),
+        ("OSError: [Errno 122] Disk quota exceeded: '/home/me/.cache/x'", "df -h /home/me/.cache"),
+        ("PermissionError: [Errno 13] Permission denied: '/data/a b'", "ls -ld /data '/data/a b'"),
+        ("FATAL:   could not open image /shared/resnet.sif: no such file", "launch doctor cluster=local-test"),
+        ("train.py: data.train=/data/x: there is no /data/x.", "srun --nodelist=n1 ls -d /data/x"),
+        (
+            "ModuleNotFoundError: No module named 'our_losses'",
+            f"{sys.executable} -c 'import our_losses' && launch retry {{run}}",
+        ),
+    ],
+)
+def test_what_mends_it(tmp_path, line, command):
+    run = Ended(Place(tmp_path), "disk")
+    run.attempt()
+    run.rank_fails(0, line.format(root=run.run_dir.parent), "crash")
+    cause = first_cause(run.ends("srun: error: n1: task 0: Exited with exit code 1"))
+    assert cause.command == command.format(run=run.run_dir)
+
+
+def test_slurms_commands_reach_the_runs_cluster(tmp_path):
+    run = Ended(Place(tmp_path), "far", "slurm.client={SLURM_CONF: /etc/two/slurm.conf}")
+    waits = {"state": "queued", "slurm_state": "PENDING", "slurm_reason": "JobHeldUser", "job_id": "17"}
+    cause = first_cause(run.run_dir, **waits, cluster="local-test")
+    assert cause.command == "SLURM_CONF=/etc/two/slurm.conf scontrol release 17"
 
 
 def test_what_would_start_sooner_does(place: Place):

@@ -26,6 +26,24 @@ from tests.launch.planted import Place, fault
 
 NODES = ["n1", "n2"]
 EXITED = "Exited with exit code 1"
+DISTRACTORS = (
+    "slurmstepd: error: couldn't chdir to `/home/me/x': No such file or directory: going to /tmp instead",
+    "bash: /etc/profile.d/lmod.sh: Permission denied",
+    "/etc/profile.d/limits.sh: line 3: /sys/fs/cgroup/memory.max: Permission denied",
+    "n1:8:8 [0] NCCL INFO NET/Plugin : Plugin load (libnccl-net.so) returned 2 : libnccl-net.so: cannot open shared "
+    "object file: No such file or directory",
+    "n1:812:812 [0] NCCL INFO NET/IB : ibv_query_gid failed with error 22",
+    "n1:812:812 [0] misc/ibvwrap.cc:63 NCCL WARN Failed to open libibverbs.so[.1]",
+    "[W socket.cpp:46] [c10d] The server socket has failed to bind to [::]:29500 (errno: 98 - Address already in use).",
+    "torchvision/io/image.py:13: UserWarning: Failed to load image Python extension: 'libjpeg.so.8: cannot open shared "
+    "object file: No such file or directory'",
+    "torch/cuda/__init__.py:118: UserWarning: CUDA initialization: Found no NVIDIA driver on your system.",
+    "wandb: WARNING OSError: [Errno 122] Disk quota exceeded: '/home/me/.cache/wandb'",
+    "wandb: WARNING ModuleNotFoundError: No module named 'IPython'",
+    "ERROR: ld.so: object 'libtcmalloc.so' from LD_PRELOAD cannot be preloaded (cannot open shared object file): "
+    "ignored.",
+)
+"""What well-behaved runs print as well: before each attempt here, in the batch script's log and in each rank's."""
 
 
 class Ended:
@@ -45,10 +63,14 @@ class Ended:
     def attempt(self) -> Path:
         """Begin an attempt; returns the folder of its logs."""
         self.number += 1
-        record(self.run_dir, self.number, job_id="17", restart=self.number - 1, start=1.7e9, nodes=NODES, step=40)
+        begun = {"job_id": "17", "restart": self.number - 1, "start": 1.7e9, "nodes": NODES, "step": 40}
+        record(self.run_dir, self.number, **begun, log=self.batch_log())
         write_status(self.run_dir, state="running", attempts=self.number, job_id="17")
         logs = self.run_dir / "logs" / f"attempt-{self.number}"
         logs.mkdir(parents=True)
+        self.batch_log(*DISTRACTORS)
+        for rank in range(4):
+            say(logs, rank, *DISTRACTORS)
         return logs
 
     def rank_fails(self, rank: int, reason: str, kind: str, own_fault: bool = True) -> None:
@@ -69,16 +91,18 @@ class Ended:
     def told(self, outcome: str, reason: str, failure: str | None, node: str | None = None, **fields: Any) -> Path:
         """The batch script writes down how the attempt ended."""
         told = {"outcome": outcome, "reason": reason, "node": node, "step": 40, "fruitless": False}
-        record(self.run_dir, self.number, end=1.7e9, **{**told, **fields})
+        record(self.run_dir, self.number, end=1.7e9, log_end=self.batch_log(), **{**told, **fields})
         tell(self.run_dir, state="failed", reason=reason, failure=failure, eta_s=None)
         return self.run_dir
 
-    def batch_log(self, *lines: str) -> None:
+    def batch_log(self, *lines: str) -> int:
+        """Write these; returns its bytes."""
         with open(self.run_dir / "slurm" / "17_0_log.out", "a") as log:
             log.writelines(f"{line}\n" for line in lines)
+            return log.tell()
 
 
-def _log(logs: Path, rank: int, *lines: str) -> None:
+def say(logs: Path, rank: int, *lines: str) -> None:
     with open(logs / f"rank-{rank}.log", "a") as log:
         log.writelines(f"{line}\n" for line in ("submitit INFO starting", *lines))
 
@@ -218,7 +242,7 @@ def disk_of_one_node(place: Place) -> Path:
     logs = run.attempt()
     for rank in (0, 1, 2):
         run.rank_fails(rank, "lost the other ranks (Connection closed by peer [10.0.0.2]:41234)", "peer", False)
-    _log(logs, 3, *TRACEBACK, "OSError: [Errno 28] No space left on device: '/tmp/torchinductor_me'")
+    say(logs, 3, *TRACEBACK, "OSError: [Errno 28] No space left on device: '/tmp/torchinductor_me'")
     return run.ends(
         "srun: error: n2: task 3: Exited with exit code 1", "srun: error: n1: tasks 0-2: Exited with exit code 1"
     )
@@ -230,7 +254,7 @@ def driver_that_is_too_old(place: Place) -> Path:
     run = Ended(place, "driver")
     logs = run.attempt()
     told = "RuntimeError: The NVIDIA driver on your system is too old (found version 11040)."
-    _log(logs, 1, *TRACEBACK, f"{told} Please update your GPU driver by downloading and installing a new version")
+    say(logs, 1, *TRACEBACK, f"{told} Please update your GPU driver by downloading and installing a new version")
     return run.ends("srun: error: n1: task 1: Exited with exit code 1")
 
 
@@ -242,7 +266,7 @@ def library_of_another_system(place: Place) -> Path:
     told = (
         "ImportError: /lib64/libc.so.6: version `GLIBC_2.32' not found (required by /shared/venv/torch/lib/libtorch.so)"
     )
-    _log(logs, 0, *TRACEBACK, told)
+    say(logs, 0, *TRACEBACK, told)
     return run.ends("srun: error: n1: tasks 0-1: Exited with exit code 1")
 
 
@@ -251,7 +275,7 @@ def interface_that_is_not_there(place: Place) -> Path:
     """slurm.interface names one that the nodes do not have, and NCCL ends with advice of its own."""
     run = Ended(place, "interface", "slurm.interface=ib9")
     logs = run.attempt()
-    _log(logs, 0, "n1:812:812 [0] NCCL WARN Bootstrap : no socket interface found")
+    say(logs, 0, "n1:812:812 [0] NCCL WARN Bootstrap : no socket interface found")
     run.rank_fails(0, "DistBackendError: ncclInternalError: Internal check failed.", "nccl")
     return run.ends("srun: error: n1: task 0: Exited with exit code 1")
 
@@ -261,7 +285,7 @@ def folder_that_is_not_on_the_nodes(place: Place) -> Path:
     """The data's folder is not mounted on the nodes: a mistake of the recipe, by the ranks."""
     run = Ended(place, "not-mounted")
     logs = run.attempt()
-    _log(logs, 0, "train.py: data.train=/data/imagenet/train: there is no /data/imagenet/train.")
+    say(logs, 0, "train.py: data.train=/data/imagenet/train: there is no /data/imagenet/train.")
     return run.ends("srun: error: n1: tasks 0-1: Exited with exit code 2")
 
 
@@ -270,7 +294,7 @@ def other_number_of_classes(place: Place) -> Path:
     """model.num_classes is not the number of the folders."""
     run = Ended(place, "classes")
     logs = run.attempt()
-    _log(logs, 0, "train.py: model.num_classes=100, but /data/train has 1000 classes (n01440764, n01443537 ...)")
+    say(logs, 0, "train.py: model.num_classes=100, but /data/train has 1000 classes (n01440764, n01443537 ...)")
     return run.ends("srun: error: n1: tasks 0-3: Exited with exit code 2")
 
 
@@ -280,7 +304,7 @@ def file_system_that_hangs(place: Place) -> Path:
     run = Ended(place, "hang")
     logs = run.attempt()
     stack = '  File "/shared/code/resnet/data/decode.py", line 41 in read_file'
-    _log(logs, 2, "Thread 0x7f (most recent call first):", stack)
+    say(logs, 2, "Thread 0x7f (most recent call first):", stack)
     for rank in (2, 0, 1, 3):
         run.rank_fails(rank, "no step for 10 minutes (a hang); the stacks are in logs/rank-2.log", "hang")
     return run.ends("srun: error: n2: task 2: Exited with exit code 1")
@@ -338,7 +362,7 @@ def restarts_that_all_end_in_the_same_way(place: Place) -> Path:
     told = "ImportError: libcudart.so.12: cannot open shared object file: No such file or directory"
     for _ in range(3):
         logs = run.attempt()
-        _log(logs, 0, *TRACEBACK, told)
+        say(logs, 0, *TRACEBACK, told)
         run.told("killed", "rank 0 on n1 was ended by a segmentation fault", None, "n1", cause="killed", fruitless=True)
     return _not_again(run, 100)
 
