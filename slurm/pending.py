@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from typing import NamedTuple
 
 from slurm.control import ask, unix_time
@@ -43,12 +44,16 @@ def show_job(job_id: str) -> dict[str, str]:
     return {name: value for name, value in values.items() if value not in ("(null)", "N/A", "None", "Unknown", "")}
 
 
-def ahead_of(job_id: str, partitions: str, priority: int) -> Ahead:
-    """A job's place among those that wait in its partitions. Raises ValueError where Slurm does not answer."""
+def ahead_of(job_id: str, partitions: str, priority: int, same: Collection[str] = ()) -> Ahead:
+    """A job's place among those that wait in its partitions. Raises ValueError where Slurm does not answer.
+
+    same: jobs of the same run, of which one trains it and the others end: none is ahead of another.
+    """
     shown = "--format=%i|%Q|%S"
     told = ask(["squeue", "--noheader", "--states=PENDING", f"--partition={partitions}", shown])
     rows = [line.split("|") for line in told.splitlines() if line.count("|") == 2]
-    others = {name: (int(rank), unix_time(start)) for name, rank, start in rows if name != job_id and rank.isdigit()}
+    ours = {job_id, *same}
+    others = {name: (int(rank), unix_time(start)) for name, rank, start in rows if name not in ours and rank.isdigit()}
     # Of the same priority that which was sent first is first.
     higher = [
         start

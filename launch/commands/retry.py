@@ -13,7 +13,7 @@ from launch.runs.attend import train_here
 from launch.runs.checks import check_array, refuse_active
 from launch.runs.job_record import Job, known_keys, read_job
 from launch.runs.requests import Place
-from launch.runs.send import SNAPSHOTS, send, told
+from launch.runs.send import SNAPSHOTS, send, submit_command, told
 from launch.runs.state import find
 from recipes.load import load_file
 from recipes.plugin_files import naming_copies
@@ -104,6 +104,8 @@ def _retry_run(run_dir: Path, arguments: argparse.Namespace) -> int:
         raise ValueError(f"{run_dir.name} is finished")
     if arguments.job or (job and job.held):
         return _retry_held(run_dir, job, arguments)
+    if job is None and read_status(run_dir).get("state") == "queued":
+        raise ValueError(f"{run_dir.name} was to be sent, and never was: {submit_command(run_dir)}")
     if job is None:
         return _retry_here(run_dir, arguments)
     check_slurm()

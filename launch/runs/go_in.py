@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import shlex
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from launch.runs.held import Holding, attend
-from launch.runs.send import prepare, shown, submit
+from launch.runs.send import prepare, shown, submit, submit_command
 from recipes.load import Loaded
 from recipes.text import plural
 from resnet.process.exit_codes import STOPPED
 from resnet.process.signals import SIGNALS
-from resnet.rundir.find import ROOT
 from resnet.rundir.status import status_or_nothing
 
 
@@ -58,8 +56,7 @@ def placed(holding: Holding, run_dir: Path) -> str:
 def _go_on(run_dir: Path) -> list[str]:
     """What to type for a run that was stopped."""
     name = shown(run_dir)
-    words = [f"recipe={run_dir}", *([] if run_dir.parent == Path(ROOT).absolute() else [f"run.root={run_dir.parent}"])]
     return [
         f"  go on    launch retry {name}     (here; --in JOBID: in another allocation)",
-        f"  send     launch submit {shlex.join([*words, f'run.name={run_dir.name}'])} cluster=NAME",
+        f"  send     {submit_command(run_dir)}",
     ]

@@ -27,7 +27,7 @@ from recipes.schema.recipe import Recipe
 from resnet.process.signals import SIGNALS
 from resnet.rundir.attempts import end_as_told, end_file
 from resnet.rundir.files import write_atomic
-from resnet.rundir.find import remember_root
+from resnet.rundir.find import ROOT, remember_root
 from resnet.rundir.status import read_status, write_status
 from slurm.code_copy import take_snapshot
 from slurm.control import ask
@@ -164,6 +164,15 @@ def shown(run_dir: Path) -> str:
     """A run as it is named on this command line: by name where it lies in ./runs, else by its path."""
     default = Path.cwd() / "runs"
     return shlex.quote(run_dir.name if run_dir.parent == default else os.path.relpath(run_dir))
+
+
+def submit_command(run_dir: Path) -> str:
+    """What to type to send a run, wherever to.
+
+    run_dir: a whole path.
+    """
+    root = [] if run_dir.parent == Path(ROOT).absolute() else [f"run.root={run_dir.parent}"]
+    return shlex.join(["launch", "submit", f"recipe={run_dir}", *root, f"run.name={run_dir.name}", "cluster=NAME"])
 
 
 class Prepared(NamedTuple):

@@ -25,6 +25,8 @@ class Cause(NamedTuple):
     1: it alone explains why the run is over or waits. Below: how much of the run's time it costs, or how sure it is.
     Above: what brought about another cause of weight 1, as the step at which the loss rose before it was no number.
     """
+    advice: str = "nothing: it goes on by itself"
+    """What there is to do where no command does it."""
 
 
 def in_order(causes: list[Cause]) -> list[Cause]:

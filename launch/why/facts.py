@@ -93,13 +93,6 @@ class Facts:
         return self.job.client if self.job else {}
 
     @cached_property
-    def client(self) -> dict[str, str]:
-        """Variables by which Slurm's commands reach the cluster of the job that the row is of."""
-        jobs = [job for job in (*requests_of(self.run_dir), self.job) if job]
-        told = (self.row["job_id"], self.row["cluster"])
-        return next((job.client for job in jobs if (job.job_id, job.cluster) == told), {})
-
-    @cached_property
     def attempts(self) -> list[dict[str, Any]]:
         """Those under Slurm, as the batch script noted them."""
         return read_attempts(self.run_dir)

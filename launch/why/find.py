@@ -14,7 +14,7 @@ from slurm.control import reaching
 
 KINDS = ("waiting", "failed", "slow", "spiked", "wrong")
 """Modules of this package with `find(facts) -> list[Cause]`."""
-_SLURMS = ("scontrol", "squeue", "sinfo", "scancel", "sacctmgr", "sprio")
+_SLURMS = ("scontrol", "squeue", "sinfo", "scancel", "sacctmgr", "sprio", "srun")
 
 
 def causes_of(facts: Facts) -> list[Cause]:

@@ -8,8 +8,6 @@ from collections.abc import Iterable
 from launch.why.facts import Facts
 from resnet.rundir.find import ROOT, is_sweep
 
-SLURMS_OWN = ("scontrol", "squeue", "sinfo", "sacctmgr", "scancel", "srun")
-
 
 def retry(facts: Facts, *changes: str) -> str:
     """Continue the run from its newest checkpoint. changes: `slurm.KEY=VALUE`, and options, for a run that was sent."""
@@ -33,13 +31,7 @@ def on_node(facts: Facts, *words: str) -> str:
     assert facts.job
     host, partition = (facts.first_record or {}).get("host"), facts.job.profile.get("partition")
     where = [f"--nodelist={host}"] if host else [f"--partition={partition}"] if partition else []
-    return slurms(facts, shlex.join(["srun", *where, *words]))
-
-
-def slurms(facts: Facts, command: str) -> str:
-    """A command of Slurm's own, so that it reaches the cluster that has the run's job."""
-    own = command.split(" ", 1)[0] in SLURMS_OWN
-    return " ".join([*(f"{name}={shlex.quote(value)}" for name, value in facts.client.items() if own), command])
+    return shlex.join(["srun", *where, *words])
 
 
 def with_changes(facts: Facts, *changes: str, ranks: int | None = None) -> str:

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from typing import Literal, NamedTuple
+
+Move = Literal["hole", "nodes", "time", "partition"]
+"""Other requests: what fits on idle nodes until others start, fewer nodes, a shorter limit, another partition."""
+ANY: frozenset[Move] = frozenset({"hole", "nodes", "time", "partition"})
+NODES: frozenset[Move] = frozenset({"nodes"})
+TIME: frozenset[Move] = frozenset({"time"})
+PARTITION: frozenset[Move] = frozenset({"partition"})
 
 
 class Reason(NamedTuple):
@@ -14,28 +21,35 @@ class Reason(NamedTuple):
     words: str
     command: str = ""
     """What mends it: {job} is the job's id, {run} the run, {partition} its partition; empty: other requests may."""
-    may_move: bool = False
-    """Whether fewer nodes, a shorter limit or another partition may start it sooner."""
+    moves: frozenset[Move] = frozenset()
+    """What else it could ask for so that this reason is gone."""
+    advice: str = "nothing: it goes on by itself"
+    """What there is to do where no command does it."""
 
 
 AGAIN = "launch cancel {run} && launch retry {run}"
 HELD = Reason("requeued_held", "the job was requeued and is held", "scontrol release {job}")
 UNAVAILABLE = Reason(
-    "nodes_unavailable", "nodes that it needs are down, drained or reserved", "sinfo -R -p {partition}", True
+    "nodes_unavailable",
+    "nodes that it needs are down, drained or reserved",
+    "sinfo -R -p {partition}",
+    NODES | PARTITION,
 )
-PARTITION_DOWN = Reason("partition_down", "its partition takes no jobs at the moment", "sinfo -s", may_move=True)
+PARTITION_DOWN = Reason("partition_down", "its partition takes no jobs at the moment", "sinfo -s", PARTITION)
 ACCOUNTS = "sacctmgr show associations user=$USER format=account,partition,qos"
 QOS = "sacctmgr show qos format=name,maxwall,maxtrespu,maxjobspu,grptres"
 
 REASONS = {
-    "None": Reason("not_looked_at", "Slurm has not looked at the job yet", may_move=True),
-    "Priority": Reason("priority", "jobs of higher priority are ahead", may_move=True),
-    "Resources": Reason("resources", "it is its turn, and too few nodes are free", may_move=True),
+    "None": Reason("not_looked_at", "Slurm has not looked at the job yet", moves=ANY),
+    "Priority": Reason("priority", "jobs of higher priority are ahead", moves=ANY),
+    "Resources": Reason("resources", "it is its turn, and too few nodes are free", moves=ANY),
     "Dependency": Reason("dependency", "another job has to end first", "squeue --me"),
     "DependencyNeverSatisfied": Reason("never", "the job that it follows has failed, so that it never starts", AGAIN),
     "BeginTime": Reason("begin_time", "it may not start before a set time, as after each requeue"),
     "JobHeldUser": Reason("held_user", "its user holds it", "scontrol release {job}"),
-    "JobHeldAdmin": Reason("held_admin", "an administrator holds it, and alone can release it: ask why"),
+    "JobHeldAdmin": Reason(
+        "held_admin", "an administrator holds it", advice="ask an administrator, who alone can release it"
+    ),
     "job requeued in held state": HELD,
     "NonZeroExitCode": HELD,
     "launch failed requeued held": Reason(
@@ -44,9 +58,17 @@ REASONS = {
         "scontrol release {job}",
     ),
     "JobLaunchFailure": Reason("launch_failed", "a node could not start it (prolog, home folder, user)", AGAIN),
-    "PartitionTimeLimit": Reason("partition_time", "its time limit is more than its partition allows", may_move=True),
+    "PartitionTimeLimit": Reason(
+        "partition_time",
+        "its time limit is more than its partition allows",
+        "sinfo -o '%P %l' -p {partition}",
+        TIME | PARTITION,
+    ),
     "PartitionNodeLimit": Reason(
-        "partition_nodes", "it asks for another number of nodes than its partition allows", "", True
+        "partition_nodes",
+        "it asks for another number of nodes than its partition allows",
+        "scontrol show partition {partition}",
+        NODES | PARTITION,
     ),
     "PartitionDown": PARTITION_DOWN,
     "PartitionInactive": PARTITION_DOWN,
@@ -57,12 +79,15 @@ REASONS = {
     "ReservationDeleted": Reason("reservation_gone", "its reservation is gone", f"{AGAIN} slurm.reservation=null"),
     "Licenses": Reason("licenses", "licenses that it asks for are in use", "scontrol show licenses"),
     "BadConstraints": Reason(
-        "constraints", "no node has what it asks for: it never starts as it is", "sinfo -o '%P %D %c %m %G %f'", True
+        "constraints",
+        "no node has what it asks for: it never starts as it is",
+        "sinfo -o '%P %D %c %m %G %f'",
+        PARTITION,
     ),
-    "AccountNotAllowed": Reason("account", "its partition does not take its account", ACCOUNTS, may_move=True),
+    "AccountNotAllowed": Reason("account", "its partition does not take its account", ACCOUNTS, PARTITION),
     "InvalidAccount": Reason("account", "Slurm does not know its account", ACCOUNTS),
     "InvalidQOS": Reason("qos", "Slurm does not know its QOS", QOS),
-    "QOSNotAllowed": Reason("qos", "its partition or account does not take its QOS", ACCOUNTS, may_move=True),
+    "QOSNotAllowed": Reason("qos", "its partition or account does not take its QOS", ACCOUNTS, PARTITION),
     "QOSUsageThreshold": Reason("qos_usage", "its QOS has been used beyond its threshold", QOS),
     "JobArrayTaskLimit": Reason(
         "parallel", "as many trials run as --parallel allows", "scontrol update JobId={array} ArrayTaskThrottle=0"
@@ -98,6 +123,8 @@ _WHAT = {
     "BB": "burst buffer",
     **dict.fromkeys(("Resource", "Unknown"), "resources"),
 }
+SHRINK = ("cores", "GPUs", "nodes", "memory", "billing units")
+"""Of what fewer nodes have less."""
 _PER = {
     "PerUser": " for one user",
     "PerAccount": " for one account",
@@ -114,7 +141,7 @@ def read(told: str) -> Reason:
     plain = told.replace("_", " ")
     if begin := max((key for key in REASONS if plain.startswith(key)), key=len, default=None):
         return REASONS[begin]
-    return _limit(told.partition(",")[0]) or Reason("other", f"Slurm says: {told}", may_move=True)
+    return _limit(told.partition(",")[0]) or Reason("other", f"Slurm says: {told}", "scontrol show job {job}")
 
 
 def _limit(told: str) -> Reason | None:
@@ -130,4 +157,14 @@ def _limit(told: str) -> Reason | None:
     else:
         then = f"{limit}, and what runs already leaves too little of that"
     name = {"QOS": "qos_limit", "": "cluster_limit"}.get(found["of"], "account_limit")
-    return Reason(name, then, QOS if found["of"] == "QOS" else ACCOUNTS, may_move=True)
+    moves = frozenset() if found["which"] == "Min" else _moves(what, found["unit"])
+    return Reason(name, then, QOS if found["of"] == "QOS" else ACCOUNTS, moves)
+
+
+def _moves(what: str, unit: str) -> frozenset[Move]:
+    """What takes a job out of a limit: less of what it limits. What is used up over time comes back with time alone."""
+    if unit == "Minutes":
+        return frozenset()
+    if what == "time":
+        return TIME
+    return (NODES if what in SHRINK else frozenset()) | (TIME if unit == "RunMinutes" else frozenset())

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from launch.runs.sizes import find_sizes
-from launch.why import mends
 from launch.why.facts import Facts
+from launch.why.reasons import PARTITION, Move
 from recipes.text import format_duration, plural
 from slurm.pending import Ahead, Partition, partitions
 from slurm.profile import Profile, seconds
@@ -82,20 +82,20 @@ class Offer(NamedTuple):
         return f"{self.request.what} it would start {when}{others} ({self.by})"
 
 
-def offers(facts: Facts, job: dict[str, str], ahead: Ahead | None) -> list[Offer]:
+def offers(facts: Facts, job: dict[str, str], ahead: Ahead | None, moves: frozenset[Move]) -> list[Offer]:
     """Other requests with which the run would start by itself. Raises ValueError where Slurm does not answer.
 
-    job: of `slurm.pending.show_job`. ahead: the queue that it is in.
+    job: of `slurm.pending.show_job`. ahead: the queue that it is in. moves: requests by which its reason would be gone.
     """
     script = _script(facts)
-    if script is None:
+    if script is None or not moves:
         return []
     queue = _queue(facts, job, ahead)
-    found = [*_in_holes(facts, queue)]
+    found = [*_in_holes(facts, queue)] if "hole" in moves else []
     # A shorter limit, or fewer nodes, are of no use behind others but in a hole.
-    kinds = [_other_partitions(facts, queue)]
-    if not found:
-        kinds += [_fewer_nodes(facts, queue), _shorter(facts, queue)]
+    if found:
+        moves &= PARTITION
+    kinds = [find(facts, queue) for move, find in _OTHERS.items() if move in moves]
     for request in [*_in_turn(kinds)][:MOST_QUESTIONS]:
         answer = ask_start(script, request.options, facts.client)
         if answer.start and not answer.refused:
@@ -161,7 +161,7 @@ def _other_partitions(facts: Facts, queue: Queue) -> Iterator[Request]:
     able = [one for one in able if one.limit is None or one.limit >= queue.limit]
     for one in sorted(able, key=lambda one: -one.idle):
         command = f"scontrol update JobId={facts.row['job_id']} Partition={one.name}"
-        yield Request(f"in partition {one.name}", (f"--partition={one.name}",), mends.slurms(facts, command), 1.0)
+        yield Request(f"in partition {one.name}", (f"--partition={one.name}",), command, 1.0)
 
 
 def _fewer_nodes(facts: Facts, queue: Queue) -> Iterator[Request]:
@@ -200,7 +200,14 @@ def _shorter(facts: Facts, queue: Queue) -> Iterator[Request]:
             yield _limited(facts, queue, math.ceil(limit / 60))
 
 
+_OTHERS: dict[Move, Callable[[Facts, Queue], Iterator[Request]]] = {
+    "partition": _other_partitions,
+    "nodes": _fewer_nodes,
+    "time": _shorter,
+}
+
+
 def _limited(facts: Facts, queue: Queue, minutes: int) -> Request:
-    command = mends.slurms(facts, f"scontrol update JobId={facts.row['job_id']} TimeLimit={minutes}")
+    command = f"scontrol update JobId={facts.row['job_id']} TimeLimit={minutes}"
     what = f"with a limit of {format_duration(60 * minutes)}"
     return Request(what, (f"--time={minutes}",), command, queue.limit / (60 * minutes) / 10)

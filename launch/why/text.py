@@ -22,7 +22,7 @@ def lines(facts: Facts, causes: Sequence[Cause]) -> list[str]:
         f"{name}: {_how(facts, first)}",
         *labelled("why", first.said),
         *labelled("evidence", *first.evidence[:EVIDENCE_LINES]),
-        *labelled("do", first.command or "nothing: it goes on by itself"),
+        *labelled("do", first.command or first.advice),
         *(line for cause in others for line in labelled("also", _short(cause))),
     ]
 

@@ -6,7 +6,9 @@ import contextlib
 import shlex
 from collections.abc import Callable
 
-from launch.why import mends, reasons
+from launch.runs.job_record import requests_of
+from launch.runs.send import submit_command
+from launch.why import reasons
 from launch.why.cause import Cause
 from launch.why.facts import Facts
 from launch.why.sooner import Offer, offers
@@ -34,7 +36,7 @@ def find(facts: Facts) -> list[Cause]:
     row = facts.row
     if found := AT_ITS_NODES.get(row["slurm_state"]):
         name, said = found
-        command = mends.slurms(facts, f"scontrol resume {row['job_id']}") if name == "suspended" else ""
+        command = f"scontrol resume {row['job_id']}" if name == "suspended" else ""
         return [Cause("waiting", name, said, (f"job {row['job_id']} is {row['slurm_state']} (squeue)",), command, 1.0)]
     if row["state"] != "queued" or row["slurm_state"] in FAILURES:
         return []
@@ -52,14 +54,14 @@ def _waited(facts: Facts) -> float:
 def _never_sent(facts: Facts) -> Cause:
     said = "it was never sent: `launch` ended before Slurm had the job"
     evidence = (f"status.json says queued for {format_duration(_waited(facts))}", "slurm/job.json is not there")
-    return Cause("waiting", "never_sent", said, evidence, f"launch retry {facts.typed}", 1.0)
+    return Cause("waiting", "never_sent", said, evidence, submit_command(facts.run_dir.absolute()), 1.0)
 
 
 def _no_answer(facts: Facts) -> Cause:
     trouble = str(facts.row["reason"] or "")
     evidence = (trouble, f"status.json says queued, {format_duration(_waited(facts))} ago")
     said = "what it waits for is not known: Slurm does not answer"
-    return Cause("waiting", "no_answer", said, evidence, mends.slurms(facts, "sinfo"), 1.0)
+    return Cause("waiting", "no_answer", said, evidence, "sinfo", 1.0)
 
 
 def _queued(facts: Facts) -> Cause:
@@ -69,16 +71,16 @@ def _queued(facts: Facts) -> Cause:
         with contextlib.suppress(ValueError):
             job |= show_job(row["job_id"])
     reason = reasons.read(job["Reason"])
-    ahead = _ahead(facts, job) if reason.may_move else None
+    ahead = _ahead(facts, job) if reason.moves else None
     start = _time(job, "StartTime")
     expected = start if start and start > facts.now else None
-    found = _offers(facts, job, ahead, expected) if reason.may_move and facts.may_ask else []
+    found = _offers(facts, job, ahead, expected, reason.moves) if facts.may_ask else []
     evidence = [_slurms_word(facts, job, ahead), *_more(facts, job, reason), _expectation(facts, job, expected)]
     if found:
         evidence = [evidence[0], "; ".join(offer.words(facts.now) for offer in found[:2]), *evidence[1:]]
     said = f"{_words(reason, ahead)}{_when(facts, expected)}"
     command = found[0].request.command if found else _command(facts, job, reason)
-    return Cause("waiting", reason.name, said, tuple(filter(None, evidence))[:3], command, 1.0)
+    return Cause("waiting", reason.name, said, tuple(filter(None, evidence))[:3], command, 1.0, reason.advice)
 
 
 def _time(job: dict[str, str], key: str) -> float | None:
@@ -100,7 +102,8 @@ def _ahead(facts: Facts, job: dict[str, str]) -> Ahead | None:
     if not facts.may_ask or "Partition" not in job:
         return None
     with contextlib.suppress(ValueError):
-        return ahead_of(facts.row["job_id"], job["Partition"], int(job.get("Priority", "0")))
+        same = [one.job_id for one in requests_of(facts.run_dir)]
+        return ahead_of(facts.row["job_id"], job["Partition"], int(job.get("Priority", "0")), same)
     return None
 
 
@@ -162,11 +165,13 @@ MORE: dict[str, Callable[[Facts, dict[str, str]], str]] = {
 """By a cause's name: what else Slurm says that explains it."""
 
 
-def _offers(facts: Facts, job: dict[str, str], ahead: Ahead | None, expected: float | None) -> list[Offer]:
+def _offers(
+    facts: Facts, job: dict[str, str], ahead: Ahead | None, expected: float | None, moves: frozenset[reasons.Move]
+) -> list[Offer]:
     """Other requests that start sooner than this one, the soonest first."""
     with contextlib.suppress(ValueError):
         now = facts.now
-        found = offers(facts, job, ahead)
+        found = offers(facts, job, ahead, moves)
         found = [offer for offer in found if not expected or offer.start < expected - WORTH_SECONDS]
         # Of those that start within a minute that which changes the run the least.
         return sorted(found, key=lambda offer: (round(max(0.0, offer.start - now) / 60), offer.cost))
@@ -176,5 +181,4 @@ def _offers(facts: Facts, job: dict[str, str], ahead: Ahead | None, expected: fl
 def _command(facts: Facts, job: dict[str, str], reason: reasons.Reason) -> str:
     job_id = str(facts.row["job_id"])
     partition = shlex.quote(job.get("Partition", ""))
-    command = reason.command.format(job=job_id, array=job_id.partition("_")[0], run=facts.typed, partition=partition)
-    return mends.slurms(facts, command)
+    return reason.command.format(job=job_id, array=job_id.partition("_")[0], run=facts.typed, partition=partition)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import shlex
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -17,17 +18,31 @@ from launch.why import reasons
 from launch.why.cause import Cause
 from launch.why.facts import Facts, Text
 from launch.why.find import causes_of
-from launch.why.mends import SLURMS_OWN
 from launch.why.signs import first_sign
+from launch.why.text import lines
 from recipes.load import load
 from resnet.process.commands import parse
 from resnet.rundir.status import write_status
+from slurm.pending import Ahead, Partition, ahead_of
 from slurm.profile import Profile, change_profile
 from tests.fabricated import a_sweep, make_run
 from tests.launch.planted import Fault, Place, faults, place_in
 from tests.launch.planted.failed import DISTRACTORS, TRACEBACK, Ended, say
+from tests.launch.planted.waiting import launch_that_was_killed
 
-OTHER_PROGRAMS = ("resnet", *SLURMS_OWN, "ssh", "df", "ls", sys.executable)
+OTHER_PROGRAMS = (
+    "resnet",
+    "scontrol",
+    "squeue",
+    "sinfo",
+    "sacctmgr",
+    "scancel",
+    "srun",
+    "ssh",
+    "df",
+    "ls",
+    sys.executable,
+)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +64,7 @@ def test_right_cause_comes_first(planted: Fault, place: Place):
 def can_be_typed(command: str) -> None:
     """Raise where the programs would not take a command."""
     for part in filter(None, command.split(" && ")):
-        program, *words = itertools.dropwhile(lambda word: word.startswith("SLURM_"), shlex.split(part))
+        program, *words = shlex.split(part)
         if program != "launch":
             assert program in OTHER_PROGRAMS, command
             continue
@@ -263,11 +278,78 @@ def test_what_mends_it(tmp_path, line, command):
     assert cause.command == command.format(run=run.run_dir)
 
 
-def test_slurms_commands_reach_the_runs_cluster(tmp_path):
+def test_a_look_at_a_node_reaches_the_runs_cluster(tmp_path):
     run = Ended(Place(tmp_path), "far", "slurm.client={SLURM_CONF: /etc/two/slurm.conf}")
-    waits = {"state": "queued", "slurm_state": "PENDING", "slurm_reason": "JobHeldUser", "job_id": "17"}
-    cause = first_cause(run.run_dir, **waits, cluster="local-test")
-    assert cause.command == "SLURM_CONF=/etc/two/slurm.conf scontrol release 17"
+    run.attempt()
+    run.rank_fails(0, "FileNotFoundError: [Errno 2] No such file or directory: '/data/x'", "crash")
+    cause = first_cause(run.ends("srun: error: n1: task 0: Exited with exit code 1"))
+    assert cause.command == "env SLURM_CONF=/etc/two/slurm.conf srun --nodelist=n1 ls -d /data/x"
+
+
+@pytest.mark.parametrize(
+    ("told", "moves"),
+    [
+        ("Resources", "hole nodes partition time"),
+        ("QOSMaxJobsPerUserLimit", ""),
+        ("QOSGrpGRESMinutes", ""),
+        ("QOSMinGRES", ""),
+        ("AssocMaxJobsLimit", ""),
+        ("AssocGrpCPURunMinutesLimit", "nodes time"),
+        ("QOSMaxNodePerUserLimit", "nodes"),
+        ("QOSMaxWallDurationPerJobLimit", "time"),
+        ("PartitionTimeLimit", "partition time"),
+        ("QOSNotAllowed", "partition"),
+        ("AccountNotAllowed", "partition"),
+        ("BadConstraints", "partition"),
+        ("JobHeldAdmin", ""),
+        ("SomethingNew", ""),
+    ],
+)
+def test_only_what_removes_its_reason_is_offered(told, moves):
+    assert sorted(reasons.read(told).moves) == moves.split()
+
+
+def test_idle_nodes_are_no_way_out_of_a_limit(tmp_path):
+    run = Ended(Place(tmp_path), "limited", "slurm.time=1-00:00:00").run_dir
+    (run / "slurm" / "17_submission.sh").touch()
+    job = {"Partition": "gpu", "NumNodes": "2", "TimeLimit": "1-00:00:00", "Priority": "5"}
+    queue = Ahead(2, 5, time.time() + 3600)
+    facts = Facts(run)
+    facts.row = facts.row | {"state": "queued", "slurm_state": "PENDING", "job_id": "17", "cluster": "local-test"}
+
+    def command(reason: str) -> str:
+        with (
+            mock.patch("launch.why.waiting.show_job", return_value=job | {"Reason": reason}),
+            mock.patch("launch.why.waiting.ahead_of", return_value=queue),
+            mock.patch("launch.why.sooner.partitions", return_value=[Partition("gpu", True, None, 4)]),
+        ):
+            return causes_of(facts)[0].command
+
+    assert "TimeLimit=59" in command("Priority") or "TimeLimit=60" in command("Priority")
+    assert command("QOSMaxJobsPerUserLimit") == reasons.QOS
+    assert command("BadConstraints").startswith("sinfo ")
+
+
+def test_who_can_release_a_held_job_is_said(tmp_path):
+    run = Ended(Place(tmp_path), "held").run_dir
+    waits = {"state": "queued", "slurm_state": "PENDING", "slurm_reason": "JobHeldAdmin", "job_id": "17"}
+    facts = Facts(run, Facts(run).row | waits)
+    assert "ask an administrator" in lines(facts, causes_of(facts))[-1]
+
+
+def test_a_run_that_was_never_sent_is_sent_and_not_trained_here(tmp_path, capsys):
+    run = launch_that_was_killed(Place(tmp_path))
+    command = f"launch submit recipe={run} run.root={run.parent} run.name=unsent cluster=NAME"
+    assert first_cause(run).command == command
+    with pytest.raises(SystemExit):
+        main(["retry", str(run)])
+    assert command in capsys.readouterr().err
+
+
+def test_other_requests_of_the_same_run_are_not_ahead(monkeypatch):
+    told = "17|5|N/A\n18|9|N/A\n19|9|N/A\n20|1|N/A\n"
+    monkeypatch.setattr("slurm.pending.ask", lambda _: told)
+    assert ahead_of("17", "gpu", 5, ["17", "18"]) == Ahead(2, 3, None)
 
 
 def test_what_would_start_sooner_does(place: Place):

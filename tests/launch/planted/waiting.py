@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from unittest import mock
 
+from recipes.load import dump, load
 from resnet.rundir.status import write_status
 from tests.launch.planted import Place, fault
 
@@ -147,5 +148,6 @@ def launch_that_was_killed(place: Place) -> Path:
     run, before = place.run_dir("unsent"), time.time() - 3600
     run.mkdir(parents=True)
     with mock.patch("time.time", return_value=before):
+        (run / "recipe.yaml").write_text(dump(load(["recipe=quickstart", f"run.root={run.parent}"]).recipe))
         write_status(run, name="unsent", state="queued", reason=None, failure=None)
     return run
