@@ -132,7 +132,8 @@ def test_from_a_login_node(cluster: Cluster, tiny, held):
     beside = ["srun", f"--jobid={held}", "--overlap", "-N1", "-n1", "--job-name=beside", "sleep", "500"]
     other = Terminal(cluster, *beside)
     gpus = [word for word in tiny if word != "device=cpu"]
-    words = ["submit", "--in", held, *gpus, "epochs=200", "slurm.nodes=1"]
+    # On two nodes it is to go on with the same micro-batches.
+    words = ["submit", "--in", held, *gpus, "epochs=200", "slurm.nodes=1", "max_batch_per_device=4"]
     said = cluster.launch(*words, "run.name=first").stdout
     assert f"first trains in job {held}: 1 node x 2 GPUs, 1 core a rank; not used: 127.0.0.2 (2 GPUs); batch 16" in said
     cluster.wait_step("first", 2)
