@@ -179,6 +179,11 @@ class Profile(Group):
         return self.gpus_per_node or self.ranks_per_node or 1
 
     @property
+    def each_qos(self) -> list[str | None]:
+        """Those in which a run waits, by a job in each."""
+        return [*self.qos.split(",")] if self.qos else [None]
+
+    @property
     def is_sliced(self) -> bool:
         """Whether the limit of each attempt is found when it is sent."""
         return self.time == AUTO

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from launch.chain.plan import Step
-from launch.runs.checks import check_name, check_paths
+from launch.runs.checks import check_name, check_one_place, check_paths
 from launch.runs.job_record import FORMAT, Job
 from launch.runs.send import SNAPSHOTS, uninterrupted
 from launch.runs.sizes import Sizes, find_sizes
@@ -36,6 +36,7 @@ def send(subject: Path, steps: Sequence[Step], recipes: Sequence[Recipe], place:
     Raises ValueError, with nothing left behind, for what can be known to be wrong, and where Slurm refuses a step.
     """
     check_name(subject)
+    check_one_place(place.profile)
     for recipe in recipes:
         check_paths(recipe, place.profile.scratch)
     of_runs = iter([find_sizes(recipe, place.profile) for recipe in recipes])

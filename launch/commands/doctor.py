@@ -123,13 +123,19 @@ def _profile(profile: Profile, partitions: str) -> Iterator[Finding]:
         good = tuple(map(int, version)) >= (3, 9)
         fix = "" if good else "with a container the batch script needs a python3 of 3.9 or newer beside it"
         yield Finding(good, f"the host's python3 is {'.'.join(version)}", fix)
-    here = Path.cwd()
+    for qos in profile.each_qos:
+        yield _start(profile.model_copy(update={"qos": qos}))
+
+
+def _start(profile: Profile) -> Finding:
+    """When a job as the profile asks for would start."""
+    here, where = Path.cwd(), f" (slurm.qos={profile.qos})" if profile.qos else ""
     submission = Submission(profile, "doctor", here / "doctor", here, here, [here], [here])
     try:
-        yield Finding(True, f"a job as the profile asks for would start at {expected_start(submission)}")
+        return Finding(True, f"a job as the profile asks for would start at {expected_start(submission)}{where}")
     except SlurmError as error:
         first, _, fix = str(error).partition("\n")
-        yield Finding(False, first, fix.strip())
+        return Finding(False, f"{first}{where}", fix.strip())
 
 
 def _user() -> str:

@@ -17,8 +17,18 @@ from resnet.rundir.status import read_status
 from slurm.profile import Profile
 
 
+def check_one_place(profile: Profile) -> None:
+    """Raise ValueError where a job would wait in several QOS, of which Slurm takes one."""
+    if len(profile.each_qos) > 1:
+        raise ValueError(
+            f"slurm.qos={profile.qos}: only `launch submit` waits in several QOS: give one here, as "
+            f"slurm.qos={profile.each_qos[0]}"
+        )
+
+
 def check_array(profile: Profile) -> None:
     """Raise ValueError for what a trial of a sweep, a job of an array, cannot have."""
+    check_one_place(profile)
     if profile.is_range:
         raise ValueError(
             f"slurm.nodes={profile.nodes}: trials are jobs of one array, and the batches of some may divide over other "

@@ -7,7 +7,7 @@ import shutil
 import time
 from pathlib import Path
 
-from launch.runs.checks import place, refuse_active
+from launch.runs.checks import check_one_place, place, refuse_active
 from launch.runs.job_record import read_job
 from launch.runs.rehearsal_report import Report, report_on
 from launch.runs.requests import Place
@@ -34,6 +34,7 @@ def rehearse(loaded: Loaded, cluster: str, profile: Profile, keep: bool) -> int:
 
     keep: leave its directory also where all was well. Raises ValueError as a submission does.
     """
+    check_one_place(profile)
     run_dir = place(loaded, profile)
     run_dir = run_dir.with_name(run_dir.name + SUFFIX)
     _make_room(run_dir)

@@ -49,7 +49,7 @@ def make_requests(recipe: Recipe, places: Sequence[Place], run_dir: Path | None 
     found = [
         Request(place.cluster, place.profile.model_copy(update={"qos": qos}).on_nodes(f"{least}-{most}"), sizes)
         for place, sizes in zip(places, _sizes(recipe, places, run_dir), strict=True)
-        for qos in (place.profile.qos.split(",") if place.profile.qos else [None])
+        for qos in place.profile.each_qos
         for least, most in sizes.ranges
     ]
     if len(found) > MOST:

@@ -1,4 +1,4 @@
-"""What is asked of a cluster that a profile's `client` reaches, by Slurm's commands as they answer there."""
+"""What is asked of clusters that a profile's `client` reaches, and of several QOS, by commands that play Slurm's."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from launch.runs.job_record import Job, job_text
 from resnet.rundir.status import write_status
 from slurm import sbatch as sending
 from slurm.profile import Profile
+from tests.fabricated import make_run
 
 HEADER = '[ -z "$SLURM_CLUSTERS" ] || echo "CLUSTER: $SLURM_CLUSTERS"\n'
 """Printed by older Slurms, also with --noheader."""
@@ -97,3 +98,25 @@ def test_a_controller_that_hangs_does_not_end_the_dry_run(slurm, tmp_path, capsy
     silent = "when it would start is not known. Slurm does not answer: sbatch took more than 0.5 s"
     assert f"./two.yaml low 1 node: {silent}" in told
     assert silent in say(capsys, "doctor", "cluster=./two.yaml", code=1)
+
+
+def test_several_qos_are_for_submit(slurm, tmp_path, capsys):
+    said = 'case "$*" in *--version) ;; *) echo "sbatch: Job 9 to start at 2030-01-02T03:04:05 on n1" >&2;; esac'
+    slurm(sbatch=said, srun="exit 0", squeue="exit 0", scontrol="exit 0", sinfo='echo "low up 2 nodes"')
+    (tmp_path / "here.yaml").write_text("partition: low\ngpus_per_node: 0\nqos: a,b\n")
+    make_run(tmp_path / "runs" / "run")
+    new = ["recipe=quickstart", "device=cpu", "cluster=./here.yaml"]
+    for words in (
+        ["sweep", *new, "seed=1,2"],
+        ["submit", *new, "--rehearse"],
+        ["chain", "run", "cluster=./here.yaml", "--", "eval"],
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main([*words])
+        assert ended.value.code == 2
+        told = capsys.readouterr().err
+        assert "slurm.qos=a,b: only `launch submit` waits in several QOS: give one here, as slurm.qos=a" in told
+    assert "waits in        2 places" in say(capsys, "submit", *new, "--dry-run")
+    found = say(capsys, "doctor", "cluster=./here.yaml")
+    for qos in "ab":
+        assert f"a job as the profile asks for would start at 2030-01-02 03:04:05 (slurm.qos={qos})" in found
