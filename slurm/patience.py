@@ -5,6 +5,7 @@ A maintenance ends for a thousand jobs at once: they come back at times of their
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,8 +14,10 @@ from slurm.control import PATIENT_SECONDS, ask
 
 FIRST_SECONDS, MOST_SECONDS = 2.0, 60.0
 """From one question to the next, at first and later on."""
-SPREAD_SECONDS = 2.0
-"""Over which the jobs of an array that end together give their orders."""
+SPREAD_SECONDS, MOST_SPREAD_SECONDS = 2.0, 20.0
+"""Over which the jobs of an array that end together give their orders: a small one, and the largest."""
+SPREAD_EACH_SECONDS = 0.05
+"""For each job of an array."""
 UNHEARD_SECONDS = 600.0
 """For an order, before it is given up."""
 _SILENCE = ("unable to contact", "timed out", "took more than", "connection refused", "communication connection")
@@ -29,9 +32,11 @@ def pauses(first: float = FIRST_SECONDS, most: float = MOST_SECONDS) -> Iterator
         pause = min(2 * pause, most)
 
 
-def spread() -> None:
-    """Let jobs that come here at the same moment go on one after the other."""
-    time.sleep(random.uniform(0, SPREAD_SECONDS))
+def spread(most: float = MOST_SPREAD_SECONDS) -> None:
+    """Let jobs that come here at the same moment go on one after the other. most: seconds that this one has."""
+    jobs = os.environ.get("SLURM_ARRAY_TASK_COUNT", "")
+    seconds = SPREAD_EACH_SECONDS * int(jobs) if jobs.isdigit() else 0.0
+    time.sleep(random.uniform(0, min(most, MOST_SPREAD_SECONDS, max(SPREAD_SECONDS, seconds))))
 
 
 def order(command: Sequence[str], left: Callable[[], float | None] = lambda: None) -> str | None:

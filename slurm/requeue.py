@@ -25,8 +25,10 @@ def requeue(job: Job, reason: str, end: End) -> int:
     if job.race:
         # Before Slurm may end this script.
         job.race.let_go(left)
-    if left is None or left > LAST_SECONDS:
+    if left is None:
         spread()
+    elif left > LAST_SECONDS:
+        spread(left - LAST_SECONDS)
     problem = order(["scontrol", "requeue", job.job_id], job.clock.left)
     # Slurm may have requeued it by itself (preemption, a failed node, scontrol requeue), and ends us soon.
     if problem is None and job.nodes.left_out:

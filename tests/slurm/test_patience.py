@@ -82,3 +82,19 @@ def test_two_hundred_jobs_that_lose_the_controller_together_come_back_apart():
         # Questions in the busiest half second: of 200 at first, and once they have drawn apart.
         busiest = max(sum(start <= moment < start + 0.5 for moment in moments) for start in moments)
         assert busiest <= most
+
+
+def test_the_more_jobs_an_array_has_the_longer_they_take_to_come_one_after_the_other(slept, monkeypatch):
+    """So that a thousand which end together ask not all in the same two seconds, nor one later than it has time."""
+
+    def latest(jobs: int | None, *most: float) -> float:
+        before = slept[0]
+        monkeypatch.delenv("SLURM_ARRAY_TASK_COUNT", raising=False)
+        if jobs:
+            monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", str(jobs))
+        monkeypatch.setattr(patience.random, "uniform", lambda _, end: end)
+        patience.spread(*most)
+        return slept[0] - before
+
+    found = [latest(None), latest(10), latest(200), latest(1000), latest(100_000), latest(1000, 3.0)]
+    assert found == pytest.approx([2.0, 2.0, 10.0, 20.0, 20.0, 3.0])
