@@ -19,7 +19,7 @@ from slurm.patience import spread
 
 _FOR_NODES = ("Resources", "Priority")
 """Reasons of jobs that other nodes, or others' ends, would let start; all else waits for something else."""
-_FIELDS = ("NodeHost:100", "StateCompact:20", "CPUsState:40", "Gres:200", "GresUsed:200", "Memory:30", "AllocMem:30")
+_FIELDS = ("NodeList:100", "StateCompact:20", "CPUsState:40", "Gres:200", "GresUsed:200", "Memory:30", "AllocMem:30")
 _FORM = f"--Format={','.join([*_FIELDS, 'Partition:200', 'Features:500'])}"
 _MEBIBYTES = {"K": 1 / 1024, "": 1, "M": 1, "G": 1024, "T": 1024**2}
 
