@@ -16,11 +16,12 @@ from launch.runs.state import rows
 from resnet.rundir.attempts import read_attempts
 from resnet.rundir.evaluation import read_evaluation
 from resnet.rundir.failures import read_failures
-from resnet.rundir.find import ROOT
+from resnet.rundir.find import ROOT, is_sweep
 from resnet.rundir.metrics_log import read_metrics
 from resnet.rundir.provenance import read_provenance
 from resnet.rundir.stages import read_stages
 from resnet.rundir.status import status_or_nothing
+from resnet.rundir.sweep.sweep_file import read_sweep
 
 if TYPE_CHECKING:
     from recipes.schema.recipe import Recipe
@@ -91,6 +92,14 @@ class Facts:
     def client(self) -> dict[str, str]:
         """Variables by which Slurm's commands reach the job's cluster."""
         return self.job.client if self.job else {}
+
+    @cached_property
+    def swept(self) -> frozenset[str]:
+        """Keys that a sweep, of which the run is a trial, tries values of."""
+        with contextlib.suppress(ValueError, OSError, KeyError, TypeError):
+            if is_sweep(self.run_dir.parent):
+                return frozenset(read_sweep(self.run_dir.parent)["parameters"])
+        return frozenset()
 
     @cached_property
     def attempts(self) -> list[dict[str, Any]]:

@@ -90,7 +90,7 @@ def _of_sign(facts: Facts, found: Found) -> Cause:
     sign = found.sign
     evidence = (f"{_cut(found.line)} ({found.place})", *_where(facts))
     said, command = _cut(sign.said.format(found.what)), sign.mend(facts, found.line)
-    return Cause("failed", sign.name, said, evidence[:3], command, 1.0)
+    return Cause("failed", sign.name, said, tuple(dict.fromkeys(evidence))[:3], command, 1.0)
 
 
 def _where(facts: Facts) -> list[str]:
@@ -123,7 +123,9 @@ def _cut(text: str) -> str:
 
 def _cause(facts: Facts, name: str, said: str, command: str, *evidence: str) -> Cause:
     """evidence: goes before what is known of every failure."""
-    lines = [*filter(None, evidence), *(line for line in _where(facts))]
+    lines = [
+        line for line in (*filter(None, evidence), *_where(facts)) if (line.rpartition(" (")[0] or line) not in said
+    ]
     return Cause("failed", name, _cut(said), tuple(_cut(line) for line in lines)[:3], command, 1.0)
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from collections.abc import Iterable
 
+from launch.runs.job_record import Job
 from launch.why.facts import Facts
+from resnet.rundir.files import to_json
 from resnet.rundir.find import ROOT, is_sweep
+from slurm.profile import load_profile
 
 
 def retry(facts: Facts, *changes: str) -> str:
@@ -23,12 +27,20 @@ def elsewhere(facts: Facts) -> str:
     nodes = [node for attempt in facts.attempts[-1:] for node in attempt.get("nodes") or []]
     # Of a single node another may do as badly, but it is the one that is known.
     host = first.get("host") if first.get("host") in nodes else nodes[0] if len(nodes) == 1 else None
-    return retry(facts, f"slurm.exclude={host}") if host else retry(facts)
+    return retry(facts, excluding(facts, host)) if host else retry(facts)
+
+
+def excluding(facts: Facts, host: str) -> str:
+    """The change that leaves a node out, beside those that are left out already."""
+    before = [*filter(None, str((facts.job.profile.get("exclude") if facts.job else None) or "").split(","))]
+    return f"slurm.exclude={','.join([*before, *([] if host in before else [host])])}"
 
 
 def on_node(facts: Facts, *words: str) -> str:
-    """Run a command on the node of the rank that failed first, or on any of the job's partition."""
+    """Run a command on the node of the rank that failed first, of the job, or of its partition."""
     assert facts.job
+    if facts.state == "running":
+        return shlex.join(["srun", f"--jobid={facts.row['job_id']}", "--overlap", "--nodes=1", "--ntasks=1", *words])
     host, partition = (facts.first_record or {}).get("host"), facts.job.profile.get("partition")
     where = [f"--nodelist={host}"] if host else [f"--partition={partition}"] if partition else []
     return shlex.join(["srun", *where, *words])
@@ -82,7 +94,16 @@ def _words_sent(facts: Facts) -> list[str]:
     words = shlex.split(facts.job.command)
     if words[:2] == ["launch", "submit"] and any(word.startswith("recipe=") for word in words):
         return [word for word in words[2:] if "=" in word and not word.startswith("-")]
-    return [f"recipe={facts.run_dir}", f"cluster={facts.job.cluster}"]
+    return [f"recipe={facts.run_dir}", f"cluster={facts.job.cluster}", *_changes_of_profile(facts.job)]
+
+
+def _changes_of_profile(job: Job) -> list[str]:
+    """Where it trains otherwise than its cluster's profile says, as of a run that was sent again with changes."""
+    with contextlib.suppress(ValueError, OSError):
+        usual = load_profile(job.cluster, []).model_dump(mode="json")
+        told = {key: value for key, value in job.known_profile.items() if value != usual.get(key)}
+        return [f"slurm.{key}={value if isinstance(value, str) else to_json(value)}" for key, value in told.items()]
+    return []
 
 
 def check_data(facts: Facts) -> str:

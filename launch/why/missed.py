@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -62,13 +63,15 @@ def is_far(facts: Facts, result: Result) -> bool:
 
 def changes_of(facts: Facts) -> dict[str, Any]:
     """Keys in which it differs from the recipe that comes with the program, and that may matter."""
-    return {} if facts.recipe is None else what_differs(facts.recipe)
+    if facts.recipe is None:
+        return {}
+    return {key: value for key, value in what_differs(facts.recipe).items() if key not in facts.swept}
 
 
 def is_another(facts: Facts) -> bool:
     """Whether it is another experiment than the one that the recipe's evidence is of."""
     recipe = facts.recipe
-    if recipe is None or recipe.max_steps is not None:
+    if recipe is None or recipe.max_steps is not None or facts.swept & what_differs(recipe).keys():
         return True
     if recipe.evidence and recipe.evidence.recipe not in (None, recipe.name):
         return True
@@ -140,7 +143,7 @@ def _why(facts: Facts, below: str, good: Other | None) -> Cause:
 
 
 def _diff(facts: Facts, good: Other) -> str:
-    return f"resnet diff {good.run_dir} {facts.run_dir}"
+    return shlex.join(["resnet", "diff", str(good.run_dir), str(facts.run_dir)])
 
 
 def _changed_recipe(facts: Facts, below: str, _: Other | None) -> Cause | None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import shlex
 import sys
 from collections import Counter
+from pathlib import Path
 
 from launch.why.cause import Cause
 from launch.why.facts import Facts
@@ -76,7 +78,7 @@ def _evaluations(facts: Facts, share: float) -> Cause | None:
     of = f"evaluation.json: {images:,.0f} validation images" if images else ""
     beside = f" beside {training:,} for training (provenance.json)" if images and training else ""
     # So that they take about a tenth.
-    longer = max(every + 1, round(every * 9 * share / (1 - share)))
+    longer = min(max(every + 1, round(every * 9 * share / (1 - share))), math.ceil(facts.recipe.epochs))
     return Cause(
         "slow",
         "evaluation",
@@ -113,9 +115,9 @@ def _starts(facts: Facts, seconds: float, whole: float) -> Cause | None:
 def _sooner(facts: Facts, stage: str) -> str:
     """What shortens a stage of a start, or else makes starts fewer."""
     if stage == "look":
-        return f"resnet prepare recipe={facts.run_dir} shards"
+        return shlex.join(["resnet", "prepare", f"recipe={facts.run_dir}", str(_beside_data(facts))])
     if facts.job is None:
-        return f"resnet doctor recipe={facts.run_dir}"
+        return shlex.join(["resnet", "doctor", f"recipe={facts.run_dir}"])
     profile = facts.job.profile
     if stage in ("python", "imports") and not profile.get("stage_environment"):
         python = str(profile.get("python") or sys.executable)
@@ -124,6 +126,12 @@ def _sooner(facts: Facts, stage: str) -> str:
     if stage == "join":
         return with_changes(facts, "slurm.check=true")
     return with_changes(facts, f"slurm.time={_twice(str(profile.get('time') or '24:00:00'))}")
+
+
+def _beside_data(facts: Facts) -> Path:
+    """A folder for shards: where the images are, since the nodes see that."""
+    train = facts.recipe.data.paths().get("train") if facts.recipe else None
+    return Path(f"{Path(train).parent}-shards") if train else facts.run_dir.parent.absolute() / "shards"
 
 
 def _twice(limit: str) -> str:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from launch.why.cause import Cause
 from launch.why.facts import Facts
 from launch.why.lines import Line, lately, median, share
-from launch.why.mends import on_cpu, with_changes
+from launch.why.mends import excluding, on_cpu, on_node, with_changes
 from launch.why.overheads import overheads
+from launch.why.sizes import sizes_up_to
 from launch.why.speed import computing, no_gpu
 from recipes.text import plural
 from resnet.rundir.metrics_log import SLOW_RANKS
@@ -59,7 +61,7 @@ def _data(facts: Facts, lines: Sequence[Line]) -> Cause | None:
 
 def _more_images(facts: Facts, lines: Sequence[Line]) -> tuple[list[str], str]:
     """What the images come by, in words, and what would bring them sooner."""
-    measure = f"resnet doctor recipe={facts.run_dir}"
+    measure = shlex.join(["resnet", "doctor", f"recipe={facts.run_dir}"])
     if facts.recipe is None:
         return [], measure
     data, profile = facts.recipe.data, facts.job.profile if facts.job else {}
@@ -148,9 +150,10 @@ _LOOK = {
 
 def _without_node(facts: Facts, host: str, by: str) -> str:
     if facts.job and facts.job.nodes > 1:
-        before = facts.job.profile.get("exclude")
-        return with_changes(facts, f"slurm.exclude={f'{before},' if before else ''}{host}")
-    look = _LOOK["other" if by == "compute" and on_cpu(facts) else by].format(run=facts.run_dir.absolute())
+        return with_changes(facts, excluding(facts, host))
+    look = _LOOK["other" if by == "compute" and on_cpu(facts) else by].format(
+        run=shlex.quote(str(facts.run_dir.absolute()))
+    )
     return f"ssh {host} {look}" if facts.job else look
 
 
@@ -168,7 +171,7 @@ def _network(facts: Facts, lines: Sequence[Line]) -> Cause | None:
             f"metrics.jsonl: network_wait {wait:.2f} over {_steps(lines)}{slowest}",
             *_how_many(facts),
         ),
-        _less_network(facts),
+        less_network(facts),
         wait,
     )
 
@@ -182,13 +185,18 @@ def _how_many(facts: Facts) -> Iterable[str]:
         yield f"provenance.json: {ranks} ranks{nodes}, {plan['batch_size'] // ranks} images a step each{told}"
 
 
-def _less_network(facts: Facts) -> str:
+def less_network(facts: Facts) -> str:
     """Fewer ranks, each with more images a step: the batch, and so the training, stays."""
-    if facts.job and facts.job.nodes > 1:
-        return with_changes(facts, f"slurm.nodes={facts.job.nodes // 2}")
-    if facts.job is None and on_cpu(facts):
-        return with_changes(facts, ranks=max(1, (facts.provenance.get("world_size") or 2) // 2))
-    return "nvidia-smi topo -m" if facts.job is None else with_changes(facts, "slurm.environment={NCCL_DEBUG: INFO}")
+    if facts.job is None:
+        ranks = max(1, (facts.provenance.get("world_size") or 2) // 2)
+        return with_changes(facts, ranks=ranks) if on_cpu(facts) else "nvidia-smi topo -m"
+    smaller = [size for size in sizes_up_to(facts, facts.job.nodes) if size < facts.job.nodes]
+    if not smaller:
+        return on_node(facts, "nvidia-smi", "topo", "-m")
+    # A job that may start on fewer nodes still may.
+    least = int(str(facts.job.profile.get("nodes")).partition("-")[0])
+    least = f"{least}-" if least < smaller[-1] else ""
+    return with_changes(facts, f"slurm.nodes={least}{smaller[-1]}")
 
 
 def _steps(lines: Sequence[Line]) -> str:

@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from launch.runs.sizes import find_sizes
 from launch.why.facts import Facts
 from launch.why.reasons import PARTITION, Move
+from launch.why.sizes import sizes_up_to
 from recipes.text import format_duration, plural
 from slurm.pending import Ahead, Partition, partitions
-from slurm.profile import Profile, seconds
+from slurm.profile import seconds
 from slurm.would_start import ask_start
 
 MOST_QUESTIONS = 4
@@ -177,18 +177,7 @@ def _smaller(facts: Facts, queue: Queue, size: int) -> Request:
 
 def _sizes_below(facts: Facts, queue: Queue, most: int) -> Iterator[int]:
     """Numbers of nodes at which the run stays the same, the largest first."""
-    yield from (size for size in reversed(_sizes(facts, queue.nodes)) if size <= most)
-
-
-def _sizes(facts: Facts, most: int) -> tuple[int, ...]:
-    """Ascending; none where the run's recipe or job cannot be read."""
-    if facts.recipe is None or facts.job is None:
-        return ()
-    with contextlib.suppress(ValueError):
-        changes = {"nodes": f"1-{most}", "spare_nodes": 0}
-        profile = Profile.model_validate({**facts.job.known_profile, **changes})
-        return find_sizes(facts.recipe, profile, facts.run_dir).nodes
-    return ()
+    yield from (size for size in reversed(sizes_up_to(facts, queue.nodes)) if size <= most)
 
 
 def _shorter(facts: Facts, queue: Queue) -> Iterator[Request]:

@@ -11,7 +11,7 @@ from launch.why.alike import others
 from launch.why.cause import Cause
 from launch.why.facts import Facts
 from launch.why.lines import Line, median, training_lines
-from launch.why.mends import on_cpu, with_changes
+from launch.why.mends import excluding, on_cpu, with_changes
 from recipes.changes import differences
 from recipes.library import names
 from recipes.load import load
@@ -77,6 +77,9 @@ def _became_slower(facts: Facts, lines: Sequence[Line]) -> Cause | None:
     line = timed[_where(rates)][0]
     attempt = _attempt_begun(facts, line)
     moved = f", where attempt {attempt[0]} began on {attempt[1]}" if attempt else ""
+    devices = _devices(facts)
+    if len(devices) > 1:
+        moved += f": its attempts were on {' and '.join(devices)}"
     return Cause(
         "slow",
         "slower_than_before",
@@ -89,6 +92,12 @@ def _became_slower(facts: Facts, lines: Sequence[Line]) -> Cause | None:
         _look_at_device(facts),
         1 - now / before,
     )
+
+
+def _devices(facts: Facts) -> list[str]:
+    """Of all attempts, in their order."""
+    attempts = facts.provenance.get("attempts") or []
+    return [*dict.fromkeys(device for attempt in attempts for device in attempt.get("devices") or [])]
 
 
 def _other_ranks(facts: Facts) -> bool:
@@ -121,8 +130,7 @@ def _where_it_runs(facts: Facts) -> str:
 def _look_at_device(facts: Facts) -> str:
     host = facts.provenance.get("host")
     if facts.job and facts.job.nodes == 1 and facts.state != "finished":
-        before = facts.job.profile.get("exclude")
-        return with_changes(facts, f"slurm.exclude={f'{before},' if before else ''}{host}")
+        return with_changes(facts, excluding(facts, str(host)))
     return "top -b -n 1 | head -20" if on_cpu(facts) else "nvidia-smi -q -d PERFORMANCE,CLOCK,TEMPERATURE"
 
 
@@ -130,7 +138,7 @@ def _keys(facts: Facts) -> Cause | None:
     """Keys that the recipe has otherwise, and that cost speed on a GPU."""
     if facts.recipe is None or on_cpu(facts):
         return None
-    changed = _slowed(facts.recipe)
+    changed = {key: pair for key, pair in _slowed(facts.recipe).items() if key not in facts.swept}
     if not changed:
         return None
     told = ", ".join(f"{key}={shown(now)} (the recipe: {shown(before)})" for key, (before, now) in changed.items())

@@ -40,7 +40,10 @@ def _how(facts: Facts, cause: Cause) -> str:
     at = f" at step {row['step']:.0f}" if row["step"] else ""
     of = f" of {row['total_steps']:.0f}" if at and row["total_steps"] else ""
     job = f", job {row['job_id']}" if row["job_id"] else ""
-    state = cause.kind if cause.kind in ("waiting", "failed") else f"{facts.state}, {cause.kind}"
+    if cause.kind == "failed" and facts.state == "stopped":
+        state = "stopped"
+    else:
+        state = cause.kind if cause.kind in ("waiting", "failed") else f"{facts.state}, {cause.kind}"
     return f"{state}{at}{of}{job}"
 
 

@@ -23,8 +23,9 @@ from launch.why.steps import plan_of
 from recipes.plan import effective_decay
 from resnet.rundir.files import number
 
-GUESSING = 1.5
-"""Times the accuracy of guessing, up to which a network has learnt nothing."""
+GUESSING, LEARNT = (1.5, 0.1), (3.0, 0.3)
+"""Times the accuracy of guessing, and share of what is beyond it, up to which (of both) a network has learnt nothing;
+and from which on it has learnt something. Of a thousand classes 2% is much, of two 60% is little."""
 TOO_GOOD = 1.0
 """Percent points above the band, from which on an accuracy is too good: bands are of several runs."""
 LEAST_IMAGES = 20
@@ -97,9 +98,14 @@ def _average_lags(facts: Facts, result: Result) -> Cause | None:
 def _learnt_nothing(facts: Facts, result: Result) -> Cause | None:
     """Whether it is as good as guessing: in validation alone, or in training, too."""
     guessed, learnt = _guessed(facts), _top1_in_training(facts)
-    if guessed is None or result.top1 > GUESSING * guessed or not is_far(facts, result) or facts.recipe is None:
+    if (
+        guessed is None
+        or result.top1 > _beyond(guessed, *GUESSING)
+        or not is_far(facts, result)
+        or facts.recipe is None
+    ):
         return None
-    if learnt is not None and learnt > 2 * GUESSING * guessed:
+    if learnt is not None and learnt > _beyond(guessed, *LEARNT):
         augment = facts.recipe.augment
         sizes = f"train_size {augment.train_size}, val_resize {augment.val_resize}, val_size {augment.val_size}"
         return cause(
@@ -157,7 +163,11 @@ def _guessed(facts: Facts) -> float | None:
     per_class = facts.evaluation.get("per_class") or []
     images = sum(row["samples"] for row in per_class)
     guessed = 100 * max(row["samples"] for row in per_class) / images if images >= LEAST_IMAGES else None
-    return guessed if guessed and GUESSING * guessed < 90 else None
+    return guessed if guessed and guessed < 90 else None
+
+
+def _beyond(guessed: float, times: float, share: float) -> float:
+    return min(times * guessed, guessed + share * (100 - guessed))
 
 
 def _top1_in_training(facts: Facts) -> float | None:

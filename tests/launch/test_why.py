@@ -14,20 +14,25 @@ import pytest
 
 from launch.arguments import split_words
 from launch.cli import COMMANDS, main
-from launch.why import reasons
+from launch.why import mends, reasons
 from launch.why.cause import Cause
 from launch.why.facts import Facts, Text
 from launch.why.find import causes_of
+from launch.why.missed import changes_of
 from launch.why.signs import first_sign
+from launch.why.slow import less_network
+from launch.why.sweep import counted
 from launch.why.text import lines
 from recipes.load import load
 from resnet.process.commands import parse
+from resnet.rundir.attempts import end_file
 from resnet.rundir.status import write_status
 from slurm.pending import Ahead, Partition, ahead_of
 from slurm.profile import Profile, change_profile
 from tests.fabricated import a_sweep, make_run
 from tests.launch.planted import Fault, Place, faults, place_in
 from tests.launch.planted.failed import DISTRACTORS, TRACEBACK, Ended, say
+from tests.launch.planted.made import Made, diagonal
 from tests.launch.planted.waiting import launch_that_was_killed
 
 OTHER_PROGRAMS = (
@@ -350,6 +355,88 @@ def test_other_requests_of_the_same_run_are_not_ahead(monkeypatch):
     told = "17|5|N/A\n18|9|N/A\n19|9|N/A\n20|1|N/A\n"
     monkeypatch.setattr("slurm.pending.ask", lambda _: told)
     assert ahead_of("17", "gpu", 5, ["17", "18"]) == Ahead(2, 3, None)
+
+
+@pytest.mark.parametrize(
+    ("classes", "top1", "learnt", "name"),
+    [(2, 74.0, 75.0, None), (2, 52.0, 53.0, "learns_nothing"), (2, 52.0, 90.0, "validation"), (10, 17.0, 17.0, None)],
+)
+def test_what_is_no_more_than_guessing(tmp_path, classes, top1, learnt, name):
+    made = Made(Place(tmp_path), "guesses").log(top1=top1, **{"train/top1": lambda _: learnt})
+    made.evaluated(diagonal(classes, 100, top1 / 100), "abcdefghij"[:classes])
+    found = [cause.name for cause in causes_of(Facts(made.ended())) if cause.name in ("learns_nothing", "validation")]
+    assert found == ([name] if name else [])
+
+
+def test_pruned_trials_and_swept_keys_are_no_faults(tmp_path):
+    sweep = a_sweep(tmp_path / "s", a=80.0, b=70.0, c=None)
+    write_status(sweep / "b", state="stopped", reason="pruned", failure=None)
+    (sweep / "b" / "slurm").mkdir(exist_ok=True)
+    end_file(sweep / "b", "pruned").touch()
+    write_status(sweep / "c", failure="oom", reason="out of GPU memory")
+    with mock.patch("time.time", return_value=time.time() + 9999):
+        found = counted(sweep)
+    assert found["trials"] == 2
+    assert [(cause["name"], cause["command"]) for cause in found["causes"]] == [("gpu_memory", f"launch retry {sweep}")]
+    assert Facts(sweep / "a").swept == {"optimizer.lr"}
+    assert "optimizer.lr" not in changes_of(Facts(sweep / "a"))
+
+
+def test_nodes_that_were_left_out_stay_out(tmp_path):
+    run = Ended(Place(tmp_path), "exclude", "slurm.exclude=n7")
+    run.attempt()
+    run.rank_fails(2, "AcceleratorError: CUDA error: uncorrectable ECC error encountered", "device")
+    cause = first_cause(run.ends("srun: error: n2: task 2: Exited with exit code 1"))
+    assert cause.command == f"launch retry {run.run_dir} slurm.exclude=n7,n2"
+
+
+def test_changes_that_a_retry_made_are_kept(tmp_path):
+    with mock.patch("sys.argv", ["launch", "retry", "again", "slurm.nodes=2", "slurm.time=5:00:00"]):
+        run = Ended(Place(tmp_path), "again", "slurm.time=5:00:00").run_dir
+    command = mends.changed(Facts(run), "checkpoint.every=auto")
+    assert {"slurm.nodes=2", "slurm.time=5:00:00", "checkpoint.every=auto"} <= {*shlex.split(command)}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "batch", "told"),
+    [("4", 128, "slurm.nodes=2"), ("2-4", 96, "slurm.nodes=2"), ("1-4", 128, "slurm.nodes=1-2"), ("1", 128, "topo")],
+)
+def test_fewer_nodes_are_those_that_the_run_takes(tmp_path, nodes, batch, told):
+    words = ("recipe=cifar10_resnet20", "epochs=20", "schedule.milestones=[10,15]", f"batch_size={batch}")
+    made = Made(Place(tmp_path), "network", *words, ranks=4).sent(nodes=nodes, gpus_per_node=1, cpus_per_rank=4)
+    command = less_network(Facts(made.ended("failed")))
+    assert command.split(" ")[-1].strip("'") == told or told == "topo"
+    assert ("topo" in command) == (told == "topo")
+
+
+def test_evaluations_are_no_rarer_than_the_run_is_long(tmp_path):
+    made = Made(Place(tmp_path), "evaluates").log()
+    made.attempt()
+    made.spent({}, 0, made.plan.end_step, start=5.0, train=100.0, evaluate=3900.0)
+    causes = causes_of(Facts(made.ended("stopped", step=made.plan.end_step)))
+    [command] = [cause.command for cause in causes if cause.name == "evaluation"]
+    assert "eval.every=20" in command.split(" ")
+
+
+def test_another_device_explains_another_speed(tmp_path):
+    made = Made(Place(tmp_path), "moved")
+    made.attempt()
+    made.attempt(3910, devices=["NVIDIA A100"])
+    made.log(images_per_second=lambda step: 9000.0 if step <= 3910 else 4000.0)
+    [cause] = [cause for cause in causes_of(Facts(made.ended())) if cause.name == "slower_than_before"]
+    assert "NVIDIA H100 80GB HBM3 and NVIDIA A100" in cause.said
+
+
+def test_a_run_that_was_told_to_stop_is_not_called_failed(tmp_path):
+    run = make_run(tmp_path / "r", state="stopped", reason="signal SIGTERM")
+    facts = Facts(run, Facts(run).row | {"over": True, "updated": time.time() - 9999})
+    assert lines(facts, causes_of(facts))[0].startswith("r: stopped")
+
+
+def test_a_long_line_takes_no_time():
+    before = time.process_time()
+    assert first_sign([Text("log", ["x" * 1_000_000])]) is None
+    assert time.process_time() - before < 1
 
 
 def test_what_would_start_sooner_does(place: Place):
