@@ -11,12 +11,11 @@ from slurm.control import end_time
 from slurm.ends import End
 from slurm.grow import look
 from slurm.patience import pauses
+from slurm.slices import LAST_SECONDS
 
 if TYPE_CHECKING:
     from slurm.batch import Job
 
-LAST_SECONDS = 10.0
-"""Before the time limit, when Slurm would end the batch script too: enough to requeue the job."""
 EARLY_SECONDS = 60
 """By which Slurm may send its signal before it was asked to."""
 REMIND_SECONDS = 5.0

@@ -36,13 +36,18 @@ class Pace(NamedTuple):
 
 
 def took(run_dir: Path) -> Took:
-    """The most that the newest attempts took to start and to stop."""
-    starts, stops = [], []
+    """What the newest attempts took to start, as a rule, and to stop, at the most."""
+    starts, stops, vain = [], [], None
     for attempt in read_attempts(run_dir)[-NEWEST:]:
         stages = read_stages(run_dir, attempt["attempt"])
-        starts.append(_start(attempt, stages))
-        stops.append(_stop(attempt, stages))
-    return Took(*(max((value for value in values if value is not None), default=None) for values in (starts, stops)))
+        if (start := _start(attempt, stages)) is not None:
+            starts.append(start)
+            vain = None
+        elif attempt.get("cause") == "walltime":
+            vain = max(vain or 0.0, attempt["end"] - attempt["start"])
+        if (stop := _stop(attempt, stages)) is not None:
+            stops.append(stop)
+    return Took(statistics.median(starts) if starts else None, max(stops, default=None), vain)
 
 
 def _start(attempt: Mapping[str, Any], stages: Mapping[str, Any]) -> float | None:
@@ -50,8 +55,7 @@ def _start(attempt: Mapping[str, Any], stages: Mapping[str, Any]) -> float | Non
     if "step" in seconds:
         before = max(0.0, (number(stages.get("started")) or attempt["start"]) - attempt["start"])
         return before + sum(seconds.get(stage, 0.0) for stage in AT_START)
-    # One that was over before its first step has shown that it takes longer than that.
-    return attempt["end"] - attempt["start"] if attempt.get("cause") == "walltime" else None
+    return None
 
 
 def _stop(attempt: Mapping[str, Any], stages: Mapping[str, Any]) -> float | None:

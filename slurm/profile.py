@@ -20,6 +20,7 @@ from slurm.environment_copy import kind_of
 
 FOLDER = Path(__file__).parent / "clusters"
 AUTO = "auto"
+"""Limits that are found for each attempt; auto:LIMIT: that are no longer than this."""
 TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
 
 
@@ -27,7 +28,7 @@ def seconds(time: str) -> int:
     """A limit as Slurm writes it: minutes, M:S, H:M:S, D-H, D-H:M or D-H:M:S. Raises ValueError for other texts."""
     found = TIME.fullmatch(time.strip())
     if not found:
-        raise ValueError("must be auto, minutes, HH:MM:SS or D-HH:MM:SS")
+        raise ValueError("must be minutes, HH:MM:SS or D-HH:MM:SS, auto, or auto with the longest, as auto:12:00:00")
     days, *parts = found.groups()
     first, second, third = (int(part or 0) for part in parts)
     if days is None and parts[2] is None:
@@ -38,7 +39,7 @@ def seconds(time: str) -> int:
 def _time(text: str) -> str:
     text = text.strip()
     if text != AUTO:
-        seconds(text)
+        seconds(text.removeprefix(f"{AUTO}:"))
     return text
 
 
@@ -91,9 +92,10 @@ class Profile(Group):
     """Memory of a node, as in 200G; 0: all of it; null: the cluster's default."""
     time: Time = "24:00:00"
     """Wall-clock limit of one attempt: minutes, HH:MM:SS or D-HH:MM:SS. A longer run goes on in another attempt. auto:
-    slices that fit the gaps of the queue (docs/queue.md)."""
+    slices that fit the gaps of the queue; auto:12:00:00: of no more than twelve hours (docs/queue.md)."""
     signal_lead: Annotated[int, Field(ge=1, le=65535)] = 120
-    """Seconds before the limit at which the run is told to save and stop; with time=auto until its own are measured."""
+    """Seconds before the limit at which the run is told to save and stop. With time=auto until its own are measured;
+    set to another number than this one it is the least of them too."""
     grow: Annotated[float, Field(gt=0)] | None = None
     """Minutes from one look to the next for more nodes of a range, on which the run would end sooner; null: never."""
     exclude: Word | None = None
@@ -140,7 +142,7 @@ class Profile(Group):
     def _fits_together(self) -> Profile:
         if self.gpus_per_node and self.ranks_per_node:
             raise ValueError("ranks_per_node is for gpus_per_node=0: with GPUs there is one rank for each")
-        if not self.is_sliced and (limit := seconds(self.time)) <= self.signal_lead:
+        if self.time != AUTO and (limit := seconds(self.time.removeprefix(f"{AUTO}:"))) <= self.signal_lead:
             raise ValueError(f"signal_lead ({self.signal_lead} s) must be less than time ({limit} s)")
         if self.is_sliced and "time-min" in self.sbatch:
             raise ValueError("time=auto finds sbatch's time-min itself: leave it out, or give time")
@@ -186,7 +188,23 @@ class Profile(Group):
     @property
     def is_sliced(self) -> bool:
         """Whether the limit of each attempt is found when it is sent."""
-        return self.time == AUTO
+        return self.time.partition(":")[0] == AUTO
+
+    @property
+    def longest_slice(self) -> int | None:
+        """Minutes of the longest that is asked for; None: what the partition allows."""
+        longest = self.time.removeprefix(AUTO).lstrip(":") if self.is_sliced else ""
+        return max(1, seconds(longest) // 60) if longest else None
+
+    @property
+    def fixed_time(self) -> str:
+        """`time` of a job that does not save."""
+        return self.time.removeprefix(AUTO).lstrip(":") or Profile().time
+
+    @property
+    def least_lead(self) -> int:
+        """Seconds that `signal_lead` asks for, whatever saving is measured to take; 0 where it is left as it is."""
+        return self.signal_lead if self.signal_lead != Profile.model_fields["signal_lead"].default else 0
 
     @property
     def least_nodes(self) -> int:

@@ -7,12 +7,12 @@ import time
 from typing import TYPE_CHECKING
 
 from resnet.process.exit_codes import FAILED, FINISHED
-from slurm.attend import LAST_SECONDS
-from slurm.control import job_state, said
+from slurm.control import job_state
 from slurm.ends import End
 from slurm.patience import order, spread
 from slurm.record import tell
-from slurm.slicing import ask_for_time
+from slurm.slices import LAST_SECONDS
+from slurm.slicing import change, next_limits
 
 if TYPE_CHECKING:
     from slurm.batch import Job
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 def requeue(job: Job, reason: str, end: End) -> int:
     """Send the job to the queue again; returns the batch script's exit code."""
     tell(job.run_dir, state="queued", reason=reason, failure=None, eta_s=None)
+    # What comes after the order below is on borrowed time: Slurm ends this script by it.
+    limits, others = next_limits(job), []
+    if job.nodes.left_out:
+        others = [f"ExcNodeList={','.join(filter(None, [job.jobs.get('exclude'), *job.nodes.left_out]))}"]
     left = job.clock.left()
     if job.race:
         # Before Slurm may end this script.
@@ -31,16 +35,14 @@ def requeue(job: Job, reason: str, end: End) -> int:
         spread(left - LAST_SECONDS)
     problem = order(["scontrol", "requeue", job.job_id], job.clock.left)
     # Slurm may have requeued it by itself (preemption, a failed node, scontrol requeue), and ends us soon.
-    if problem is None and job.nodes.left_out:
-        nodes = ",".join(filter(None, [job.jobs.get("exclude"), *job.nodes.left_out]))
-        said("scontrol", "update", f"JobId={job.job_id}", f"ExcNodeList={nodes}")
-    if problem is None:
-        ask_for_time(job)
+    waits = problem is None or "pending" in problem
+    if waits:
+        change(job, limits, others)
     time.sleep(2)
-    by_slurm = job.log.slurms_word() not in (None, "", "TIME LIMIT")
-    if problem is None or by_slurm or job_state(job.job_id) in ("PENDING", "REQUEUED", "REQUEUE_HOLD"):
-        return FINISHED
-    if "pending" in problem:
+    if not waits and job_state(job.job_id) in ("PENDING", "REQUEUED", "REQUEUE_HOLD"):
+        waits = True
+        change(job, limits, others)
+    if waits or job.log.slurms_word() not in (None, "", "TIME LIMIT"):
         return FINISHED
     print(f"the job could not be requeued: {problem}", file=sys.stderr)
     tell(job.run_dir, state="stopped", reason=f"{reason}; not requeued: {problem}", failure=end.failure)

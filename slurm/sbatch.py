@@ -179,6 +179,9 @@ def refusal(said: str, profile: Profile) -> str:
     """Slurm's words, with what to look at."""
     said = " ".join(said.replace("sbatch: error:", "").replace("sbatch:", "").split())
     hints = [hint for sign, hint in _HINTS.items() if sign in said.lower()]
+    if profile.is_sliced and "limit" in said.lower():
+        # Nobody but the site knows how long those of a QOS or an account may be.
+        hints.insert(0, "slurm.time={time} asks for what the partition allows: for less, as slurm.time=auto:12:00:00")
     values = profile.model_dump()
     said = re.sub(r"^(?:error|allocation failure): ", "", said)
     return f"Slurm refused the job: {said}" + "".join(f"\n  {hint.format(**values)}" for hint in hints[:1])
@@ -229,7 +232,7 @@ def _jobs(submission: Submission) -> dict[str, Any]:
         "node_cores": profile.cpus_per_rank * profile.local_ranks,
         "master": profile.environment.get("MASTER_ADDR"),
         "max_requeues": profile.max_requeues,
-        "slice": {"limit": submission.slice.limit} if submission.slice else None,
+        "slice": {"limit": submission.slice.limit, "least_lead": profile.least_lead} if submission.slice else None,
         "grow": profile.grow,
         "signal_lead": profile.signal_lead,
         "submitted": time.time(),
@@ -315,9 +318,13 @@ its own cluster without, and need not have the file that a login node has."""
 
 
 def partition_of(profile: Profile) -> Room:
-    """What the profile's partition allows and has. Raises SlurmError where Slurm does not answer."""
+    """What the profile's partition, and slurm.time=auto:LIMIT, allow, and what it has.
+
+    Raises SlurmError where Slurm does not answer.
+    """
     try:
-        return room(profile.partition, profile.client)
+        found = room(profile.partition, profile.client)
+        return found._replace(limit=min(filter(None, (found.limit, profile.longest_slice)), default=None))
     except ValueError as error:
         raise SlurmError(f"slurm.time=auto asks for the partition's limit. {error}; give slurm.time") from error
 

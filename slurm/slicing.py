@@ -8,14 +8,14 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slurm.control import ask
+from slurm.control import TIMEOUT_SECONDS, ask
 from slurm.measured import QUEUE_SECONDS, left_seconds, queue_seconds, took
 from slurm.room import planned_starts
-from slurm.slices import Slice, hole, slice_of
+from slurm.slices import LAST_SECONDS, Slice, hole, slice_of
 
 if TYPE_CHECKING:
     from slurm.batch import Job
@@ -26,8 +26,9 @@ SAME_SECONDS = 20.0
 
 def slice_now(jobs: Mapping[str, Any], run_dir: Path, free: int | None = None) -> Slice:
     """What to ask for by what the run has shown so far. free: minutes for which nodes are, None: nobody knows."""
-    nodes = min(jobs.get("sizes") or [jobs["nodes"]])
-    return slice_of(jobs["slice"]["limit"], left_seconds(run_dir, nodes), took(run_dir), jobs["signal_lead"], free)
+    known, nodes = jobs["slice"], jobs.get("least_nodes") or jobs["nodes"]
+    left, lead = left_seconds(run_dir, nodes), jobs["signal_lead"]
+    return slice_of(known["limit"], left, took(run_dir), lead, free, known.get("least_lead", 0))
 
 
 def lead_of(jobs: Mapping[str, Any], run_dir: Path) -> float:
@@ -60,23 +61,36 @@ def end_of_slice(job: Job, cause: str | None, last: int) -> dict[str, Any]:
     return {**told, "fruitless": max(before, default=0.0) > told["slice_s"] - SAME_SECONDS}
 
 
-def ask_for_time(job: Job) -> None:
-    """Give the job, which waits in the queue again, the time that is worth having now.
+def next_limits(job: Job) -> list[str]:
+    """What `scontrol update` is told of the time that is worth having next, for a job that is to wait again.
 
-    Slurm would keep the limit that the job was last started with. Where it refuses, that one stays.
+    Slurm would keep the limit that the job was last started with.
     """
     if not job.jobs.get("slice"):
-        return
+        return []
     wanted = slice_now(job.jobs, job.run_dir, _free(job))
-    limits = [f"TimeLimit={wanted.most}", f"TimeMin={wanted.least}"]
-    try:
-        ask(["scontrol", "update", f"JobId={job.job_id}", *limits])
-    except ValueError as problem:
-        print(f"the next slice is as long as the last: {problem}", file=sys.stderr)
+    return [f"TimeLimit={wanted.most}", f"TimeMin={wanted.least}"]
+
+
+def change(job: Job, limits: Sequence[str], others: Sequence[str] = ()) -> None:
+    """Change what a job asks for that waits in the queue again, by one order. Where Slurm refuses, it stays.
+
+    limits: of `next_limits`. others: of what it is told too.
+    """
+    for wanted in filter(None, ([*limits, *others], others if limits else ())):
+        try:
+            ask(["scontrol", "update", f"JobId={job.job_id}", *wanted])
+            return
+        except ValueError as problem:
+            kept = "the next slice is as long as the last: " if limits and wanted != others else ""
+            print(f"{kept}{problem}", file=sys.stderr)
 
 
 def _free(job: Job) -> int | None:
-    """Minutes for which the job's own nodes, which are free now, stay so."""
+    """Minutes for which the job's own nodes, which it gives back, stay free; in its last seconds nobody is asked."""
+    left = job.clock.left()
+    if left is not None and left < LAST_SECONDS + TIMEOUT_SECONDS:
+        return None
     try:
         planned = planned_starts(os.environ.get("SLURM_JOB_PARTITION"), os.environ.get("SLURM_JOB_ID"))
     except ValueError:

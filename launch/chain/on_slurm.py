@@ -39,7 +39,10 @@ def send(subject: Path, steps: Sequence[Step], recipes: Sequence[Recipe], place:
     check_one_place(place.profile)
     for recipe in recipes:
         check_paths(recipe, place.profile.scratch)
-    of_runs = iter([find_sizes(recipe, place.profile) for recipe in recipes])
+    found = [find_sizes(recipe, place.profile) for recipe in recipes]
+    for sizes in found:
+        sizes.in_one_job()
+    of_runs = iter(found)
     check_slurm()
     snapshot = take_snapshot(subject.parent / SNAPSHOTS)
     folder = new_folder(subject)
@@ -78,12 +81,12 @@ def _submission(
     name = job_name(content, number)
     if sizes:
         step["job"] = {"format": FORMAT, **asdict(Job.to_send(name, place.cluster, profile, snapshot, cwd))}
-        profile = profile.on_nodes(sizes.widest)
+        profile = profile.on_nodes(sizes.in_one_job())
     else:
         # Commands of `resnet` run in one process.
         one = {"nodes": 1, "spare_nodes": 0, "gpus_per_node": min(1, profile.gpus_per_node), "ranks_per_node": None}
         # Nor do they save, to go on in another slice.
-        one |= {"grow": None, "time": Profile().time if profile.is_sliced else profile.time}
+        one |= {"grow": None, "time": profile.fixed_time}
         profile = profile.model_copy(update=one)
     return Submission(
         profile,

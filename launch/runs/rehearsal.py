@@ -73,7 +73,7 @@ def _renamed(loaded: Loaded, run_dir: Path) -> Loaded:
 
 
 def _short(profile: Profile) -> Profile:
-    limit = LIMIT_SECONDS if profile.is_sliced else min(seconds(profile.time), LIMIT_SECONDS)
+    limit = min(seconds(profile.fixed_time), LIMIT_SECONDS)
     lead = min(profile.signal_lead, LEAD_SECONDS, limit // 2)
     shorter = {"time": f"0:{limit // 60}:{limit % 60}", "signal_lead": lead, "check": True, "grow": None}
     return profile.model_copy(update=shorter)

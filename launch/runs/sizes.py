@@ -30,10 +30,16 @@ class Sizes(NamedTuple):
         """The least and the most of each range without gaps, as Slurm is asked for them; the largest first."""
         return neighbours(self.nodes)[::-1]
 
-    @property
-    def widest(self) -> str:
-        """The range with the most sizes, as `slurm.nodes` takes it: all that a single job can be given."""
-        return "{}-{}".format(*max(self.ranges, key=lambda found: found[1] - found[0]))
+    def in_one_job(self) -> str:
+        """All of them, as `slurm.nodes` takes them. Raises ValueError where a job would have to leave some out."""
+        if len(self.ranges) == 1:
+            return "{}-{}".format(*self.ranges[0])
+        least, most = max(self.ranges, key=lambda found: found[1] - found[0])
+        alone = f", or slurm.nodes={least}-{most}" if least < most else ""
+        raise ValueError(
+            f"slurm.nodes: the batch divides over {either(*self.nodes)} nodes, and one job takes no range with gaps "
+            f"(launch submit sends several): give one of these numbers{alone}"
+        )
 
     @property
     def of_job(self) -> dict[str, Any]:

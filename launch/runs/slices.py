@@ -31,7 +31,7 @@ def slice_for(recipe: Recipe, cluster: str, profile: Profile, run_dir: Path) -> 
     if need is None and (speed := shown_by_runs(recipe, cluster, profile, run_dir.parent)):
         # Of runs that had the most nodes, or about.
         need = told(recipe, profile, speed)[1] * profile.most_nodes / profile.least_nodes
-    return slice_of(room.limit, need, _took([run_dir, *alike]), profile.signal_lead, free)
+    return slice_of(room.limit, need, _took([run_dir, *alike]), profile.signal_lead, free, profile.least_lead)
 
 
 def described(slice: Slice) -> str:
@@ -51,4 +51,4 @@ def _took(runs: Sequence[Path]) -> Took:
     """Of the first run that has shown it."""
     known = [took(run) for run in runs]
     start = next((one.start for one in known if one.start is not None), None)
-    return Took(start, next((one.stop for one in known if one.stop is not None), None))
+    return Took(start, next((one.stop for one in known if one.stop is not None), None), known[0].vain)

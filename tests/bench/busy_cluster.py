@@ -43,12 +43,13 @@ MALLEABLE = [f"slurm.nodes=1-{NODES}", "slurm.time=auto", "--grow=2"]
 COMPRESSED = """\
 try:
     from slurm import slices
-    slices.UNKNOWN_MINUTES, slices.SHARE = 2, 0.2
+    slices.UNKNOWN_MINUTES, slices.SHARE, slices.LEAD_SECONDS = 2, 0.2, 4
 except ImportError:
     pass
 """
 """Two minutes are here what half an hour is elsewhere, but a start takes its 15 to 30 seconds: the shortest slice that
-slurm.time=auto asks for, and the share of it that may go to starting and saving, are put in their place."""
+slurm.time=auto asks for, and the share of it that may go to starting and saving, are put in their place. So is the
+least time to save in: the minute that it is elsewhere would be half of such a slice."""
 LOAD = 0.95
 """Of the nodes' time, what the jobs that arrive would take."""
 SIZES = {1: 0.55, 2: 0.25, 3: 0.2}

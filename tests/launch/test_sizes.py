@@ -135,3 +135,13 @@ def test_jobs_of_a_range_say_how_much_a_node_must_have_and_not_how_many_ranks():
     assert "#SBATCH --mincpus=8\n" in text
     assert "ntasks" not in text
     assert "cpus-per-task" not in text
+
+
+def test_one_job_takes_no_range_with_gaps():
+    """As a step of a chain is one: it would train on two nodes at most, in the micro-batches of sixteen."""
+    recipe = make_recipe(256, 16)
+    assert find_sizes(recipe, Profile(nodes="1-2", gpus_per_node=1)).in_one_job() == "1-2"
+    assert find_sizes(recipe, Profile(nodes=4, gpus_per_node=1)).in_one_job() == "4-4"
+    gaps = find_sizes(recipe, Profile(nodes="1-16", gpus_per_node=1))
+    with pytest.raises(ValueError, match=r"1, 2, 4, 8 or 16 nodes.*give one of these numbers, or slurm.nodes=1-2"):
+        gaps.in_one_job()

@@ -158,7 +158,7 @@ def test_a_chain_of_a_sweeps_winner_ends_where_a_step_fails(cluster: Cluster):
         (["slurm.gpus_per_node=3", "batch_size=48"], "slurm.gpus_per_node=3"),
         (["slurm.gpu_type=h100"], "slurm.gpu_type=h100"),
         (["slurm.nodse=2"], "did you mean nodes?"),
-        (["slurm.time=soon"], "slurm.time=soon (command line): must be auto, minutes"),
+        (["slurm.time=soon"], "slurm.time=soon (command line): must be minutes, HH:MM:SS"),
         (["slurm.nodes=2", "batch_size=6"], "batch_size 6 does not divide"),
         (["model.pretrained=/no/such.pth"], "model.pretrained=/no/such.pth"),
         (["optimizer.lrr=1"], "did you mean optimizer.lr?"),
