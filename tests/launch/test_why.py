@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -362,7 +363,8 @@ def test_other_requests_of_the_same_run_are_not_ahead(monkeypatch):
     [(2, 74.0, 75.0, None), (2, 52.0, 53.0, "learns_nothing"), (2, 52.0, 90.0, "validation"), (10, 17.0, 17.0, None)],
 )
 def test_what_is_no_more_than_guessing(tmp_path, classes, top1, learnt, name):
-    made = Made(Place(tmp_path), "guesses").log(top1=top1, **{"train/top1": lambda _: learnt})
+    values: Any = {"train/top1": lambda _: learnt}
+    made = Made(Place(tmp_path), "guesses").log(top1=top1, **values)
     made.evaluated(diagonal(classes, 100, top1 / 100), "abcdefghij"[:classes])
     found = [cause.name for cause in causes_of(Facts(made.ended())) if cause.name in ("learns_nothing", "validation")]
     assert found == ([name] if name else [])
