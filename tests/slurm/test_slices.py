@@ -233,7 +233,7 @@ class Slurm:
         self.asked: list[str] = []
         self._requeued, self._refused = requeued, refused
         monkeypatch.setattr(requeue, "order", self._order)
-        monkeypatch.setattr(requeue, "spread", lambda: None)
+        monkeypatch.setattr(requeue, "spread", lambda *_: None)
         monkeypatch.setattr(requeue, "job_state", lambda _: "RUNNING")
         monkeypatch.setattr(requeue.time, "sleep", lambda _: None)
         monkeypatch.setattr(slicing, "ask", self._ask)
