@@ -216,14 +216,18 @@ class Job:
 
     def why_to_stop(self) -> str | None:
         """Why the ranks are to be told to save, if so."""
-        why = told_to_end(self.run_dir) or self.bigger or ("the slice is over" if is_over(self) else None)
+        why = self._taken() or self.bigger or ("the slice is over" if is_over(self) else None)
         if why and self.stop_asked is None:
             self.stop_asked = time.time()
         return why
 
     def must_end(self) -> str | None:
         """Why, if so."""
-        return self.told or told_to_end(self.run_dir)
+        return self.told or self._taken()
+
+    def _taken(self) -> str | None:
+        """Why the run is no longer this job's to train, if so."""
+        return told_to_end(self.run_dir) or ("taken over" if self.race and self.race.lost else None)
 
     def _is_preempted(self) -> bool:
         """Whether Slurm has drawn the job's end nearer, of which it tells the steps, and nobody between two of them."""

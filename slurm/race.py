@@ -6,6 +6,7 @@ it lets go of the claim, and sends the others again.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import threading
@@ -19,18 +20,22 @@ from resnet.rundir.lease import STALE_SECONDS as LEASE_SECONDS
 from resnet.rundir.lease import holder_elsewhere
 from resnet.rundir.status import status_or_nothing
 from slurm import claim as claims
-from slurm.attend import tell_to_stop
 from slurm.claim import Claim, follow, newest_claim
 from slurm.queue import STARTED, WAITING
-from slurm.requests import Request, cancel_waiting, requests_of, say, send_again, state_of
+from slurm.record import tell
+from slurm.requests import Sent, all_sent, arrive, cancel_waiting, say, send_again, sent_with, state_of
 
 TOKEN = "token"
 """File in the run's folder `slurm`: which submission is the newest, and, by its inode, that this is the same folder."""
 LOOK_SECONDS = 1.0
+ASK_SECONDS = 5.0
+"""From one question for the state of a claim's holder to the next."""
 CANCEL_AGAIN_SECONDS = (15.0, 60.0, 300.0)
-"""After the first time, for requests that could not be reached, or were being sent at that moment."""
-SEND_AGAIN_SECONDS = 30.0
-"""For sending the others again, as the last but one act of a job."""
+"""After the first time, for requests that could not be reached, or were being sent, or were ending at that moment."""
+SEND_AGAIN_SECONDS = 20.0
+"""For sending the others again: less than the half minute (Slurm's KillWait) that a job lives which it has requeued."""
+ENDS = ("finished", "failed", "stopped")
+"""States of a run that is over, for those that wait for it too."""
 
 
 class Race:
@@ -42,6 +47,9 @@ class Race:
         """Of the submission, which all requests of the run share."""
         self.lost = False
         """Whether another job has taken the run over, as this one gave no sign of life."""
+        self._environment = sent_with()
+        self._left = {one.name for one in self._others()}
+        """Requests that may yet start, or go back to the queue."""
         self._ended = threading.Event()
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._keep, self._cancel_others)]
         for thread in self._threads:
@@ -57,37 +65,63 @@ class Race:
             if newest and newest.number > self.claim.number and not self._ended.is_set():
                 self.lost = True
                 say(f"{holder_in_words(newest)} has taken the run over")
-                tell_to_stop(str(job_id()))
                 return
 
     def _cancel_others(self) -> None:
-        left = [one.name for one in self._others()]
         for pause in (*CANCEL_AGAIN_SECONDS, None):
-            # Read anew: one that was being sent has its id by now.
-            left = [one.name for one in cancel_waiting([one for one in self._others() if one.name in left])]
-            if not left or pause is None or self._ended.wait(pause):
+            self._cancel_left()
+            if not self._left or pause is None or self._ended.wait(pause):
                 return
 
-    def _others(self) -> list[Request]:
-        return [one for one in requests_of(self.run_dir) if one.name != self.claim.content["request"]]
+    def _cancel_left(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            # Read anew: one that was being sent has its id by now.
+            left = [one for one in self._others() if one.name in self._left]
+            self._left = {one.name for one in cancel_waiting(left)}
 
-    def let_go(self, seconds: float | None) -> None:
-        """Let another job have the run, as this one goes back to the queue. seconds: that are left, None: enough."""
-        if self._stop():
-            follow(self.run_dir, self.claim, {"free": self.claim.content["request"]})
-            until = min(SEND_AGAIN_SECONDS, SEND_AGAIN_SECONDS if seconds is None else seconds - 10)
-            for line in send_again(self._others(), time.monotonic() + until):
-                say(line)
+    def _others(self) -> list[Sent]:
+        own = self.claim.content["request"], self.claim.content["job_id"]
+        return [one for one in all_sent(self.run_dir) if (one.name, one.job_id) != own]
+
+    def let_go(self) -> bool:
+        """Let another job have the run, as this one goes back to the queue; returns whether this one still had it."""
+        return self._stop() and self._follow({"free": self.claim.content["request"]})
+
+    def send_others(self) -> bool:
+        """Have the run wait everywhere again, after `let_go`, and say so; returns whether it waits anywhere else."""
+        try:
+            sent = send_again(self._others(), self._environment, time.monotonic() + SEND_AGAIN_SECONDS)
+        except (OSError, ValueError) as error:
+            say(f"the run waits in one place: {error}")
+            return False
+        for one in sent:
+            say(one.line)
+        return any(one.waits for one in sent)
 
     def end(self) -> None:
         """Note that the run is over, unless it goes on in the queue, or has been taken over."""
-        if self._stop():
-            state = status_or_nothing(self.run_dir).get("state")
-            follow(self.run_dir, self.claim, {**self.claim.content, "over": state or "ended"})
+        if not self._stop():
+            return
+        status, own = status_or_nothing(self.run_dir), self.claim.content
+        # Where another process trains it, it is not over.
+        is_over = status.get("state") in ENDS and status.get("failure") != "lease"
+        self._follow({**own, "over": status["state"]} if is_over else {"free": own["request"]})
+        if is_over:
+            self._cancel_left()
+
+    def _follow(self, content: dict[str, Any]) -> bool:
+        """Make the next claim; returns whether nobody else has."""
+        try:
+            return follow(self.run_dir, self.claim, content) is not None
+        except OSError as error:
+            # Those that come later ask Slurm for this job. That it goes back to the queue matters more.
+            say(f"the claim of {self.run_dir.name} could not be changed: {error}")
+            return True
 
     def _stop(self) -> bool:
         """Give no more signs of life; returns whether the claim is still to be let go of."""
-        first, _ = not self._ended.is_set(), self._ended.set()
+        first = not self._ended.is_set()
+        self._ended.set()
         # A beat that came later would be that of nobody.
         self._threads[0].join(claims.BEAT_SECONDS)
         return first and not self.lost
@@ -102,12 +136,30 @@ def enter(run_dir: Path, request: dict[str, Any]) -> Race | int:
         return code
     own = {"request": request["name"], "job_id": job_id(), "restart": int(os.environ.get("SLURM_RESTART_COUNT", "0"))}
     own |= {"cluster": cluster_name(), "name": run_dir.name, "host": socket.gethostname(), "time": time.time()}
-    claim = take(run_dir, own)
-    if claim is None:
-        return FINISHED
+    try:
+        arrive(run_dir, request["name"], own["job_id"])
+        claim = take(run_dir, own)
+        if claim is None:
+            return FINISHED
+        # To take it may have lasted for minutes.
+        if (code := _wrong_place(run_dir, request)) is not None:
+            follow(run_dir, claim, {"free": request["name"]})
+            return code
+    except OSError as error:
+        say(f"{run_dir.name} cannot be claimed: {error}")
+        _tell_failed(run_dir, f"the run cannot be claimed: {error}")
+        return FAILED
     race = Race(run_dir, claim, request["token"])
     _await_lease(run_dir)
     return race
+
+
+def _tell_failed(run_dir: Path, why: str) -> None:
+    """Unless another job has the run."""
+    with contextlib.suppress(OSError, ValueError):
+        newest = newest_claim(run_dir)
+        if not (newest and newest.holder):
+            tell(run_dir, state="failed", reason=why, failure="disk", eta_s=None)
 
 
 def _wrong_place(run_dir: Path, request: dict[str, Any]) -> int | None:
@@ -156,10 +208,10 @@ def is_gone(run_dir: Path, claim: Claim) -> bool:
     Waits until one of them is known, or a sign of life is seen.
     """
     holder = claim.content
-    request = next((one for one in requests_of(run_dir) if one.name == holder["request"]), None)
-    seen, asked = claims.last_beat(run_dir, claim), 0.0
+    request = next((one for one in all_sent(run_dir) if one.name == holder["request"]), None)
+    seen, asked = claims.last_beat(run_dir, claim), -ASK_SECONDS
     while True:
-        if request and time.monotonic() - asked > claims.BEAT_SECONDS:
+        if request and time.monotonic() - asked > ASK_SECONDS:
             state = state_of(request, holder["job_id"])
             if state is not None and (state in WAITING or state not in STARTED):
                 return True

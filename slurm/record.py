@@ -25,9 +25,10 @@ def record(run_dir: Path, attempt: int, **fields: Any) -> None:
 def tell(run_dir: Path, **fields: Any) -> None:
     """Update status.json, a damaged one by a new one."""
     try:
-        write_status(run_dir, **fields)
-    except ValueError:
-        write_atomic(run_dir / "status.json", status_text({"name": run_dir.name, **fields}))
+        try:
+            write_status(run_dir, **fields)
+        except ValueError:
+            write_atomic(run_dir / "status.json", status_text({"name": run_dir.name, **fields}))
     except OSError as error:
         print(f"status.json could not be written: {error}", file=sys.stderr)
 

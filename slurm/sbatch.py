@@ -23,6 +23,7 @@ from slurm.control import PATIENT_SECONDS, ask, without_other_jobs
 from slurm.environment_copy import kind_of, prepare
 from slurm.job import do_step, train, words_of
 from slurm.profile import Profile, seconds
+from slurm.requests import KEEP_ENVIRONMENT
 from slurm.room import Room, room
 from slurm.share import trial_of
 from slurm.slices import BACKSTOP_SECONDS, Slice, Took, slice_of
@@ -347,6 +348,7 @@ def _setup(submission: Submission) -> list[str]:
     if profile.scratch:
         environment["SCRATCH"] = profile.scratch
     return [
+        *(KEEP_ENVIRONMENT if submission.claim else ()),
         *(_OWN_CLUSTER if profile.client else ()),
         *(f"export {name}={shlex.quote(value)}" for name, value in environment.items()),
         *(line for command in profile.setup for line in (command, _unless(f"slurm.setup failed: {command}"))),

@@ -112,7 +112,7 @@ class Cluster:
         return [pid for pid in pids if Path(f"/proc/{pid}/cmdline").read_bytes() == words]
 
     def _why(self) -> str:
-        logs = [*self.work.glob("runs/*/slurm/*_log.out"), *self.work.glob("runs/*/logs/attempt-*/*.log")]
+        logs = [*self.work.glob("runs/*/slurm/**/*_log.out"), *self.work.glob("runs/*/logs/attempt-*/*.log")]
         tails = "\n".join(f"{log}:\n{log.read_text(errors='replace')[-1500:]}" for log in logs)
         queue = self.ask("squeue", "-h", "-o", "%i %T %r", code=None).stdout
         nodes = self.ask("sinfo", "-h", "-N", "-o", "%N %T %E", code=None).stdout

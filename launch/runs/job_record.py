@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from dataclasses import fields as dataclass_fields
 from pathlib import Path
@@ -45,6 +45,8 @@ class Job:
     submitted: float
     client: dict[str, str] = field(default_factory=dict)
     """Variables by which Slurm's commands reach the cluster, where these are not those of the shell."""
+    identity: str = ""
+    """Of one of several jobs that wait for the one run: what Slurm told of its cluster, as `slurm.requests` has it."""
     request: str = ""
     """Of one of several jobs that wait for the one run: its folder below that of this file."""
     requests: list[str] = field(default_factory=list)
@@ -184,9 +186,17 @@ def active_jobs(run_dir: Path) -> list[Active]:
     if first.held:
         return [Active(first.job_id, "RUNNING", first)] if is_under_way(run_dir, first) else []
     claim = claim_of(run_dir) if first.requests else None
-    waiting = first.requests and not (claim and claim.content.get("request"))
+    if not first.requests or (claim and claim.over):
+        return _active(run_dir, [first])
+    # Where the holder is dead, one that has started waits to take the run over.
+    by_holder = _active(run_dir, [first]) if claim and claim.holder else []
+    return by_holder or _active(run_dir, requests_of(run_dir))
+
+
+def _active(run_dir: Path, jobs: Iterable[Job]) -> list[Active]:
+    """Those that have not ended. Raises ValueError as `active_jobs` does."""
     found, troubles, answers, sent = [], [], {}, job_file(run_dir).stat().st_mtime
-    for job in requests_of(run_dir) if waiting else [first]:
+    for job in jobs:
         try:
             if (key := controller(job.client)) not in answers:
                 # An answer from before the job was sent, by another command, would not know it.

@@ -46,6 +46,7 @@ def make_requests(recipe: Recipe, places: Sequence[Place], run_dir: Path | None 
 
     Raises ValueError where they are too many, or the batch cannot be made of the same micro-batches on each cluster.
     """
+    _refuse_unreachable(places)
     found = [
         Request(place.cluster, place.profile.model_copy(update={"qos": qos}).on_nodes(f"{least}-{most}"), sizes)
         for place, sizes in zip(places, _sizes(recipe, places, run_dir), strict=True)
@@ -59,6 +60,18 @@ def make_requests(recipe: Recipe, places: Sequence[Place], run_dir: Path | None 
             f"fewer in cluster=, slurm.qos= or slurm.nodes= ({told})"
         )
     return found
+
+
+def _refuse_unreachable(places: Sequence[Place]) -> None:
+    """Raise ValueError where a job could not tell, from a node of another cluster, how to reach one."""
+    reached = [place for place in places if place.profile.client]
+    for place in places:
+        if reached and not place.profile.client:
+            raise ValueError(
+                f"cluster={place.cluster}: from a node of {reached[0].cluster}, whose profile has `client`, it is not "
+                "known how to reach it: add to its profile `client: {SLURM_CONF: FILE}`, a file that the nodes of all "
+                "clusters see, or `client: {SLURM_CLUSTERS: NAME}`, where one accounting database knows all"
+            )
 
 
 def _sizes(recipe: Recipe, places: Sequence[Place], run_dir: Path | None) -> list[Sizes]:

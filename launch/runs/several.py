@@ -7,7 +7,7 @@ import os
 import re
 import secrets
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,10 @@ from launch.runs.requests import Place, Request, submission_of
 from recipes.schema.recipe import Recipe
 from resnet.rundir.files import write_atomic
 from slurm.claim import follow, newest_claim
-from slurm.control import ask
+from slurm.control import ask, controller
 from slurm.profile import Profile
 from slurm.race import TOKEN
-from slurm.requests import cancel_waiting, requests_of
+from slurm.requests import all_sent, cancel_waiting, identity_of
 from slurm.sbatch import SlurmError
 from slurm.sbatch import submit as submit_jobs
 
@@ -74,8 +74,7 @@ def end_requests(run_dir: Path) -> None:
     """Have the jobs by which a run was to wait before end: those that can be reached now, others when they start."""
     if (run_dir / "slurm" / TOKEN).exists():
         write_atomic(run_dir / "slurm" / TOKEN, "")
-        for _ in cancel_waiting(requests_of(run_dir)):
-            pass
+        cancel_waiting(all_sent(run_dir))
 
 
 def _begin_anew(run_dir: Path) -> dict[str, Any]:
@@ -101,10 +100,15 @@ def _records(
     """Of each request, without an id, in folders that no job sent before uses; the first has what is of all."""
     folders = (re.fullmatch(r"request-(\d+)", path.name) for path in (run_dir / "slurm").glob("request-*"))
     used = max((int(found[1]) for found in folders if found), default=0)
-    jobs = []
+    jobs, identities = [], {}
     for number, request in enumerate(requests, used + 1):
-        job = Job.to_send(run_dir.name, request.cluster, request.profile, snapshot, cwd)
-        jobs.append(replace(job, client=_client(request.profile), request=f"request-{number}"))
+        job, client = (
+            Job.to_send(run_dir.name, request.cluster, request.profile, snapshot, cwd),
+            _client(request.profile),
+        )
+        if (key := controller(client)) not in identities:
+            identities[key] = _identity(client)
+        jobs.append(replace(job, client=client, identity=identities[key], request=f"request-{number}"))
     asked = [{"cluster": place.cluster, "profile": place.profile.model_dump(mode="json")} for place in places]
     return [replace(jobs[0], requests=[job.request for job in jobs], asked=asked), *jobs[1:]]
 
@@ -112,6 +116,14 @@ def _records(
 def _client(profile: Profile) -> dict[str, str]:
     """What reaches the cluster also from a node of another: SLURM_CONF of this shell, or that it has none."""
     return {"SLURM_CONF": os.environ.get("SLURM_CONF", ""), **profile.client}
+
+
+def _identity(client: Mapping[str, str]) -> str:
+    # Where it does not answer, Slurm refuses the job as well.
+    try:
+        return identity_of(client)
+    except ValueError:
+        return ""
 
 
 def _send(run_dir: Path, recipe: Recipe, job: Job, request: Request, claim: dict[str, Any]) -> Job:
@@ -132,8 +144,7 @@ def _leave_to_the_first(run_dir: Path) -> None:
     """Cancel what waits where one has started: it did not know the jobs that were sent after it."""
     claim = newest_claim(run_dir)
     if claim and (holder := claim.content.get("request")):
-        for _ in cancel_waiting([one for one in requests_of(run_dir) if one.name != holder]):
-            pass
+        cancel_waiting([one for one in all_sent(run_dir) if one.name != holder])
 
 
 def _put_back(file: Path, content: bytes | None) -> None:
