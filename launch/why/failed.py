@@ -231,23 +231,13 @@ def _budget(facts: Facts) -> Cause:
         starts = [sum(one["seconds"].values()) for one in facts.stages.values()]
         took = f"a start took {format_duration(max(starts))} of it (logs/attempt-*/stages.json)" if starts else ""
         said = f"its time limit, slurm.time={limit}, is too short to start, train up to a checkpoint and save it"
-        return _cause(facts, "walltime", said, mends.retry(facts, f"slurm.time={_twice(limit)}"), reason, took)
+        return _cause(facts, "walltime", said, mends.retry(facts, mends.longer(facts)), reason, took)
     if reason.startswith("started "):
         cause = f"it was {reason}: {_endings(facts)}"
         return _cause(facts, "max_requeues", cause, mends.retry(facts))
     last = facts.attempts[-1] if facts.attempts else {}
     said = f"{reason.partition(': not tried')[0]}; the last one: {_first_line(last.get('reason')) or 'without a word'}"
     return _cause(facts, "no_progress", said, mends.elsewhere(facts))
-
-
-def _twice(limit: str) -> str:
-    """Minutes."""
-    from slurm.profile import seconds
-
-    try:
-        return str(max(2, 2 * seconds(limit) // 60))
-    except ValueError:
-        return "24:00:00"
 
 
 def _user(facts: Facts) -> Cause:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import shlex
 from collections.abc import Iterable
 
@@ -10,7 +11,7 @@ from launch.runs.job_record import Job
 from launch.why.facts import Facts
 from resnet.rundir.files import to_json
 from resnet.rundir.find import ROOT, is_sweep
-from slurm.profile import load_profile
+from slurm.profile import AUTO, Profile, load_profile, seconds
 
 
 def retry(facts: Facts, *changes: str) -> str:
@@ -72,6 +73,15 @@ def changed(facts: Facts, *changes: str, ranks: int | None = None) -> str:
 def anew(facts: Facts, *changes: str, ranks: int | None = None) -> str:
     """Begin another run with changes to the recipe that a run cannot take while it goes on."""
     return _command(facts, [*changes, *_place(facts, f"{facts.run_dir.name}-2")], ranks)
+
+
+def longer(facts: Facts) -> str:
+    """Of `slurm.time`: twice what it was; of slices, which grow by themselves, those without a limit of the user's."""
+    limit = str((facts.job.profile.get("time") if facts.job else None) or Profile().time)
+    if limit.startswith(AUTO):
+        return f"slurm.time={AUTO if limit != AUTO else Profile().time}"
+    minutes = max(2, 2 * math.ceil(seconds(limit) / 60))
+    return f"slurm.time={minutes // 60}:{minutes % 60:02}:00"
 
 
 def _place(facts: Facts, name: str) -> list[str]:

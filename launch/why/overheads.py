@@ -10,14 +10,13 @@ from pathlib import Path
 
 from launch.why.cause import Cause
 from launch.why.facts import Facts
-from launch.why.mends import with_changes
+from launch.why.mends import longer, with_changes
 from recipes.text import format_duration, plural
 from resnet.process.ledger import KINDS as ON_DEVICES
 from resnet.process.stages import STAGES
 from resnet.rundir.files import number
 from resnet.rundir.spent import spent
 from resnet.rundir.stages import AT_START
-from slurm.profile import seconds as seconds_of
 
 LEAST_SECONDS = 10
 """After starts; of a run that has made less nothing is said: it has hardly begun, or is a try."""
@@ -78,13 +77,13 @@ def _evaluations(facts: Facts, share: float) -> Cause | None:
     of = f"evaluation.json: {images:,.0f} validation images" if images else ""
     beside = f" beside {training:,} for training (provenance.json)" if images and training else ""
     # So that they take about a tenth.
-    longer = min(max(every + 1, round(every * 9 * share / (1 - share))), math.ceil(facts.recipe.epochs))
+    rarer = min(max(every + 1, round(every * 9 * share / (1 - share))), math.ceil(facts.recipe.epochs))
     return Cause(
         "slow",
         "evaluation",
         f"evaluations take {share:.0%} of the time, one each {plural(every, 'epoch') if every > 1 else 'epoch'}",
         (f"stages.json: {share:.0%} of the time in evaluations; recipe.yaml: eval.every={every}", of + beside),
-        with_changes(facts, f"eval.every={longer}"),
+        with_changes(facts, f"eval.every={rarer}"),
         share,
     )
 
@@ -125,18 +124,13 @@ def _sooner(facts: Facts, stage: str) -> str:
         return with_changes(facts, f"slurm.stage_environment={environment}")
     if stage == "join":
         return with_changes(facts, "slurm.check=true")
-    return with_changes(facts, f"slurm.time={_twice(str(profile.get('time') or '24:00:00'))}")
+    return with_changes(facts, longer(facts))
 
 
 def _beside_data(facts: Facts) -> Path:
     """A folder for shards: where the images are, since the nodes see that."""
     train = facts.recipe.data.paths().get("train") if facts.recipe else None
     return Path(f"{Path(train).parent}-shards") if train else facts.run_dir.parent.absolute() / "shards"
-
-
-def _twice(limit: str) -> str:
-    minutes = 2 * math.ceil(seconds_of(limit) / 60)
-    return f"{minutes // 60}:{minutes % 60:02}:00"
 
 
 def _lost(facts: Facts, share: float, steps: int) -> Cause | None:

@@ -100,7 +100,7 @@ def test_five_lines(tmp_path, capsys):
 
 @pytest.mark.parametrize("state", ["finished", "running"])
 def test_a_run_that_is_well(tmp_path, capsys, state):
-    run = make_run(tmp_path / "r", state=state)
+    run = make_run(tmp_path / "r", state=state, top1=95.0)
     with pytest.raises(SystemExit):
         main(["why", str(run), "--json"])
     told = json.loads(capsys.readouterr().out)
@@ -313,6 +313,15 @@ def test_a_look_at_a_node_reaches_the_runs_cluster(tmp_path):
 )
 def test_only_what_removes_its_reason_is_offered(told, moves):
     assert sorted(reasons.read(told).moves) == moves.split()
+
+
+@pytest.mark.parametrize(
+    ("limit", "told"),
+    [("10", "0:20:00"), ("1-00:00:00", "48:00:00"), ("auto", "24:00:00"), ("auto:2:00:00", "auto")],
+)
+def test_a_longer_limit_than_was_too_short(tmp_path, limit, told):
+    run = Ended(Place(tmp_path), "short", f"slurm.time={limit}").run_dir
+    assert mends.longer(Facts(run)) == f"slurm.time={told}"
 
 
 def test_idle_nodes_are_no_way_out_of_a_limit(tmp_path):
