@@ -46,6 +46,8 @@ class Attempt(NamedTuple):
     steps: int
     """Steps that it made and that were kept."""
     lost_steps: int
+    measured: bool
+    """Whether its process told evaluations and saves from training."""
 
 
 class Spent(NamedTuple):
@@ -76,6 +78,18 @@ class Spent(NamedTuple):
     @property
     def lost_steps(self) -> int:
         return sum(attempt.lost_steps for attempt in self.attempts)
+
+
+def hours(seconds: float) -> str:
+    """Hours to three figures, as 0.00125, 2.5 or 1,320."""
+    found = seconds / 3600
+    return f"{found:,.0f}" if found >= 100 else f"{found:.3g}"
+
+
+def share(part: float, whole: float) -> str:
+    """Per cent, the small ones to a tenth."""
+    percent = 100 * part / whole if whole else 0.0
+    return f"{percent:.1f}%" if 0 < percent < 9.95 else f"{percent:.0f}%"
 
 
 def spent(run_dir: Path, state: str | None = None, now: float | None = None) -> Spent | None:
@@ -118,7 +132,8 @@ def _attempts(
         seconds["start"] += held
         made, lost = min(record.reached, kept) - record.first_step, record.reached - kept
         ranks, steps = record.ranks or each, (record.first_step, max(0, made), max(0, lost))
-        yield Attempt(record.number, begin, end, ranks, wait, idle, seconds, *steps)
+        measured = record.ledger.kept_step is not None
+        yield Attempt(record.number, begin, end, ranks, wait, idle, seconds, *steps, measured)
         at = end
 
 
@@ -129,8 +144,10 @@ def _each(sent: Mapping[str, Any]) -> int:
 
 def _last_sign(run_dir: Path) -> float:
     """When a run's trainer last gave a sign of life, by what the newest has left."""
-    signs = (number(status_or_nothing(run_dir).get("updated")), number(read_lease(run_dir).get("time")))
-    return max(sign or 0.0 for sign in signs)
+    told = status_or_nothing(run_dir)
+    # By another state's name it was written since, by who sent it again or cancelled it.
+    own = number(told.get("updated")) if told.get("state") == "running" else None
+    return max(own or 0.0, number(read_lease(run_dir).get("time")) or 0.0)
 
 
 def _sent(run_dir: Path) -> dict[str, Any]:
@@ -191,7 +208,7 @@ def _end(record: Record, after: Sequence[Record], run_dir: Path) -> float:
     end = record.end
     if end is None:
         told = (record.ledger.started or record.begin) + sum(record.ledger.spent.values())
-        end = told if after else max(told, _last_sign(run_dir))
+        end = told if after or record.ledger.ended else max(told, _last_sign(run_dir))
     return min([end, *(later.begin for later in after)])
 
 

@@ -34,6 +34,7 @@ from resnet.tools.report.html import counted, facts, mapping, moment, page, sect
 from resnet.tools.report.html import pictures as tiles
 from resnet.tools.report.pictures import Pictures, kept_pictures, make_pictures
 from resnet.tools.report.results import calibration, class_table, confused_table, heat_map
+from resnet.tools.report.spent import spent_bar
 
 if TYPE_CHECKING:
     from resnet.data.sources.source import Source
@@ -74,6 +75,7 @@ def write_report(run_dir: Path, sources: tuple[Source, Source] | None = None, pa
         section("Training images as the network gets them", _training_images(pictures)),
         section("What it became", artefact_table(run_dir)),
         section("Speed", speed_charts(rows, marks)),
+        section("Where the time went", spent_bar(run_dir, status.get("state"))),
         section("Attempts", _attempts(information.get("attempts") or [])),
         section("Settings that differ from the defaults", _settings(recipe)),
         section("What followed from them", mapping(derived)),

@@ -67,6 +67,8 @@ img { display: block; max-width: 100%; }
 .legend { display: flex; flex-wrap: wrap; gap: 0 14px; font-size: 13px; color: var(--soft); }
 .legend span { overflow-wrap: anywhere; }
 .legend i { display: inline-block; width: 14px; height: 3px; margin: 0 6px 3px 0; border-radius: 2px; }
+.spent { display: flex; height: 22px; margin-bottom: 8px; border-radius: 4px; overflow: hidden; }
+.spent i { flex: 0 1 0; min-width: 1px; } .spent ~ .legend i { width: 10px; height: 10px; margin-bottom: 0; }
 .tip { position: absolute; z-index: 2; max-width: min(300px, 94%); padding: 6px 10px; border: 1px solid var(--line);
   border-radius: 6px; background: var(--card); box-shadow: 0 2px 8px rgba(0, 0, 0, .18); font-size: 13px;
   line-height: 1.4; pointer-events: none; font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
