@@ -77,7 +77,9 @@ def run(arguments: argparse.Namespace) -> None:
         print(show(sweep_dir, arguments, _width()))
     else:
         found = _found(arguments)
-        print(to_json(found, indent=1) if arguments.json else "\n".join(_lines(found, arguments)))
+        # Of many runs no more files are read.
+        shown = _with_costs(found) if arguments.json and _named(arguments)[0] else found
+        print(to_json(shown, indent=1) if arguments.json else "\n".join(_lines(found, arguments)))
 
 
 def _view(arguments: argparse.Namespace) -> View:
@@ -225,6 +227,7 @@ def describe(row: dict[str, Any]) -> list[str]:
         ),
         "checkpoint": _join(_checkpoint(run_dir), _labelled("", _time("last_checkpoint_age_s")(row), " ago")),
         "attempts": _attempts(row),
+        **_costs(row),
         "slow": _slow(row["state"], run_dir),
         "start": described(read_stages(run_dir, int(row["attempts"] or 0)).get("seconds", {})),
         "nodes": _nodes(run_dir),
@@ -272,6 +275,20 @@ def _attempts(row: dict[str, Any]) -> str:
     last = ended[-1]
     cause = f" ({last['cause']})" if last.get("cause") else ""
     return _join(count, f"number {last['attempt']} {last['outcome']}{cause} at step {last.get('last_step')}")
+
+
+def _costs(row: dict[str, Any]) -> dict[str, str]:
+    """Where the time went, and what it cost."""
+    from launch.runs.so_far import lines, so_far
+
+    found = so_far(row)
+    return lines(found) if found else {}
+
+
+def _with_costs(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    from launch.runs.so_far import as_json, so_far
+
+    return [row | as_json(so_far(row)) for row in found]
 
 
 def _slow(state: str, run_dir: Path) -> str:

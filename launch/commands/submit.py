@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import math
 import sys
-from collections.abc import Sequence
-from datetime import datetime, timedelta
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from launch.arguments import WORDS_USAGE, Words, add_grow, growing, split_words
-from launch.runs.estimate import shown_by_runs, told
+from launch.runs.expected import attempt_time, expected, lines
 from launch.runs.go_in import placed
 from launch.runs.held import Holding
-from launch.runs.requests import Place, Request
-from launch.runs.send import SNAPSHOTS, prepare, shown, submission_of, submit
+from launch.runs.requests import Place, Request, submission_of
+from launch.runs.send import SNAPSHOTS, prepare, shown, submit
 from launch.runs.send import told as told_jobs
 from launch.runs.sizes import Sizes, others_left_out
 from launch.runs.slices import described
@@ -24,12 +21,11 @@ from recipes.plan import either, samples_known
 from recipes.schema.recipe import Recipe
 from recipes.text import plural
 from resnet.process.exit_codes import FINISHED
-from resnet.rundir.attempts import read_attempts
+from resnet.rundir.attempts import newest_step, read_attempts
 from slurm.code_copy import snapshot_path
-from slurm.profile import Profile, load_profile, seconds
+from slurm.profile import Profile, load_profile
 from slurm.queue import asked_once
 from slurm.sbatch import SlurmError, Submission, expected_start, script
-from slurm.slices import Slice
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -81,7 +77,7 @@ def _submit(loaded: Loaded, places: Sequence[Place], dry_run: bool) -> int:
     if prepared.is_new and len(places) == 1 and (note := others_left_out(recipe, places[0].profile, requests[0].sizes)):
         print(f"note: {note}", file=sys.stderr)
     if dry_run:
-        print(_dry_run(run_dir, requests, recipe))
+        print(_dry_run(run_dir, requests, places, recipe))
         return FINISHED
     jobs = submit(prepared, places)
     name = shown(run_dir)
@@ -135,45 +131,59 @@ def _batch(sizes: Sizes, recipe: Recipe) -> str:
     return f"batch {plan.batch_size}, {each}; lr {plan.lr:g}; {recipe.epochs:g} epochs{steps}"
 
 
-def _dry_run(run_dir: Path, requests: Sequence[Request], recipe: Recipe) -> str:
+def _dry_run(run_dir: Path, requests: Sequence[Request], places: Sequence[Place], recipe: Recipe) -> str:
     snapshot = snapshot_path(run_dir.parent / SNAPSHOTS)
     submissions = [submission_of(run_dir, recipe, request, snapshot, Path.cwd()) for request in requests]
-    cluster, profile, sizes = requests[0]
+    _, profile, sizes = requests[0]
     facts = [f"run directory   {run_dir}"]
     if len(requests) == 1:
-        start = expected_start(submissions[0])
+        starts = [expected_start(submissions[0])]
         ranks = either(*(nodes * profile.local_ranks for nodes in sizes.nodes))
         facts += [f"ranks           {ranks}: {_size(profile, sizes)}", f"training        {_batch(sizes, recipe)}"]
-        facts += [f"expected start  {start}"]
+        facts += [f"expected start  {starts[0]}"]
         facts += [f"slices          {described(slice_)}"] if (slice_ := submissions[0].slice) else []
-        facts += _takes(run_dir.parent, cluster, profile, recipe, start, slice_)
     else:
+        starts = list(map(_start, submissions))
         facts += [f"training        {_batch(sizes, recipe)}"]
         facts += [f"waits in        {len(requests)} places, and is trained by the job that starts first:"]
-        facts += map(_start, requests, submissions)
-    facts += ["nothing was sent"]
+        facts += [f"  {request.in_words}: {start}" for request, start in zip(requests, starts, strict=True)]
+    sent = list(zip(requests, submissions, starts, strict=True))
+    facts += [*_takes(run_dir, recipe, places, sent), "nothing was sent"]
     return "\n".join([script(submissions[0]), "", *(f"# {line}" for fact in facts for line in fact.splitlines())])
 
 
-def _start(request: Request, submission: Submission) -> str:
+def _start(submission: Submission) -> str:
     try:
-        return f"  {request.in_words}: expected start {expected_start(submission)}"
+        return f"expected start {expected_start(submission)}"
     except SlurmError as error:
-        return f"  {request.in_words}: {error}"
+        return str(error)
 
 
 def _takes(
-    root: Path, cluster: str, profile: Profile, recipe: Recipe, start: str, slice: Slice | None = None
+    run_dir: Path, recipe: Recipe, places: Sequence[Place], sent: Sequence[tuple[Request, Submission, str]]
+) -> Iterator[str]:
+    """What the run would take on each cluster, and when it would end there.
+
+    sent: each request with what is sent for it, and what Slurm says of its start.
+    """
+    for place in places:
+        there = [one for one in sent if one[0].cluster == place.cluster]
+        told = _takes_there(run_dir, recipe, place, there)
+        yield from told if len(places) == 1 else (f"on {place.cluster}: {' '.join(line.split())}" for line in told)
+
+
+def _takes_there(
+    run_dir: Path, recipe: Recipe, place: Place, sent: Sequence[tuple[Request, Submission, str]]
 ) -> list[str]:
-    """What the run would take and when it would end, where others have shown it; else nothing."""
-    if (speed := shown_by_runs(recipe, cluster, profile, root)) is None:
-        return []
-    line, spent = told(recipe, profile, speed)
-    lines = [f"takes           {line}"]
-    with contextlib.suppress(ValueError):
-        end = datetime.fromisoformat(start) + timedelta(seconds=spent)
-        limit, lead = (60 * slice.most, slice.lead) if slice else (seconds(profile.time), profile.signal_lead)
-        attempts = math.ceil(spent / (limit - lead))
-        waits = f", and the queue before {plural(attempts - 1, 'further start')}" if attempts > 1 else ""
-        lines.append(f"expected end    {end:%Y-%m-%d %H:%M}{waits}")
-    return lines
+    request, submission, _ = sent[0]
+    time = (60.0 * submission.slice.most, submission.slice.lead) if submission.slice else attempt_time(place.profile)
+    try:
+        found = expected(recipe, *place, run_dir.parent, request.sizes.nodes, time, newest_step(run_dir))
+    except ValueError as error:
+        return [f"takes           not known: {error}"]
+    return [*lines(found, place.profile, _first([start.removeprefix("expected start ") for _, _, start in sent]))]
+
+
+def _first(starts: Sequence[str]) -> str:
+    """Of several that Slurm expects; not a date where it expects none."""
+    return min(starts, key=lambda start: (not start[:1].isdigit(), start))

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from launch.runs.job_record import Job, read_job
+from launch.runs.job_record import Job, known_keys, read_job
 from recipes.changes import differences
 from recipes.load import load_file
 from recipes.schema.recipe import Recipe
@@ -72,9 +72,13 @@ def _has_shown(status: dict[str, Any]) -> bool:
 
 
 def _same_place(job: Job, cluster: str, profile: Profile) -> bool:
-    # A run of an earlier version was sent without the keys that have come since.
-    before = Profile(**job.known_profile)
-    return job.cluster == cluster and all(getattr(before, key) == getattr(profile, key) for key in _SAME_PLACE)
+    # One that waited in several places has what was asked for beside what each job was given.
+    sent = [(job.cluster, job.profile), *((one["cluster"], one["profile"]) for one in job.asked)]
+    return any(name == cluster and _same_devices(Profile(**known_keys(before)), profile) for name, before in sent)
+
+
+def _same_devices(before: Profile, profile: Profile) -> bool:
+    return all(getattr(before, key) == getattr(profile, key) for key in _SAME_PLACE)
 
 
 def changes_speed(key: str) -> bool:

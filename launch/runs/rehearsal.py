@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from launch.runs.checks import check_one_place, place, refuse_active
+from launch.runs.expected import keep_rehearsal
 from launch.runs.job_record import read_job
 from launch.runs.rehearsal_report import Report, report_on
 from launch.runs.requests import Place
@@ -50,6 +51,7 @@ def rehearse(loaded: Loaded, cluster: str, profile: Profile, keep: bool) -> int:
         return INTERRUPTED
     report = report_on(run_dir, prepared.recipe, profile)
     print("\n".join(report.lines))
+    keep_rehearsal(run_dir, report.images_per_second)
     return _leave(run_dir, report, keep)
 
 

@@ -34,6 +34,8 @@ class Report(NamedTuple):
     lines: list[str]
     problems: list[str]
     """For which the run itself would fail; empty where it would begin well."""
+    images_per_second: float | None = None
+    """That the run itself would make, over all ranks."""
 
 
 class Shown(NamedTuple):
@@ -75,7 +77,7 @@ def report_on(run_dir: Path, recipe: Recipe, profile: Profile) -> Report:
         saved = ", saved" if shown.checkpoint_bytes else ""
         again = ", went on from the checkpoint" if shown.starts > 1 else ""
         lines.append(f"{profile.ranks} ranks joined, read, made steps{saved}{again} and left")
-    return Report(lines, problems)
+    return Report(lines, problems, speed.images_per_second if speed else None)
 
 
 def _shown(run_dir: Path) -> Shown:

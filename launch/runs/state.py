@@ -255,6 +255,7 @@ def _row(run: Run, answers: Answers) -> dict[str, Any]:
         "slurm_reason": job.reason if job else None,
         "job_id": run.job_id or status.get("job_id"),
         "nodes": job.nodes or None if job else None,
+        "expected_start": job.start if job and job.state in WAITING else None,
         "time_left_s": job.time_left_s if job and job.state in STARTED else None,
         "places": places if verdict.state == "queued" else [],
         "chain": step_rows(run.chain, *answer_of(run.chain.client, answers)) if run.chain else [],

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from launch.commands.status import describe
-from launch.commands.submit import _takes
 from launch.runs import send as sending
 from launch.runs.estimate import shown_by_runs, told
 from launch.runs.job_record import Job, read_job, write_job
@@ -175,12 +174,6 @@ def test_runs_that_train_the_same_at_the_same_place_tell_what_it_takes(tmp_path)
     assert line.startswith(f"about {seconds * 8 / 3600:.2g} GPU-hours, ")
     assert "of 8 GPUs (by 2 runs, 2 of them finished: 200 img/s" in line
     assert shown_by_runs(recipe, "elsewhere", here, tmp_path) is None
-    expected = [f"takes           {line}", "expected end    2026-11-28 10:01"]
-    assert _takes(tmp_path, "there", here, recipe, "2026-11-28 09:59:30", None) == expected
-    assert _takes(tmp_path, "there", here, recipe, "unknown", None) == expected[:1]
-    short = here.model_copy(update={"time": "0:0:30", "signal_lead": 10})
-    assert _takes(tmp_path, "there", short, recipe, "2026-11-28 09:59:30", None)[1].endswith("before 4 further starts")
-    assert _takes(tmp_path, "elsewhere", here, recipe, "2026-11-28 09:59:30") == []
 
 
 def test_only_an_earlier_rehearsal_makes_room(tmp_path):

@@ -1,0 +1,135 @@
+"""What a run has cost so far, what it is to cost in all, and when it is to end."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import time
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from launch.runs.course import NONE, Outlook, Span, outlook, rates_of, span_of, trained
+from launch.runs.expected import attempt_time, expected, in_span
+from launch.runs.job_record import read_job
+from launch.runs.sizes import find_sizes
+from recipes.load import load_file
+from recipes.text import format_duration
+from resnet.rundir.attempts import newest_step
+from resnet.rundir.provenance import read_provenance
+from resnet.rundir.spent import Spent, hours, share, spent
+from slurm.profile import Profile
+
+_NAMES = {"wait": "queue", "idle": "stopped", "evaluate": "evaluations", "save": "saves", "other": "leaving"}
+"""Of kinds of time, where they are not their own."""
+
+
+class SoFar(NamedTuple):
+    """Of one run."""
+
+    spent: Spent
+    to_come: Outlook | None
+    """None: nothing, or nobody can tell."""
+    end: Span | None
+    """Unix time; None: of a run that is over, or nobody can tell."""
+
+    @property
+    def device_hours(self) -> Span | None:
+        """In all; None: nobody can tell."""
+        if self.to_come is None:
+            return None
+        return Span(*(self.spent.device_hours + seconds / 3600 for seconds in self.to_come.device_seconds))
+
+
+def so_far(row: Mapping[str, Any], now: float | None = None) -> SoFar | None:
+    """What is known of a run; None where its files tell of no time. row: of `launch.runs.state.rows`."""
+    run_dir, now = Path(row["run_dir"]), time.time() if now is None else now
+    found = spent(run_dir, None if row["over"] else row["state"], now)
+    if found is None or row["over"] or row["state"] not in ("running", "queued"):
+        return found and SoFar(found, None, None)
+    to_come = None
+    with contextlib.suppress(ValueError, OSError, KeyError, TypeError, ZeroDivisionError):
+        to_come = _to_come(run_dir, row, found, now)
+    begins = now if row["state"] == "running" else row.get("expected_start")
+    if to_come is None or begins is None:
+        return SoFar(found, to_come, None)
+    begin = Span(*[max(now, begins)] * 3)
+    return SoFar(found, to_come, begin.plus(to_come.seconds).plus(to_come.wait or NONE))
+
+
+def _to_come(run_dir: Path, row: Mapping[str, Any], found: Spent, now: float) -> Outlook | None:
+    job = read_job(run_dir)
+    profile = Profile(**job.known_profile) if job else None
+    running = found.attempts[-1] if row["state"] == "running" and found.attempts else None
+    rates = (rates_of(run_dir, running.begin) if running else []) or rates_of(run_dir)
+    if not (rate := span_of(rates)):
+        return _by_others(run_dir, profile, job.cluster) if job and profile else None
+    last = found.attempts[-1]
+    begun = row["step"] if running else newest_step(run_dir)
+    images = (row["total_steps"] - (begun or 0)) * read_provenance(run_dir)["plan"]["batch_size"]
+    overhead = statistics.fmean([*trained(found.attempts)] or [1.0])
+    work = Span(images / rate.high, images / rate.likely, images / rate.low).times(overhead)
+    starts = [one.seconds["start"] + one.seconds["other"] for one in found.attempts if one.steps and one != running]
+    starts = starts or [running.seconds["start"] if running else 0.0]
+    waits = span_of([one.wait for one in found.attempts[1:] if one.wait])
+    limit = attempt_time(profile) if profile else None
+    if profile and profile.is_sliced:
+        # As long as the one that trains now, or did.
+        limit = (now - last.begin + (row["time_left_s"] or 0.0) if running else last.end - last.begin, 0.0)
+    left = float("inf")
+    if running and row["time_left_s"] is not None and profile:
+        left = max(1.0, row["time_left_s"] - profile.signal_lead)
+    return outlook(work, statistics.median(starts), waits, last.ranks, limit, left if running else 0.0)
+
+
+def _by_others(run_dir: Path, profile: Profile, cluster: str) -> Outlook | None:
+    """Of a run that has shown nothing itself."""
+    recipe = load_file(run_dir / "recipe.yaml").recipe
+    nodes = find_sizes(recipe, profile, run_dir).nodes
+    found = expected(recipe, cluster, profile, run_dir.parent, nodes, attempt_time(profile), newest_step(run_dir))
+    return found and found.by_ranks[0][1]
+
+
+def lines(found: SoFar) -> dict[str, str]:
+    """By label what is told of it."""
+    seconds, whole = found.spent.seconds, found.spent.end - found.spent.begin
+    parts = [f"{_NAMES.get(kind, kind)} {share(spent, whole)}" for kind, spent in seconds.items() if spent >= 0.5]
+    queued = f"; queued for {format_duration(found.spent.queued)}" if found.spent.queued else ""
+    return {"time": f"{format_duration(whole)}: {', '.join(parts)}{queued}", "cost": f"{_cost(found)}{_end(found)}"}
+
+
+def _cost(found: SoFar) -> str:
+    told, device = found.spent, found.spent.device
+    lost = f", {share(told.lost_hours, told.device_hours)} of them lost" if told.lost_hours else ""
+    if (whole := found.device_hours) is None:
+        return f"{hours(3600 * told.device_hours)} {device}-hours{lost}"
+    low, likely, high = (hours(3600 * value) for value in whole)
+    between = f" ({low} to {high})" if low != high else ""
+    return f"{hours(3600 * told.device_hours)} {device}-hours so far{lost}; about {likely}{between} in all"
+
+
+def _end(found: SoFar) -> str:
+    if found.end is None or found.to_come is None:
+        return ""
+    low, likely, high = (f"{datetime.fromtimestamp(moment):%m-%d %H:%M}" for moment in found.end)
+    between = f" (between {low} and {high})" if low != high else ""
+    further = found.to_come.attempts
+    if found.to_come.wait is None:
+        return f"; ends {likely}{between}, and the queue before further starts, of which nothing is known"
+    waits = f", {in_span(found.to_come.wait)} of it in the queue" if further and any(found.to_come.wait) else ""
+    return f"; ends {likely}{between}{waits}"
+
+
+def as_json(found: SoFar | None) -> dict[str, Any]:
+    """For `--json`; each None where it is not known."""
+    if found is None:
+        return dict.fromkeys(("spent", "gpu_hours", "gpu_hours_in_all", "queued_s", "expected_end"))
+    on_gpus, whole = found.spent.device == "GPU", found.device_hours
+    return {
+        "spent": found.spent.seconds,
+        "gpu_hours": found.spent.device_hours if on_gpus else 0.0,
+        "gpu_hours_in_all": whole._asdict() if whole and on_gpus else None,
+        "queued_s": found.spent.seconds["wait"],
+        "expected_end": found.end and found.end._asdict(),
+    }
