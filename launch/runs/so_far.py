@@ -101,7 +101,7 @@ def lines(found: SoFar) -> dict[str, str]:
 
 def _cost(found: SoFar) -> str:
     told, device = found.spent, found.spent.device
-    lost = f", {share(told.lost_hours, told.device_hours)} of them lost" if told.lost_hours else ""
+    lost = f", {share(told.lost_hours, told.device_hours)} of them lost" if told.seconds["lost"] >= 0.5 else ""
     if (whole := found.device_hours) is None:
         return f"{hours(3600 * told.device_hours)} {device}-hours{lost}"
     low, likely, high = (hours(3600 * value) for value in whole)

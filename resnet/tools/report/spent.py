@@ -17,7 +17,7 @@ def spent_bar(run_dir: Path, state: str | None) -> str:
     found = spent(run_dir, state if state in ("running", "queued") else None)
     if found is None or found.end <= found.begin:
         return ""
-    told = {kind: seconds for kind, seconds in found.seconds.items() if seconds >= 0.05}
+    told = {kind: seconds for kind, seconds in found.seconds.items() if seconds >= 0.5}
     parts = "".join(
         f'<i style="flex-grow:{seconds / (found.end - found.begin):.6f};background:var(--tone-{_TONES[kind]})" '
         f'title="{escape(_told(kind, seconds, found))}"></i>'
@@ -47,7 +47,7 @@ def _cost(found: Spent) -> str:
     whole, lost = found.device_hours, found.lost_hours
     told = f"{_time(found.end - found.begin, found)} since it was first sent or started; {hours(3600 * whole)} "
     told += f"{found.device}-hours"
-    if lost:
+    if found.seconds["lost"] >= 0.5:
         steps = f" ({plural(found.lost_steps, 'step')})" if found.lost_steps else ""
         told += f", of which {hours(3600 * lost)} ({share(lost, whole)}) were lost{steps}"
     return told
