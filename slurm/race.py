@@ -32,6 +32,8 @@ ASK_SECONDS = 5.0
 """From one question for the state of a claim's holder to the next."""
 CANCEL_AGAIN_SECONDS = (15.0, 60.0, 300.0)
 """After the first time, for requests that could not be reached, or were being sent, or were ending at that moment."""
+LEAVE_SECONDS = 5.0
+"""At the end of a run, for a request that is still on its way back to the queue."""
 SEND_AGAIN_SECONDS = 20.0
 """For sending the others again: less than the half minute (Slurm's KillWait) that a job lives which it has requeued."""
 ENDS = ("finished", "failed", "stopped")
@@ -107,6 +109,10 @@ class Race:
         is_over = status.get("state") in ENDS and status.get("failure") != "lease"
         self._follow({**own, "over": status["state"]} if is_over else {"free": own["request"]})
         if is_over:
+            self._cancel_left()
+        if is_over and self._left:
+            # One that went back to the queue a moment ago takes some seconds to be there.
+            time.sleep(LEAVE_SECONDS)
             self._cancel_left()
 
     def _follow(self, content: dict[str, Any]) -> bool:

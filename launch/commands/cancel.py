@@ -57,10 +57,18 @@ class Where(NamedTuple):
     client: tuple[tuple[str, str], ...]
     """Variables by which Slurm's commands reach its cluster."""
     job_id: str
+    cluster: str = ""
+    """Name of its profile, of one of several jobs of a run."""
+
+    @property
+    def in_words(self) -> str:
+        return f"{self.job_id} on {self.cluster}" if self.cluster else self.job_id
 
 
 def where(job: Sent | None, job_id: str) -> Where:
-    return Where(tuple(sorted(job.client.items())) if job else (), job_id)
+    if job is None:
+        return Where((), job_id)
+    return Where(tuple(sorted(job.client.items())), job_id, job.cluster if job.request else "")
 
 
 class Orders:
@@ -148,9 +156,9 @@ class Orders:
             by_run.setdefault(run_dir, []).append(job)
         for run_dir, jobs in by_run.items():
             name, saves = shown(run_dir), [job for job in jobs if job in self._running and not self.now]
-            which = f"job{'s' * (len(jobs) > 1)} {', '.join(job.job_id for job in jobs)}"
+            which = f"job{'s' * (len(jobs) > 1)} {', '.join(job.in_words for job in jobs)}"
             if saves:
-                told = f"job {saves[0].job_id} saves a checkpoint and ends; launch status {name} says when"
+                told = f"job {saves[0].in_words} saves a checkpoint and ends; launch status {name} says when"
             else:
                 told = f"{which} {'are' if len(jobs) > 1 else 'is'} cancelled; launch retry {name} continues it"
             yield f"{run_dir.name}: {told}"
