@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -165,9 +165,8 @@ def trains(time: tuple[float, float], start: float) -> float:
     return found
 
 
-def trained(attempts: Sequence[Attempt]) -> Iterator[float]:
-    """The seconds of training, with evaluations and saves, for each of training alone: of those that tell them."""
-    for one in attempts:
-        if one.measured and one.seconds["train"]:
-            kinds = ("train", "evaluate", "save")
-            yield sum(one.seconds[kind] for kind in kinds) / one.seconds["train"]
+def overhead(attempts: Sequence[Attempt]) -> float:
+    """Seconds of training, with evaluations and saves, for each of training alone; 1 where no attempt tells them."""
+    told = [one.seconds for one in attempts if one.measured]
+    train = sum(seconds["train"] for seconds in told)
+    return sum(seconds[kind] for seconds in told for kind in ("train", "evaluate", "save")) / train if train else 1.0

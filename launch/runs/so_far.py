@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from launch.runs.course import NONE, Outlook, Span, outlook, rates_of, span_of, trained
+from launch.runs.course import NONE, Outlook, Span, outlook, overhead, rates_of, span_of
 from launch.runs.expected import attempt_time, expected, in_span
 from launch.runs.job_record import read_job
 from launch.runs.sizes import find_sizes
@@ -63,13 +63,12 @@ def _to_come(run_dir: Path, row: Mapping[str, Any], found: Spent, now: float) ->
     profile = Profile(**job.known_profile) if job else None
     running = found.attempts[-1] if row["state"] == "running" and found.attempts else None
     rates = (rates_of(run_dir, running.begin) if running else []) or rates_of(run_dir)
-    if not (rate := span_of(rates)):
+    if not (rate := span_of(rates)) or not found.attempts:
         return _by_others(run_dir, profile, job.cluster) if job and profile else None
     last = found.attempts[-1]
     begun = row["step"] if running else newest_step(run_dir)
     images = (row["total_steps"] - (begun or 0)) * read_provenance(run_dir)["plan"]["batch_size"]
-    overhead = statistics.fmean([*trained(found.attempts)] or [1.0])
-    work = Span(images / rate.high, images / rate.likely, images / rate.low).times(overhead)
+    work = Span(images / rate.high, images / rate.likely, images / rate.low).times(overhead(found.attempts))
     starts = [one.seconds["start"] + one.seconds["other"] for one in found.attempts if one.steps and one != running]
     starts = starts or [running.seconds["start"] if running else 0.0]
     waits = span_of([one.wait for one in found.attempts[1:] if one.wait])

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from launch.cli import main
 from launch.commands.status import describe
-from launch.runs.course import Span, outlook, span_of
+from launch.runs.course import Span, outlook, overhead, span_of
 from launch.runs.expected import REHEARSALS, Expected, attempt_time, expected, keep_rehearsal, lines
 from launch.runs.job_record import Job, write_job
 from launch.runs.so_far import SoFar, as_json, so_far
@@ -26,6 +26,7 @@ from recipes.load import load
 from recipes.schema.recipe import Recipe
 from resnet.rundir.files import append_line, to_json
 from resnet.rundir.find import runs_in
+from resnet.rundir.spent import spent
 from resnet.rundir.stages import stages_file
 from resnet.rundir.status import write_status
 from slurm.profile import Profile
@@ -234,6 +235,29 @@ def test_an_attempt_that_could_not_note_its_end_ends_with_its_last_sign_of_life(
     for state in ("queued", "stopped"):
         write_status(run, state=state)
         assert so_far_of(run, SENT + 9000, state="queued", step=40).spent.queued == pytest.approx(8500)
+
+
+def test_a_short_attempt_that_evaluated_says_little_of_what_evaluations_cost(tmp_path):
+    """Two that trained for two hours, with a tenth of it for evaluations, and one that only came to evaluate."""
+    run = make(tmp_path / "x")
+    found = spent(run)
+    assert found is not None
+    attempts = [
+        found.attempts[0]._replace(seconds={"train": train, "evaluate": evaluate, "save": 0.0})
+        for train, evaluate in ((7200.0, 720.0), (7200.0, 720.0), (3.0, 360.0))
+    ]
+    assert overhead(attempts) == pytest.approx((14403 + 1800) / 14403)
+    assert overhead([]) == 1
+
+
+def test_a_run_without_attempts_is_told_by_others_or_not_at_all(tmp_path):
+    """Its files are of an earlier training, as where a run's directory was copied."""
+    run = make(tmp_path / "x", 2.0)
+    (run / "slurm" / "attempts.jsonl").unlink()
+    (run / "provenance.json").unlink()
+    for state in ("running", "queued"):
+        found = so_far_of(run, SENT + 90, state=state, step=0)
+        assert (found.to_come, found.end, found.spent.device_hours) == (None, None, 0)
 
 
 def launched(capsys, *words: object) -> str:

@@ -20,6 +20,7 @@ from resnet.rundir.files import to_json, write_atomic
 from resnet.rundir.provenance import read_provenance
 from resnet.rundir.spent import KINDS, spent
 from resnet.rundir.stages import read_stages, stages_file
+from resnet.tools.report.spent import spent_bar
 from tests.fabricated import make_run
 from tests.helpers import finish, metrics, start, status, train
 
@@ -105,6 +106,14 @@ def test_the_queue_is_what_was_waited_for_and_not_what_nobody_asked_for(tmp_path
     requeued = spent(tmp_path, "queued", found.end + 70)
     assert requeued is not None
     assert requeued.queued == 70
+
+
+def test_the_bar_of_a_run_that_is_silent_ends_with_its_last_sign_of_life(tmp_path):
+    """Killed an hour after its start, and reported a fortnight later, with status.json as the kill has left it."""
+    begin = time.time() - 14 * 24 * HOUR
+    attempt(tmp_path, 1, begin, None, submitted=begin, step=100)
+    write_atomic(tmp_path / "status.json", to_json({"format": 1, "state": "running", "updated": begin + HOUR}))
+    assert "; 8 GPU-hours" in spent_bar(tmp_path, "running")
 
 
 SOME = st.one_of(st.none(), st.floats(0, 5000), st.sampled_from(["x", -5.0, True, 1e12, 3]))

@@ -7,14 +7,18 @@ from pathlib import Path
 
 from recipes.text import format_duration, plural
 from resnet.rundir.spent import KINDS, Spent, hours, share, spent
+from resnet.rundir.state import has_ended
 
 _TONES = {"wait": 7, "idle": 9, "start": 4, "train": 0, "evaluate": 5, "save": 3, "lost": 1, "other": 8}
 """Of each kind, among the colours of the charts."""
 
 
 def spent_bar(run_dir: Path, state: str | None) -> str:
-    """The bar as HTML; empty for a run of which nothing is known. state: the run's own."""
-    found = spent(run_dir, state if state in ("running", "queued") else None)
+    """The bar as HTML; empty for a run of which nothing is known. state: the run's own.
+
+    Of one that is silent it ends with the last sign of life.
+    """
+    found = spent(run_dir, state if state in ("running", "queued") and not has_ended(run_dir) else None)
     if found is None or found.end <= found.begin:
         return ""
     told = {kind: seconds for kind, seconds in found.seconds.items() if seconds >= 0.5}
