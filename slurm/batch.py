@@ -265,8 +265,12 @@ class Job:
         """Train on other nodes of the job, if there are enough, from the next attempt on."""
         self.nodes.leave_out(node, why)
         print(f"without {node} from here on: {why}", file=sys.stderr)
-        if node not in self.nodes.kept and (problem := give_node_back(self.nodes.kept)):
+        if (kept := self.kept_without(node)) and (problem := give_node_back(kept)):
             print(f"{node} stays in the job, which Slurm ends with it: {problem}", file=sys.stderr)
+
+    def kept_without(self, node: str) -> list[str]:
+        """The nodes that the job keeps where one that is left out is given back to Slurm; [] where it stays."""
+        return [] if node in self.nodes.kept else self.nodes.kept
 
     def _note(self, number: int, _: Any) -> None:
         self.told = self.told or f"signal {signal.Signals(number).name}"

@@ -30,6 +30,12 @@ def hostnames() -> list[str]:
     ]
 
 
+def nodes_of(job: str) -> list[str]:
+    """The nodes that the controller says a job has now, the first one first; [] where it does not answer."""
+    found = re.search(r"\sNodeList=(\S+)", said("scontrol", "show", "job", "-o", job))
+    return said("scontrol", "show", "hostnames", found[1]).split() if found else []
+
+
 def client_environment(client: Mapping[str, str] | None) -> dict[str, str]:
     """Environment for one of Slurm's own commands, without what a user's settings would change of its answer.
 
@@ -164,7 +170,7 @@ def was_preempted(job: str, start: float) -> bool:
 def give_node_back(kept: Sequence[str]) -> str | None:
     """Keep only these of the job's nodes, so that Slurm does not end the job with another; returns why it could not.
 
-    The first, on which the batch script runs, has to be among them.
+    That on which a batch script runs has to be among them.
     """
     with tempfile.TemporaryDirectory() as folder:
         # Where scontrol leaves two scripts that set the shell's variables anew.

@@ -27,7 +27,7 @@ from resnet.process.processes import started
 from resnet.rundir.files import write_atomic
 from resnet.rundir.status import status_or_nothing
 from slurm.batch import Job, leave
-from slurm.control import ask, job_state, nodes_that_are_gone, said
+from slurm.control import ask, job_state, nodes_of, nodes_that_are_gone, said
 from slurm.ends import End
 from slurm.nodes import Nodes
 from slurm.record import tell
@@ -101,6 +101,11 @@ def signal_steps(
 class HeldNodes(Nodes):
     """Nodes of which srun is always told: what the allocation was asked for says nothing of how a run uses it."""
 
+    @property
+    def kept(self) -> list[str]:
+        # What trains the run need not be on the first.
+        return self.good
+
     def only(self, nodes: Sequence[str]) -> list[str]:
         return [f"--nodes={len(nodes)}", f"--nodelist={','.join(nodes)}"]
 
@@ -169,13 +174,13 @@ class Held(Job):
         self.before = [attempt for attempt in self.before if attempt["start"] >= self._began]
         return super()._why_not()
 
-    def leave_out(self, node: str, why: str) -> None:
-        # A node that works stays the user's. With one that is gone Slurm would end the job.
-        if nodes_that_are_gone([node]) or "failed" in why:
-            super().leave_out(node, why)
-            return
-        self.nodes.leave_out(node, why)
-        print(f"without {node} from here on: {why}", file=sys.stderr)
+    def kept_without(self, node: str) -> list[str]:
+        # A node that works stays the user's. With one that is gone Slurm would end the job, of which all others, also
+        # those on which this run does not train, stay.
+        if node not in self.srun.dead_nodes and not nodes_that_are_gone([node]):
+            return []
+        every = nodes_of(self.job_id)
+        return [name for name in every if name != node] if node in every else []
 
     def _end_of_training(self, code: int) -> End:
         end = super()._end_of_training(code)

@@ -114,10 +114,10 @@ def submit(submission: Submission) -> list[str]:
         raise
 
 
-def write_held(submission: Submission, held: Mapping[str, Any]) -> Path:
+def write_held(submission: Submission, held: Mapping[str, Any], is_here: bool) -> Path:
     """Write what trains the one run of a submission in an allocation that a user holds; returns the shell script.
 
-    held: its nodes and names, for `slurm.held`.
+    held: its nodes and names, for `slurm.held`. is_here: whether that runs on this machine, and not on a node.
     """
     [run_dir], [recipe], profile = submission.runs, submission.recipes, submission.profile
     content = _jobs(submission)
@@ -126,7 +126,7 @@ def write_held(submission: Submission, held: Mapping[str, Any]) -> Path:
     content["node_cores"] = held["node_cores"]
     write_atomic(submission.jobs_file, json.dumps({**content, "held": held}, indent=1))
     rank = shlex.join(["slurm.job", str(submission.cwd), str(profile.ranks), *words_of(recipe, run_dir)])
-    lines = ["#!/bin/bash", *_setup(submission), f"{_supervised(submission)} -u -m {rank}"]
+    lines = ["#!/bin/bash", *_setup(submission, is_here), f"{_supervised(submission)} -u -m {rank}"]
     file = submission.folder / f"{submission.name}.held.sh"
     write_atomic(file, "\n".join(lines) + "\n")
     return file
@@ -339,8 +339,11 @@ def _with_slice(submission: Submission) -> Submission:
     return replace(submission, slice=found)
 
 
-def _setup(submission: Submission) -> list[str]:
-    """Shell lines before the command: the site's own, then where the code is."""
+def _setup(submission: Submission, is_here: bool = False) -> list[str]:
+    """Shell lines before the command: the site's own, then where the code is.
+
+    is_here: whether they run on this machine, which reaches the cluster by the client's environment.
+    """
     profile, snapshot = submission.profile, shlex.quote(str(submission.snapshot))
     environment = dict(profile.environment)
     if profile.interface:
@@ -349,7 +352,7 @@ def _setup(submission: Submission) -> list[str]:
         environment["SCRATCH"] = profile.scratch
     return [
         *(KEEP_ENVIRONMENT if submission.claim else ()),
-        *(_OWN_CLUSTER if profile.client else ()),
+        *(_OWN_CLUSTER if profile.client and not is_here else ()),
         *(f"export {name}={shlex.quote(value)}" for name, value in environment.items()),
         *(line for command in profile.setup for line in (command, _unless(f"slurm.setup failed: {command}"))),
         f"cd {snapshot} || exit 1",

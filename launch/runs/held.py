@@ -92,11 +92,12 @@ class Holding:
             "number": allocation.number,
             "nodes": [node.name for node in self.fit.nodes],
             "node_cores": min(node.cpus for node in self.fit.nodes),
-            "environment": list(profile.environment),
+            "environment": [*profile.environment, *profile.client],
         }
-        script = write_held(replace(submission, supervisor="slurm.held"), held)
+        script = write_held(replace(submission, supervisor="slurm.held"), held, is_here=self.attended)
         log = submission.folder / f"{allocation.job_id}_held_log.out"
-        environment = clean(client_environment(profile.client), allocation.number, allocation.job_id)
+        environment = client_environment(profile.client)
+        environment = clean(environment, allocation.number, allocation.job_id, list(profile.client))
         [run_dir] = submission.runs
         supervisor_file(run_dir).unlink(missing_ok=True)
         (self._start_here if self.attended else self._start_there)(script, environment, run_dir, log)
