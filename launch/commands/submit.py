@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from launch.arguments import WORDS_USAGE, Words, add_grow, growing, split_words
-from launch.runs.expected import attempt_time, expected, lines
+from launch.runs.expected import expected, limit_of, lines
 from launch.runs.go_in import placed
 from launch.runs.held import Holding
 from launch.runs.requests import Place, Request, submission_of
@@ -176,9 +176,9 @@ def _takes_there(
     run_dir: Path, recipe: Recipe, place: Place, sent: Sequence[tuple[Request, Submission, str]]
 ) -> list[str]:
     request, submission, _ = sent[0]
-    time = (60.0 * submission.slice.most, submission.slice.lead) if submission.slice else attempt_time(place.profile)
+    limit = limit_of(place.profile, submission.slice)
     try:
-        found = expected(recipe, *place, run_dir.parent, request.sizes.nodes, time, newest_step(run_dir))
+        found = expected(recipe, *place, run_dir.parent, request.sizes.nodes, limit, newest_step(run_dir))
     except ValueError as error:
         return [f"takes           not known: {error}"]
     return [*lines(found, place.profile, _first([start.removeprefix("expected start ") for _, _, start in sent]))]

@@ -43,6 +43,16 @@ class Course(NamedTuple):
     steps_per_epoch: float
 
 
+class Limit(NamedTuple):
+    """Of an attempt, in seconds."""
+
+    least: float
+    most: float
+    """More than the least of slices alone, which Slurm makes as long as there is room for."""
+    lead: float
+    """Before it, in which no more is trained."""
+
+
 class Outlook(NamedTuple):
     """What is to come of a run."""
 
@@ -50,6 +60,9 @@ class Outlook(NamedTuple):
     """In its jobs, without the queue."""
     device_seconds: Span
     attempts: int
+    """Further ones, where each has the least of its limit."""
+    fewest: int
+    """Where each has the most of it."""
     wait: Span | None
     """Seconds in the queue before further attempts; None: there are some, and nothing is known of the queue."""
 
@@ -129,40 +142,40 @@ def _evaluation(run: Path, found: Spent) -> float | None:
 
 
 def outlook(
-    work: Span, course_start: float, wait: Span | None, ranks: int, time: tuple[float, float] | None, left: float = 0.0
+    work: Span, course_start: float, wait: Span | None, ranks: int, limit: Limit | None, left: float = 0.0
 ) -> Outlook:
     """What is to come.
 
-    work: seconds of training on so many ranks, with evaluations and saves. time: limit of an attempt and lead, in
-    seconds; None: without end. left: seconds that the attempt which trains now has for it.
+    work: seconds of training on so many ranks, with evaluations and saves. limit: None: an attempt is without end.
+    left: seconds that the attempt which trains now has for it. Raises ValueError where an attempt would not train.
     """
-    counts = [_attempts(seconds, course_start, time, left) for seconds in work]
+    shortest, longest = _trains(limit, course_start) if limit and work.high > left else (math.inf, math.inf)
+    by_spread = zip(work, (longest, shortest, shortest), strict=True)
+    counts = [_attempts(seconds, trains, left) for seconds, trains in by_spread]
     starts = Span(*(count * course_start for count in counts))
     seconds = work.plus(starts)
     # Those after a first one that is still to start, or after that which trains now.
     queued = [max(0, count - (0 if left else 1)) for count in counts]
     waits = None if wait is None else Span(*(count * each for count, each in zip(queued, wait, strict=True)))
-    return Outlook(seconds, seconds.times(ranks), counts[1], waits if any(queued) else NONE)
+    fewest = _attempts(work.likely, longest, left)
+    return Outlook(seconds, seconds.times(ranks), counts[1], fewest, waits if any(queued) else NONE)
 
 
-def _attempts(seconds: float, start: float, time: tuple[float, float] | None, left: float) -> int:
-    """Further ones; of a run that trains beside the present one."""
+def _attempts(seconds: float, trains: float, left: float) -> int:
+    """Further ones; of a run that trains beside the present one. trains: seconds of an attempt in which it does."""
     if seconds <= left:
         return 0
-    if time is None:
-        return 0 if left else 1
-    return math.ceil((seconds - left) / trains(time, start))
+    return math.ceil((seconds - left) / trains) if trains < math.inf else int(not left)
 
 
-def trains(time: tuple[float, float], start: float) -> float:
-    """Seconds of an attempt in which it trains. Raises ValueError where there are none."""
-    limit, lead = time
-    if (found := limit - lead - start) <= 0:
+def _trains(limit: Limit, start: float) -> tuple[float, float]:
+    """Seconds of an attempt in which it trains, of the shortest and the longest. Raises ValueError for none."""
+    if (found := limit.least - limit.lead - start) <= 0:
         raise ValueError(
-            f"an attempt of {limit:.0f} s would not come to train: a start takes {start:.0f} s, and it is told to stop "
-            f"{lead:.0f} s before the end (slurm.time, slurm.signal_lead)"
+            f"an attempt of {limit.least:.0f} s would not come to train: a start takes {start:.0f} s, and it is told "
+            f"to stop {limit.lead:.0f} s before the end (slurm.time, slurm.signal_lead)"
         )
-    return found
+    return found, found + limit.most - limit.least
 
 
 def overhead(attempts: Sequence[Attempt]) -> float:

@@ -10,18 +10,22 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
 
-from launch.runs.course import NONE, Course, Outlook, Span, course_of, outlook
-from launch.runs.estimate import runs_alike
+from launch.runs.alike import runs_alike
+from launch.runs.course import NONE, Course, Limit, Outlook, Span, course_of, outlook
 from recipes.schema.recipe import Recipe
 from recipes.text import format_duration, plural
 from resnet.rundir.find import is_run
 from resnet.rundir.spent import hours
 from resnet.rundir.status import write_status
 from slurm.profile import Profile, seconds
+from slurm.slices import Slice
 
 REHEARSALS = ".rehearsed"
 """Folder beside the runs that keeps what rehearsals have measured once their directories are gone."""
 _KEPT = ("recipe.yaml", "status.json", "provenance.json", "slurm/job.json", "slurm/attempts.jsonl")
+
+
+UNKNOWN = "not known: no run here has trained this on such nodes; --rehearse measures it"
 
 
 class Expected(NamedTuple):
@@ -46,34 +50,48 @@ def expected(
     profile: Profile,
     root: Path,
     nodes: Sequence[int],
-    time: tuple[float, float] | None,
+    limit: Limit | None,
     done: int = 0,
 ) -> Expected | None:
     """What a run would take by runs below a folder that train the same, else by a rehearsal; None without any.
 
-    nodes: the numbers of them that it may be given. time: limit of an attempt and lead, in seconds. done: steps that it
-    has made already.
-    Raises ValueError where an attempt would not come to train.
+    nodes: the numbers of them that it may be given. limit: None: an attempt is without end. done: steps that it has
+    made already. Raises ValueError where an attempt would not come to train.
     """
-    if (found := _course(recipe, cluster, profile, root)) is None:
-        return None
-    course, by = found
+    known = find_course(recipe, cluster, profile, root)
+    return known and by_course(known, recipe, profile, nodes, limit, done)
+
+
+def by_course(
+    known: tuple[Course, str],
+    recipe: Recipe,
+    profile: Profile,
+    nodes: Sequence[int],
+    limit: Limit | None,
+    done: int = 0,
+) -> Expected:
+    """What a run would take, by a course and by what has shown it. The rest as of `expected`."""
+    course, by = known
     steps = course.steps_per_epoch * recipe.epochs
     steps = min(steps, recipe.max_steps) if recipe.max_steps else steps
     steps = max(0.0, steps - done)
     evaluations = math.ceil(steps / course.steps_per_epoch / recipe.eval.every - 1e-9)
     work = Span(*(steps * each + evaluations * course.evaluation for each in course.step))
     ranks = [count * profile.local_ranks for count in sorted(nodes, reverse=True)]
-    told = [(count, outlook(work.times(1 / count), course.start, course.wait, count, time)) for count in ranks]
+    told = [(count, outlook(work.times(1 / count), course.start, course.wait, count, limit)) for count in ranks]
     return Expected(tuple(told), bool(course.evaluation), by)
 
 
-def attempt_time(profile: Profile) -> tuple[float, float] | None:
-    """Limit of an attempt and lead, in seconds; None where the run chooses them as it goes."""
-    return None if profile.is_sliced else (float(seconds(profile.time)), float(profile.signal_lead))
+def limit_of(profile: Profile, slice: Slice | None = None) -> Limit | None:
+    """Of an attempt; None where the run chooses it as it goes. slice: that it asks for, with slurm.time=auto."""
+    if slice:
+        return Limit(60.0 * slice.least, 60.0 * slice.most, slice.lead)
+    limit = None if profile.is_sliced else float(seconds(profile.time))
+    return None if limit is None else Limit(limit, limit, profile.signal_lead)
 
 
-def _course(recipe: Recipe, cluster: str, profile: Profile, root: Path) -> tuple[Course, str] | None:
+def find_course(recipe: Recipe, cluster: str, profile: Profile, root: Path) -> tuple[Course, str] | None:
+    """What runs below a folder have shown that train the same, else a rehearsal, and by which; None without any."""
     alike = [*runs_alike(recipe, cluster, profile, root)]
     if course := course_of(alike, recipe.batch_size):
         finished = sum(status.get("state") == "finished" for _, status in alike)
@@ -87,18 +105,24 @@ def _course(recipe: Recipe, cluster: str, profile: Profile, root: Path) -> tuple
 def lines(found: Expected | None, profile: Profile, start: str) -> Iterator[str]:
     """What a dry run says of it. start: as Slurm expects it, in words or as a date and time."""
     if found is None:
-        yield "takes           not known: no run here has trained this on such nodes; --rehearse measures it"
+        yield f"takes           {UNKNOWN}"
         return
-    device, told = "GPU" if profile.gpus_per_node else "rank", found.device_hours
-    places = " or ".join(f"{in_span(one.seconds)} on {plural(count, device)}" for count, one in _ends(found))
-    without = "" if found.evaluates else "; evaluations come on top"
-    yield f"takes           {in_hours(told)} {device}-hours: {places} ({found.by}; with starts{_and(found)}{without})"
+    yield f"takes           {takes(found, profile)}"
     with contextlib.suppress(ValueError):
         yield f"expected end    {_end(datetime.fromisoformat(start), found)}"
 
 
-def _and(found: Expected) -> str:
-    return ", saves and evaluations" if found.evaluates else " and saves"
+def takes(found: Expected, profile: Profile) -> str:
+    """Device-hours and time, in words."""
+    device = device_of(profile)
+    places = " or ".join(f"{in_span(one.seconds)} on {plural(count, device)}" for count, one in _ends(found))
+    parts = "with starts, saves and evaluations" if found.evaluates else "with starts; evaluations come on top"
+    return f"{in_hours(found.device_hours)} {device}-hours: {places} ({found.by}; {parts})"
+
+
+def device_of(profile: Profile) -> str:
+    """What its hours are of."""
+    return "GPU" if profile.gpus_per_node else "rank"
 
 
 def _ends(found: Expected) -> list[tuple[int, Outlook]]:
@@ -120,17 +144,22 @@ def in_span(span: Span) -> str:
 
 def _end(start: datetime, found: Expected) -> str:
     (_, most), (_, least) = found.by_ranks[0], found.by_ranks[-1]
-    further = max(0, most.attempts - 1)
     likely = start + timedelta(seconds=most.seconds.likely + (most.wait or NONE).likely)
     low = start + timedelta(seconds=most.seconds.low + (most.wait or NONE).low)
     high = start + timedelta(seconds=least.seconds.high + (least.wait or NONE).high)
     told = f"{likely:%Y-%m-%d %H:%M}"
     if f"{low:%d %H:%M}" != f"{high:%d %H:%M}":
         told += f", between {low:%m-%d %H:%M} and {high:%m-%d %H:%M}"
+    further = _further(most.fewest - 1, most.attempts - 1)
     if most.wait is None:
-        return f"{told}, and the queue before {plural(further, 'further start')}, of which nothing is known"
-    waits = f", the queue before {plural(further, 'further start')} with it: {in_span(most.wait)}" if further else ""
+        return f"{told}, and the queue before {further}, of which nothing is known"
+    waits = f", the queue before {further} with it: {in_span(most.wait)}" if most.attempts > 1 else ""
     return f"{told}{waits}"
+
+
+def _further(least: int, most: int) -> str:
+    between = f"{max(0, least)} to " if least < most else ""
+    return f"{between}{plural(most, 'further start')}"
 
 
 def keep_rehearsal(run_dir: Path, images_per_second: float | None) -> None:

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from launch.runs.estimate import Speed, told
+from launch.runs.course import course_of
+from launch.runs.expected import by_course, limit_of, takes
 from launch.runs.job_record import read_job
 from launch.runs.sizes import find_sizes
 from recipes.schema.recipe import Recipe
@@ -26,6 +27,16 @@ FILES_OF_A_RANK = 64
 """Open files that each process of a run has at most, and one more for each other rank (docs/scale.md)."""
 FULL = 0.95
 """Share of a memory from which it is called nearly full."""
+
+
+class Speed(NamedTuple):
+    """That the rehearsal has shown."""
+
+    images_per_second: float
+    """Over all ranks."""
+    steps_per_epoch: float
+    by: str
+    """In words."""
 
 
 class Report(NamedTuple):
@@ -72,12 +83,23 @@ def report_on(run_dir: Path, recipe: Recipe, profile: Profile) -> Report:
         # Of those that it may have the run has been given so many.
         profile = profile.on_nodes(len(shown.attempts[0]["nodes"]))
     if speed := _of_all_sizes(_speed(shown), recipe, profile):
-        lines.append(f"takes  {told(recipe, profile, speed)[0]}")
+        lines += [f"takes  {told}" for told in _takes(run_dir, recipe, profile, shown, speed)]
     if not problems:
         saved = ", saved" if shown.checkpoint_bytes else ""
         again = ", went on from the checkpoint" if shown.starts > 1 else ""
         lines.append(f"{profile.ranks} ranks joined, read, made steps{saved}{again} and left")
     return Report(lines, problems, speed.images_per_second if speed else None)
+
+
+def _takes(run_dir: Path, recipe: Recipe, profile: Profile, shown: Shown, speed: Speed) -> Iterator[str]:
+    """As a dry run tells it by the rehearsal once that is gone."""
+    status = shown.status | {"images_per_second": speed.images_per_second}
+    if not (course := course_of([(run_dir, status)], recipe.batch_size, by_rate=True)):
+        return
+    try:
+        yield takes(by_course((course, speed.by), recipe, profile, [profile.most_nodes], limit_of(profile)), profile)
+    except ValueError as error:
+        yield f"not known: {error}"
 
 
 def _shown(run_dir: Path) -> Shown:

@@ -6,7 +6,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.runs.estimate import runs_alike, shown_by_runs, told
+from launch.runs.alike import runs_alike
+from launch.runs.expected import expected
 from recipes.schema.recipe import Recipe
 from slurm.measured import left_seconds, took
 from slurm.profile import Profile
@@ -27,10 +28,10 @@ def slice_for(recipe: Recipe, cluster: str, profile: Profile, run_dir: Path) -> 
     if room.idle >= profile.least_nodes:
         free = hole(_planned(profile), time.time(), START_SECONDS)
     alike = [run for run, _ in runs_alike(recipe, cluster, profile, run_dir.parent)]
+    # By the run's own attempts, as its batch script asks for the slices to come; of a new run by others.
     need = left_seconds(run_dir, profile.least_nodes)
-    if need is None and (speed := shown_by_runs(recipe, cluster, profile, run_dir.parent)):
-        # Of runs that had the most nodes, or about.
-        need = told(recipe, profile, speed)[1] * profile.most_nodes / profile.least_nodes
+    if need is None and (found := expected(recipe, cluster, profile, run_dir.parent, [profile.least_nodes], None)):
+        need = found.by_ranks[0][1].seconds.likely
     return slice_of(room.limit, need, _took([run_dir, *alike]), profile.signal_lead, free, profile.least_lead)
 
 

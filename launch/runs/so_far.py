@@ -10,16 +10,18 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from launch.runs.course import NONE, Outlook, Span, outlook, overhead, rates_of, span_of
-from launch.runs.expected import attempt_time, expected, in_span
-from launch.runs.job_record import read_job
+from launch.runs.course import NONE, Limit, Outlook, Span, outlook, overhead, rates_of, span_of
+from launch.runs.expected import expected, in_span, limit_of
+from launch.runs.job_record import Job, read_job
 from launch.runs.sizes import find_sizes
 from recipes.load import load_file
 from recipes.text import format_duration
 from resnet.rundir.attempts import newest_step
+from resnet.rundir.files import read_json
 from resnet.rundir.provenance import read_provenance
 from resnet.rundir.spent import Spent, hours, share, spent
 from slurm.profile import Profile
+from slurm.slicing import slice_now
 
 _NAMES = {"wait": "queue", "idle": "stopped", "evaluate": "evaluations", "save": "saves", "other": "leaving"}
 """Of kinds of time, where they are not their own."""
@@ -50,7 +52,7 @@ def so_far(row: Mapping[str, Any], now: float | None = None) -> SoFar | None:
         return found and SoFar(found, None, None)
     to_come = None
     with contextlib.suppress(ValueError, OSError, KeyError, TypeError, ZeroDivisionError):
-        to_come = _to_come(run_dir, row, found, now)
+        to_come = _to_come(run_dir, row, found)
     begins = now if row["state"] == "running" else row.get("expected_start")
     if to_come is None or begins is None:
         return SoFar(found, to_come, None)
@@ -58,35 +60,40 @@ def so_far(row: Mapping[str, Any], now: float | None = None) -> SoFar | None:
     return SoFar(found, to_come, begin.plus(to_come.seconds).plus(to_come.wait or NONE))
 
 
-def _to_come(run_dir: Path, row: Mapping[str, Any], found: Spent, now: float) -> Outlook | None:
+def _to_come(run_dir: Path, row: Mapping[str, Any], found: Spent) -> Outlook | None:
     job = read_job(run_dir)
     profile = Profile(**job.known_profile) if job else None
     running = found.attempts[-1] if row["state"] == "running" and found.attempts else None
     rates = (rates_of(run_dir, running.begin) if running else []) or rates_of(run_dir)
     if not (rate := span_of(rates)) or not found.attempts:
-        return _by_others(run_dir, profile, job.cluster) if job and profile else None
-    last = found.attempts[-1]
+        return _by_others(run_dir, job, profile) if job and profile else None
     begun = row["step"] if running else newest_step(run_dir)
     images = (row["total_steps"] - (begun or 0)) * read_provenance(run_dir)["plan"]["batch_size"]
     work = Span(images / rate.high, images / rate.likely, images / rate.low).times(overhead(found.attempts))
     starts = [one.seconds["start"] + one.seconds["other"] for one in found.attempts if one.steps and one != running]
     starts = starts or [running.seconds["start"] if running else 0.0]
     waits = span_of([one.wait for one in found.attempts[1:] if one.wait])
-    limit = attempt_time(profile) if profile else None
-    if profile and profile.is_sliced:
-        # As long as the one that trains now, or did.
-        limit = (now - last.begin + (row["time_left_s"] or 0.0) if running else last.end - last.begin, 0.0)
+    limit = _limit(run_dir, job, profile) if job and profile else None
     left = float("inf")
     if running and row["time_left_s"] is not None and profile:
         left = max(1.0, row["time_left_s"] - profile.signal_lead)
-    return outlook(work, statistics.median(starts), waits, last.ranks, limit, left if running else 0.0)
+    return outlook(work, statistics.median(starts), waits, found.attempts[-1].ranks, limit, left if running else 0.0)
 
 
-def _by_others(run_dir: Path, profile: Profile, cluster: str) -> Outlook | None:
+def _limit(run_dir: Path, job: Job, profile: Profile) -> Limit | None:
+    """Of its further attempts: of slices, as its batch script would ask for them by what the run has shown so far."""
+    slice = None
+    if profile.is_sliced:
+        slice = slice_now(read_json(run_dir / "slurm" / job.request / f"{run_dir.name}.jobs.json"), run_dir)
+    return limit_of(profile, slice)
+
+
+def _by_others(run_dir: Path, job: Job, profile: Profile) -> Outlook | None:
     """Of a run that has shown nothing itself."""
     recipe = load_file(run_dir / "recipe.yaml").recipe
     nodes = find_sizes(recipe, profile, run_dir).nodes
-    found = expected(recipe, cluster, profile, run_dir.parent, nodes, attempt_time(profile), newest_step(run_dir))
+    limit = _limit(run_dir, job, profile)
+    found = expected(recipe, job.cluster, profile, run_dir.parent, nodes, limit, newest_step(run_dir))
     return found and found.by_ranks[0][1]
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import math
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
 
-from launch.runs.course import NONE
-from launch.runs.expected import Expected, attempt_time, expected, in_hours, in_span
+from launch.runs.alike import changes_speed
+from launch.runs.course import NONE, Span
+from launch.runs.expected import UNKNOWN, Expected, by_course, device_of, find_course, in_hours, in_span, limit_of
 from launch.runs.requests import Place as RunPlace
 from launch.runs.requests import make_requests, submission_of
 from launch.runs.send import SNAPSHOTS
@@ -21,12 +21,7 @@ from launch.sweep.directory import AUTO, Place
 from launch.sweep.points import size
 from launch.sweep.sweep_types import Sweep
 from launch.sweep.trials import Trial
-from recipes.load import load
-from recipes.schema.recipe import Recipe
-from recipes.text import format_duration
-from resnet.rundir.provenance import read_provenance
-from resnet.rundir.status import read_status
-from slurm.sbatch import expected_start, max_array_size
+from slurm.sbatch import Submission, expected_start, max_array_size
 
 LISTED = 20
 """Trials that are listed at each end."""
@@ -51,11 +46,7 @@ def dry_run(sweep: Sweep, listed: list[Trial], count: int | None, sweep_dir: Pat
         limit = f", {at_once}" if place.parallel else ""
         arrays = f"{parts} array{'s' if parts > 1 else ''} on {place.cluster}{limit}"
         yield f"# {arrays}; {place.profile.ranks} ranks a trial"
-    found = _expected(listed[0].recipe, sweep_dir, place)
-    if found is None:
-        yield f"# {_hours(listed[0].recipe, sweep_dir.parent, number)}"
-    else:
-        yield from (f"# {line}" for line in _takes(found, listed, number, place, _start(listed[0], sweep_dir, place)))
+        yield from (f"# {line}" for line in _costs(sweep, listed, number, sweep_dir, place))
     yield "# nothing was sent"
 
 
@@ -67,36 +58,57 @@ def _arrays(number: int, client: Mapping[str, str]) -> int:
         return 1
 
 
-def _expected(recipe: Recipe, sweep_dir: Path, place: Place) -> Expected | None:
-    """What the first trial would take, by runs beside the sweep."""
-    if (profile := place.profile) is None:
-        return None
-    try:
-        nodes = find_sizes(recipe, profile).nodes
-        return expected(recipe, place.cluster, profile, sweep_dir.parent, nodes, attempt_time(profile))
-    except ValueError:
-        return None
-
-
-def _start(trial: Trial, sweep_dir: Path, place: Place) -> datetime | None:
-    """When a trial that is sent now would start; None where Slurm does not say."""
+def _costs(sweep: Sweep, listed: list[Trial], number: int, sweep_dir: Path, place: Place) -> Iterator[str]:
+    """What so many trials would take, by runs beside the sweep, and when they would end."""
     assert place.profile
-    run_dir, snapshot = sweep_dir / trial.name, sweep_dir / SNAPSHOTS
+    first, sent, profile = listed[0].recipe, _submission(listed[0], sweep_dir, place), place.profile
+    try:
+        nodes = find_sizes(first, profile).nodes
+        known = find_course(first, place.cluster, profile, sweep_dir.parent)
+        limit = limit_of(profile, sent and sent.slice)
+        found = [by_course(known, trial.recipe, profile, nodes, limit) for trial in listed] if known else []
+    except ValueError as error:
+        yield f"takes not known: {error}"
+        return
+    if not found:
+        yield f"takes {UNKNOWN}"
+        return
+    told = "; ".join([found[0].by, *_not_counted(sweep, listed)])
+    yield from _takes(found, told, number, place, _start(sent))
+
+
+def _not_counted(sweep: Sweep, listed: list[Trial]) -> Iterator[str]:
+    """In what the trials may take another time than they are expected to."""
+    values = {key: {trial.point.get(key) for trial in listed} for key in listed[0].point}
+    if keys := [key for key, texts in values.items() if len(texts) > 1 and changes_speed(key)]:
+        yield f"each trial as fast as the first, though they differ in {', '.join(keys)}"
+    if sweep.early_stop or any(trial.recipe.early_stopping for trial in listed):
+        yield "early stopping not counted"
+
+
+def _submission(trial: Trial, sweep_dir: Path, place: Place) -> Submission | None:
+    """What would be sent of a trial; None where Slurm does not answer."""
+    assert place.profile
     with contextlib.suppress(ValueError, OSError):
         request = make_requests(trial.recipe, [RunPlace(place.cluster, place.profile)])[0]
-        sent = submission_of(run_dir, trial.recipe, request, snapshot, place.cwd)
-        return datetime.fromisoformat(expected_start(sent))
+        return submission_of(sweep_dir / trial.name, trial.recipe, request, sweep_dir / SNAPSHOTS, place.cwd)
     return None
 
 
-def _takes(found: Expected, listed: list[Trial], number: int, place: Place, start: datetime | None) -> Iterator[str]:
-    """What so many trials would take: each as the first one, for its own epochs."""
+def _start(sent: Submission | None) -> datetime | None:
+    """When a trial that is sent now would start; None where Slurm does not say."""
+    with contextlib.suppress(ValueError, OSError):
+        return datetime.fromisoformat(expected_start(sent)) if sent else None
+    return None
+
+
+def _takes(found: Sequence[Expected], told: str, number: int, place: Place, start: datetime | None) -> Iterator[str]:
+    """What so many trials would take, as those that are listed do on average. told: by what."""
     assert place.profile
-    mean = statistics.fmean(trial.recipe.epochs for trial in listed) / listed[0].recipe.epochs
-    outlook, device = found.by_ranks[0][1], "GPU" if place.profile.gpus_per_node else "rank"
-    each = outlook.seconds.plus(outlook.wait or NONE).times(mean)
-    all_hours = in_hours(found.device_hours.times(mean * number))
-    yield f"{all_hours} {device}-hours, {in_span(each)} a trial ({found.by})"
+    outlooks = [one.by_ranks[0][1] for one in found]
+    each = _mean([outlook.seconds.plus(outlook.wait or NONE) for outlook in outlooks])
+    all_hours = in_hours(_mean([one.device_hours for one in found]).times(number))
+    yield f"{all_hours} {device_of(place.profile)}-hours, {in_span(each)} a trial ({told})"
     if start and isinstance(place.parallel, int):
         whole = each.times(math.ceil(number / place.parallel))
         ends = [f"{start + timedelta(seconds=seconds):%Y-%m-%d %H:%M}" for seconds in whole]
@@ -106,24 +118,5 @@ def _takes(found: Expected, listed: list[Trial], number: int, place: Place, star
         yield f"expected start {start:%Y-%m-%d %H:%M} of the first"
 
 
-def _hours(recipe: Recipe, root: Path, number: int) -> str:
-    """What so many trials would take, by the newest finished run of the recipe."""
-    best: tuple[float, Path] | None = None
-    for file in [*root.glob("*/status.json"), *root.glob("*/*/status.json")]:
-        try:
-            status: dict[str, Any] = read_status(file.parent)
-        except ValueError:
-            continue
-        if status.get("state") == "finished" and (best is None or status["updated"] > best[0]):
-            path = file.parent / "recipe.yaml"
-            if path.is_file() and load([f"recipe={path}"]).recipe.name == recipe.name:
-                best = status["updated"], file.parent
-    if best is None:
-        return "GPU-hours: unknown before a run of the recipe has finished"
-    attempts = read_provenance(best[1]).get("attempts", [])
-    seconds = sum((a["end"] - a["start"]) * a["world_size"] for a in attempts if a["end"])
-    epochs = read_status(best[1]).get("epoch") or recipe.epochs
-    each = seconds * recipe.epochs / epochs
-    return (
-        f"GPU-hours: about {each * number / 3600:.2g}, {format_duration(each)} of one a trial (as {best[1].name} took)"
-    )
+def _mean(spans: Sequence[Span]) -> Span:
+    return Span(*map(statistics.fmean, zip(*spans, strict=True)))

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from launch.runs.estimate import changes_speed
+from launch.runs.alike import changes_speed
 from launch.why.alike import others
 from launch.why.cause import Cause
 from launch.why.facts import Facts

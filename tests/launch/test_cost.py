@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -14,22 +15,25 @@ from hypothesis import strategies as st
 
 from launch.cli import main
 from launch.commands.status import describe
-from launch.runs.course import Span, outlook, overhead, span_of
-from launch.runs.expected import REHEARSALS, Expected, attempt_time, expected, keep_rehearsal, lines
+from launch.runs.course import Limit, Span, outlook, overhead, span_of
+from launch.runs.expected import REHEARSALS, UNKNOWN, Expected, expected, keep_rehearsal, limit_of, lines
 from launch.runs.job_record import Job, write_job
 from launch.runs.so_far import SoFar, as_json, so_far
 from launch.runs.state import rows
 from launch.sweep import dry_run as of_sweep
 from launch.sweep.directory import Place
+from launch.sweep.sweep_types import HalvingRule, Sweep
 from launch.sweep.trials import Trial
 from recipes.load import load
 from recipes.schema.recipe import Recipe
 from resnet.rundir.files import append_line, to_json
 from resnet.rundir.find import runs_in
-from resnet.rundir.spent import spent
+from resnet.rundir.spent import hours, spent
 from resnet.rundir.stages import stages_file
 from resnet.rundir.status import write_status
 from slurm.profile import Profile
+from slurm.slices import Slice
+from slurm.slicing import slice_now
 from tests.fabricated import make_run
 from tests.helpers import OFF
 
@@ -68,7 +72,7 @@ def make(
 
 
 def found(root: Path, *changes: str, nodes: tuple[int, ...] = (1,), profile: Profile = HERE) -> Expected | None:
-    return expected(of(*changes), "there", profile, root, nodes, attempt_time(profile))
+    return expected(of(*changes), "there", profile, root, nodes, limit_of(profile))
 
 
 def test_a_run_is_expected_to_take_what_others_alike_took(tmp_path):
@@ -117,6 +121,36 @@ def test_of_one_attempt_nothing_is_known_of_the_queue_between(tmp_path):
         found(tmp_path, profile=HERE.model_copy(update={"time": "0:02:00"}))
 
 
+def test_of_slices_the_least_is_expected_and_the_longest_is_the_best(tmp_path):
+    """130 h in slices of half an hour to 36 h, a minute of each to stop: backfill gives no more than the least."""
+    make(tmp_path / "one", 2 - 1 / 39)
+    sliced = HERE.model_copy(update={"time": "auto"})
+    recipe = of("epochs=18000")
+    one = expected(recipe, "there", sliced, tmp_path, (1,), limit_of(sliced, Slice(30, 36 * 60, 60)))
+    assert one is not None
+    [(_, outlook)] = one.by_ranks
+    assert (outlook.fewest, outlook.attempts) == (4, math.ceil(18000 * 26 / (1800 - 60 - 23)))
+    assert outlook.seconds.low < outlook.seconds.likely - 268 * 23
+    [_, end] = lines(one, sliced, "2026-11-28 10:00:00")
+    assert end.endswith("and the queue before 3 to 272 further starts, of which nothing is known")
+
+
+def test_a_run_in_slices_expects_those_that_its_batch_script_asks_for(tmp_path):
+    """After an attempt that failed within seconds."""
+    run = make(tmp_path / "x", 2.0, (60.0,), HERE.model_copy(update={"time": "auto"}), state="stopped", step=20)
+    row = {"attempt": 2, "job_id": "1", "start": SENT + 300, "submitted": SENT, "ranks": 8, "step": 20}
+    for told in (row, row | {"end": SENT + 304}):
+        append_line(run / "slurm" / "attempts.jsonl", told)
+    jobs = {"slice": {"limit": 600, "least_lead": 0}, "nodes": 1, "signal_lead": 120}
+    (run / "slurm" / "x.jobs.json").write_text(to_json(jobs))
+    found = so_far_of(run, SENT + 400, state="queued", step=20, total_steps=100_000, expected_start=SENT + 900)
+    assert found.to_come is not None
+    slice = slice_now(jobs, run)
+    work = found.to_come.seconds.likely - found.to_come.attempts * 23
+    assert found.to_come.attempts == math.ceil(work / (60 * slice.least - slice.lead - 23))
+    assert found.to_come.fewest < found.to_come.attempts < 30
+
+
 def test_a_range_of_nodes_gives_the_range(tmp_path):
     several = HERE.model_copy(update={"nodes": "1-2"})
     make(tmp_path / "one", profile=several)
@@ -151,11 +185,19 @@ SPANS = st.lists(SECONDS, min_size=3, max_size=3).map(lambda values: Span(*sorte
 
 
 @given(
-    SPANS, st.floats(0, 100), st.none() | SPANS, st.integers(1, 9), st.floats(1, 1e5), st.just(0.0) | st.floats(1, 1e5)
+    SPANS,
+    st.floats(0, 100),
+    st.none() | SPANS,
+    st.integers(1, 9),
+    st.floats(1, 1e5),
+    st.just(0.0) | st.floats(1, 1e5),
+    st.floats(0, 1e5),
 )
-def test_what_is_to_come_is_in_order_and_fits_its_attempts(work, start, wait, ranks, trains, left):
-    """Each attempt trains so long, after its start, that which trains now for what is left of it."""
-    found = outlook(work, start, wait, ranks, (trains + start, 0.0), left)
+def test_what_is_to_come_is_in_order_and_fits_its_attempts(work, start, wait, ranks, trains, left, more):
+    """Each attempt trains so long, or longer, after its start, that which trains now for what is left of it."""
+    found = outlook(work, start, wait, ranks, Limit(trains + start, trains + start + more, 0.0), left)
+    assert 0 <= found.fewest <= found.attempts
+    assert left + found.fewest * (trains + more) >= work.likely * (1 - 1e-9)
     assert 0 <= found.seconds.low <= found.seconds.likely <= found.seconds.high
     assert found.device_seconds == found.seconds.times(ranks)
     assert left + found.attempts * trains >= work.likely * (1 - 1e-9)
@@ -284,12 +326,36 @@ def test_status_in_full_and_as_json(tmp_path, capsys):
     assert as_json(None)["gpu_hours"] is None
 
 
+def told_of_a_sweep(root: Path, *changes: str, profile: Profile = HERE, sweep: Any = None) -> list[str]:
+    """Two at once, of a trial a change, where no Slurm answers."""
+    trials = [Trial(f"t{number}", dict([one.split("=")]), (), of(one), "") for number, one in enumerate(changes)]
+    place = Place("there", profile, root, 2)
+    plain = Sweep("grid", {}, {}, ())
+    return [*of_sweep._costs(sweep or plain, trials, len(trials), root / "sweep", place)]
+
+
 def test_a_sweep_is_expected_to_take_as_many(tmp_path):
+    """Those of twice the epochs train for twice as long, and start once too."""
     make(tmp_path / "before", 2.0)
-    one = found(tmp_path)
-    assert one is not None
-    trials = [Trial(f"t{number}", {}, (), of(), "") for number in range(10)]
+    four, eight = found(tmp_path, "epochs=4"), found(tmp_path, "epochs=8")
+    assert four is not None
+    assert eight is not None
+    [told] = told_of_a_sweep(tmp_path, "epochs=4", "epochs=8")
+    assert told.startswith(f"about {hours(3600 * (four.device_hours.likely + eight.device_hours.likely))} GPU-hours, ")
+    assert told.endswith(" a trial (by 1 run, 1 finished)")
     place = Place("there", HERE, tmp_path, 5)
-    told = [*of_sweep._takes(one, trials, 10, place, datetime.fromisoformat("2026-11-28 10:00:00"))]
-    assert told[0].startswith(f"about {10 * one.device_hours.likely:.3g} ")
-    assert told[1].startswith("expected start 2026-11-28 10:00, end 2026-11-28 10:")
+    [_, end] = of_sweep._takes([four] * 2, "", 10, place, datetime.fromisoformat("2026-11-28 10:00:00"))
+    assert end.startswith("expected start 2026-11-28 10:00, end 2026-11-28 10:")
+
+
+def test_a_sweep_says_what_its_estimate_does_not_know(tmp_path):
+    make(tmp_path / "before", 2.0)
+    stopping = Sweep("grid", {}, {}, (), early_stop=HalvingRule((1,)))
+    [told] = told_of_a_sweep(tmp_path, f"batch_size={of().batch_size}", "batch_size=50", sweep=stopping)
+    assert told.endswith(
+        "(by 1 run, 1 finished; each trial as fast as the first, though they differ in batch_size; "
+        "early stopping not counted)"
+    )
+    [told] = told_of_a_sweep(tmp_path, "seed=1", "seed=2", profile=HERE.model_copy(update={"time": "0:02:00"}))
+    assert told.startswith("takes not known: an attempt of 120 s would not come to train")
+    assert told_of_a_sweep(tmp_path / "none", "seed=1") == [f"takes {UNKNOWN}"]

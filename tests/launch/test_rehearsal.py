@@ -11,14 +11,16 @@ import pytest
 
 from launch.commands.status import describe
 from launch.runs import send as sending
-from launch.runs.estimate import shown_by_runs, told
+from launch.runs.alike import runs_alike
 from launch.runs.job_record import Job, read_job, write_job
 from launch.runs.rehearsal import MARK, _make_room, _short, rehearse
 from launch.runs.rehearsal_report import report_on
 from launch.runs.state import rows
 from recipes.load import load
+from recipes.text import format_duration
 from resnet.process.exit_codes import INTERRUPTED
 from resnet.rundir.files import append_line, to_json
+from resnet.rundir.spent import hours
 from resnet.rundir.stages import stages_file
 from resnet.rundir.status import read_status, write_status
 from slurm.profile import Profile, seconds
@@ -39,6 +41,7 @@ def rehearsed(tmp_path):
         run = make_run(tmp_path / "x-rehearsal", *OFF, state=state, **status)
         (run / "slurm").mkdir()
         write_job(run, job_of(run.name, Profile(gpus_per_node=2)), "1")
+        own = []
         for number in (1, 2):
             begin = STARTED + 100 * (number - 1)
             record = {"attempt": number, "job_id": "1", "start": begin, "nodes": ["n1"], "step": 0}
@@ -48,6 +51,8 @@ def rehearsed(tmp_path):
                 stages_file(run, number).parent.mkdir(parents=True)
                 facts = {"started": begin + 12, "seconds": seconds, "first_step": 0, "step": 3, "further_images": 50}
                 stages_file(run, number).write_text(to_json(facts))
+                own.append({"start": begin + 12, "attempt": number, "first_step": 0, "step": 3, "job_id": "1"})
+        (run / "provenance.json").write_text(to_json({"devices": ["H100"] * 2, "attempts": own}))
         return run
 
     return make
@@ -73,9 +78,14 @@ def test_a_rehearsal_tells_its_seconds_and_what_the_run_takes(rehearsed):
         ("second start, one step and save", "29.5"),
     ]
     assert table["further steps"][1:] == ["50", "img/s"]
-    # 8 epochs of 10 steps of quickstart's 250 images at 50 a second, on 2 GPUs.
+    # 8 epochs of 10 steps of quickstart's 250 images at 50 a second, on 2 GPUs; of 90 s the rest is start.
     batch = load(["recipe=quickstart"]).recipe.batch_size
-    assert f"about {8 * 10 * batch / 50 * 2 / 3600:.2g} GPU-hours" in "\n".join(report.lines)
+    seconds = 8 * 10 * batch / 50 + 90 - 1 - 4
+    [takes] = [line for line in report.lines if line.startswith("takes")]
+    assert takes == (
+        f"takes  about {hours(seconds * 2)} GPU-hours: {format_duration(seconds)} on 2 GPUs (by this rehearsal's few "
+        "steps: 50 img/s; with starts; evaluations come on top)"
+    )
     assert "start check: all well" in "\n".join(describe(rows([run])[0]))
 
 
@@ -164,16 +174,11 @@ def test_runs_that_train_the_same_at_the_same_place_tell_what_it_takes(tmp_path)
         write_job(run, job_of(name, profile), "1")
     make_run(tmp_path / "never sent", *OFF, images_per_second=5.0)
     recipe = load(["recipe=quickstart", "epochs=40", "batch_size=20", *OFF]).recipe
-    assert shown_by_runs(recipe, "there", here, tmp_path) is None
+    assert [*runs_alike(recipe, "there", here, tmp_path)] == []
     recipe = load(["recipe=quickstart", "epochs=40", *OFF]).recipe
-    speed = shown_by_runs(recipe, "there", here, tmp_path)
-    assert speed is not None
-    assert (speed.images_per_second, speed.steps_per_epoch) == (200.0, 10)
-    line, seconds = told(recipe, here, speed)
-    assert seconds == 40 * 10 * recipe.batch_size / 200
-    assert line.startswith(f"about {seconds * 8 / 3600:.2g} GPU-hours, ")
-    assert "of 8 GPUs (by 2 runs, 2 of them finished: 200 img/s" in line
-    assert shown_by_runs(recipe, "elsewhere", here, tmp_path) is None
+    found = runs_alike(recipe, "there", here, tmp_path)
+    assert {run.name: status["images_per_second"] for run, status in found} == {"alike": 100.0, "other lr": 300.0}
+    assert [*runs_alike(recipe, "elsewhere", here, tmp_path)] == []
 
 
 def test_only_an_earlier_rehearsal_makes_room(tmp_path):

@@ -1,18 +1,16 @@
-"""What a run would take, by what runs of the same training on the same devices have shown."""
+"""Which runs have trained the same on the same devices, and so tell what another would take."""
 
 from __future__ import annotations
 
 import contextlib
-import statistics
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from launch.runs.job_record import Job, known_keys, read_job
 from recipes.changes import differences
 from recipes.load import load_file
 from recipes.schema.recipe import Recipe
-from recipes.text import format_duration, plural
 from resnet.rundir.files import number
 from resnet.rundir.find import runs_in
 from resnet.rundir.status import status_or_nothing
@@ -26,27 +24,6 @@ _SAME_SPEED = (
 _SAME_PLACE = ("gpu_type", "constraint", "partition", "gpus_per_node", "ranks_per_node", "nodes", "cpus_per_rank")
 _READ = 20
 """Runs whose recipes are read, the newest first."""
-
-
-class Speed(NamedTuple):
-    """What runs have shown."""
-
-    images_per_second: float
-    """Over all ranks."""
-    steps_per_epoch: float
-    by: str
-    """Which runs, in words."""
-
-
-def shown_by_runs(recipe: Recipe, cluster: str, profile: Profile, root: Path) -> Speed | None:
-    """The median speed of runs below a folder that train the same on as many and the same devices; None without any."""
-    alike = [status for _, status in runs_alike(recipe, cluster, profile, root)]
-    if not alike:
-        return None
-    rate = statistics.median(status["images_per_second"] for status in alike)
-    finished = sum(status.get("state") == "finished" for status in alike)
-    which = f"{plural(len(alike), 'run')}, {finished} of them finished" if finished else plural(len(alike), "run")
-    return Speed(rate, alike[0]["total_steps"] / alike[0]["epochs"], f"by {which}: {rate:,.0f} img/s")
 
 
 def runs_alike(recipe: Recipe, cluster: str, profile: Profile, root: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -84,15 +61,3 @@ def _same_devices(before: Profile, profile: Profile) -> bool:
 def changes_speed(key: str) -> bool:
     """Whether runs that differ in a key of the recipe may be faster or slower."""
     return not any(key == name or key.startswith(f"{name}.") for name in _SAME_SPEED)
-
-
-def told(recipe: Recipe, profile: Profile, speed: Speed) -> tuple[str, float]:
-    """What the run would take, in a line, and its seconds without waiting in the queue."""
-    steps = speed.steps_per_epoch * recipe.epochs
-    if recipe.max_steps:
-        steps = min(steps, recipe.max_steps)
-    seconds = steps * recipe.batch_size / speed.images_per_second
-    device = "GPU" if profile.gpus_per_node else "rank"
-    devices = plural(profile.ranks, device)
-    hours = f"about {seconds * profile.ranks / 3600:.2g} {device}-hours, {format_duration(seconds)} of {devices}"
-    return f"{hours} ({speed.by}; evaluations and starts come on top)", seconds
