@@ -45,6 +45,8 @@ class Allocation(NamedTuple):
     left: float | None
     """Seconds to its end; None without one."""
     nodes: list[Node]
+    submitted: str = ""
+    """Unix time: ids begin anew where a cluster is set up again, and repeat over clusters."""
 
 
 class Fit(NamedTuple):
@@ -88,6 +90,7 @@ def read_allocation(job_id: str, client: Mapping[str, str] | None = None) -> All
         limit=_word(line, "TimeLimit"),
         left=None if end is None else end - time.time(),
         nodes=_nodes(line),
+        submitted=_word(line, "SubmitTime"),
     )
 
 

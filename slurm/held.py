@@ -9,11 +9,11 @@ since the user holds the job, signals no step but its own, and leaves with what 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
 import signal
-import socket
 import sys
 import threading
 import time
@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 
 from resnet.process.environment import RANK_VARIABLES
 from resnet.process.exit_codes import FAILED, FINISHED, INTERRUPTED, MISTAKE, STOPPED
-from resnet.process.processes import started
-from resnet.rundir.files import write_atomic
+from resnet.process.processes import pid_namespace, started
+from resnet.rundir.files import read_json, write_atomic
 from resnet.rundir.status import status_or_nothing
 from slurm.batch import Job, leave
 from slurm.control import ask, job_state, nodes_of, nodes_that_are_gone, said
@@ -41,14 +41,21 @@ _OTHERS = re.compile(
 ALIVE = ("RUNNING", "SUSPENDED", "CONFIGURING")
 
 
+STALE_SECONDS = 60.0
+"""After which one that trains a run, and is not seen from here, is dead if it has given no sign."""
+_SUPERVISOR = "supervisor"
+
+
 class OwnStep(NamedTuple):
-    """A job step in which a run trains, or is about to."""
+    """A job step of a run."""
 
     id: str
     """As scancel takes it: 12.3."""
     run: str
-    """Name of the run."""
+    """As `steps_name` gives it."""
     nodes: str
+    trains: bool
+    """Whether the run trains in it, or is about to; else its supervisor is in it."""
 
 
 def clean(environment: Mapping[str, str], number: str, job_id: str, kept: Sequence[str] = ()) -> dict[str, str]:
@@ -64,13 +71,19 @@ def clean(environment: Mapping[str, str], number: str, job_id: str, kept: Sequen
     return left | ({"SLURM_ARRAY_JOB_ID": array, "SLURM_ARRAY_TASK_ID": task} if task else {})
 
 
+def steps_name(run_dir: Path) -> str:
+    """What the names of a run's steps begin with: another run of its name, in another folder, has another one."""
+    place = os.path.realpath(run_dir)
+    return f"{run_dir.name}-{hashlib.sha256(os.fsencode(place)).hexdigest()[:8]}"
+
+
 def supervisors_name(run: str) -> str:
-    """Of the step in which a run's supervisor is, where it is one."""
-    return f"{run}/supervisor"
+    """Of the step in which a run's supervisor is, where it is one. run: as `steps_name` gives it."""
+    return f"{run}/{_SUPERVISOR}"
 
 
 def own_steps(job_id: str, client: Mapping[str, str] | None = None) -> list[OwnStep]:
-    """Those of all runs in an allocation, without their supervisors. Raises ValueError where Slurm does not answer.
+    """Those of all runs in an allocation. Raises ValueError where Slurm does not answer.
 
     client: as `slurm.control.ask` takes it, here and below.
     """
@@ -78,8 +91,8 @@ def own_steps(job_id: str, client: Mapping[str, str] | None = None) -> list[OwnS
     for line in ask(["squeue", "-h", "-s", "-j", job_id, "-o", "%i|%N|%j"], client=client).splitlines():
         step, nodes, name = line.strip().split("|", 2)
         run, slash, what = name.rpartition("/")
-        if slash and re.fullmatch(r"attempt-\d+|prepare", what):
-            found.append(OwnStep(step, run, nodes))
+        if slash and re.fullmatch(rf"attempt-\d+|prepare|{_SUPERVISOR}", what):
+            found.append(OwnStep(step, run, nodes, what != _SUPERVISOR))
     return found
 
 
@@ -88,9 +101,10 @@ def signal_steps(
 ) -> bool:
     """Send a signal to the ranks of a run, and to nothing else in the job; returns whether there were any.
 
+    run: as `steps_name` gives it.
     by_controller: not asked directly, a node that is ending the step lets the question wait. Raises ValueError.
     """
-    steps = [step.id for step in own_steps(job_id, client) if step.run == run]
+    steps = [step.id for step in own_steps(job_id, client) if step.run == run and step.trains]
     if steps:
         with contextlib.suppress(ValueError):
             # Where they have ended meanwhile.
@@ -127,13 +141,13 @@ class Held(Job):
 
     @property
     def step_name(self) -> str:
-        return f"{self.run_dir.name}/{self.logs.name}"
+        return f"{self.jobs['held']['steps']}/{self.logs.name}"
 
     def run_step(
         self, words: Sequence[str], environment: Mapping[str, str], is_lost: Callable[[], bool] | None = None
     ) -> int:
         # What the user runs beside, as the shell of `srun --pty`, may hold all there is.
-        ours = ["--overlap", "--mem=0", f"--job-name={self.run_dir.name}/prepare"]
+        ours = ["--overlap", "--mem=0", f"--job-name={self.jobs['held']['steps']}/prepare"]
         return super().run_step([*ours, *words], environment, is_lost)
 
     def why_to_stop(self) -> str | None:
@@ -159,7 +173,7 @@ class Held(Job):
 
     def _signal(self, name: str, by_controller: bool = False) -> None:
         try:
-            signal_steps(self.job_id, self.run_dir.name, name, by_controller)
+            signal_steps(self.job_id, self.jobs["held"]["steps"], name, by_controller)
         except ValueError as error:
             print(f"the ranks are not told to stop: {error}", file=sys.stderr)
 
@@ -200,13 +214,50 @@ class Held(Job):
         return STOPPED
 
 
-def note_supervisor(run_dir: Path) -> None:
-    """Write down that, and where, this process trains a run in an allocation."""
-    told = {"host": socket.gethostname(), "pid": os.getpid(), "began": started(os.getpid())}
-    write_atomic(supervisor_file(run_dir), json.dumps(told))
+def this_process() -> dict[str, Any]:
+    """By which `is_there` finds it."""
+    return {"place": pid_namespace(), "pid": os.getpid(), "began": started(os.getpid()), "time": time.time()}
 
 
-def supervisor_file(run_dir: Path) -> Path:
+def is_there(told: Mapping[str, Any]) -> bool:
+    """Whether a process lives, as far as can be seen from here. told: what it said of itself by `this_process`."""
+    if told.get("place") == pid_namespace():
+        return told["began"] is not None and started(told["pid"]) == told["began"]
+    return time.time() - told.get("time", 0) < STALE_SECONDS
+
+
+def note_supervisor(run_dir: Path, listens: bool) -> None:
+    """Write down that this process trains a run in an allocation, or is about to start what does.
+
+    listens: whether it can be told to stop.
+    """
+    write_atomic(_supervisor_file(run_dir), json.dumps({**this_process(), "listens": listens}))
+
+
+def give_sign(run_dir: Path) -> None:
+    """Say that what trains a run in an allocation is there, to those who do not see its process."""
+    with contextlib.suppress(OSError):
+        os.utime(_supervisor_file(run_dir))
+
+
+def listens(run_dir: Path) -> bool:
+    """Whether what trains a run in an allocation has begun, so that it can be told to stop."""
+    return bool(_supervisor(run_dir).get("listens"))
+
+
+def is_supervised(run_dir: Path) -> bool:
+    """Whether what trains a run in an allocation is there, as far as can be seen from here."""
+    return is_there(_supervisor(run_dir))
+
+
+def _supervisor(run_dir: Path) -> dict[str, Any]:
+    file = _supervisor_file(run_dir)
+    with contextlib.suppress(OSError, ValueError):
+        return {**read_json(file), "time": file.stat().st_mtime}
+    return {}
+
+
+def _supervisor_file(run_dir: Path) -> Path:
     return run_dir / "slurm" / "held.json"
 
 
@@ -229,7 +280,7 @@ def main(argv: Sequence[str]) -> int:
     os.environ.update(environment)
     job = Held(jobs, run_dir)
     job.listen()
-    note_supervisor(run_dir)
+    note_supervisor(run_dir, listens=True)
     job.run(argv[1:])
     leave(job)
     return exit_code(run_dir, job.interrupts)

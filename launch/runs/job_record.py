@@ -15,15 +15,13 @@ from resnet.rundir.files import read_json, to_json
 from resnet.rundir.status import status_or_nothing
 from slurm.claim import Claim, newest_claim
 from slurm.control import controller
-from slurm.held import own_steps
+from slurm.held import is_supervised, own_steps
 from slurm.queue import queued
 
 if TYPE_CHECKING:
     from slurm.profile import Profile
 
 FORMAT = 1
-BETWEEN_SECONDS = 30
-"""From the end of a step to the next one of a run that is restarted in place."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +53,8 @@ class Job:
     """Of the first of them: cluster and profile of each cluster, as they were before requests were made of them."""
     held: bool = False
     """Whether the job is a user's own, whose nodes the run was given, and not sent for the run."""
+    steps: str = ""
+    """What the names of its steps begin with, in a job that is a user's own."""
 
     @property
     def place(self) -> str:
@@ -225,14 +225,15 @@ def is_under_way(run_dir: Path, job: Job) -> bool:
     status = status_or_nothing(run_dir)
     if status.get("state") not in ("running", "queued"):
         return False
+    # Before the first step, and between two, there may be none for as long as it takes.
+    if is_supervised(run_dir):
+        return True
     try:
-        steps = own_steps(job.job_id, job.client)
+        return job.steps in {step.run for step in own_steps(job.job_id, job.client)}
     except ValueError as error:
         if "Invalid job id" in str(error):
             return False
         raise
-    # Before the first step, and between two, there is none.
-    return run_dir.name in {step.run for step in steps} or time.time() - status["updated"] < BETWEEN_SECONDS
 
 
 def write_job(run_dir: Path, job: Job, job_id: str) -> None:

@@ -44,8 +44,13 @@ def distinct(folders: Iterable[Path]) -> list[Path]:
     return [*found.values()]
 
 
+def state_folder() -> Path:
+    """Of what a user's commands remember on all machines that share the home directory."""
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "resnet-launch"
+
+
 def _roots_file() -> Path:
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "resnet-launch" / "roots"
+    return state_folder() / "roots"
 
 
 def _remembered() -> list[str]:

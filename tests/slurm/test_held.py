@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from resnet.rundir.provenance import read_provenance
+from slurm.held import steps_name, supervisors_name
 from tests.helpers import column, furthest, status, weights
 from tests.slurm_helpers import Cluster, need_slurm, running_cluster, train_here
 
@@ -148,7 +149,8 @@ def test_from_a_login_node(cluster: Cluster, tiny, held):
     assert "step" in cluster.launch("logs", "first").stdout
 
     assert "saves a checkpoint" in cluster.launch("cancel", "first").stdout
-    cluster.wait("the end", lambda: "first/supervisor" not in steps(cluster, held))
+    supervisor = supervisors_name(steps_name(cluster.run_dir("first")))
+    cluster.wait("the end", lambda: supervisor not in steps(cluster, held))
     row = json.loads(cluster.launch("status", "first", "--json").stdout)[0]
     assert (row["state"], row["reason"], row["over"]) == ("stopped", "cancelled", True)
     assert cluster.attempts("first")[0]["last_step"] >= 2

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from launch.runs import given
+from launch.runs import held as placing
+from launch.runs.given import giving
+from launch.runs.job_record import Job, is_under_way
+from resnet.rundir.status import write_status
 from slurm import batch, held
-from slurm.held import Held, HeldNodes
+from slurm.allocation import Allocation, Node
+from slurm.held import Held, HeldNodes, steps_name
 from slurm.profile import Profile
 from slurm.sbatch import Submission, write_held
 from slurm.srun import Step
+
+ALLOCATION = Allocation("5", "5", "x", "low", "UNLIMITED", None, [Node(f"n{number}", 8, 2) for number in (1, 2)], "1")
 
 
 @pytest.fixture
@@ -63,3 +75,156 @@ def test_what_trains_it_here_reaches_the_cluster_as_this_machine_does(tmp_path, 
         text=True,
     )
     assert told.stdout == ("two /two.conf\n" if is_here else " \n")
+
+
+def test_two_runs_of_one_name_are_told_apart(monkeypatch, tmp_path):
+    """In one allocation, from two folders of runs: each is signalled by its own steps, whatever path leads to it."""
+    first, second = tmp_path / "a" / "run", tmp_path / "b" / "run"
+    first.mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    names = [steps_name(run_dir) for run_dir in (first, second)]
+    assert steps_name(tmp_path / "link" / "run") == names[0]
+    steps = "".join(f"5.{number}|n{number}|{name}/attempt-1\n" for number, name in enumerate(names, 1))
+    asked: list[list[str]] = []
+    monkeypatch.setattr(held, "ask", lambda words, client=None: asked.append(words) or steps)
+    assert held.signal_steps("5", names[1], "USR2")
+    assert asked[-1] == ["scancel", "--signal=USR2", "5.2"]
+
+
+@pytest.fixture
+def steps(monkeypatch) -> list[str]:
+    """The steps of the allocation, as squeue prints them."""
+    known: list[str] = []
+    monkeypatch.setattr(held, "ask", lambda words, client=None: "".join(f"{step}\n" for step in known))
+    return known
+
+
+def run_in(tmp_path: Path, name: str, state: str = "running") -> tuple[Path, Job]:
+    run = tmp_path / name
+    (run / "slurm").mkdir(parents=True)
+    write_status(run, name=name, state=state)
+    job = Job.to_send(name, "held", Profile(), tmp_path, tmp_path)
+    return run, replace(job, job_id="5", held=True, steps=steps_name(run))
+
+
+def died() -> dict[str, object]:
+    """What a process of this machine said of itself that has ended."""
+    return {"place": held.pid_namespace(), "pid": os.getpid(), "began": "1", "time": time.time()}
+
+
+@pytest.mark.parametrize("state", ["queued", "running"])
+@pytest.mark.parametrize(
+    "seen", ["by its process", "by its sign", "by its supervisor's step", "by its ranks' step", ""]
+)
+def test_a_run_is_under_way_for_as_long_as_what_trains_it_is_there(monkeypatch, tmp_path, steps, state, seen):
+    """However long its set-up takes, and wherever that is asked."""
+    run, job = run_in(tmp_path, "run", state)
+    long_ago = time.time() - 3000
+    write_status(run, updated=long_ago)
+    if seen == "by its process":
+        held.note_supervisor(run, listens=False)
+    else:
+        monkeypatch.setattr(held, "this_process", died)
+        held.note_supervisor(run, listens=False)
+    os.utime(run / "slurm" / "held.json", (long_ago, long_ago))
+    if seen == "by its sign":
+        monkeypatch.setattr(held, "pid_namespace", lambda: "another machine")
+        assert not is_under_way(run, job)
+        held.give_sign(run)
+    if "step" in seen:
+        steps.append(f"5.0|n1|{job.steps}/{'supervisor' if 'supervisor' in seen else 'attempt-2'}")
+    steps.append("5.1|n2|run-00000000/attempt-1")
+    assert is_under_way(run, job) is bool(seen)
+    write_status(run, state="stopped")
+    assert not is_under_way(run, job)
+
+
+@pytest.fixture
+def nodes(monkeypatch, tmp_path) -> Allocation:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    return ALLOCATION
+
+
+def place(allocation: Allocation, run: Path, *nodes: str) -> None:
+    with giving(allocation) as given_now:
+        given_now.name(given_now.give(nodes), run, steps_name(run))
+
+
+def taken(allocation: Allocation) -> set[str]:
+    with giving(allocation) as given_now:
+        return given_now.taken(held.own_steps(allocation.job_id))
+
+
+def test_no_node_is_given_to_two_runs_that_are_placed_at_once(nodes, steps):
+    """By two commands, one right after the other, of which neither has begun to train."""
+    script = (
+        "import sys; from launch.runs.given import giving; from tests.slurm.test_held_without_slurm import ALLOCATION\n"
+        "with giving(ALLOCATION) as given: taken = given.taken([]); print(*taken); given.give(['n2'])\n"
+        "input()"
+    )
+    with giving(nodes) as given_now:
+        given_now.give(["n1"])
+        other = subprocess.Popen(
+            [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        with pytest.raises(subprocess.TimeoutExpired):
+            other.wait(1.5)
+    assert other.stdout
+    assert other.stdout.readline() == "n1\n"
+    time.sleep(0.2)
+    assert taken(nodes) == {"n1", "n2"}
+    other.communicate("\n")
+    assert taken(nodes) == {"n1"}
+
+
+def test_a_runs_nodes_are_its_own_until_it_is_over(monkeypatch, nodes, steps, tmp_path):
+    """Those to spare too, and between two steps; after a retry they are those of the retry."""
+    run, job = run_in(tmp_path, "run")
+    with monkeypatch.context() as ended:
+        # The command that sent it.
+        ended.setattr(given, "this_process", died)
+        place(nodes, run, "n1", "n2")
+    assert taken(nodes) == set()
+    with monkeypatch.context() as ended:
+        ended.setattr(given, "this_process", died)
+        place(nodes, run, "n1", "n2")
+    steps.append(f"5.0|n1|{job.steps}/supervisor")
+    assert taken(nodes) == {"n1", "n2"}
+    assert taken(nodes._replace(submitted="2")) == set()
+    place(nodes, run, "n2")
+    assert taken(nodes) == {"n2"}
+    write_status(run, state="stopped")
+    assert taken(nodes) == set()
+
+
+def test_all_that_the_first_rank_prints_is_shown(tmp_path, capfdbinary, monkeypatch):
+    """Also the last words of an attempt after which the next one has begun; without a look at the disk at each turn."""
+    folder = tmp_path / "logs" / "attempt-1"
+    folder.mkdir(parents=True)
+    (tmp_path / "log").write_text("before\n")
+    (folder / "rank-0.log").write_text("of a start before\n")
+    looks: list[Path] = []
+    found = placing.log_file
+    monkeypatch.setattr(placing, "log_file", lambda run, rank: looks.append(run) or found(run, rank))
+    printed = placing._Printed(tmp_path, tmp_path / "log")
+    for _ in range(20):
+        printed.show()
+    assert len(looks) <= 2
+    with open(folder / "rank-0.log", "a") as log:
+        log.write("step 1\n")
+        printed.show()
+        log.write("last words\n")
+    second = tmp_path / "logs" / "attempt-2"
+    second.mkdir()
+    printed._looked = 0
+    printed.show()
+    (second / "stage-0.log").write_text("data\n")
+    printed._looked = 0
+    printed.show()
+    (second / "rank-0.log").write_text("step 2\n")
+    printed._looked = 0
+    printed.show()
+    with open(second / "rank-0.log", "a") as log:
+        log.write("the end\n")
+    printed.show(is_over=True)
+    assert capfdbinary.readouterr().out == b"step 1\nlast words\ndata\nstep 2\nthe end\n"
