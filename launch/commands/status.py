@@ -286,9 +286,11 @@ def _costs(row: dict[str, Any]) -> dict[str, str]:
 
 
 def _with_costs(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    from launch.runs.read_once import read_once
     from launch.runs.so_far import as_json, so_far
 
-    return [row | as_json(so_far(row)) for row in found]
+    with read_once():
+        return [row | as_json(so_far(row)) for row in found]
 
 
 def _slow(state: str, run_dir: Path) -> str:

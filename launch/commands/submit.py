@@ -11,6 +11,7 @@ from launch.arguments import WORDS_USAGE, Words, add_grow, growing, split_words
 from launch.runs.expected import expected, limit_of, lines
 from launch.runs.go_in import placed
 from launch.runs.held import Holding
+from launch.runs.read_once import read_once
 from launch.runs.requests import Place, Request, submission_of
 from launch.runs.send import SNAPSHOTS, prepare, shown, submit
 from launch.runs.send import told as told_jobs
@@ -71,6 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 @asked_once()
+@read_once()
 def _submit(loaded: Loaded, places: Sequence[Place], dry_run: bool) -> int:
     prepared = prepare(loaded, places)
     run_dir, recipe, requests, _ = prepared

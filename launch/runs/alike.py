@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from launch.runs.job_record import Job, known_keys, read_job
+from launch.runs.read_once import once
 from recipes.changes import differences
 from recipes.load import load_file
 from recipes.schema.recipe import Recipe
@@ -28,27 +30,40 @@ _READ = 20
 
 def runs_alike(recipe: Recipe, cluster: str, profile: Profile, root: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     """The newest runs below a folder that train the same on as many and the same devices, each with its status."""
+    of_name = ((run, status) for run, status in once(_have_shown, root) if status.get("recipe") == recipe.name)
+    there = ((run, status) for run, status in of_name if _same_place(once(_job, run), cluster, profile))
+    for run, status in itertools.islice(there, _READ):
+        before = once(_recipe, run)
+        if before and not any(changes_speed(key) for key in differences(before, recipe)):
+            yield run, status
+
+
+def _have_shown(root: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """The runs below a folder that tell their speed, each with its status, the newest first."""
     found = [(run, status_or_nothing(run)) for run in runs_in(root)] if root.is_dir() else []
-    found = [(run, status) for run, status in found if status.get("recipe") == recipe.name and _has_shown(status)]
-    found.sort(key=lambda pair: -(number(pair[1].get("updated")) or 0))
-    read = 0
-    for run, status in found:
-        job = None
-        with contextlib.suppress(ValueError, OSError):
-            job = read_job(run)
-        if job is None or read == _READ or not _same_place(job, cluster, profile):
-            continue
-        read += 1
-        with contextlib.suppress(ValueError, OSError):
-            if not any(changes_speed(key) for key in differences(load_file(run / "recipe.yaml").recipe, recipe)):
-                yield run, status
+    found = [(run, status) for run, status in found if _has_shown(status)]
+    return sorted(found, key=lambda pair: -(number(pair[1].get("updated")) or 0))
+
+
+def _job(run: Path) -> Job | None:
+    with contextlib.suppress(ValueError, OSError):
+        return read_job(run)
+    return None
+
+
+def _recipe(run: Path) -> Recipe | None:
+    with contextlib.suppress(ValueError, OSError):
+        return load_file(run / "recipe.yaml").recipe
+    return None
 
 
 def _has_shown(status: dict[str, Any]) -> bool:
     return all(number(status.get(key)) for key in ("images_per_second", "total_steps", "epochs"))
 
 
-def _same_place(job: Job, cluster: str, profile: Profile) -> bool:
+def _same_place(job: Job | None, cluster: str, profile: Profile) -> bool:
+    if job is None:
+        return False
     # One that waited in several places has what was asked for beside what each job was given.
     sent = [(job.cluster, job.profile), *((one["cluster"], one["profile"]) for one in job.asked)]
     return any(name == cluster and _same_devices(Profile(**known_keys(before)), profile) for name, before in sent)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from launch.runs.read_once import once
 from resnet.rundir.metrics_log import read_points
 from resnet.rundir.spent import Attempt, Spent, spent
 
@@ -82,7 +83,7 @@ def course_of(runs: Sequence[tuple[Path, dict[str, Any]]], batch_size: int, by_r
 
     runs: each with its status. by_rate: the speed is that of the status, and not measured anew.
     """
-    shown = [(run, status, found) for run, status in runs if (found := spent(run)) is not None]
+    shown = [(run, status, found) for run, status in runs if (found := once(spent, run)) is not None]
     steps = [step for _, status, found in shown if (step := _step(status, found, batch_size, by_rate))]
     if not steps:
         return None
@@ -115,7 +116,7 @@ def _step(status: dict[str, Any], found: Spent, batch_size: int, by_rate: bool) 
 
 def _with_scatter(step: float, runs: Sequence[Path]) -> Span:
     """A single run's, between what the parts of its own log have shown."""
-    rates = [rate for run in runs for rate in rates_of(run)]
+    rates = [rate for run in runs for rate in once(rates_of, run)]
     if not (span := span_of(rates)):
         return Span(step, step, step)
     return Span(step * span.likely / span.high, step, step * span.likely / span.low)
@@ -134,11 +135,16 @@ def rates_of(run: Path, since: float = 0.0) -> list[float]:
 
 def _evaluation(run: Path, found: Spent) -> float | None:
     """Device-seconds of an evaluation."""
-    try:
-        count = len(read_points(run / "metrics.jsonl", "val/loss")[0])
-    except OSError:
-        return None
+    count = once(_evaluations, run)
     return found.device_seconds["evaluate"] / count if count else None
+
+
+def _evaluations(run: Path) -> int:
+    """How many it has made."""
+    try:
+        return len(read_points(run / "metrics.jsonl", "val/loss")[0])
+    except OSError:
+        return 0
 
 
 def outlook(

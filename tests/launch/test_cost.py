@@ -14,7 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launch.cli import main
+from launch.commands import status
 from launch.commands.status import describe
+from launch.runs import course
 from launch.runs.course import Limit, Span, outlook, overhead, span_of
 from launch.runs.expected import REHEARSALS, UNKNOWN, Expected, expected, keep_rehearsal, limit_of, lines
 from launch.runs.job_record import Job, write_job
@@ -324,6 +326,22 @@ def test_status_in_full_and_as_json(tmp_path, capsys):
     many = json.loads(launched(capsys, "status", "--root", tmp_path / "runs", "--json"))
     assert [row["state"] for row in many if "spent" not in row] == ["finished"] * 2
     assert as_json(None)["gpu_hours"] is None
+
+
+def test_other_runs_are_read_once_however_many_are_asked_for(tmp_path, monkeypatch, capsys):
+    """Three that wait, and have shown nothing themselves."""
+    make(tmp_path / "before")
+    for name in ("a", "b", "c"):
+        run = make(tmp_path / name, state="queued", updated=1.0)
+        for file in (run / "metrics.jsonl", run / "provenance.json", run / "slurm" / "attempts.jsonl"):
+            file.unlink()
+        write_status(run, images_per_second=None)
+    read, whole = [], course.read_points
+    monkeypatch.setattr(course, "read_points", lambda file, key: read.append(file.parent.name) or whole(file, key))
+    found = rows([tmp_path / name for name in ("a", "b", "c")])
+    told = status._with_costs([row | {"over": False, "state": "queued", "expected_start": SENT} for row in found])
+    assert all(row["gpu_hours_in_all"]["likely"] > 0 for row in told)
+    assert read.count("before") == 2, "its log's speeds, and its evaluations"
 
 
 def told_of_a_sweep(root: Path, *changes: str, profile: Profile = HERE, sweep: Any = None) -> list[str]:
