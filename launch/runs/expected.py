@@ -27,6 +27,8 @@ _KEPT = ("recipe.yaml", "status.json", "provenance.json", "slurm/job.json", "slu
 
 UNKNOWN = "not known: no run here has trained this on such nodes; --rehearse measures it"
 
+NOT_COUNTED = "what is idle of its nodes not counted"
+
 
 class Expected(NamedTuple):
     """What a run would take."""
@@ -117,7 +119,13 @@ def takes(found: Expected, profile: Profile) -> str:
     device = device_of(profile)
     places = " or ".join(f"{in_span(one.seconds)} on {plural(count, device)}" for count, one in _ends(found))
     parts = "with starts, saves and evaluations" if found.evaluates else "with starts; evaluations come on top"
-    return f"{in_hours(found.device_hours)} {device}-hours: {places} ({found.by}; {parts})"
+    idle = f"; {NOT_COUNTED}" if leaves_idle(profile) else ""
+    return f"{in_hours(found.device_hours)} {device}-hours: {places} ({found.by}; {parts}{idle})"
+
+
+def leaves_idle(profile: Profile) -> bool:
+    """Whether a run is given more than its ranks are on."""
+    return bool(profile.spare_nodes or profile.exclusive)
 
 
 def device_of(profile: Profile) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from launch.runs.course import NONE, Limit, Outlook, Span, outlook, overhead, rates_of, span_of
-from launch.runs.expected import expected, in_span, limit_of
+from launch.runs.expected import NOT_COUNTED, expected, in_span, leaves_idle, limit_of
 from launch.runs.job_record import Job, read_job
 from launch.runs.sizes import find_sizes
 from recipes.load import load_file
@@ -35,6 +35,10 @@ class SoFar(NamedTuple):
     """None: nothing, or nobody can tell."""
     end: Span | None
     """Unix time; None: of a run that is over, or nobody can tell."""
+    last_step: int | None = None
+    """That it comes to before the allocation ends that its user holds; None: the last of its recipe."""
+    idle: bool = False
+    """Whether it has more nodes or devices than its ranks are on, which are in no figure."""
 
     @property
     def device_hours(self) -> Span | None:
@@ -47,21 +51,40 @@ class SoFar(NamedTuple):
 def so_far(row: Mapping[str, Any], now: float | None = None) -> SoFar | None:
     """What is known of a run; None where its files tell of no time. row: of `launch.runs.state.rows`."""
     run_dir, now = Path(row["run_dir"]), time.time() if now is None else now
-    found = spent(run_dir, None if row["over"] else row["state"], now)
-    if found is None or row["over"] or row["state"] not in ("running", "queued"):
-        return found and SoFar(found, None, None)
-    to_come = None
+    found, job = spent(run_dir, None if row["over"] else row["state"], now), None
+    if found is None:
+        return None
+    known = SoFar(found, None, None)
+    with contextlib.suppress(ValueError, OSError):
+        job = read_job(run_dir)
+        known = known._replace(idle=bool(job and (job.held or leaves_idle(Profile(**job.known_profile)))))
+    if row["over"] or row["state"] not in ("running", "queued"):
+        return known
     with contextlib.suppress(ValueError, OSError, KeyError, TypeError, ZeroDivisionError):
-        to_come = _to_come(run_dir, row, found)
+        to_come = _to_come(run_dir, row, found, job)
+        known = known._replace(to_come=to_come)
+        if job and job.held and to_come and row["time_left_s"] is not None:
+            known = _in_allocation(known, to_come, row, max(0.0, row["time_left_s"] - job.profile["signal_lead"]))
     begins = now if row["state"] == "running" else row.get("expected_start")
-    if to_come is None or begins is None:
-        return SoFar(found, to_come, None)
+    if known.to_come is None or begins is None:
+        return known
     begin = Span(*[max(now, begins)] * 3)
-    return SoFar(found, to_come, begin.plus(to_come.seconds).plus(to_come.wait or NONE))
+    return known._replace(end=begin.plus(known.to_come.seconds).plus(known.to_come.wait or NONE))
 
 
-def _to_come(run_dir: Path, row: Mapping[str, Any], found: Spent) -> Outlook | None:
-    job = read_job(run_dir)
+def _in_allocation(known: SoFar, to_come: Outlook, row: Mapping[str, Any], left: float) -> SoFar:
+    """As far as it comes in so many seconds, after which it has no further start."""
+    shares = [min(1.0, left / seconds) if seconds else 1.0 for seconds in to_come.seconds]
+    seconds, device_seconds = (
+        Span(*(part * whole for part, whole in zip(shares, span, strict=True)))
+        for span in (to_come.seconds, to_come.device_seconds)
+    )
+    step = row["step"] or 0
+    last = step + int(shares[1] * (row["total_steps"] - step)) if shares[1] < 1 else None
+    return known._replace(to_come=to_come._replace(seconds=seconds, device_seconds=device_seconds), last_step=last)
+
+
+def _to_come(run_dir: Path, row: Mapping[str, Any], found: Spent, job: Job | None) -> Outlook | None:
     profile = Profile(**job.known_profile) if job else None
     running = found.attempts[-1] if row["state"] == "running" and found.attempts else None
     rates = (rates_of(run_dir, running.begin) if running else []) or rates_of(run_dir)
@@ -82,6 +105,9 @@ def _to_come(run_dir: Path, row: Mapping[str, Any], found: Spent) -> Outlook | N
 
 def _limit(run_dir: Path, job: Job, profile: Profile) -> Limit | None:
     """Of its further attempts: of slices, as its batch script would ask for them by what the run has shown so far."""
+    if job.held:
+        # It has one attempt, whose end is the allocation's.
+        return None
     slice = None
     if profile.is_sliced:
         slice = slice_now(read_json(run_dir / "slurm" / job.request / f"{run_dir.name}.jobs.json"), run_dir)
@@ -108,11 +134,13 @@ def lines(found: SoFar) -> dict[str, str]:
 def _cost(found: SoFar) -> str:
     told, device = found.spent, found.spent.device
     lost = f", {share(told.lost_hours, told.device_hours)} of them lost" if told.seconds["lost"] >= 0.5 else ""
+    lost += f", {NOT_COUNTED}" if found.idle else ""
     if (whole := found.device_hours) is None:
         return f"{hours(3600 * told.device_hours)} {device}-hours{lost}"
     low, likely, high = (hours(3600 * value) for value in whole)
+    whole_of = "all" if found.last_step is None else "this allocation"
     between = f" ({low} to {high})" if low != high else ""
-    return f"{hours(3600 * told.device_hours)} {device}-hours so far{lost}; about {likely}{between} in all"
+    return f"{hours(3600 * told.device_hours)} {device}-hours so far{lost}; about {likely}{between} in {whole_of}"
 
 
 def _end(found: SoFar) -> str:
@@ -120,6 +148,8 @@ def _end(found: SoFar) -> str:
         return ""
     low, likely, high = (f"{datetime.fromtimestamp(moment):%m-%d %H:%M}" for moment in found.end)
     between = f" (between {low} and {high})" if low != high else ""
+    if found.last_step is not None:
+        return f"; the allocation ends first, at about step {found.last_step:,}: {likely}"
     further = found.to_come.attempts
     if found.to_come.wait is None:
         return f"; ends {likely}{between}, and the queue before further starts, of which nothing is known"

@@ -19,8 +19,9 @@ from launch.commands.status import describe
 from launch.runs import course
 from launch.runs.course import Limit, Span, outlook, overhead, span_of
 from launch.runs.expected import REHEARSALS, UNKNOWN, Expected, expected, keep_rehearsal, limit_of, lines
-from launch.runs.job_record import Job, write_job
+from launch.runs.job_record import Job, read_job, write_job
 from launch.runs.so_far import SoFar, as_json, so_far
+from launch.runs.so_far import lines as cost_lines
 from launch.runs.state import rows
 from launch.sweep import dry_run as of_sweep
 from launch.sweep.directory import Place
@@ -279,6 +280,38 @@ def test_an_attempt_that_could_not_note_its_end_ends_with_its_last_sign_of_life(
     for state in ("queued", "stopped"):
         write_status(run, state=state)
         assert so_far_of(run, SENT + 9000, state="queued", step=40).spent.queued == pytest.approx(8500)
+
+
+def test_a_run_in_an_allocation_ends_with_it(tmp_path):
+    """Of 4,000 steps it is at the 20th, and it is told to save in 1,000 s, 100 s before the end."""
+    run = make(tmp_path / "x", 2.0, (60.0,), state="running")
+    job = read_job(run)
+    assert job is not None
+    write_job(run, replace(job, held=True), "1")
+    row = {"state": "running", "step": 20, "total_steps": 40_000}
+    found = so_far_of(run, SENT + 300, time_left_s=1100.0, **row)
+    whole = so_far_of(run, SENT + 300, **row)
+    assert whole.to_come is not None
+    assert found.to_come is not None
+    assert found.end is not None
+    assert found.last_step == pytest.approx(20 + 39_980 * 1000 / whole.to_come.seconds.likely, abs=1)
+    assert (found.to_come.attempts, whole.to_come.attempts) == (0, 0)
+    assert found.end.likely == pytest.approx(SENT + 1300)
+    assert found.to_come.device_seconds.likely == pytest.approx(8000)
+    cost = cost_lines(found)["cost"]
+    assert f"; the allocation ends first, at about step {found.last_step:,}: " in cost
+    assert "further" not in cost
+    # Where all of it fits there is nothing to say.
+    assert so_far_of(run, SENT + 300, time_left_s=1e6, **row).end == whole.end
+
+
+def test_what_stands_idle_is_said_not_to_be_counted(tmp_path):
+    spare = HERE.model_copy(update={"spare_nodes": 1})
+    run = make(tmp_path / "x", profile=spare)
+    assert "GPU-hours, what is idle of its nodes not counted" in "\n".join(describe(rows([run])[0]))
+    one = found(tmp_path, profile=spare)
+    assert one is not None
+    assert next(lines(one, spare, "unknown")).endswith("what is idle of its nodes not counted)")
 
 
 def test_a_short_attempt_that_evaluated_says_little_of_what_evaluations_cost(tmp_path):
