@@ -22,12 +22,18 @@ APPLY = frozenset(
 """Keys of a profile that still mean something where the nodes are there already."""
 
 
+class NotHeld(ValueError):
+    """A job that has no nodes now."""
+
+
 class Node(NamedTuple):
     """What an allocation has of a node."""
 
     name: str
     cpus: int
     gpus: int
+    kinds: tuple[str, ...] = ()
+    """Of the GPUs, where Slurm has names for them."""
 
 
 class Allocation(NamedTuple):
@@ -68,7 +74,7 @@ def read_allocation(job_id: str, client: Mapping[str, str] | None = None) -> All
         said = ask(["scontrol", "show", "job", "-d", "-o", job_id], client=client)
     except ValueError as error:
         if "Invalid job id" in str(error):
-            raise ValueError(f"job {job_id}: Slurm knows no job of that number, or no longer (squeue --me)") from None
+            raise NotHeld(f"job {job_id}: Slurm knows no job of that number, or no longer (squeue --me)") from None
         raise
     # Of a heterogeneous job the first component.
     line = said.split("\n", 1)[0]
@@ -79,7 +85,7 @@ def read_allocation(job_id: str, client: Mapping[str, str] | None = None) -> All
         waits = (
             f"waits ({_word(line, 'Reason')}), and has no nodes yet" if state == "PENDING" else f"is {state.lower()}"
         )
-        raise ValueError(f"job {job_id} {waits}: squeue --me lists what you hold, launch submit sends a run of its own")
+        raise NotHeld(f"job {job_id} {waits}: squeue --me lists what you hold, launch submit sends a run of its own")
     end = unix_time(_word(line, "EndTime"))
     array = _word(line, "ArrayJobId"), _word(line, "ArrayTaskId")
     return Allocation(
@@ -113,25 +119,35 @@ def fit(
         word for word in overrides if word.removeprefix("slurm.").partition("=")[0].partition(".")[0] not in APPLY
     ]:
         raise ValueError(f"{wrong[0]}: {job} has its nodes already; in it count slurm. {', '.join(sorted(APPLY))}")
+    if not allocation.nodes:
+        raise ValueError(
+            f"{job}: Slurm does not say what it has of its nodes (scontrol show job -d {allocation.job_id})"
+        )
     free = [node for node in allocation.nodes if node.name not in {*taken}]
     if not free:
         raise ValueError(
             f"{job} trains another run on each of its nodes: launch cancel ends it, and slurm.nodes=N leaves nodes free"
         )
-    gpus = 0 if cpu_ranks else _gpus(free, gpus, job)
-    ranks = gpus or cpu_ranks or 1
-    able = [node for node in free if node.gpus >= gpus]
     base = load_profile(cluster).model_dump() if cluster else {}
     place = {
-        "nodes": len(able),
+        "nodes": len(free),
         "spare_nodes": 0,
         "grow": None,
         "qos": None,
-        "gpus_per_node": gpus,
-        "ranks_per_node": None if gpus else ranks,
+        "gpus_per_node": 0,
+        "ranks_per_node": 1,
+        "cpus_per_rank": 1,
+        "partition": allocation.partition,
+        "time": allocation.limit if TIME.fullmatch(allocation.limit) else "365-00",
     }
-    place |= {"cpus_per_rank": max(1, min(node.cpus for node in able) // ranks), "partition": allocation.partition}
-    place["time"] = allocation.limit if TIME.fullmatch(allocation.limit) else "365-00"
+    asked = change_profile({**base, **place}, overrides, cluster or job)
+    trained_on = asked.most_nodes if any(word.startswith("slurm.nodes=") for word in overrides) else None
+    gpus = 0 if cpu_ranks else _gpus(free, gpus, trained_on, asked.spare_nodes, job)
+    ranks = gpus or cpu_ranks or 1
+    able = [node for node in free if node.gpus >= gpus]
+    used = able[: trained_on + asked.spare_nodes] if trained_on else able
+    place |= {"nodes": len(able), "gpus_per_node": gpus, "ranks_per_node": None if gpus else ranks}
+    place |= {"cpus_per_rank": max(1, min(node.cpus for node in used) // ranks)}
     profile = change_profile({**base, **place}, overrides, cluster or job)
     wanted = profile.most_nodes + profile.spare_nodes
     if profile.is_range or wanted > len(able):
@@ -144,22 +160,34 @@ def fit(
     return Fit(profile, able[:wanted], _notes(allocation, able[:wanted], gpus, {*taken}))
 
 
-def _gpus(nodes: Sequence[Node], asked: int | None, job: str) -> int:
-    """How many of each node: so that, over all that have so many, they are the most, on the most nodes."""
+def _gpus(nodes: Sequence[Node], asked: int | None, trained_on: int | None, spare: int, job: str) -> int:
+    """How many of each node: so that, over those that are trained on, they are the most, on the most nodes.
+
+    asked: as many. trained_on: nodes; None: all that have so many. spare: nodes that have to have as many.
+    """
     if asked is not None:
         if not any(node.gpus >= asked for node in nodes):
             has = ", ".join(f"{node.name} {node.gpus}" for node in nodes)
             raise ValueError(f"--gpus {asked}: no node of {job} has so many ({has})")
         return asked
-    return max({node.gpus for node in nodes}, key=lambda gpus: (gpus * sum(node.gpus >= gpus for node in nodes), -gpus))
+
+    def in_all(gpus: int) -> tuple[bool, int, int]:
+        able = sum(node.gpus >= gpus for node in nodes)
+        return able >= (trained_on or 1) + spare, gpus * min(able, trained_on or able), -gpus
+
+    return max({node.gpus for node in nodes}, key=in_all)
 
 
 def _notes(allocation: Allocation, used: Sequence[Node], gpus: int, taken: set[str]) -> list[str]:
     idle = [node for node in allocation.nodes if node not in used]
     without = [f"{node.name} ({'another run' if node.name in taken else plural(node.gpus, 'GPU')})" for node in idle]
     spare = sum(node.gpus - gpus for node in used) if gpus else 0
-    notes = [f"not used: {', '.join(without)}"] if without else []
-    return [*notes, *([f"not used: {plural(spare, 'GPU')} of nodes that have more"] if spare else [])]
+    kinds = sorted({kind for node in used for kind in node.kinds}) if gpus else []
+    return [
+        *([f"not used: {', '.join(without)}"] if without else []),
+        *([f"not used: {plural(spare, 'GPU')} of nodes that have more"] if spare else []),
+        *([f"GPUs of several kinds, of which the slowest sets the pace: {', '.join(kinds)}"] if len(kinds) > 1 else []),
+    ]
 
 
 def _word(line: str, key: str) -> str:
@@ -170,7 +198,11 @@ def _word(line: str, key: str) -> str:
 def _nodes(line: str) -> list[Node]:
     """In Slurm's order, rank 0's first."""
     found = re.findall(r"\sNodes=(\S+) CPU_IDs=(\S*) Mem=\S* GRES=(\S*)", line)
-    by_name = {name: Node(name, _count(cpus), _gpus_of(gres)) for names, cpus, gres in found for name in expand(names)}
+    by_name = {
+        name: Node(name, _count(cpus), _gpus_of(gres), _kinds_of(gres))
+        for names, cpus, gres in found
+        for name in expand(names)
+    }
     return [by_name[name] for name in expand(_word(line, "NodeList")) if name in by_name]
 
 
@@ -188,3 +220,7 @@ def _count(numbers: str) -> int:
 def _gpus_of(gres: str) -> int:
     """Of a node's gres, as gpu:a100:2(IDX:0-1),nvme:1."""
     return sum(int(count) for count in re.findall(r"\bgpu:(?:[^:(),]+:)?(\d+)", gres))
+
+
+def _kinds_of(gres: str) -> tuple[str, ...]:
+    return tuple(sorted(set(re.findall(r"\bgpu:([^:(),]*[^:(),\d][^:(),]*):?", gres))))

@@ -114,10 +114,11 @@ def submit(submission: Submission) -> list[str]:
         raise
 
 
-def write_held(submission: Submission, held: Mapping[str, Any], is_here: bool) -> Path:
+def write_held(submission: Submission, held: Mapping[str, Any], is_here: bool, debug: bool = False) -> Path:
     """Write what trains the one run of a submission in an allocation that a user holds; returns the shell script.
 
     held: its nodes and names, for `slurm.held`. is_here: whether that runs on this machine, and not on a node.
+    debug: whether mistakes of the ranks are to be shown with their traceback.
     """
     [run_dir], [recipe], profile = submission.runs, submission.recipes, submission.profile
     content = _jobs(submission)
@@ -125,7 +126,15 @@ def write_held(submission: Submission, held: Mapping[str, Any], is_here: bool) -
     content["srun"] += ["--overcommit", *([f"--gres=gpu:{profile.gpus_per_node}"] if profile.gpus_per_node else [])]
     content["node_cores"] = held["node_cores"]
     write_atomic(submission.jobs_file, json.dumps({**content, "held": held}, indent=1))
-    rank = shlex.join(["slurm.job", str(submission.cwd), str(profile.ranks), *words_of(recipe, run_dir)])
+    rank = shlex.join(
+        [
+            "slurm.job",
+            str(submission.cwd),
+            str(profile.ranks),
+            *words_of(recipe, run_dir),
+            *(["--debug"] if debug else []),
+        ]
+    )
     lines = ["#!/bin/bash", *_setup(submission, is_here), f"{_supervised(submission)} -u -m {rank}"]
     file = submission.folder / f"{submission.name}.held.sh"
     write_atomic(file, "\n".join(lines) + "\n")

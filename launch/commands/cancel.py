@@ -224,7 +224,11 @@ def _is_of(run_dir: Path, step: Row) -> bool:
 
 def _cancel_held(run_dir: Path, job: Sent, now: bool) -> str:
     stop(run_dir, job.job_id, job.steps, at_once=now, client=job.client)
-    told = f"is killed; launch retry {shown(run_dir)} continues it" if now else "saves a checkpoint and ends"
+    told = (
+        f"is killed; launch retry {shown(run_dir)} {' '.join(job.retry_words)} continues it"
+        if now
+        else "saves a checkpoint and ends"
+    )
     return f"{run_dir.name} {told}; job {job.job_id} stays yours"
 
 

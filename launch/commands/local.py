@@ -42,6 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.here and (job_id := held_here()):
         cpu_ranks = arguments.cpu_ranks or (1 if loaded.recipe.device == "cpu" else None)
         holding = Holding.of(job_id, words.cluster, words.slurm, True, arguments.gpus, cpu_ranks)
+        holding.debug = arguments.debug
         return train_held(load([*words.recipe, *on_cpu]), holding)
     if words.cluster or words.slurm:
         word = f"cluster={words.cluster}" if words.cluster else words.slurm[0]

@@ -11,6 +11,8 @@ from pathlib import Path
 from launch.arguments import add_grow, add_root, for_each, growing, split_changes
 from launch.runs.attend import train_here
 from launch.runs.checks import check_array, refuse_active
+from launch.runs.go_in import attended, placed
+from launch.runs.held import NAME, Holding, held_here
 from launch.runs.job_record import Job, known_keys, read_job
 from launch.runs.requests import Place
 from launch.runs.send import SNAPSHOTS, send, submit_command, told
@@ -103,10 +105,13 @@ def _retry_run(run_dir: Path, arguments: argparse.Namespace) -> int:
     if read_status(run_dir).get("state") == "finished":
         raise ValueError(f"{run_dir.name} is finished")
     if arguments.job or (job and job.held):
-        return _retry_held(run_dir, job, arguments)
+        return _retry_held(run_dir, job, arguments, arguments.job or held_here())
     if job is None and read_status(run_dir).get("state") == "queued":
         raise ValueError(f"{run_dir.name} was to be sent, and never was: {submit_command(run_dir)}")
     if job is None:
+        # As `launch local` does, which began it.
+        if held := held_here():
+            return _retry_held(run_dir, None, arguments, held)
         return _retry_here(run_dir, arguments)
     check_slurm()
     places = _places(run_dir, job, arguments)
@@ -132,12 +137,11 @@ def _as_sent(run_dir: Path, job: Job, arguments: argparse.Namespace) -> tuple[Pa
     return snapshot, recipe
 
 
-def _retry_held(run_dir: Path, job: Job | None, arguments: argparse.Namespace) -> int:
-    """Continue a run in an allocation: in one that is named and left to itself, or in this one, and shown."""
-    from launch.runs.go_in import attended, placed
-    from launch.runs.held import NAME, Holding, held_here
+def _retry_held(run_dir: Path, job: Job | None, arguments: argparse.Namespace, job_id: str | None) -> int:
+    """Continue a run in an allocation: in one that is named and left to itself, or in this one, and shown.
 
-    job_id = arguments.job or held_here()
+    job_id: of the allocation, if there is one.
+    """
     words = [f"recipe={run_dir}", *words_to_continue([], run_dir)]
     if job_id is None:
         raise ValueError(
@@ -147,7 +151,9 @@ def _retry_held(run_dir: Path, job: Job | None, arguments: argparse.Namespace) -
     if arguments.exclude_bad_nodes:
         raise ValueError("--exclude-bad-nodes is for a job of the run's own: in one that you hold, slurm.check=true")
     cluster = job.cluster if job and job.cluster != NAME else None
-    cpu_ranks = job.profile.get("ranks_per_node") if job else None
+    device = load_file(run_dir / "recipe.yaml").recipe.device
+    ranks = job.profile.get("ranks_per_node") if job and device != "cuda" else None
+    cpu_ranks = ranks or (1 if device == "cpu" else None)
     holding = Holding.of(job_id, cluster, arguments.changes, not arguments.job, cpu_ranks=cpu_ranks)
     if job:
         snapshot, recipe = _as_sent(run_dir, job, arguments)

@@ -18,7 +18,7 @@ from launch.arguments import add_root
 from launch.runs.chain import goes_on
 from launch.runs.chain import lines as chain_lines
 from launch.runs.chain import note as chain_note
-from launch.runs.job_record import job_file
+from launch.runs.job_record import job_file, read_job
 from launch.runs.logs import attempts, first_failure, log_file, log_files, tail
 from launch.runs.state import by_key, find, folders, matches, ordered, rows
 from launch.watch import View, watch
@@ -331,6 +331,13 @@ def _log(row: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _retry_words(run_dir: Path) -> tuple[str, ...]:
+    with contextlib.suppress(ValueError, OSError):
+        if job := read_job(run_dir):
+            return job.retry_words
+    return ()
+
+
 def _commands(row: dict[str, Any]) -> dict[str, str]:
     """What to type next."""
     run_dir = Path(row["run_dir"])
@@ -343,5 +350,5 @@ def _commands(row: dict[str, Any]) -> dict[str, str]:
     elif goes_on(row["chain"]):
         commands["cancel"] = f"launch cancel {name}"
     elif row["state"] in ("failed", "stopped"):
-        commands["continue"] = f"launch retry {name}"
+        commands["continue"] = " ".join(["launch retry", name, *_retry_words(run_dir)])
     return commands

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from launch.runs.held import Holding, attend
@@ -19,18 +20,22 @@ from resnet.rundir.status import status_or_nothing
 def train_held(loaded: Loaded, holding: Holding) -> int:
     """Train in an allocation and show it until the run has ended; returns its exit code. Raises ValueError."""
     prepared = prepare(loaded, [holding.place])
-    return attended(holding, prepared.run_dir, lambda: submit(prepared, [holding.place], holding=holding))
+    begin = partial(submit, prepared, [holding.place], holding=holding)
+    return attended(holding, prepared.run_dir, begin, " (--here: this machine alone)")
 
 
-def attended(holding: Holding, run_dir: Path, begin: Callable[[], object]) -> int:
-    """Begin a run, show what it prints until it has ended, and say how it goes on; returns its exit code."""
+def attended(holding: Holding, run_dir: Path, begin: Callable[[], object], hint: str = "") -> int:
+    """Begin a run, show what it prints until it has ended, and say how it goes on; returns its exit code.
+
+    hint: goes behind the line that says where it trains.
+    """
     received: list[int] = []
     # Before there is something to stop: what arrives from here on is for the run.
     heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, lambda number, _: received.append(number)) for number in heard}
     try:
         begin()
-        print(f"{placed(holding, run_dir)} (--here: this machine alone)", file=sys.stderr, flush=True)
+        print(f"{placed(holding, run_dir)}{hint}", file=sys.stderr, flush=True)
         code = attend(holding, run_dir, received)
     finally:
         for number, handler in before.items():

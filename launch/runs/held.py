@@ -26,7 +26,7 @@ from resnet.process.signals import SIGNALS, die_with_parent
 from resnet.rundir.attempts import end_as_told, end_file
 from resnet.rundir.lease import RENEW_SECONDS
 from resnet.rundir.status import status_or_nothing, write_status
-from slurm.allocation import Allocation, Fit, fit, read_allocation
+from slurm.allocation import Allocation, Fit, NotHeld, fit, read_allocation
 from slurm.control import client_environment
 from slurm.held import (
     clean,
@@ -78,6 +78,8 @@ class Holding:
     """Whether the run is this process's to stop: it ends with it."""
     note: str
     """By which what the run was given is written down."""
+    debug: bool = False
+    """Whether mistakes of the ranks are to be shown with their traceback."""
     supervisor: subprocess.Popen[bytes] | None = None
     printed: _Printed | None = None
     """Of one that is attended."""
@@ -94,7 +96,15 @@ class Holding:
     ) -> Holding:
         """Raises ValueError where the job is not held by this user, or has not what is asked for."""
         client = load_profile(cluster).client if cluster else {}
-        allocation = read_allocation(job_id, client)
+        try:
+            allocation = read_allocation(job_id, client)
+        except NotHeld as error:
+            if not attended:
+                raise
+            raise ValueError(
+                f"{error}; this shell has it in SLURM_JOB_ID: once the job is over, `unset SLURM_JOB_ID` (or "
+                "`launch local --here`) trains on this machine"
+            ) from None
         with giving(allocation) as given:
             taken = given.taken(own_steps(allocation.job_id, client))
             found = fit(allocation, cluster, overrides, gpus, cpu_ranks, taken)
@@ -116,7 +126,7 @@ class Holding:
             "node_cores": min(node.cpus for node in self.fit.nodes),
             "environment": [*profile.environment, *profile.client],
         }
-        script = write_held(replace(submission, supervisor="slurm.held"), held, is_here=self.attended)
+        script = write_held(replace(submission, supervisor="slurm.held"), held, is_here=self.attended, debug=self.debug)
         log = submission.folder / f"{allocation.job_id}_held_log.out"
         environment = client_environment(profile.client)
         environment = clean(environment, allocation.number, allocation.job_id, list(profile.client))

@@ -61,6 +61,11 @@ class Job:
         return place_in_words(self.cluster, self.profile)
 
     @property
+    def retry_words(self) -> tuple[str, ...]:
+        """What `launch retry` is told for it beside the name, from a machine outside of an allocation."""
+        return ("--in", "JOBID") if self.held else ()
+
+    @property
     def known_profile(self) -> dict[str, Any]:
         """The profile that it was sent with, without keys that only a newer version knows."""
         return known_keys(self.profile)

@@ -259,7 +259,7 @@ def _crash(facts: Facts) -> Cause:
     if not facts.attempts and facts.job and not any(text.lines for text in facts.batch_texts):
         folder = facts.run_dir / "slurm"
         said = f"its batch script left no line: the node cannot write to {folder} (not shared, or no such user there)"
-        return _cause(facts, "not_shared", said, f"launch doctor cluster={facts.job.cluster}")
+        return _cause(facts, "not_shared", said, mends.doctor(facts))
     if not facts.attempts and facts.job:
         last = next((f"{text.lines[-1]} ({text.place})" for text in facts.batch_texts if text.lines), "")
         return _cause(

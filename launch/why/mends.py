@@ -7,17 +7,32 @@ import math
 import shlex
 from collections.abc import Iterable
 
+from launch.runs.held import NAME
 from launch.runs.job_record import Job
 from launch.why.facts import Facts
 from resnet.rundir.files import to_json
 from resnet.rundir.find import ROOT, is_sweep
+from slurm.allocation import APPLY
 from slurm.profile import AUTO, Profile, load_profile, seconds
 
 
 def retry(facts: Facts, *changes: str) -> str:
-    """Continue the run from its newest checkpoint. changes: `slurm.KEY=VALUE`, and options, for a run that was sent."""
-    subject = facts.typed
-    return " ".join(["launch retry", subject, *(changes if facts.job else ())])
+    """Continue the run from its newest checkpoint. changes: `slurm.KEY=VALUE`, and options, for a run that was sent.
+
+    Of one that was trained in an allocation of its user's, in whichever is held now, with those that count there.
+    """
+    if facts.job and facts.job.held:
+        changes = (*facts.job.retry_words, *dict.fromkeys(filter(None, map(_in_allocation, changes))))
+    return " ".join(["launch retry", facts.typed, *(changes if facts.job else ())])
+
+
+def _in_allocation(change: str) -> str | None:
+    """What does there what a change would do where a job is sent; None where nothing does."""
+    if change == "--exclude-bad-nodes" or change.startswith("slurm.exclude="):
+        # It leaves out those that are found bad.
+        return "slurm.check=true"
+    key = shlex.split(change)[0].removeprefix("slurm.").partition("=")[0]
+    return change if key in APPLY or change.startswith("--") else None
 
 
 def elsewhere(facts: Facts) -> str:
@@ -95,7 +110,7 @@ def _command(facts: Facts, changes: Iterable[str], ranks: int | None = None) -> 
     if facts.job is None:
         return shlex.join(["launch", "local", *_ranks(facts, ranks), f"recipe={facts.run_dir}", *changes])
     kept = [word for word in _words_sent(facts) if word.partition("=")[0] not in keys]
-    return shlex.join(["launch", "submit", *kept, *changes])
+    return shlex.join(["launch", "submit", *facts.job.retry_words, *kept, *changes])
 
 
 def _words_sent(facts: Facts) -> list[str]:
@@ -104,6 +119,9 @@ def _words_sent(facts: Facts) -> list[str]:
     words = shlex.split(facts.job.command)
     if words[:2] == ["launch", "submit"] and any(word.startswith("recipe=") for word in words):
         return [word for word in words[2:] if "=" in word and not word.startswith("-")]
+    if facts.job.held:
+        cluster = [] if facts.job.cluster == NAME else [f"cluster={facts.job.cluster}"]
+        return [f"recipe={facts.run_dir}", *cluster, *(word for word in words if word.startswith("slurm."))]
     return [f"recipe={facts.run_dir}", f"cluster={facts.job.cluster}", *_changes_of_profile(facts.job)]
 
 
@@ -114,6 +132,13 @@ def _changes_of_profile(job: Job) -> list[str]:
         told = {key: value for key, value in job.known_profile.items() if value != usual.get(key)}
         return [f"slurm.{key}={value if isinstance(value, str) else to_json(value)}" for key, value in told.items()]
     return []
+
+
+def doctor(facts: Facts) -> str:
+    """Look at the cluster and its profile, where the run was trained by one."""
+    if facts.job is None or (facts.job.held and facts.job.cluster == NAME):
+        return retry(facts)
+    return f"launch doctor cluster={shlex.quote(facts.job.cluster)}"
 
 
 def check_data(facts: Facts) -> str:

@@ -58,7 +58,7 @@ def _smaller_batch(facts: Facts, _: str) -> str:
 
 def _less_memory_of_workers(facts: Facts, _: str) -> str:
     """More of the node's memory; where it has all of that, fewer workers."""
-    if facts.job and str(facts.job.profile.get("mem")) != "0":
+    if facts.job and not facts.job.held and str(facts.job.profile.get("mem")) != "0":
         return mends.retry(facts, "slurm.mem=0")
     workers = facts.recipe.data.num_workers if facts.recipe else None
     return mends.changed(facts, f"data.num_workers={max(1, (workers or 8) // 2)}")
@@ -100,7 +100,7 @@ def _look_for_data(facts: Facts, line: str) -> str:
 
 
 def _doctor(facts: Facts, _: str) -> str:
-    return f"launch doctor cluster={shlex.quote(facts.job.cluster)}" if facts.job else mends.retry(facts)
+    return mends.doctor(facts)
 
 
 def _without_setup(facts: Facts, _: str) -> str:

@@ -56,7 +56,7 @@ def no_gpu(facts: Facts) -> Cause | None:
             f"provenance.json: devices CPU, torch {torch}; job.json: gpus_per_node {facts.job.gpus_per_node}",
             "a torch without CUDA, or one made for a newer driver than the node's, is the usual reason",
         ),
-        with_changes(facts, "device=cuda") + " --rehearse",
+        with_changes(facts, "device=cuda") + ("" if facts.job.held else " --rehearse"),
         0.95,
     )
 

@@ -7,6 +7,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -15,7 +16,8 @@ import pytest
 
 from launch.arguments import split_words
 from launch.cli import COMMANDS, main
-from launch.why import mends, reasons
+from launch.runs.job_record import Job
+from launch.why import mends, reasons, signs
 from launch.why.cause import Cause
 from launch.why.facts import Facts, Text
 from launch.why.find import causes_of
@@ -472,3 +474,21 @@ def test_what_would_start_sooner_does(place: Place):
     job = cluster.job("sooner")
     cluster.wait("the run starts", lambda: cluster.queue().get(job) == "RUNNING", 60)
     cluster.launch("cancel", "--now", run)
+
+
+def test_what_mends_a_run_in_a_held_allocation_is_what_can_be_done_there(tmp_path):
+    """No key that only a job of the run's own has, and the allocation that a login node has to be told."""
+    facts = Facts(Ended(Place(tmp_path), "held").run_dir)
+    job = Job.to_send("held", "held", Profile(gpus_per_node=0, ranks_per_node=2), tmp_path, tmp_path)
+    facts.job = replace(job, held=True, command="launch local recipe=quickstart slurm.nodes=1 --cpu-ranks 2")
+    again = f"launch retry {facts.typed} --in JOBID"
+    assert mends.retry(facts) == again
+    assert mends.retry(facts, "slurm.time=4:00:00") == again
+    assert mends.retry(facts, "slurm.mem=0", "slurm.setup='[]'") == f"{again} slurm.setup='[]'"
+    assert mends.retry(facts, "--new-code") == f"{again} --new-code"
+    for bad in ("--exclude-bad-nodes", mends.excluding(facts, "n3")):
+        assert mends.retry(facts, bad) == f"{again} slurm.check=true"
+    assert "slurm.mem" not in signs._less_memory_of_workers(facts, "")
+    assert mends.doctor(facts) == again
+    changed = mends.changed(facts, "grad_clip_norm=1")
+    assert changed.startswith(f"launch submit --in JOBID recipe={facts.run_dir} slurm.nodes=1 grad_clip_norm=1 ")

@@ -35,7 +35,7 @@ def test_slurms_own_words_are_read(monkeypatch):
     answering(monkeypatch, LINE.format(state="RUNNING", uid=os.getuid()))
     found = read_allocation("12_3")
     assert (found.job_id, found.number, found.name, found.partition) == ("12_3", "15", "interactive", "gpu,long")
-    assert found.nodes == [Node("n1", 5, 3), Node("n2", 16, 0)]
+    assert found.nodes == [Node("n1", 5, 3, ("1g.5gb", "a100")), Node("n2", 16, 0)]
     assert found.left is not None
     assert found.limit == "1-00:00:00"
 
@@ -65,6 +65,11 @@ def test_what_is_no_allocation_of_ones_own_is_refused(monkeypatch, state, uid, s
         ([(1, 2)], {}, (1, 2, 1)),
         ([(8, 2), (8, 2), (8, 2)], {"taken": ["n1"]}, (2, 2, 4)),
         ([(8, 2), (8, 2), (8, 2)], {"overrides": ["slurm.nodes=1"]}, (1, 2, 4)),
+        # Of fewer nodes those that have the most, and their cores alone.
+        ([(8, 2), (24, 3)], {"overrides": ["slurm.nodes=1"]}, (1, 3, 8)),
+        ([(64, 4), (4, 4)], {"overrides": ["slurm.nodes=1"]}, (1, 4, 16)),
+        ([(8, 4), (8, 4), (8, 8)], {"overrides": ["slurm.nodes=2"]}, (2, 4, 2)),
+        ([(8, 8), (8, 4)], {"overrides": ["slurm.nodes=1", "slurm.spare_nodes=1"]}, (1, 4, 2)),
         ([(8, 2), (8, 2), (8, 2)], {"overrides": ["slurm.nodes=2", "slurm.spare_nodes=1"]}, (2, 2, 4)),
     ],
 )
@@ -93,6 +98,19 @@ def test_what_it_cannot_have_is_said(options, said):
     left, limit = options.pop("left", None), options.pop("limit", "UNLIMITED")
     with pytest.raises(ValueError, match=said):
         fit(of((8, 4), (8, 2), left=left, limit=limit), None, **{"overrides": [], **options})
+
+
+def test_an_allocation_of_which_slurm_tells_no_nodes():
+    with pytest.raises(ValueError, match="job 7: Slurm does not say what it has of its nodes"):
+        fit(of(), None, [])
+
+
+def test_gpus_of_several_kinds_are_said():
+    nodes = [Node("n1", 8, 1, ("a100",)), Node("n2", 8, 1, ("h100",))]
+    mixed = of()._replace(nodes=nodes)
+    assert fit(mixed, None, []).notes == ["GPUs of several kinds, of which the slowest sets the pace: a100, h100"]
+    assert fit(mixed, None, ["slurm.nodes=1"]).notes == ["not used: n2 (1 GPU)"]
+    assert fit(mixed, None, [], cpu_ranks=1).notes == []
 
 
 def test_what_is_not_used_is_said():

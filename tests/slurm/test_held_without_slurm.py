@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from launch.cli import main
 from launch.runs import given
 from launch.runs import held as placing
 from launch.runs.given import giving
-from launch.runs.job_record import Job, is_under_way
+from launch.runs.job_record import Job, is_under_way, job_text
+from recipes.load import dump, load
 from resnet.rundir.status import write_status
 from slurm import batch, held
 from slurm.allocation import Allocation, Node
@@ -228,3 +230,68 @@ def test_all_that_the_first_rank_prints_is_shown(tmp_path, capfdbinary, monkeypa
         log.write("the end\n")
     printed.show(is_over=True)
     assert capfdbinary.readouterr().out == b"step 1\nlast words\ndata\nstep 2\nthe end\n"
+
+
+@pytest.fixture
+def launch(monkeypatch, tmp_path, capsys):
+    """Runs `launch` in a shell whose SLURM_JOB_ID is 5, of which this Slurm knows nothing any more."""
+    (tmp_path / "bin").mkdir()
+    for name, script in {"scontrol": "echo 'error: Invalid job id specified' >&2; exit 1", "srun": "exit 1"}.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "5")
+
+    def run(*words: str) -> tuple[int, str]:
+        with pytest.raises(SystemExit) as ended:
+            main([*words])
+        return ended.value.code, capsys.readouterr().err
+
+    return run
+
+
+def trained(tmp_path: Path, *words: str) -> Path:
+    """A run that `launch local` has begun outside of Slurm."""
+    recipe = load(["recipe=quickstart", "run.name=run", f"run.root={tmp_path}", *words]).recipe
+    run = tmp_path / "run"
+    (run / "slurm").mkdir(parents=True)
+    (run / "recipe.yaml").write_text(dump(recipe))
+    write_status(run, name="run", state="stopped")
+    return run
+
+
+def test_a_shell_that_outlives_its_allocation_is_told(launch, tmp_path):
+    code, said = launch("local", "recipe=quickstart", f"run.root={tmp_path}")
+    assert (code, "unset SLURM_JOB_ID" in said, "--here" in said) == (2, True, True)
+    code, said = launch("submit", "--in", "5", "recipe=quickstart", f"run.root={tmp_path}")
+    assert (code, "SLURM_JOB_ID" in said) == (2, False)
+
+
+def test_in_an_allocation_retry_takes_its_nodes_as_launch_local_does(launch, tmp_path):
+    """Also of a run that was trained without Slurm before, and not the cores of the login node."""
+    code, said = launch("retry", str(trained(tmp_path)))
+    assert (code, "job 5: Slurm knows no job of that number" in said) == (2, True)
+
+
+@pytest.mark.parametrize(("device", "sent_with", "asked"), [("cpu", None, 1), ("cpu", 4, 4), ("cuda", 4, None)])
+def test_a_retry_asks_for_what_the_recipe_trains_on(launch, monkeypatch, tmp_path, device, sent_with, asked):
+    run = trained(tmp_path, f"device={device}")
+    job = Job.to_send("run", "held", Profile(gpus_per_node=0, ranks_per_node=sent_with), tmp_path, tmp_path)
+    (run / "slurm" / "job.json").write_text(job_text(replace(job, held=True), "5"))
+    told: list[object] = []
+
+    def of(*_: object, cpu_ranks: int | None) -> None:
+        told.append(cpu_ranks)
+        raise ValueError("that is all")
+
+    monkeypatch.setattr(placing.Holding, "of", of)
+    assert launch("retry", str(run), "--in", "5")[0] == 2
+    assert told == [asked]
+
+
+@pytest.mark.parametrize("debug", [True, False])
+def test_debug_reaches_the_ranks(tmp_path, debug):
+    run = trained(tmp_path)
+    submission = Submission(Profile(), "run", run / "slurm", Path("/code"), tmp_path, [run], [run / "recipe.yaml"])
+    script = write_held(submission, {"node_cores": 8}, True, debug)
+    assert ("--debug" in script.read_text()) is debug
