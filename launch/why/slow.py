@@ -39,7 +39,8 @@ def find(facts: Facts) -> list[Cause]:
     found: list[Cause | None] = [no_gpu(facts), *overheads(facts)]
     if len(lines) >= LEAST_LINES:
         found += [_data(facts, lines), _rank(facts, lines), _network(facts, lines)]
-        waits = any(cause and cause.name in ("data_wait", "slow_rank", "network") for cause in found)
+        # All of these lower the images a second, of which they are the more telling.
+        waits = any(cause and cause.name in ("data_wait", "slow_rank", "network", "checkpoint") for cause in found)
         found += [] if waits else computing(facts)
     return [cause._replace(weight=BESIDE_WRONG * cause.weight) for cause in found if cause]
 

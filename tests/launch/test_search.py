@@ -265,7 +265,7 @@ def test_the_search_is_told_of_an_end_before_the_page_is_written(
     log(run_dir, [2.0])
     for name in ("recipe.yaml", "pruned"):
         (run_dir / "slurm" / name).touch()
-    jobs = {"runs": [str(run_dir)], "sweep": str(folder), "python": "python"}
+    jobs = {"runs": [str(run_dir)], "sweep": str(folder), "python": "python", "signal_lead": 120}
     (tmp_path / "jobs.json").write_text(json.dumps(jobs))
     monkeypatch.setenv("SLURM_JOB_ID", "7")
 

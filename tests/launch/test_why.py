@@ -49,6 +49,8 @@ OTHER_PROGRAMS = (
     "ssh",
     "df",
     "ls",
+    "top",
+    "nvidia-smi",
     sys.executable,
 )
 

@@ -141,13 +141,16 @@ def own(tmp_path, monkeypatch) -> Path:
         ("plugins.loss=deep.py:f", "deep.py is nested too deeply"),
     ],
 )
-def test_mistakes_show_before_anything_is_sent_and_nothing_is_run(own, word, told):
+def test_mistakes_show_before_anything_is_sent_and_nothing_is_run(own, monkeypatch, word, told):
     (own / "beside.py").write_text("from own import squared as f\n")
     (own / "wrong.py").write_text("def f(logits, targets):\n    return (\n")
     (own / "deep.py").write_text(f"f = {'-' * 20_000}1\n")
     (own / "odd.py").write_text(
         "async def later(logits, targets): ...\nnumber = 3\nclass Short:\n    def on_step(self): ...\n"
     )
+    # Of other tests, some of which train in this process.
+    for name in [name for name in sys.modules if name.startswith("resnet_plugin_own")]:
+        monkeypatch.delitem(sys.modules, name)
     with pytest.raises(ValueError) as error:
         check_plugin_code(load(["recipe=r.yaml", word]).recipe)
     assert told in str(error.value)

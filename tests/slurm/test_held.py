@@ -97,7 +97,8 @@ def test_all_that_the_allocation_has_is_used(cluster: Cluster, tiny, tmp_path, a
     assert (status(run)["state"], status(run)["job_id"]) == ("finished", cluster.job(name))
     assert read_provenance(run)["world_size"] == ranks
     local = train_here([*tiny, "epochs=1"], tmp_path / "local", ranks)
-    assert column(run, "train/loss") == column(local, "train/loss")
+    # To rounding: with another number of threads a CPU adds up in another order.
+    assert column(run, "train/loss") == pytest.approx(column(local, "train/loss"), rel=1e-5)
     assert furthest(weights(run), weights(local)) < 1e-6
 
 
