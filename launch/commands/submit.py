@@ -86,11 +86,22 @@ def _submit(loaded: Loaded, places: Sequence[Place], dry_run: bool) -> int:
     size = f": {_size(*requests[0][1:])}" if len(jobs) == 1 else ""
     print(
         f"{run_dir.name} {told_jobs(jobs)}{size}; {_batch(requests[0].sizes, recipe)}\n"
-        f"  follow   launch status {name}     launch logs {name} -f\n"
-        f"  end      launch cancel {name}     (saves a checkpoint first; launch retry {name} goes on)\n"
-        f"  logs     {run_dir / 'logs' / f'attempt-{len(read_attempts(run_dir)) + 1}'}"
+        + _what_to_type(name, f"launch retry {name} goes on", _next_logs(run_dir))
     )
     return FINISHED
+
+
+def _what_to_type(name: str, then: str, logs: Path) -> str:
+    """For a run that was sent. then: what is so once it is cancelled."""
+    return (
+        f"  follow   launch status {name}     launch logs {name} -f\n"
+        f"  end      launch cancel {name}     (saves a checkpoint first; {then})\n"
+        f"  logs     {logs}"
+    )
+
+
+def _next_logs(run_dir: Path) -> Path:
+    return run_dir / "logs" / f"attempt-{len(read_attempts(run_dir)) + 1}"
 
 
 def _submit_in(job_id: str, words: Words) -> int:
@@ -100,13 +111,11 @@ def _submit_in(job_id: str, words: Words) -> int:
     holding = Holding.of(job_id, words.cluster, words.slurm, False, cpu_ranks=cpu_ranks)
     prepared = prepare(loaded, [holding.place])
     run_dir, name = prepared.run_dir, shown(prepared.run_dir)
-    logs = run_dir / "logs" / f"attempt-{len(read_attempts(run_dir)) + 1}"
+    logs = _next_logs(run_dir)
     submit(prepared, [holding.place], holding=holding)
     print(
         f"{placed(holding, run_dir)}; {_batch(prepared.requests[0].sizes, prepared.recipe)}\n"
-        f"  follow   launch status {name}     launch logs {name} -f\n"
-        f"  end      launch cancel {name}     (saves a checkpoint first; job {job_id} stays yours)\n"
-        f"  logs     {logs}"
+        + _what_to_type(name, f"job {job_id} stays yours", logs)
     )
     return FINISHED
 
