@@ -21,6 +21,9 @@ WORTH_SECONDS = 120
 SENDING_SECONDS = 60
 """For which a run may be queued by its own word before its job is known."""
 
+STAND_STILL = ("held_user", "held_admin", "requeued_held", "launch_failed", "never")
+"""Reasons for which a job never starts by itself, whatever start Slurm planned before."""
+
 AT_ITS_NODES = {
     "CONFIGURING": (
         "configuring",
@@ -73,7 +76,7 @@ def _queued(facts: Facts) -> Cause:
     reason = reasons.read(job["Reason"])
     ahead = _ahead(facts, job) if reason.moves else None
     start = _time(job, "StartTime")
-    expected = start if start and start > facts.now else None
+    expected = start if start and start > facts.now and reason.name not in STAND_STILL else None
     found = _offers(facts, job, ahead, expected, reason.moves) if facts.may_ask else []
     evidence = [_slurms_word(facts, job, ahead), *_more(facts, job, reason), _expectation(facts, job, expected)]
     if found:
