@@ -7,8 +7,9 @@ import re
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from resnet.process.kept import Kept
 from slurm.control import ask, controller, unix_time
 
 IDS_PER_CALL = 11_000
@@ -67,8 +68,8 @@ class _Answer(NamedTuple):
     trouble: str | None
 
 
-_kept: dict[Any, _Answer] | None = None
-"""The answers that `asked_once` keeps, by controller; None outside of it."""
+_kept: Kept[_Answer] = Kept()
+"""The answers that `asked_once` keeps, by controller."""
 
 
 @contextlib.contextmanager
@@ -77,12 +78,8 @@ def asked_once() -> Iterator[None]:
 
     A controller serves all users: `launch cancel` of a hundred runs is to be one question, and not a hundred.
     """
-    global _kept
-    before, _kept = _kept, {} if _kept is None else _kept
-    try:
+    with _kept.within():
         yield
-    finally:
-        _kept = before
 
 
 def queued(client: Mapping[str, str] | None = None, since: float = 0.0) -> dict[str, Job] | None:
@@ -93,18 +90,19 @@ def queued(client: Mapping[str, str] | None = None, since: float = 0.0) -> dict[
     since: unix time; of what `asked_once` keeps, an answer from before it is not taken.
     Raises ValueError where Slurm does not answer.
     """
-    if _kept is None:
+    answers = _kept.answers
+    if answers is None:
         return _ask_for_queue(client)
     key = controller(client)
-    if key not in _kept or _kept[key].asked <= since:
+    if key not in answers or answers[key].asked <= since:
         asked = time.time()
         try:
-            _kept[key] = _Answer(asked, _ask_for_queue(client), None)
+            answers[key] = _Answer(asked, _ask_for_queue(client), None)
         except ValueError as error:
-            _kept[key] = _Answer(asked, None, str(error))
-    if trouble := _kept[key].trouble:
+            answers[key] = _Answer(asked, None, str(error))
+    if trouble := answers[key].trouble:
         raise ValueError(trouble)
-    return _kept[key].jobs
+    return answers[key].jobs
 
 
 def _ask_for_queue(client: Mapping[str, str] | None) -> dict[str, Job] | None:

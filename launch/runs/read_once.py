@@ -7,27 +7,25 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from resnet.process.kept import Kept
+
 T = TypeVar("T")
 
-_kept: dict[tuple[Any, Path], Any] | None = None
-"""What `read_once` keeps; None outside of it."""
+_kept: Kept[Any] = Kept()
+"""What `read_once` keeps, by what read it, and of which path."""
 
 
 @contextlib.contextmanager
 def read_once() -> Iterator[None]:
     """Within it `once` reads of each path once: an estimate reads twenty runs, which many estimates have in common."""
-    global _kept
-    before, _kept = _kept, {} if _kept is None else _kept
-    try:
+    with _kept.within():
         yield
-    finally:
-        _kept = before
 
 
 def once(read: Callable[[Path], T], path: Path) -> T:
     """What `read` tells of a path, or told before."""
-    if _kept is None:
+    if _kept.answers is None:
         return read(path)
-    if (read, path) not in _kept:
-        _kept[read, path] = read(path)
-    return _kept[read, path]
+    if (read, path) not in _kept.answers:
+        _kept.answers[read, path] = read(path)
+    return _kept.answers[read, path]

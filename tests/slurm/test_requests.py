@@ -333,25 +333,26 @@ def test_what_may_yet_wait_is_cancelled_later(places, state, left, orders):
     assert len(places.slurms["two"].orders_of("scancel")) == orders
 
 
-def test_the_winner_cancels_the_one_that_let_go_once_it_waits_again(places, monkeypatch):
-    monkeypatch.setattr(race, "CANCEL_AGAIN_SECONDS", (0.5, 60.0))
+def taken_over(places, monkeypatch) -> Race:
+    """By "two" from "one", which waits again once it was asked for."""
     places.set("one", j1="COMPLETING")
     monkeypatch.setenv("SLURM_CONF", str(places.slurms["two"].folder))
     own = enter(places.run, places.claims["two"])
     assert isinstance(own, Race)
     wait(lambda: places.slurms["one"].orders)
     places.set("one", j1="PENDING")
+    return own
+
+
+def test_the_winner_cancels_the_one_that_let_go_once_it_waits_again(places, monkeypatch):
+    monkeypatch.setattr(race, "CANCEL_AGAIN_SECONDS", (0.5, 60.0))
+    own = taken_over(places, monkeypatch)
     wait(lambda: places.slurms["one"].orders_of("scancel"))
     own.end()
 
 
 def test_a_winner_that_is_soon_through_cancels_what_waits_again_at_its_end(places, monkeypatch):
-    places.set("one", j1="COMPLETING")
-    monkeypatch.setenv("SLURM_CONF", str(places.slurms["two"].folder))
-    own = enter(places.run, places.claims["two"])
-    assert isinstance(own, Race)
-    wait(lambda: places.slurms["one"].orders)
-    places.set("one", j1="PENDING")
+    own = taken_over(places, monkeypatch)
     (places.run / "status.json").write_text('{"state": "finished"}')
     own.end()
     assert places.slurms["one"].orders_of("scancel") == [["scancel", "--state=PENDING", "1"]]
