@@ -16,9 +16,8 @@ from typing import Any, NamedTuple
 
 from slurm.control import ask, said
 from slurm.patience import spread
+from slurm.room import FOR_NODES
 
-_FOR_NODES = ("Resources", "Priority")
-"""Reasons of jobs that other nodes, or others' ends, would let start; all else waits for something else."""
 _FIELDS = ("NodeList:100", "StateCompact:20", "CPUsState:40", "Gres:200", "GresUsed:200", "Memory:30", "AllocMem:30")
 _FORM = f"--Format={','.join([*_FIELDS, 'Partition:200', 'Features:500'])}"
 _MEBIBYTES = {"K": 1 / 1024, "": 1, "M": 1, "G": 1024, "T": 1024**2}
@@ -155,7 +154,7 @@ def _queue(partition: str | None, array: str | None, client: Mapping[str, str] |
     ]
     rows = [line.split("|", 2) for line in ask(command, client=client).splitlines() if line.count("|") >= 2]
     running = sum(job == array and state != "PENDING" for job, state, _ in rows)
-    return Queue(running, any(job != array and state == "PENDING" and why in _FOR_NODES for job, state, why in rows))
+    return Queue(running, any(job != array and state == "PENDING" and why in FOR_NODES for job, state, why in rows))
 
 
 def _partition(name: str | None) -> list[str]:

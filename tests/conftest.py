@@ -12,7 +12,7 @@ PROCESSES = (
     *("test_api", "test_artefacts", "test_averaging", "test_bad_input", "test_bands", "test_bench", "test_bench_gpu"),
     *("test_check_data", "test_check_node", "test_completion", "test_diff", "test_distill", "test_doctor", "test_ends"),
     *("test_early_stopping", "test_spent", "test_splits"),
-    *("test_environment", "test_find_lr", "test_micro_batch"),
+    *("test_environment", "test_find_lr", "test_flight_recorder", "test_micro_batch"),
     *("test_eval", "test_example_pages", "test_examples", "test_export", "test_features"),
     *(
         "test_front_doors",

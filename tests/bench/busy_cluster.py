@@ -1,13 +1,15 @@
 """A malleable run beside a fixed one, each on a Slurm of three nodes that other people's jobs keep busy.
 
-    python -m tests.bench.busy_cluster [--seed 0] [--minutes 60] [--quick] [--out busy.json]
+    python -m tests.bench.busy_cluster [--seed 0] [--epochs 40] [--minutes 60] [--quick] [--out busy.json]
 
-Two clusters side by side get the same seeded stream of jobs at the same times: sleepers of one to three whole nodes and
-some minutes, their limits above what they take as users' are, a backlog and then arrivals that by themselves would use
-95% of the nodes. Once the backlog has spread, each gets the same training: one as `slurm.nodes=3 slurm.time=N`, with
-what it needs, the other as `slurm.nodes=1-3 slurm.time=auto --grow`. All nodes share this machine's processor, so a
-GPU's time is stood for: a plugin (tests/bench/gpu_time.py) makes each step of a rank last in proportion to its images.
-Time is compressed some 15 times: minutes stand for the hours of a real cluster's jobs, two for half an hour.
+Two clusters side by side get the same seeded stream of jobs at the same times: sleepers of one to three whole nodes, a
+backlog and then arrivals that by themselves would use 95% of the nodes. Time is compressed 15 times: the others' jobs
+take 1 to 20 minutes, which stand for 15 minutes to 5 hours, short ones as often as long ones (log-uniform), and their
+limits are what their users ask for: jobs use 10 to 95% of it, as evenly as Mu'alem and Feitelson found (IEEE TPDS 12(6),
+2001). Once the backlog has spread, each cluster gets the same training, of 2 minutes on all nodes (half an hour): one
+as `slurm.nodes=3 slurm.time=N`, with what it needs, the other as `slurm.nodes=1-3 slurm.time=auto --grow`.
+All nodes share this machine's processor, so a GPU's time is stood for: a plugin (tests/bench/gpu_time.py) makes each
+step of a rank last in proportion to its images.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,12 @@ except ImportError:
 """Two minutes are here what half an hour is elsewhere, but a start takes its 15 to 30 seconds: the shortest slice that
 slurm.time=auto asks for, and the share of it that may go to starting and saving, are put in their place. So is the
 least time to save in: the minute that it is elsewhere would be half of such a slice."""
+STEPS, START_SECONDS = 3, 60
+"""Steps of an epoch; and what starting and saving may take."""
+USED = (0.1, 0.95)
+"""Of their limits, by the others' jobs."""
+LONGEST_LIMIT = 96
+"""Minutes that others may ask for: a day."""
 LOAD = 0.95
 """Of the nodes' time, what the jobs that arrive would take."""
 SIZES = {1: 0.55, 2: 0.25, 3: 0.2}
@@ -63,18 +71,22 @@ class Setting:
     epochs: int
     step_seconds: float
     """On three nodes."""
+    shortest: float
     longest: float
-    """Minutes of the longest of the others' jobs."""
+    """Minutes of the others' jobs."""
     backlog: float
     """Minutes of all nodes that wait when the run is sent."""
     spread_seconds: float
     """From the first of the others' jobs to the run."""
-    limit: int
-    """Minutes that the fixed run asks for."""
+
+    @property
+    def limit(self) -> int:
+        """Minutes that the fixed run asks for."""
+        return _limit(1.25 * STEPS * self.epochs * self.step_seconds + START_SECONDS)
 
 
-FULL = Setting(epochs=100, step_seconds=1.0, longest=5, backlog=15, spread_seconds=90, limit=8)
-QUICK = Setting(epochs=10, step_seconds=0.5, longest=0.5, backlog=0.5, spread_seconds=5, limit=2)
+FULL = Setting(epochs=40, step_seconds=1.0, shortest=1, longest=20, backlog=15, spread_seconds=90)
+QUICK = Setting(epochs=10, step_seconds=0.5, shortest=0.1, longest=0.5, backlog=0.5, spread_seconds=5)
 
 
 @dataclass(frozen=True)
@@ -94,8 +106,8 @@ def stream(seed: int, setting: Setting, minutes: float) -> list[Other]:
     chance, jobs, waiting, now = random.Random(seed), [], 0.0, 0.0
     while now < 60 * minutes:
         nodes = chance.choices([*SIZES], [*SIZES.values()])[0]
-        seconds = 60 * chance.uniform(setting.longest / 5, setting.longest)
-        jobs.append(Other(now, nodes, seconds, _limit(seconds * chance.uniform(1.1, 2))))
+        seconds = 60 * setting.shortest * (setting.longest / setting.shortest) ** chance.random()
+        jobs.append(Other(now, nodes, seconds, min(LONGEST_LIMIT, _limit(seconds / chance.uniform(*USED)))))
         work = nodes * seconds / NODES
         if waiting < 60 * setting.backlog + setting.spread_seconds:
             waiting += work
@@ -250,11 +262,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=60, help="after which the runs are not waited for any more")
+    parser.add_argument("--epochs", type=int, help=f"of the run, {STEPS} steps each ({FULL.epochs})")
     parser.add_argument("--quick", action="store_true", help="everything a tenth as long, to see that it works")
     parser.add_argument("--malleable", nargs="+", default=MALLEABLE, metavar="WORD", help=f"({' '.join(MALLEABLE)})")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args(argv)
     setting = QUICK if arguments.quick else FULL
+    setting = replace(setting, epochs=arguments.epochs or setting.epochs)
     with tempfile.TemporaryDirectory() as folder:
         rows = compare(Path(folder), arguments.seed, arguments.minutes, setting, arguments.malleable)
     print("\n".join(table(rows)))

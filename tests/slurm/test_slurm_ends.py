@@ -129,9 +129,9 @@ def test_a_killed_rank_costs_seconds_and_no_place_in_the_queue(cluster: Cluster,
     assert [attempt["cause"] for attempt in attempts] == ["killed", "killed", "hang", None]
     assert [attempt.get("node") for attempt in attempts] == ["127.0.0.2", "127.0.0.1", "127.0.0.2", None]
     assert attempts[1]["in_place"] == "rank 1 on 127.0.0.2 was killed"
-    assert re.match(
-        r"rank 1 on .*: it is stopped or hangs, .*no step for 0.3 minutes .a hang. in gloo:", attempts[3]["in_place"]
-    )
+    # Where rank 1 was stopped while the others saved, rank 0 waits for its part and in no collective.
+    stopped = r"rank 1 on .*: it is stopped or hangs, .*no step for 0.3 minutes .a hang.( in gloo:\S+ .*)?; the stacks"
+    assert re.match(stopped, attempts[3]["in_place"])
     assert same(weights(run), weights(train_here(words, tmp_path / "reference", 2)))
 
 
