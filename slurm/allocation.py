@@ -6,11 +6,11 @@ import os
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from recipes.text import format_duration, plural
 from slurm.control import ask, unix_time
-from slurm.profile import TIME, Profile, change_profile, load_profile
+from slurm.profile import TIME, Profile, change_profile
 
 APPLY = frozenset(
     [
@@ -102,7 +102,7 @@ def read_allocation(job_id: str, client: Mapping[str, str] | None = None) -> All
 
 def fit(
     allocation: Allocation,
-    cluster: str | None,
+    base: Mapping[str, Any] | None,
     overrides: Sequence[str],
     gpus: int | None = None,
     cpu_ranks: int | None = None,
@@ -110,7 +110,7 @@ def fit(
 ) -> Fit:
     """The profile of a run in an allocation, one rank a GPU.
 
-    cluster: profile whose container, set-up and the like count here too. overrides: `slurm.KEY=VALUE`. gpus: of each
+    base: profile whose container, set-up and the like count here too. overrides: `slurm.KEY=VALUE`. gpus: of each
     node; None: as many as use the most. cpu_ranks: of each node, without GPUs; 0: one where there are none. taken:
     nodes on which another run trains. Raises ValueError for what the allocation cannot give.
     """
@@ -128,7 +128,6 @@ def fit(
         raise ValueError(
             f"{job} trains another run on each of its nodes: launch cancel ends it, and slurm.nodes=N leaves nodes free"
         )
-    base = load_profile(cluster).model_dump() if cluster else {}
     place = {
         "nodes": len(free),
         "spare_nodes": 0,
@@ -140,7 +139,7 @@ def fit(
         "partition": allocation.partition,
         "time": allocation.limit if TIME.fullmatch(allocation.limit) else "365-00",
     }
-    asked = change_profile({**base, **place}, overrides, cluster or job)
+    asked = change_profile({**(base or {}), **place}, overrides, job)
     trained_on = asked.most_nodes if any(word.startswith("slurm.nodes=") for word in overrides) else None
     gpus = 0 if cpu_ranks else _gpus(free, gpus, trained_on, asked.spare_nodes, job)
     ranks = gpus or cpu_ranks or 1
@@ -148,7 +147,7 @@ def fit(
     used = able[: trained_on + asked.spare_nodes] if trained_on else able
     place |= {"nodes": len(able), "gpus_per_node": gpus, "ranks_per_node": None if gpus else ranks}
     place |= {"cpus_per_rank": max(1, min(node.cpus for node in used) // ranks)}
-    profile = change_profile({**base, **place}, overrides, cluster or job)
+    profile = change_profile({**(base or {}), **place}, overrides, job)
     wanted = profile.most_nodes + profile.spare_nodes
     if profile.is_range or wanted > len(able):
         raise ValueError(f"slurm.nodes={profile.nodes}: {job} has {plural(len(able), 'node')} for it; give one number")

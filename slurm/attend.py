@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
+import contextlib
 import threading
 import time
+import traceback
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from slurm.control import end_time
+from slurm.control import ask, end_time
 from slurm.ends import End
 from slurm.grow import look
 from slurm.patience import pauses
@@ -33,9 +35,12 @@ class Clock:
         self._job_id, self.lead = job_id, lead
         self.limit: float | None = None
         """Unix time at which Slurm ends the job; None where it has no limit, or has not answered."""
+        self.given: float | None = None
+        """Seconds that were left when it first answered."""
 
     def ask(self) -> None:
         self.limit = end_time(self._job_id)
+        self.given = self.left() if self.given is None else self.given
 
     def left(self) -> float | None:
         """Seconds until then."""
@@ -57,22 +62,39 @@ class Clock:
 
 def attend(job: Job, ended: threading.Event) -> None:
     """While a step runs: tell it to save and stop where it is to, and be quicker than the time limit."""
-    reminded, later = 0.0, pauses(ASK_SECONDS, ASK_SECONDS_MOST)
-    next_question = time.monotonic() + next(later)
+    # A slice has to know its end: Slurm's own signal comes too late for it.
+    reminded, later = 0.0, pauses(ASK_SECONDS, ASK_SECONDS if job.jobs.get("slice") else ASK_SECONDS_MOST)
+    next_question, troubles = time.monotonic() + next(later), set()
     while not ended.wait(1):
-        if job.clock.limit is None and not job.told and time.monotonic() > next_question:
-            job.clock.ask()
-            next_question = time.monotonic() + next(later)
-        look(job)
-        if job.why_to_stop() and time.monotonic() - reminded > REMIND_SECONDS:
-            # Again and again: a step that is just starting does not hear it.
-            job.tell_to_stop()
-            reminded = time.monotonic()
+        with _going_on(troubles):
+            if job.clock.limit is None and not job.told and time.monotonic() > next_question:
+                next_question = time.monotonic() + next(later)
+                job.clock.ask()
+        with _going_on(troubles):
+            look(job)
+        with _going_on(troubles):
+            if job.why_to_stop() and time.monotonic() - reminded > REMIND_SECONDS:
+                # Again and again: a step that is just starting does not hear it.
+                reminded = time.monotonic()
+                job.tell_to_stop()
         if (left := job.clock.left()) is not None and left < LAST_SECONDS:
             job.finish(End("killed", "the ranks had not saved in time (slurm.signal_lead)"))
             return
 
 
+@contextlib.contextmanager
+def _going_on(troubles: set[str]) -> Iterator[None]:
+    """What fails in it, as a file system or a controller may for a time, is told once, and tried again."""
+    try:
+        yield
+    except Exception as error:
+        if repr(error) not in troubles:
+            troubles.add(repr(error))
+            traceback.print_exc()
+
+
 def tell_to_stop(job_id: str) -> None:
     """Tell all ranks of a job to save and stop."""
-    subprocess.run(["scancel", "--signal=USR2", job_id], capture_output=True)
+    # One that is not heard is told again.
+    with contextlib.suppress(ValueError):
+        ask(["scancel", "--signal=USR2", job_id], REMIND_SECONDS)

@@ -65,11 +65,13 @@ def main(argv: Sequence[str]) -> int:
     race = enter(run_dir, jobs["claim"]) if jobs.get("claim") else None
     if isinstance(race, int):
         return race
-    job = Job(jobs, run_dir, race)
-    code = job.run(argv[1:])
-    leave(job)
-    if race:
-        race.end()
+    try:
+        job = Job(jobs, run_dir, race)
+        code = job.run(argv[1:])
+        leave(job)
+    finally:
+        if race:
+            race.end()
     return code
 
 
@@ -117,6 +119,8 @@ class Job:
         self._bringing: threading.Thread | None = None
         """Brings the logs of lost ranks from their nodes, which a restart does not wait for."""
         self.on_nodes = OnNodes(self)
+        self.in_haste = False
+        """Whether Slurm is about to end this script, at a time that nobody knows."""
         self.looked = 0.0
         """Unix time at which more nodes were last looked for."""
         self._code: int | None = None
@@ -216,7 +220,8 @@ class Job:
 
     def why_to_stop(self) -> str | None:
         """Why the ranks are to be told to save, if so."""
-        why = self._taken() or self.bigger or ("the slice is over" if is_over(self) else None)
+        # The time first, which needs no file system.
+        why = ("the slice is over" if is_over(self) else None) or self.bigger or self._taken()
         if why and self.stop_asked is None:
             self.stop_asked = time.time()
         return why
@@ -371,6 +376,7 @@ class Job:
         if cause != "preempted":
             self.on_nodes.leave_for_others()
         reason = (self.bigger if cause == "grow" else None) or end.reason
+        self.in_haste = cause == "preempted"
         return self.requeue(end.reason if cause == end.failure else f"{cause}: {reason}", end)
 
     def _note_end(self, end: End, cause: str | None) -> None:

@@ -42,7 +42,7 @@ def client_environment(client: Mapping[str, str] | None) -> dict[str, str]:
     client: variables that choose the cluster, as SLURM_CONF, an empty one to be unset; None or empty: the cluster of
     this process.
     """
-    dropped = ("SQUEUE_", "SACCT_", *(("SLURM_", "SBATCH_", "SCANCEL_") if client else ()))
+    dropped = ("SQUEUE_", "SACCT_", "SINFO_", *(("SLURM_", "SBATCH_", "SCANCEL_") if client else ()))
     kept = {name: value for name, value in os.environ.items() if name == "SLURM_CONF" or not name.startswith(dropped)}
     return {name: value for name, value in {**kept, **(client or {})}.items() if value or name not in (client or {})}
 
@@ -175,7 +175,10 @@ def give_node_back(kept: Sequence[str]) -> str | None:
     with tempfile.TemporaryDirectory() as folder:
         # Where scontrol leaves two scripts that set the shell's variables anew.
         words = ["scontrol", "update", f"JobId={os.environ['SLURM_JOB_ID']}", f"NodeList={','.join(kept)}"]
-        done = subprocess.run(words, cwd=folder, capture_output=True, text=True)
+        try:
+            done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=PATIENT_SECONDS)
+        except subprocess.TimeoutExpired:
+            return f"Slurm does not answer: scontrol took more than {PATIENT_SECONDS} s"
     return None if done.returncode == 0 else " ".join(done.stderr.split())
 
 

@@ -222,7 +222,7 @@ def this_process() -> dict[str, Any]:
 def is_there(told: Mapping[str, Any]) -> bool:
     """Whether a process lives, as far as can be seen from here. told: what it said of itself by `this_process`."""
     if told.get("place") == pid_namespace():
-        return told["began"] is not None and started(told["pid"]) == told["began"]
+        return told.get("began") is not None and started(told.get("pid", 0)) == told["began"]
     return time.time() - told.get("time", 0) < STALE_SECONDS
 
 

@@ -20,8 +20,12 @@ SPREAD_EACH_SECONDS = 0.05
 """For each job of an array."""
 UNHEARD_SECONDS = 600.0
 """For an order, before it is given up."""
-_SILENCE = ("unable to contact", "timed out", "took more than", "connection refused", "communication connection")
-"""By which Slurm's commands say that the controller was not heard; all else is its answer."""
+_SILENCE = (
+    *("unable to contact", "timed out", "took more than", "connection refused", "communication connection"),
+    *("zero bytes were transmitted", "protocol authentication error", "in standby mode", "not connected"),
+    *("connection reset", "broken pipe"),
+)
+"""By which Slurm's commands say that the controller was not heard, or was about to end; all else is its answer."""
 
 
 def pauses(first: float = FIRST_SECONDS, most: float = MOST_SECONDS) -> Iterator[float]:
@@ -39,6 +43,11 @@ def spread(most: float = MOST_SPREAD_SECONDS) -> None:
     time.sleep(random.uniform(0, min(most, MOST_SPREAD_SECONDS, max(SPREAD_SECONDS, seconds))))
 
 
+def is_silence(said: str) -> bool:
+    """Whether Slurm's words are that the controller was not heard, and no answer of it."""
+    return any(words in said.lower() for words in _SILENCE)
+
+
 def order(command: Sequence[str], left: Callable[[], float | None] = lambda: None) -> str | None:
     """Give Slurm an order, again until it is heard; returns its own words where it refuses, or was never heard.
 
@@ -53,7 +62,7 @@ def order(command: Sequence[str], left: Callable[[], float | None] = lambda: Non
             problem = str(error).removeprefix("Slurm does not answer: ")
         seconds = left()
         late = time.monotonic() + pause > deadline or (seconds is not None and seconds < pause)
-        if late or not any(words in problem.lower() for words in _SILENCE):
+        if late or not is_silence(problem):
             return problem
         time.sleep(pause)
     return None

@@ -14,7 +14,7 @@ from recipes.keys import keep_spelling, kinds
 from recipes.library import config_folder
 from recipes.load import parse_value
 from recipes.schema.fields import Count, Group
-from recipes.text import show, suggestion
+from recipes.text import plural, show, suggestion
 from recipes.yaml12 import UNREADABLE, Loader
 from slurm.environment_copy import kind_of
 
@@ -142,6 +142,8 @@ class Profile(Group):
     def _fits_together(self) -> Profile:
         if self.gpus_per_node and self.ranks_per_node:
             raise ValueError("ranks_per_node is for gpus_per_node=0: with GPUs there is one rank for each")
+        if self.qos and (wrong := wrong_in_list(self.qos)):
+            raise ValueError(f"qos={self.qos}: {wrong}")
         if self.time != AUTO and (limit := seconds(self.time.removeprefix(f"{AUTO}:"))) <= self.signal_lead:
             raise ValueError(f"signal_lead ({self.signal_lead} s) must be less than time ({limit} s)")
         if self.is_sliced and "time-min" in self.sbatch:
@@ -179,6 +181,11 @@ class Profile(Group):
     @property
     def local_ranks(self) -> int:
         return self.gpus_per_node or self.ranks_per_node or 1
+
+    @property
+    def devices_in_words(self) -> str:
+        """Of a node, as `8 GPUs` or `1 CPU rank`."""
+        return plural(self.gpus_per_node, "GPU") if self.gpus_per_node else plural(self.local_ranks, "CPU rank")
 
     @property
     def each_qos(self) -> list[str | None]:
@@ -220,8 +227,9 @@ class Profile(Group):
         return self.least_nodes < self.most_nodes
 
     def on_nodes(self, nodes: int | str) -> Profile:
-        """The same for so many nodes, given as the key is."""
-        return self.model_copy(update={"nodes": _node_counts(nodes)})
+        """The same for so many nodes, given as the key is; one number does not grow."""
+        found = self.model_copy(update={"nodes": _node_counts(nodes)})
+        return found if found.is_range else found.model_copy(update={"grow": None})
 
     @property
     def ranks(self) -> int:
@@ -241,6 +249,15 @@ OURS = frozenset(
 
 class ProfileError(ValueError):
     """A profile that cannot be used; the message lists every mistake, one a line."""
+
+
+def wrong_in_list(names: str) -> str | None:
+    """What is wrong with names that commas separate; each is to stand for a place of its own."""
+    each = names.split(",")
+    if "" in each:
+        return "a name is missing beside a comma"
+    twice = next((name for name in each if each.count(name) > 1), None)
+    return twice and f"{twice} is named twice"
 
 
 def user_folder() -> Path:

@@ -65,9 +65,18 @@ class Race:
             except (OSError, ValueError):
                 continue
             if newest and newest.number > self.claim.number and not self._ended.is_set():
+                if not (newest.holder or newest.over) and (claim := self._claim_again(newest)):
+                    self.claim = claim
+                    continue
                 self.lost = True
                 say(f"{holder_in_words(newest)} has taken the run over")
                 return
+
+    def _claim_again(self, free: Claim) -> Claim | None:
+        """The claim after one by which another job has let go of the run, that took it over in vain."""
+        with contextlib.suppress(OSError):
+            return follow(self.run_dir, free, self.claim.content)
+        return None
 
     def _cancel_others(self) -> None:
         for pause in (*CANCEL_AGAIN_SECONDS, None):
@@ -75,11 +84,12 @@ class Race:
             if not self._left or pause is None or self._ended.wait(pause):
                 return
 
-    def _cancel_left(self) -> None:
+    def _cancel_left(self, at_end: bool = False) -> None:
+        """at_end: also where the run is let go of, when the others are to wait again."""
         with contextlib.suppress(OSError, ValueError):
             # Read anew: one that was being sent has its id by now.
             left = [one for one in self._others() if one.name in self._left]
-            self._left = {one.name for one in cancel_waiting(left)}
+            self._left = {one.name for one in left if (self._ended.is_set() and not at_end) or cancel_waiting([one])}
 
     def _others(self) -> list[Sent]:
         own = self.claim.content["request"], self.claim.content["job_id"]
@@ -109,11 +119,18 @@ class Race:
         is_over = status.get("state") in ENDS and status.get("failure") != "lease"
         self._follow({**own, "over": status["state"]} if is_over else {"free": own["request"]})
         if is_over:
-            self._cancel_left()
+            self._cancel_left(at_end=True)
         if is_over and self._left:
             # One that went back to the queue a moment ago takes some seconds to be there.
             time.sleep(LEAVE_SECONDS)
-            self._cancel_left()
+            self._cancel_left(at_end=True)
+
+    def is_taken(self) -> bool:
+        """Whether another job has the run by now, after `let_go`."""
+        with contextlib.suppress(OSError, ValueError):
+            newest = newest_claim(self.run_dir)
+            return newest is not None and newest.holder is not None
+        return False
 
     def _follow(self, content: dict[str, Any]) -> bool:
         """Make the next claim; returns whether nobody else has."""
@@ -142,6 +159,7 @@ def enter(run_dir: Path, request: dict[str, Any]) -> Race | int:
         return code
     own = {"request": request["name"], "job_id": job_id(), "restart": int(os.environ.get("SLURM_RESTART_COUNT", "0"))}
     own |= {"cluster": cluster_name(), "name": run_dir.name, "host": socket.gethostname(), "time": time.time()}
+    claim = None
     try:
         arrive(run_dir, request["name"], own["job_id"])
         claim = take(run_dir, own)
@@ -151,11 +169,14 @@ def enter(run_dir: Path, request: dict[str, Any]) -> Race | int:
         if (code := _wrong_place(run_dir, request)) is not None:
             follow(run_dir, claim, {"free": request["name"]})
             return code
-    except OSError as error:
+        race = Race(run_dir, claim, request["token"])
+    except (OSError, ValueError) as error:
         say(f"{run_dir.name} cannot be claimed: {error}")
+        with contextlib.suppress(OSError):
+            if claim:
+                follow(run_dir, claim, {"free": request["name"]})
         _tell_failed(run_dir, f"the run cannot be claimed: {error}")
         return FAILED
-    race = Race(run_dir, claim, request["token"])
     _await_lease(run_dir)
     return race
 
@@ -211,11 +232,12 @@ def _is_own(holder: dict[str, Any], own: dict[str, Any]) -> bool:
 def is_gone(run_dir: Path, claim: Claim) -> bool:
     """Whether the holder of a claim is over, or waits in the queue again: by its controller, or for want of life.
 
-    Waits until one of them is known, or a sign of life is seen.
+    Waits until one of them is known, or a sign of life is seen. One that its controller calls active is not gone, be it
+    suspended or its node dead: it ends, or goes on, by its controller's word.
     """
     holder = claim.content
     request = next((one for one in all_sent(run_dir) if one.name == holder["request"]), None)
-    seen, asked = claims.last_beat(run_dir, claim), -ASK_SECONDS
+    seen, asked, state = claims.last_beat(run_dir, claim), -ASK_SECONDS, None
     while True:
         if request and time.monotonic() - asked > ASK_SECONDS:
             state = state_of(request, holder["job_id"])
@@ -229,7 +251,7 @@ def is_gone(run_dir: Path, claim: Claim) -> bool:
         if claims.last_beat(run_dir, claim) != seen:
             return False
         if claims.age(run_dir, claim) > claims.STALE_SECONDS:
-            return True
+            return state is None
         time.sleep(LOOK_SECONDS)
 
 

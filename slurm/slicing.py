@@ -38,8 +38,11 @@ def lead_of(jobs: Mapping[str, Any], run_dir: Path) -> float:
 
 def is_over(job: Job) -> bool:
     """Whether it is time to save, of which Slurm's own signal would come too late."""
-    left = job.clock.left()
-    return bool(job.jobs.get("slice")) and left is not None and left <= job.clock.lead
+    left, given = job.clock.left(), job.clock.given
+    if not job.jobs.get("slice") or left is None or given is None:
+        return False
+    # Where Slurm did not take what was asked for, the slice may be shorter than what is worth having by now.
+    return left <= min(job.clock.lead, given / 2)
 
 
 def end_of_slice(job: Job, cause: str | None, last: int) -> dict[str, Any]:
@@ -64,11 +67,15 @@ def end_of_slice(job: Job, cause: str | None, last: int) -> dict[str, Any]:
 def next_limits(job: Job) -> list[str]:
     """What `scontrol update` is told of the time that is worth having next, for a job that is to wait again.
 
-    Slurm would keep the limit that the job was last started with.
+    Slurm would keep the limit that the job was last started with: so it does where this cannot be found.
     """
     if not job.jobs.get("slice"):
         return []
-    wanted = slice_now(job.jobs, job.run_dir, _free(job))
+    try:
+        wanted = slice_now(job.jobs, job.run_dir, _free(job))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        print(f"the next slice is as long as the last: {error!r}", file=sys.stderr)
+        return []
     return [f"TimeLimit={wanted.most}", f"TimeMin={wanted.least}"]
 
 
@@ -89,6 +96,8 @@ def change(job: Job, limits: Sequence[str], others: Sequence[str] = ()) -> None:
 def _free(job: Job) -> int | None:
     """Minutes for which the job's own nodes, which it gives back, stay free; in its last seconds nobody is asked."""
     left = job.clock.left()
+    if job.in_haste:
+        return None
     if left is not None and left < LAST_SECONDS + TIMEOUT_SECONDS:
         return None
     try:

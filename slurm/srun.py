@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from resnet.process.environment import job_id
-from slurm.control import nodes_that_are_gone, said
+from slurm.control import PATIENT_SECONDS, ask, nodes_that_are_gone, said
 from slurm.ends import fates, is_bad, only_signals
 from slurm.patience import pauses
 
@@ -117,8 +117,11 @@ class Step:
             return False
         self._is_killed = True
         # By way of the controller: asked directly, a node that is ending the step lets the question wait.
-        done = subprocess.run(["scancel", "--ctld", "--signal=KILL", *steps], capture_output=True)
-        return done.returncode == 0
+        try:
+            ask(["scancel", "--ctld", "--signal=KILL", *steps], PATIENT_SECONDS)
+        except ValueError:
+            return False
+        return True
 
 
 def await_controller(seconds: float, must_end: Callable[[], bool]) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from slurm.control import TIMEOUT_SECONDS, without_other_jobs
+from slurm.patience import is_silence
 
 
 class Answer(NamedTuple):
@@ -44,6 +45,8 @@ def ask_start(
     except OSError as error:
         raise ValueError(f"sbatch cannot be run: {error.strerror}") from error
     said = " ".join(done.stderr.replace("sbatch:", "").split())
+    if done.returncode and is_silence(said):
+        raise ValueError(f"Slurm does not answer: {said}")
     found = re.search(r"to start at (\d+-\d+-\d+T\d+:\d+:\d+)", said)
     start = time.mktime(time.strptime(found[1], "%Y-%m-%dT%H:%M:%S")) if found else None
     preempted = re.search(r"Preempts: (\S+)", said)

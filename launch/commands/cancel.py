@@ -16,7 +16,7 @@ from launch.arguments import add_root, for_each
 from launch.runs.chain import DAMAGED, Row, known, read, step_rows
 from launch.runs.held import stop
 from launch.runs.job_record import Job as Sent
-from launch.runs.job_record import active_jobs, read_job
+from launch.runs.job_record import find_jobs, read_job
 from launch.runs.send import shown
 from launch.runs.state import find, rows
 from launch.sweep.directory import cancel_file
@@ -91,7 +91,7 @@ class Orders:
         if (job := read_job(run_dir)) is None:
             self._told.append(_cancel_here(run_dir, self.now))
             return
-        active = active_jobs(run_dir)
+        active, silent = find_jobs(run_dir)
         if not active:
             place = f"trained in job {job.job_id}" if job.held else "in the queue"
             raise ValueError(f"{run_dir.name} is not {place} (it is {read_status(run_dir).get('state')})")
@@ -106,6 +106,11 @@ class Orders:
                 self._waiting[where(one.job, one.job_id)] = [run_dir]
             else:
                 self._running[where(one.job, one.job_id)] = run_dir
+        if silent:
+            which = ", ".join(where(one, one.job_id).in_words for one in silent)
+            self._told.append(
+                f"{run_dir.name}: not reached is job {which}, whose controller does not answer: it ends when it starts"
+            )
 
     def end_sweep(self, sweep_dir: Path) -> None:
         cancel_file(sweep_dir).touch()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from launch.arguments import add_root, split_changes
@@ -97,7 +97,9 @@ def _newest_job(subject: Path, is_sweep: bool) -> Job | None:
 def _after(subject: Path, is_sweep: bool, place: Place | None) -> str | None:
     """What the first step waits for, as sbatch's --dependency takes it. Raises ValueError where it would in vain."""
     if is_sweep:
-        found = rows(folders(sweep_so_far(subject)))
+        trials = folders(sweep_so_far(subject))
+        found = rows(trials)
+        _refuse_held(trial for trial, row in zip(trials, found, strict=True) if not row["over"])
         # A trial that fails keeps none from being the best.
         jobs = {row["job_id"].partition("_")[0] for row in found if row["job_id"] and not row["over"]}
         after = f"afterany:{':'.join(sorted(jobs, key=int))}" if jobs and place else None
@@ -110,12 +112,21 @@ def _after(subject: Path, is_sweep: bool, place: Place | None) -> str | None:
     [row] = rows([subject])
     if row["state"] == "finished":
         return None
+    if not row["over"]:
+        _refuse_held([subject])
     # Also one that is about to go back to the queue.
     if not (place and row["slurm_state"] in WAITING | STARTED):
         again = "chain it when it is finished" if not row["over"] else f"launch retry {shown(subject)}"
         raise ValueError(f"{subject.name} is not finished (it is {row['state']}), with no job to wait for: {again}")
     _refuse_elsewhere(_newest_job(subject, is_sweep), place)
     return f"afterok:{row['job_id']}"
+
+
+def _refuse_held(runs: Iterable[Path]) -> None:
+    """Raise ValueError where one trains in a job of the user's own, whose end is not the run's."""
+    for run in runs:
+        if (job := read_job(run)) and job.held:
+            raise ValueError(f"{run.name} trains in job {job.job_id}, which you hold: chain it when it is finished")
 
 
 def _refuse_elsewhere(job: Job | None, place: Place | None) -> None:

@@ -12,7 +12,7 @@ from launch.arguments import add_grow, add_root, for_each, growing, split_change
 from launch.runs.attend import train_here
 from launch.runs.checks import check_array, refuse_active
 from launch.runs.go_in import attended, placed
-from launch.runs.held import NAME, Holding, held_here
+from launch.runs.held import Holding, held_here
 from launch.runs.job_record import Job, known_keys, read_job
 from launch.runs.requests import Place
 from launch.runs.send import SNAPSHOTS, send, submit_command, told
@@ -117,8 +117,10 @@ def _retry_run(run_dir: Path, arguments: argparse.Namespace) -> int:
     places = _places(run_dir, job, arguments)
     snapshot, recipe = _as_sent(run_dir, job, arguments)
     sent = send(run_dir, recipe, places, snapshot, Path(job.folder))
-    excluded = f", not on {places[0].profile.exclude}" if places[0].profile.exclude else ""
-    print(f"{run_dir.name} {told(sent)}{excluded}; it continues from step {newest_step(run_dir)}")
+    without = [(place.profile.exclude, place.cluster) for place in places if place.profile.exclude]
+    excluded = " and ".join(f"{nodes} of {cluster}" if len(places) > 1 else str(nodes) for nodes, cluster in without)
+    but = f", not on {excluded}" if excluded else ""
+    print(f"{run_dir.name} {told(sent)}{but}; it continues from step {newest_step(run_dir)}")
     return 0
 
 
@@ -150,11 +152,12 @@ def _retry_held(run_dir: Path, job: Job | None, arguments: argparse.Namespace, j
         )
     if arguments.exclude_bad_nodes:
         raise ValueError("--exclude-bad-nodes is for a job of the run's own: in one that you hold, slurm.check=true")
-    cluster = job.cluster if job and job.cluster != NAME else None
+    cluster, before = (job.cluster, job.known_profile) if job else (None, None)
     device = load_file(run_dir / "recipe.yaml").recipe.device
     ranks = job.profile.get("ranks_per_node") if job and device != "cuda" else None
     cpu_ranks = ranks or (1 if device == "cpu" else None)
-    holding = Holding.of(job_id, cluster, arguments.changes, not arguments.job, cpu_ranks=cpu_ranks)
+    changes, attended_here = arguments.changes, not arguments.job
+    holding = Holding.of(job_id, cluster, changes, attended_here, cpu_ranks=cpu_ranks, before=before)
     if job:
         snapshot, recipe = _as_sent(run_dir, job, arguments)
         folder = Path(job.folder)
@@ -176,8 +179,13 @@ def _places(run_dir: Path, job: Job, arguments: argparse.Namespace) -> list[Plac
     before = [(one["cluster"], known_keys(one["profile"])) for one in job.asked] or [(job.cluster, job.known_profile)]
     places = [Place(cluster, change_profile(known, arguments.changes, cluster)) for cluster, known in before]
     if arguments.exclude_bad_nodes:
-        # Of one cluster, where nodes of another may bear the same names.
-        places = [place._replace(profile=without_bad_nodes(place.profile, run_dir)) for place in places]
+        # An attempt names its cluster as its profile is named where the run waited on several, of which each has nodes
+        # of its own, perhaps of the same names.
+        several = len(places) > 1
+        places = [
+            place._replace(profile=without_bad_nodes(place.profile, run_dir, place.cluster if several else None))
+            for place in places
+        ]
     return places
 
 
@@ -214,9 +222,10 @@ def _snapshot(job: Job) -> Path | None:
     return Path(job.snapshot) if Path(job.snapshot).is_dir() else None
 
 
-def without_bad_nodes(profile: Profile, run_dir: Path) -> Profile:
-    """The profile without the nodes that attempts of the run failed on."""
-    bad = {attempt["node"] for attempt in read_attempts(run_dir) if attempt.get("node")}
+def without_bad_nodes(profile: Profile, run_dir: Path, cluster: str | None = None) -> Profile:
+    """The profile without the nodes that attempts of the run failed on. cluster: the attempts there; None: all."""
+    failed = [attempt for attempt in read_attempts(run_dir) if attempt.get("node")]
+    bad = {attempt["node"] for attempt in failed if cluster in (None, attempt.get("cluster"))}
     known = set(re.findall(r"[^,\[]+(?:\[[^]]*\])?", profile.exclude or ""))
     both = ",".join(sorted(known | bad))
     return profile.model_copy(update={"exclude": both}) if both else profile

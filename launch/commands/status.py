@@ -103,7 +103,7 @@ def _found(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     names, clusters = _named(arguments)
     found = rows([find(name, arguments.root) for name in names] or folders(arguments.root, clusters))
     for cluster in clusters:
-        found = [row for row in found if row["cluster"] == cluster]
+        found = [row for row in found if cluster in {row["cluster"], *(place["cluster"] for place in row["places"])}]
     for wanted in arguments.filter:
         found = [row for row in found if matches(row, wanted)]
     chosen = by_key(found, arguments.sort) if arguments.sort else ordered(found)

@@ -24,7 +24,7 @@ from recipes.text import plural
 from resnet.process.exit_codes import FINISHED
 from resnet.rundir.attempts import newest_step, read_attempts
 from slurm.code_copy import snapshot_path
-from slurm.profile import Profile, load_profile
+from slurm.profile import Profile, load_profile, wrong_in_list
 from slurm.queue import asked_once
 from slurm.sbatch import SlurmError, Submission, expected_start, script
 
@@ -51,14 +51,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     words = split_words(arguments.words, needs_cluster=not arguments.job)
+    if arguments.keep and not arguments.rehearse:
+        raise ValueError("--keep is for --rehearse: a run's directory always stays")
     if arguments.job:
+        if growing(arguments):
+            raise ValueError(f"--grow: job {arguments.job} has its nodes already")
         return _submit_in(arguments.job, words)
     if words.cluster is None:
         raise ValueError("give cluster=NAME: a profile of the cluster (`launch doctor` lists and checks them)")
     changes = [*words.slurm, *growing(arguments)]
+    if wrong := wrong_in_list(words.cluster):
+        raise ValueError(f"cluster={words.cluster}: {wrong}")
     places = [Place(name, load_profile(name, changes)) for name in words.cluster.split(",")]
-    if arguments.keep and not arguments.rehearse:
-        raise ValueError("--keep is for --rehearse: a run's directory always stays")
     loaded = load(words.recipe)
     if arguments.rehearse:
         from launch.runs.rehearsal import rehearse
@@ -83,9 +87,11 @@ def _submit(loaded: Loaded, places: Sequence[Place], dry_run: bool) -> int:
         return FINISHED
     jobs = submit(prepared, places)
     name = shown(run_dir)
-    size = f": {_size(*requests[0][1:])}" if len(jobs) == 1 else ""
+    # Of several one may be left, where Slurm has refused the others.
+    sent = next((one for one in requests if one.is_of(jobs[0])), requests[0])
+    size = f": {_size(*sent[1:])}" if len(jobs) == 1 else ""
     print(
-        f"{run_dir.name} {told_jobs(jobs)}{size}; {_batch(requests[0].sizes, recipe)}\n"
+        f"{run_dir.name} {told_jobs(jobs)}{size}; {_batch(sent.sizes, recipe)}\n"
         + _what_to_type(name, f"launch retry {name} goes on", _next_logs(run_dir))
     )
     return FINISHED
@@ -121,11 +127,11 @@ def _submit_in(job_id: str, words: Words) -> int:
 
 
 def _size(profile: Profile, sizes: Sizes) -> str:
-    each = f"{profile.gpus_per_node} GPUs" if profile.gpus_per_node else f"{profile.local_ranks} CPU ranks"
+    each = profile.devices_in_words
     if profile.is_range:
         free = ", as are free at each start" if len(sizes.nodes) > 1 else ""
         return f"{either(*sizes.nodes)} node{'s' * (max(sizes.nodes) > 1)} x {each}{free}"
-    size = f"{profile.nodes} nodes x {each}" if profile.most_nodes > 1 else f"1 node, {each}"
+    size = f"{plural(profile.most_nodes, 'node')} x {each}"
     return f"{size} and {plural(profile.spare_nodes, 'node')} to spare" if profile.spare_nodes else size
 
 

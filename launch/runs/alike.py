@@ -66,11 +66,15 @@ def _same_place(job: Job | None, cluster: str, profile: Profile) -> bool:
         return False
     # One that waited in several places has what was asked for beside what each job was given.
     sent = [(job.cluster, job.profile), *((one["cluster"], one["profile"]) for one in job.asked)]
-    return any(name == cluster and _same_devices(Profile(**known_keys(before)), profile) for name, before in sent)
+    return any(name == cluster and _same_devices(before, profile) for name, before in sent)
 
 
-def _same_devices(before: Profile, profile: Profile) -> bool:
-    return all(getattr(before, key) == getattr(profile, key) for key in _SAME_PLACE)
+def _same_devices(before: dict[str, Any], profile: Profile) -> bool:
+    with contextlib.suppress(ValueError):
+        known = Profile(**known_keys(before))
+        return all(getattr(known, key) == getattr(profile, key) for key in _SAME_PLACE)
+    # Of another version, which took what this one does not.
+    return False
 
 
 def changes_speed(key: str) -> bool:

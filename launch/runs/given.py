@@ -72,6 +72,13 @@ def giving(allocation: Allocation) -> Iterator[Given]:
 def _read(file: Path) -> list[dict[str, Any]]:
     with contextlib.suppress(OSError, ValueError):
         notes = json.loads(file.read_text(encoding="utf-8"))
-        if isinstance(notes, list):
-            return notes
+        # It is of all versions of the program.
+        return [note for note in notes if _is_note(note)] if isinstance(notes, list) else []
     return []
+
+
+def _is_note(note: object) -> bool:
+    needed = {"note": str, "job": str, "nodes": list, "by": dict}
+    if isinstance(note, dict) and "run" in note:
+        needed |= {"run": str, "steps": str}
+    return isinstance(note, dict) and all(isinstance(note.get(key), kind) for key, kind in needed.items())

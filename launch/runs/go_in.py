@@ -53,9 +53,11 @@ def attended(holding: Holding, run_dir: Path, begin: Callable[[], object], hint:
 def placed(holding: Holding, run_dir: Path) -> str:
     """Where a run trains, in a line."""
     profile, allocation = holding.fit.profile, holding.allocation
-    each = plural(profile.gpus_per_node, "GPU") if profile.gpus_per_node else plural(profile.local_ranks, "CPU rank")
-    size = f"{plural(profile.most_nodes, 'node')} x {each}, {plural(profile.cpus_per_rank, 'core')} a rank"
-    return "; ".join([f"{run_dir.name} trains in job {allocation.job_id}: {size}", *holding.fit.notes])
+    size, cores = (
+        f"{plural(profile.most_nodes, 'node')} x {profile.devices_in_words}",
+        plural(profile.cpus_per_rank, "core"),
+    )
+    return "; ".join([f"{run_dir.name} trains in job {allocation.job_id}: {size}, {cores} a rank", *holding.fit.notes])
 
 
 def _go_on(run_dir: Path) -> list[str]:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from launch.runs.given import giving
 from launch.runs.job_record import Job
@@ -59,11 +59,11 @@ def held_here() -> str | None:
     if job_id is None:
         return None
     if shutil.which("srun") is None:
-        print(f"launch local: no srun here, so that of job {job_id} only this machine is used", file=sys.stderr)
+        print(f"no srun here, so that of job {job_id} only this machine is used", file=sys.stderr)
         return None
     tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
     if tasks != "1" and not sys.stdin.isatty():
-        raise ValueError(f"this is one of {tasks} tasks of srun, and one is enough: leave srun out, or give --here")
+        raise ValueError(f"this is one of {tasks} tasks of srun, and one is enough: leave srun out")
     return job_id
 
 
@@ -93,21 +93,26 @@ class Holding:
         attended: bool,
         gpus: int | None = None,
         cpu_ranks: int | None = None,
+        before: Mapping[str, Any] | None = None,
     ) -> Holding:
-        """Raises ValueError where the job is not held by this user, or has not what is asked for."""
-        client = load_profile(cluster).client if cluster else {}
+        """Raises ValueError where the job is not held by this user, or has not what is asked for.
+
+        before: the profile that the run was sent with, in the place of the cluster's.
+        """
+        base = before or (load_profile(cluster).model_dump() if cluster else {})
+        client = base.get("client", {})
         try:
             allocation = read_allocation(job_id, client)
         except NotHeld as error:
             if not attended:
                 raise
             raise ValueError(
-                f"{error}; this shell has it in SLURM_JOB_ID: once the job is over, `unset SLURM_JOB_ID` (or "
-                "`launch local --here`) trains on this machine"
+                f"{error}; this shell has it in SLURM_JOB_ID: once the job is over, `unset SLURM_JOB_ID` (or, of `launch "
+                "local`, --here) has this machine train"
             ) from None
         with giving(allocation) as given:
             taken = given.taken(own_steps(allocation.job_id, client))
-            found = fit(allocation, cluster, overrides, gpus, cpu_ranks, taken)
+            found = fit(allocation, base, overrides, gpus, cpu_ranks, taken)
             note = given.give(node.name for node in found.nodes)
         return cls(Place(cluster or NAME, found.profile), allocation, found, attended, note)
 
@@ -226,7 +231,7 @@ def attend(holding: Holding, run_dir: Path, received: list[int]) -> int:
     printed.show(is_over=True)
     if supervisor.returncode < 0:
         number = signal.Signals(-supervisor.returncode)
-        print(f"launch local: what trains the run was killed ({number.name}); its ranks save and end", file=sys.stderr)
+        print(f"what trains the run was killed ({number.name}); its ranks save and end", file=sys.stderr)
         signal_steps(holding.allocation.job_id, steps_name(run_dir), "USR2", client=holding.fit.profile.client)
         return FAILED
     if status_or_nothing(run_dir).get("state") == "queued":
@@ -238,7 +243,7 @@ def attend(holding: Holding, run_dir: Path, received: list[int]) -> int:
 def _stop_before(supervisor: subprocess.Popen[bytes], run_dir: Path, number: int) -> int:
     kill_all(supervisor)
     write_status(run_dir, state="stopped", reason="stopped before it began", failure=None)
-    print("launch local: stopped before the training began", file=sys.stderr)
+    print("stopped before the training began", file=sys.stderr)
     return INTERRUPTED if number == signal.SIGINT else STOPPED
 
 

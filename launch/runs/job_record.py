@@ -180,27 +180,40 @@ class Active(NamedTuple):
     job: Job
 
 
+class Found(NamedTuple):
+    """The jobs of a run."""
+
+    active: list[Active]
+    silent: list[Job]
+    """Of which nobody knows, since their controller does not answer; beside others that are active."""
+
+
 def active_jobs(run_dir: Path) -> list[Active]:
     """The jobs of a run that have not ended; where one has the run, only that one, since the others end by themselves.
 
     Raises ValueError where no controller says that one is active, and one does not answer.
     """
+    return find_jobs(run_dir).active
+
+
+def find_jobs(run_dir: Path) -> Found:
+    """As `active_jobs`, with those that may be active too. Raises ValueError as it does."""
     first = read_job(run_dir)
     if first is None:
-        return []
+        return Found([], [])
     if first.held:
-        return [Active(first.job_id, "RUNNING", first)] if is_under_way(run_dir, first) else []
+        return Found([Active(first.job_id, "RUNNING", first)] if is_under_way(run_dir, first) else [], [])
     claim = claim_of(run_dir) if first.requests else None
     if not first.requests or (claim and claim.over):
         return _active(run_dir, [first])
     # Where the holder is dead, one that has started waits to take the run over.
-    by_holder = _active(run_dir, [first]) if claim and claim.holder else []
-    return by_holder or _active(run_dir, requests_of(run_dir))
+    by_holder = _active(run_dir, [first]) if claim and claim.holder else Found([], [])
+    return by_holder if by_holder.active else _active(run_dir, requests_of(run_dir))
 
 
-def _active(run_dir: Path, jobs: Iterable[Job]) -> list[Active]:
+def _active(run_dir: Path, jobs: Iterable[Job]) -> Found:
     """Those that have not ended. Raises ValueError as `active_jobs` does."""
-    found, troubles, answers, sent = [], [], {}, job_file(run_dir).stat().st_mtime
+    found, silent, troubles, answers, sent = [], [], [], {}, job_file(run_dir).stat().st_mtime
     for job in jobs:
         try:
             if (key := controller(job.client)) not in answers:
@@ -209,6 +222,7 @@ def _active(run_dir: Path, jobs: Iterable[Job]) -> list[Active]:
             known = answers[key]
         except ValueError as error:
             troubles.append(error)
+            silent.append(job)
             continue
         one = (known or {}).get(job.job_id)
         # Ids begin anew where a cluster is set up again, and repeat over clusters.
@@ -216,7 +230,7 @@ def _active(run_dir: Path, jobs: Iterable[Job]) -> list[Active]:
             found.append(Active(job.job_id, one.state, job))
     if troubles and not found:
         raise troubles[0]
-    return found
+    return Found(found, silent)
 
 
 def active_job(run_dir: Path) -> tuple[str, str] | None:

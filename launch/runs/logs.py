@@ -7,6 +7,7 @@ import json
 import re
 from pathlib import Path
 
+from launch.runs.job_record import read_job
 from resnet.process.rank_logs import on_node, output_name
 from resnet.rundir.attempts import read_attempts
 from resnet.rundir.provenance import read_provenance
@@ -61,9 +62,12 @@ def place_of_log(run_dir: Path, rank: int, attempt: int | None = None) -> str | 
 
 def newest_batch_files(run_dir: Path) -> list[Path]:
     """Output of the newest batch script, and its errors if there are any."""
-    folder = run_dir / "slurm"
-    # Of one of several jobs that waited for the run, in a folder of its own.
-    found = [*folder.glob("*_log.out"), *folder.glob("request-*/*_log.out")]
+    folder, job = run_dir / "slurm", None
+    with contextlib.suppress(ValueError, OSError):
+        job = read_job(run_dir)
+    # Of several jobs that waited for the run each has a folder of its own; one that came too late writes there too.
+    own = [*(folder / job.request).glob("*_log.out")] if job and job.request else []
+    found = own or [*folder.glob("*_log.out"), *folder.glob("request-*/*_log.out")]
     files = sorted(found, key=lambda file: file.stat().st_mtime)
     if not files:
         return []

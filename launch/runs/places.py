@@ -27,11 +27,13 @@ def slurms_job(job: Job, answers: Answers) -> queue.Job | None:
 
 
 def newest(jobs: Sequence[Job], answers: Answers) -> Job:
-    """Of the jobs of one run the one that has its nodes, else one that waits, else the first."""
+    """Of the jobs of one run the one that has its nodes, else one that waits, else one that may, else the first."""
 
     def rank(job: Job) -> int:
         found = slurms_job(job, answers)
-        return 2 if found is None or found.over else 1 if found.state in queue.WAITING else 0
+        if found is None or found.over:
+            return 2 if answer_of(job.client, answers)[1] else 3
+        return 1 if found.state in queue.WAITING else 0
 
     return min(jobs, key=rank)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from launch.runs.job_record import place_in_words
+from launch.runs.job_record import Job, place_in_words
 from launch.runs.sizes import Sizes, find_sizes
 from launch.runs.slices import slice_for
 from recipes.plan import make_plan, samples_known, sizes_of
@@ -35,6 +35,10 @@ class Request(NamedTuple):
     """With one QOS, and numbers of nodes without a gap."""
     sizes: Sizes
     """All on this cluster, to which a job may fall back that loses a node."""
+
+    def is_of(self, job: Job) -> bool:
+        """Whether a job was sent for it."""
+        return (job.cluster, job.profile) == (self.cluster, self.profile.model_dump(mode="json"))
 
     @property
     def in_words(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import secrets
@@ -66,6 +67,8 @@ def send_several(
     return sent
 
 
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
+"""What file systems say that make no hard links."""
 _OF_REQUEST = ("cluster", "profile", "nodes", "ranks", "gpus_per_node", "client", "request")
 """What of a job's record differs from request to request."""
 
@@ -87,6 +90,8 @@ def _begin_anew(run_dir: Path) -> dict[str, Any]:
         while follow(run_dir, newest_claim(run_dir), {"free": token}) is None:
             pass
     except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise ValueError(f"{run_dir}: {error.strerror}") from error
         raise ValueError(
             f"{run_dir}: {error.strerror}: of several jobs that wait for one run the first makes a link, which this "
             "file system has not; choose another run.root, or one cluster and one QOS"

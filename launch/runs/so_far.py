@@ -99,7 +99,7 @@ def _to_come(run_dir: Path, row: Mapping[str, Any], found: Spent, job: Job | Non
     limit = _limit(run_dir, job, profile) if job and profile else None
     left = float("inf")
     if running and row["time_left_s"] is not None and profile:
-        left = max(1.0, row["time_left_s"] - profile.signal_lead)
+        left = max(1.0, row["time_left_s"] - (limit.lead if limit else profile.signal_lead))
     return outlook(work, statistics.median(starts), waits, found.attempts[-1].ranks, limit, left if running else 0.0)
 
 
@@ -128,7 +128,8 @@ def lines(found: SoFar) -> dict[str, str]:
     seconds, whole = found.spent.seconds, found.spent.end - found.spent.begin
     parts = [f"{_NAMES.get(kind, kind)} {share(spent, whole)}" for kind, spent in seconds.items() if spent >= 0.5]
     queued = f"; queued for {format_duration(found.spent.queued)}" if found.spent.queued else ""
-    return {"time": f"{format_duration(whole)}: {', '.join(parts)}{queued}", "cost": f"{_cost(found)}{_end(found)}"}
+    shares = f": {', '.join(parts)}" if parts else ""
+    return {"time": f"{format_duration(whole)}{shares}{queued}", "cost": f"{_cost(found)}{_end(found)}"}
 
 
 def _cost(found: SoFar) -> str:

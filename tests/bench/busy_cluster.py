@@ -5,9 +5,9 @@
 Two clusters side by side get the same seeded stream of jobs at the same times: sleepers of one to three whole nodes, a
 backlog and then arrivals that by themselves would use 95% of the nodes. Time is compressed 15 times: the others' jobs
 take 1 to 20 minutes, which stand for 15 minutes to 5 hours, short ones as often as long ones (log-uniform), and their
-limits are what their users ask for: jobs use 10 to 95% of it, as evenly as Mu'alem and Feitelson found (IEEE TPDS 12(6),
-2001). Once the backlog has spread, each cluster gets the same training, of 2 minutes on all nodes (half an hour): one
-as `slurm.nodes=3 slurm.time=N`, with what it needs, the other as `slurm.nodes=1-3 slurm.time=auto --grow`.
+limits are what their users ask for: jobs use 10 to 95% of it, as evenly as Mu'alem and Feitelson found (IEEE TPDS
+12(6), 2001). Once the backlog has spread, each cluster gets the same training, of 2 minutes on all nodes (half an
+hour): one as `slurm.nodes=3 slurm.time=N`, with what it needs, the other as `slurm.nodes=1-3 slurm.time=auto --grow`.
 All nodes share this machine's processor, so a GPU's time is stood for: a plugin (tests/bench/gpu_time.py) makes each
 step of a rank last in proportion to its images.
 """

@@ -276,12 +276,14 @@ def test_in_an_allocation_retry_takes_its_nodes_as_launch_local_does(launch, tmp
 @pytest.mark.parametrize(("device", "sent_with", "asked"), [("cpu", None, 1), ("cpu", 4, 4), ("cuda", 4, None)])
 def test_a_retry_asks_for_what_the_recipe_trains_on(launch, monkeypatch, tmp_path, device, sent_with, asked):
     run = trained(tmp_path, f"device={device}")
-    job = Job.to_send("run", "held", Profile(gpus_per_node=0, ranks_per_node=sent_with), tmp_path, tmp_path)
+    profile = Profile(gpus_per_node=0, ranks_per_node=sent_with, setup=["module load cuda"])
+    job = Job.to_send("run", "held", profile, tmp_path, tmp_path)
     (run / "slurm" / "job.json").write_text(job_text(replace(job, held=True), "5"))
     told: list[object] = []
 
-    def of(*_: object, cpu_ranks: int | None) -> None:
+    def of(*_: object, cpu_ranks: int | None, before: dict) -> None:
         told.append(cpu_ranks)
+        assert before["setup"] == ["module load cuda"]
         raise ValueError("that is all")
 
     monkeypatch.setattr(placing.Holding, "of", of)

@@ -201,6 +201,24 @@ def test_another_cluster_gets_the_environment_of_the_submission(places, monkeypa
     assert not {"NCCL_SOCKET_IFNAME", "TMPDIR", "SLURM_JOB_ID"} & reached.keys()
 
 
+def test_an_environment_that_is_lost_is_that_of_the_job(monkeypatch):
+    monkeypatch.setenv(SENT_WITH, "987654")
+    assert sent_with() == dict(os.environ)
+
+
+def test_an_environment_larger_than_a_pipe_stays_off_the_disk(tmp_path):
+    given = {"PATH": os.environ["PATH"], "PYTHONPATH": str(Path(race.__file__).parents[1]), "TMPDIR": str(tmp_path)}
+    given |= {f"NAME_{number}": "x" * 1000 for number in range(300)}
+    code = "import os, slurm.requests as r; print(os.readlink('/proc/self/fd/9'), len(r.sent_with()))"
+    lines = [*KEEP_ENVIRONMENT, f'exec python3 -c "{code}"']
+    script = tmp_path / "script.sh"
+    script.write_text("\n".join(lines))
+    done = subprocess.run(["bash", str(script)], env=given, capture_output=True, text=True, check=True)
+    place, count = done.stdout.split()
+    assert place.startswith("pipe:")
+    assert int(count) >= 303
+
+
 def test_an_environment_larger_than_a_pipe_is_read_whole(monkeypatch, tmp_path):
     told = {f"NAME_{number}": "x" * 1000 for number in range(300)}
     file = tmp_path / "environment"
@@ -213,7 +231,8 @@ def ending(run: Path, own: Race, left: float | None = None) -> Any:
     """A job on its way back to the queue."""
     clock, log = SimpleNamespace(left=lambda: left), SimpleNamespace(slurms_word=lambda: None)
     nodes = SimpleNamespace(left_out={})
-    return SimpleNamespace(run_dir=run, race=own, clock=clock, log=log, nodes=nodes, jobs={}, job_id="1")
+    told = {"nodes": nodes, "jobs": {}, "job_id": "1", "in_haste": False}
+    return SimpleNamespace(run_dir=run, race=own, clock=clock, log=log, **told)
 
 
 @pytest.fixture
@@ -454,7 +473,7 @@ def test_a_job_that_lost_its_run_is_told_again_and_again(places, monkeypatch):
     assert isinstance(own, Race)
     job = Job.__new__(Job)
     job.run_dir, job.race, job.told, job.bigger, job.stop_asked = places.run, own, None, None, None
-    job.jobs, job.clock = {}, SimpleNamespace(left=lambda: None)  # pyright: ignore
+    job.jobs, job.clock = {}, SimpleNamespace(left=lambda: None, given=None)  # pyright: ignore
     assert job.must_end() is None
     assert job.why_to_stop() is None
     assert follow(places.run, own.claim, places.own("two"))
@@ -481,6 +500,35 @@ def test_take_asks_no_more_than_every_few_seconds(places, monkeypatch):
     monkeypatch.setattr(race, "LOOK_SECONDS", 0.05)
     monkeypatch.setattr(race.claims, "STALE_SECONDS", 1.0)
     follow(places.run, None, places.own("one"))
-    places.set("one", j1="RUNNING")
-    assert take(places.run, places.own("two"))
+    places.set("one", j1="SUSPENDED")
+    # By the word of its controller the other has the run, silent as it is.
+    assert take(places.run, places.own("two")) is None
     assert len(places.slurms["one"].orders) == 1
+    places.set("one")
+    assert take(places.run, places.own("two"))
+
+
+def test_a_run_that_another_let_go_of_stays_with_whom_it_was_taken_from(places, monkeypatch):
+    """As where a suspended job was taken for dead, whose ranks still had the run."""
+    monkeypatch.setattr(race.claims, "BEAT_SECONDS", 0.1)
+    own = enter(places.run, places.claims["one"])
+    assert isinstance(own, Race)
+    # Between two looks of its own.
+    monkeypatch.setattr(race, "newest_claim", lambda _: None)
+    taken = follow(places.run, own.claim, places.own("two"))
+    assert taken
+    assert follow(places.run, taken, {"free": "two"})
+    monkeypatch.setattr(race, "newest_claim", newest_claim)
+    wait(lambda: own.claim.number == 4)
+    assert not own.lost
+    assert newest_claim(places.run) == own.claim
+    assert own.let_go()
+
+
+def test_a_record_that_is_damaged_does_not_keep_the_claim(places, capsys):
+    (places.place("two") / "job.json").write_text("{")
+    assert enter(places.run, places.claims["one"]) == 1
+    claim = newest_claim(places.run)
+    assert claim
+    assert claim.holder is None
+    assert "run cannot be claimed" in capsys.readouterr().err

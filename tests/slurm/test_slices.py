@@ -1,7 +1,9 @@
 """How long slices are, when their ranks are told to save, and what is asked of Slurm for the next."""
 
+import errno
 import json
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -9,13 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resnet.rundir.attempts import read_attempts
+from resnet.rundir.attempts import end_file, read_attempts
 from resnet.rundir.files import to_json
-from slurm import requeue, slicing
+from slurm import attend, requeue, slicing
 from slurm.batch import Job
 from slurm.ends import End
 from slurm.measured import left_seconds, paces, queue_seconds, took
 from slurm.slices import GAP_MOST, LAST_SECONDS, SHARE, UNKNOWN_MINUTES, UNLIMITED_MINUTES, Took, hole, slice_of
+from tests.helpers import status
 
 minutes = st.integers(1, 10_000)
 seconds = st.floats(0, 100_000)
@@ -210,7 +213,7 @@ def test_the_ranks_are_told_when_the_slice_is_over(run_dir, monkeypatch):
     attempt(run_dir, 1, 1000, 1200, (0, 100), {"step": 2.0, "steps": 99.0, "save": 6.0}, stop_s=10.0)
     job = Job(JOBS, run_dir)
     assert job.clock.lead == 70
-    job.clock.limit = time.time() + 85
+    job.clock.limit, job.clock.given = time.time() + 85, 1800.0
     assert job.why_to_stop() is None
     assert job.stop_asked is None
     job.clock.limit = time.time() + 69
@@ -220,9 +223,21 @@ def test_the_ranks_are_told_when_the_slice_is_over(run_dir, monkeypatch):
     assert 0 <= read_attempts(run_dir)[-1]["stop_s"] < 20
     # Of a fixed slurm.time Slurm tells them.
     other = Job(JOBS | {"slice": None}, run_dir)
-    other.clock.limit = time.time() + 29
+    other.clock.limit, other.clock.given = time.time() + 29, 1800.0
     assert other.clock.lead == 30
     assert other.why_to_stop() is None
+
+
+def test_a_slice_that_is_shorter_than_its_lead_trains_at_least_half_of_it(run_dir, monkeypatch):
+    """As where Slurm did not take what was asked for."""
+    attempt(run_dir, 1, 1000, 1200, (0, 100), {"step": 2.0, "steps": 99.0, "save": 6.0}, stop_s=150.0)
+    job = Job(JOBS, run_dir)
+    assert job.clock.lead == 250
+    monkeypatch.setattr("slurm.attend.end_time", lambda _: time.time() + 240)
+    job.clock.ask()
+    assert job.why_to_stop() is None
+    job.clock.limit = time.time() + 119
+    assert job.why_to_stop() == "the slice is over"
 
 
 class Slurm:
@@ -299,6 +314,59 @@ def test_where_slurm_refuses_the_slice_stays(run_dir, monkeypatch, capfd):
     send_back(run_dir, without="n2")
     assert "the next slice is as long as the last: Slurm does not answer: scontrol: Access" in capfd.readouterr().err
     assert slurm.asked[-1] == "scontrol update JobId=7 ExcNodeList=n2"
+
+
+def test_what_cannot_be_read_does_not_keep_a_job_from_the_queue(run_dir, monkeypatch, capfd):
+    slurm, job = Slurm(monkeypatch), Job(JOBS, run_dir)
+
+    def stale(*_) -> None:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(slicing, "took", stale)
+    assert requeue.requeue(job, "walltime", End("stopped", "")) == 0
+    assert slurm.asked == ["planned", "scontrol requeue 7"]
+    assert "the next slice is as long as the last: OSError(116" in capfd.readouterr().err
+
+
+def test_a_preempted_job_asks_nothing_that_it_can_do_without(run_dir, monkeypatch):
+    slurm, job = Slurm(monkeypatch), Job(JOBS, run_dir)
+    monkeypatch.setattr(requeue, "spread", lambda *_: slurm.asked.append("spread"))
+    requeue.requeue(job, "walltime", End("stopped", ""))
+    job.in_haste = True
+    requeue.requeue(job, "preempted", End("stopped", ""))
+    update = "scontrol update JobId=7 TimeLimit=600 TimeMin"
+    before = ["planned", "spread", "scontrol requeue 7", f"{update}=60"]
+    assert slurm.asked == [*before, "scontrol requeue 7", f"{update}=30"]
+
+
+def test_a_run_that_is_cancelled_on_its_way_back_ends(run_dir, monkeypatch):
+    slurm, job = Slurm(monkeypatch), Job(JOBS, run_dir)
+    end_file(run_dir, "cancelled").touch()
+    assert requeue.requeue(job, "walltime", End("stopped", "")) == 0
+    assert "scontrol requeue 7" not in slurm.asked
+    assert (status(run_dir)["state"], status(run_dir)["failure"]) == ("stopped", "user")
+
+
+@pytest.mark.parametrize("failing", ["look", "why_to_stop"])
+def test_what_fails_beside_a_step_is_tried_again(run_dir, monkeypatch, capfd, failing):
+    """The ranks are told to save, whatever the file system does meanwhile."""
+    job, ended, fails = Job(JOBS, run_dir), threading.Event(), iter([True, True])
+
+    def fail_twice(*_) -> str | None:
+        if next(fails, False):
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return None if failing == "look" else "the slice is over"
+
+    monkeypatch.setattr(*((attend, "look") if failing == "look" else (job, "why_to_stop")), fail_twice)
+    if failing == "look":
+        monkeypatch.setattr(job, "why_to_stop", lambda: "the slice is over")
+    monkeypatch.setattr(job, "tell_to_stop", ended.set)
+    monkeypatch.setattr(job.clock, "limit", time.time() + 3600)
+    beside = threading.Thread(target=attend.attend, args=(job, ended))
+    beside.start()
+    beside.join(20)
+    assert ended.is_set()
+    assert capfd.readouterr().err.count("Stale file handle\n") == 1
 
 
 def test_in_the_last_seconds_no_plan_is_asked_for(run_dir, monkeypatch):
