@@ -129,8 +129,9 @@ def _submit_in(job_id: str, words: Words) -> int:
 def _size(profile: Profile, sizes: Sizes) -> str:
     each = profile.devices_in_words
     if profile.is_range:
-        free = ", as are free at each start" if len(sizes.nodes) > 1 else ""
-        return f"{either(*sizes.nodes)} node{'s' * (max(sizes.nodes) > 1)} x {each}{free}"
+        nodes = [size for size in sizes.nodes if profile.least_nodes <= size <= profile.most_nodes]
+        free = ", as are free at each start" if len(nodes) > 1 else ""
+        return f"{either(*nodes)} node{'s' * (max(nodes) > 1)} x {each}{free}"
     size = f"{plural(profile.most_nodes, 'node')} x {each}"
     return f"{size} and {plural(profile.spare_nodes, 'node')} to spare" if profile.spare_nodes else size
 

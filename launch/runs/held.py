@@ -107,8 +107,8 @@ class Holding:
             if not attended:
                 raise
             raise ValueError(
-                f"{error}; this shell has it in SLURM_JOB_ID: once the job is over, `unset SLURM_JOB_ID` (or, of `launch "
-                "local`, --here) has this machine train"
+                f"{error}; this shell has it in SLURM_JOB_ID: once the job is over, `unset SLURM_JOB_ID`, or --here of "
+                "`launch local`, has this machine train"
             ) from None
         with giving(allocation) as given:
             taken = given.taken(own_steps(allocation.job_id, client))
