@@ -35,7 +35,7 @@ from slurm.profile import Profile, change_profile
 from tests.fabricated import a_sweep, make_run
 from tests.launch.planted import Fault, Place, faults, place_in
 from tests.launch.planted.failed import DISTRACTORS, TRACEBACK, Ended, say
-from tests.launch.planted.made import Made, diagonal
+from tests.launch.planted.made import CIFAR, Made, diagonal
 from tests.launch.planted.waiting import launch_that_was_killed
 
 OTHER_PROGRAMS = (
@@ -69,6 +69,18 @@ def test_right_cause_comes_first(planted: Fault, place: Place):
     assert len(said.first["evidence"]) <= 3
     for cause in said.causes:
         can_be_typed(cause["command"])
+
+
+def test_what_became_slower_is_not_slower_than_others_too(tmp_path):
+    """By then; what it made before is."""
+    with place_in(tmp_path) as place:
+        for number in range(3):
+            Made(place, f"quick-{number}", *CIFAR, f"seed={number}").log().ended()
+        throttled = Made(place, "throttled").log(images_per_second=lambda step: 8000.0 if step < 3000 else 1000.0)
+        assert [cause["name"] for cause in place.why(throttled.ended())] == ["slower_than_before"]
+        half = Made(place, "half").log(images_per_second=lambda step: 4000.0 if step < 3000 else 1000.0)
+        names = [cause["name"] for cause in place.why(half.ended())]
+        assert names == ["slower_than_before", "slower_than_others"]
 
 
 def can_be_typed(command: str) -> None:
