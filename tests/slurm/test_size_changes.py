@@ -1,13 +1,17 @@
 """A run that is given other numbers of nodes, on a real Slurm, ends as one that is left alone."""
 
 import random
+import re
 from itertools import pairwise
 
 import pytest
 
 from tests.bench.size_changes import (
+    CLUSTER,
     IN_STEP,
     NODES,
+    RANGE,
+    block,
     change_sizes,
     made_twice,
     other_sizes,
@@ -54,3 +58,25 @@ def test_other_numbers_of_nodes_make_the_same_steps(tmp_path, shapes):
     assert len(found["ranks"]) > 1
     # Rounding, over so few steps.
     assert found["furthest"] < 1e-4
+
+
+@pytest.mark.slurm
+def test_a_job_on_one_node_grows_once_nobody_else_needs_the_others(tmp_path, shapes):
+    need_slurm()
+    (tmp_path / "work").mkdir()
+    # A quarter of an hour on one node: what growing is taken to cost is some minutes.
+    words = [*slowly(words_of(shapes, 2000), tmp_path / "notes"), "checkpoint.keep=2"]
+    with running_cluster(tmp_path / "cluster", tmp_path / "work", NODES, accounting=False) as cluster:
+        block(cluster, NODES - 1)
+        cluster.launch("submit", *words, *CLUSTER, RANGE, "--grow=0.2", "run.name=grows")
+        cluster.wait_step("grows", 25)
+        assert len(cluster.attempts("grows")[0]["nodes"]) == 1
+        block(cluster, 0)
+        cluster.wait("more nodes", lambda: len(cluster.attempts("grows")) > 1)
+        cluster.wait_step("grows", cluster.attempts("grows")[0]["last_step"] + 2, attempt=2)
+        small, large = cluster.attempts("grows")
+        cluster.launch("cancel", "grows", "--now")
+    assert (small["outcome"], small["cause"], small["planned"]) == ("stopped", "grow", True)
+    assert re.fullmatch(r"3 nodes are free for it in the place of 1, to end about \d+ min sooner", small["bigger"])
+    assert (len(large["nodes"]), large["step"], large["restart"]) == (NODES, small["last_step"], 1)
+    assert made_twice(tmp_path / "notes") == 0

@@ -193,7 +193,7 @@ def test_a_users_scancel_is_not_requeued(cluster: Cluster, tiny):
     # The batch script's last word, which on a busy machine comes after the queue has forgotten the job.
     cluster.wait("who stopped it", lambda: status(cluster.run_dir("scancelled"))["failure"])
     ended = status(cluster.run_dir("scancelled"))
-    assert (ended["state"], ended["failure"]) == ("stopped", "user")
+    assert (ended["state"], ended["failure"]) == ("stopped", "user"), ended["reason"]
     assert [attempt["restart"] for attempt in cluster.attempts("scancelled")] == [0, 1]
 
 
