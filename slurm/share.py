@@ -95,7 +95,7 @@ def share(trial: Mapping[str, Any] | None) -> None:
 
 
 def _nodes(trial: Mapping[str, Any], client: Mapping[str, str] | None = None) -> list[Node]:
-    told = ask(["sinfo", "--noheader", "--all", "--Node", *_partition(trial["partition"]), _FORM], client=client)
+    told = ask(["sinfo", "--noheader", "--Node", *_partition(trial["partition"]), _FORM], client=client)
     return nodes_of(told.splitlines(), trial)
 
 
