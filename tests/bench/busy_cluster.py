@@ -22,8 +22,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -176,38 +177,47 @@ class Side:
         return area / (NODES * (end - start))
 
 
-def figures(side: Side, reference: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """What became of a run. Times in seconds after it was sent."""
+def figures(side: Side, undisturbed: Callable[[int], dict[str, torch.Tensor]]) -> dict[str, Any]:
+    """What became of a run. Times in seconds after it was sent.
+
+    undisturbed: the weights of a run that is left alone, on so many nodes.
+    """
     run = side.cluster.run_dir(side.name)
     notes = [line.split() for line in side.notes.read_text().splitlines()] if side.notes.exists() else []
     made = [int(step) for step, *_ in notes]
     attempts = [attempt for attempt in side.cluster.attempts(side.name) if "end" in attempt]
     finished = side.state == "finished"
     end = attempts[-1]["end"] if attempts and finished else time.time()
+    sizes = [len(attempt["nodes"]) for attempt in attempts]
+    # On one number of nodes all along it has to be the same to the last bit.
+    compared = sizes[0] if len({*sizes}) == 1 else NODES
     return {
         "state": side.state,
         "wait": float(notes[0][1]) - side.sent if notes else None,
         "end": end - side.sent if finished else None,
-        "sizes": [len(attempt["nodes"]) for attempt in attempts],
+        "sizes": sizes,
         "minutes": [round((attempt["end"] - attempt["start"]) / 60, 1) for attempt in attempts],
         "causes": [attempt["cause"] or attempt["outcome"] for attempt in attempts],
         "steps": len(set(made)),
         "lost": (len(made) - len(set(made))) / max(1, len(set(made))),
         "node_hours": sum(len(attempt["nodes"]) * (attempt["end"] - attempt["start"]) for attempt in attempts) / 3600,
         "others": side.used(side.sent, end),
-        "furthest": furthest(weights(run), reference) if finished else None,
+        "compared": compared,
+        "furthest": furthest(weights(run), undisturbed(compared)) if finished else None,
     }
 
 
 def table(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """A line a run."""
-    lines = [f"{'':10} {'first step':>10} {'end':>8} {'lost':>6} {'node-h':>7} {'others':>7}  weights differ by  nodes"]
+    head = "weights beside undisturbed"
+    lines = [f"{'':10} {'first step':>10} {'end':>8} {'lost':>6} {'node-h':>7} {'others':>7}  {head}  nodes"]
     for name, row in rows.items():
         where = " ".join(f"{size}({spent:g}m)" for size, spent in zip(row["sizes"], row["minutes"], strict=True))
-        far = "-" if row["furthest"] is None else f"{row['furthest']:.1e}" if row["furthest"] else "0 (bitwise)"
+        far = "-" if row["furthest"] is None else f"{row['furthest']:.1e}" if row["furthest"] else "bitwise"
+        far += f", on {row['compared']}"
         lines.append(
             f"{name:10} {_minutes(row['wait']):>10} {_minutes(row['end']):>8} {row['lost']:6.1%} "
-            f"{row['node_hours']:7.3f} {row['others']:7.0%}  {far:17}  {where}"
+            f"{row['node_hours']:7.3f} {row['others']:7.0%}  {far:{len(head)}}  {where}"
         )
     fixed, malleable = rows["fixed"], rows["malleable"]
     ratios = [
@@ -237,8 +247,12 @@ def compare(folder: Path, seed: int, minutes: float, setting: Setting, malleable
     others = stream(seed, setting, minutes + setting.spread_seconds / 60)
     draw(folder / "shapes", per_class=16, size=40)
     words = [*TINY, f"data.train={folder / 'shapes'}", *SHAPE, f"epochs={setting.epochs}"]
-    reference = weights(train_here(words, folder / "undisturbed", NODES))
-    print(f"seed {seed}: {len(others)} jobs of others; an undisturbed run is trained", flush=True)
+
+    @cache
+    def undisturbed(nodes: int) -> dict[str, torch.Tensor]:
+        return weights(train_here(words, folder / f"undisturbed-{nodes}", nodes))
+
+    print(f"seed {seed}: {len(others)} jobs of others", flush=True)
     with clusters(folder, others) as sides:
         (folder / "compressed").mkdir()
         (folder / "compressed" / "sitecustomize.py").write_text(COMPRESSED)
@@ -255,7 +269,7 @@ def compare(folder: Path, seed: int, minutes: float, setting: Setting, malleable
             time.sleep(2)
         for side in sides:
             side.end()
-        return {side.name: figures(side, reference) for side in sides}
+        return {side.name: figures(side, undisturbed) for side in sides}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
