@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 import time
 import traceback
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from slurm.control import ask, end_time
+from slurm.control import PATIENT_SECONDS, ask, end_time
 from slurm.ends import End
 from slurm.grow import look
 from slurm.patience import pauses
@@ -35,12 +36,11 @@ class Clock:
         self._job_id, self.lead = job_id, lead
         self.limit: float | None = None
         """Unix time at which Slurm ends the job; None where it has no limit, or has not answered."""
-        self.given: float | None = None
-        """Seconds that were left when it first answered."""
+        self.begun = time.time()
+        """Of the job, but for the seconds that it took to come here."""
 
     def ask(self) -> None:
         self.limit = end_time(self._job_id)
-        self.given = self.left() if self.given is None else self.given
 
     def left(self) -> float | None:
         """Seconds until then."""
@@ -90,11 +90,12 @@ def _going_on(troubles: set[str]) -> Iterator[None]:
     except Exception as error:
         if repr(error) not in troubles:
             troubles.add(repr(error))
-            traceback.print_exc()
+            if isinstance(error, (OSError, ValueError)):
+                print(f"beside the ranks: {error}", file=sys.stderr, flush=True)
+            else:
+                traceback.print_exc()
 
 
 def tell_to_stop(job_id: str) -> None:
-    """Tell all ranks of a job to save and stop."""
-    # One that is not heard is told again.
-    with contextlib.suppress(ValueError):
-        ask(["scancel", "--signal=USR2", job_id], REMIND_SECONDS)
+    """Tell all ranks of a job to save and stop. Raises ValueError where Slurm does not take it."""
+    ask(["scancel", "--signal=USR2", job_id], PATIENT_SECONDS)

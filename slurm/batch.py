@@ -376,7 +376,7 @@ class Job:
         if cause != "preempted":
             self.on_nodes.leave_for_others()
         reason = (self.bigger if cause == "grow" else None) or end.reason
-        self.in_haste = cause == "preempted"
+        self.in_haste = cause == "preempted" or self.told is not None
         return self.requeue(end.reason if cause == end.failure else f"{cause}: {reason}", end)
 
     def _note_end(self, end: End, cause: str | None) -> None:

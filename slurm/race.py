@@ -65,18 +65,10 @@ class Race:
             except (OSError, ValueError):
                 continue
             if newest and newest.number > self.claim.number and not self._ended.is_set():
-                if not (newest.holder or newest.over) and (claim := self._claim_again(newest)):
-                    self.claim = claim
-                    continue
                 self.lost = True
-                say(f"{holder_in_words(newest)} has taken the run over")
+                who = holder_in_words(newest) if newest.holder else "another job"
+                say(f"{who} has taken the run over")
                 return
-
-    def _claim_again(self, free: Claim) -> Claim | None:
-        """The claim after one by which another job has let go of the run, that took it over in vain."""
-        with contextlib.suppress(OSError):
-            return follow(self.run_dir, free, self.claim.content)
-        return None
 
     def _cancel_others(self) -> None:
         for pause in (*CANCEL_AGAIN_SECONDS, None):
@@ -125,11 +117,11 @@ class Race:
             time.sleep(LEAVE_SECONDS)
             self._cancel_left(at_end=True)
 
-    def is_taken(self) -> bool:
-        """Whether another job has the run by now, after `let_go`."""
+    def is_followed(self) -> bool:
+        """Whether another job has had the run since this one has let go of it."""
         with contextlib.suppress(OSError, ValueError):
             newest = newest_claim(self.run_dir)
-            return newest is not None and newest.holder is not None
+            return newest is not None and newest.number > self.claim.number + 1
         return False
 
     def _follow(self, content: dict[str, Any]) -> bool:
@@ -232,8 +224,7 @@ def _is_own(holder: dict[str, Any], own: dict[str, Any]) -> bool:
 def is_gone(run_dir: Path, claim: Claim) -> bool:
     """Whether the holder of a claim is over, or waits in the queue again: by its controller, or for want of life.
 
-    Waits until one of them is known, or a sign of life is seen. One that its controller calls active is not gone, be it
-    suspended or its node dead: it ends, or goes on, by its controller's word.
+    Waits until one of them is known, or a sign of life is seen. One that is suspended gives none, and goes on.
     """
     holder = claim.content
     request = next((one for one in all_sent(run_dir) if one.name == holder["request"]), None)
@@ -251,7 +242,7 @@ def is_gone(run_dir: Path, claim: Claim) -> bool:
         if claims.last_beat(run_dir, claim) != seen:
             return False
         if claims.age(run_dir, claim) > claims.STALE_SECONDS:
-            return state is None
+            return state != "SUSPENDED"
         time.sleep(LOOK_SECONDS)
 
 

@@ -23,7 +23,7 @@ SEND_SECONDS = 10.0
 """For one order or question of a job that is about to end."""
 SENT_WITH = "RESNET_SENT_WITH"
 """The number of an open file of a batch script, of the environment that the job was sent with."""
-KEEP_ENVIRONMENT = ("exec 9< <(env -0 | base64 -w 0)", f"export {SENT_WITH}=9")
+KEEP_ENVIRONMENT = ("set +o posix", "exec 9< <(env -0 | base64 -w 0)", f"export {SENT_WITH}=9")
 """Shell lines for it, before those that change the environment: to another cluster that of a node is of no use. It
 stays off the disk, since there may be secrets in it."""
 OF_THIS_JOB = ("TMPDIR", "CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")

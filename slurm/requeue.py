@@ -23,12 +23,8 @@ if TYPE_CHECKING:
 
 def requeue(job: Job, reason: str, end: End) -> int:
     """Send the job to the queue again; returns the batch script's exit code."""
-    # What comes after the order below is on borrowed time: Slurm ends this script by it.
-    changes = _changes(job)
-    if not job.in_haste:
-        _spread(job)
     if why := told_to_end(job.run_dir):
-        # Since the ranks have ended.
+        # Since the ranks have ended: what was done then may have taken minutes.
         tell(job.run_dir, **end_as_told(why))
         return FINISHED
     if job.race and not job.race.let_go():
@@ -39,7 +35,7 @@ def requeue(job: Job, reason: str, end: End) -> int:
     with ThreadPoolExecutor(1) as aside:
         # Neither waits for the other: Slurm may end this script soon, and a controller may not answer.
         elsewhere = aside.submit(job.race.send_others) if job.race else None
-        problem = _requeue_own(job, *changes)
+        problem = _requeue_own(job)
         goes_on = problem is None or job.log.slurms_word() not in (None, "", "TIME LIMIT")
         if elsewhere and elsewhere.result() and not goes_on:
             print(f"the run waits elsewhere; this job could not be requeued: {problem}", file=sys.stderr)
@@ -47,28 +43,25 @@ def requeue(job: Job, reason: str, end: End) -> int:
     if goes_on:
         return FINISHED
     print(f"the job could not be requeued: {problem}", file=sys.stderr)
-    if job.race and job.race.is_taken():
+    if job.race and job.race.is_followed():
+        # By the status that another job, which has had the run since, gave it.
         return FINISHED
     tell(job.run_dir, state="stopped", reason=f"{reason}; not requeued: {problem}", failure=end.failure)
     return FINISHED if end.outcome == "stopped" else FAILED
 
 
-def _changes(job: Job) -> tuple[list[str], list[str]]:
-    """What the job asks for in the queue, other than before: of its time, and the rest."""
-    excluded = filter(None, [job.jobs.get("exclude"), *job.nodes.left_out]) if job.nodes.left_out else ()
-    return next_limits(job), [f"ExcNodeList={','.join(excluded)}"] if job.nodes.left_out else []
-
-
-def _spread(job: Job) -> None:
-    left = job.clock.left()
-    if left is None:
-        spread()
-    elif left > LAST_SECONDS:
-        spread(left - LAST_SECONDS)
-
-
-def _requeue_own(job: Job, limits: list[str], others: list[str]) -> str | None:
+def _requeue_own(job: Job) -> str | None:
     """Returns Slurm's words where the job does not wait in the queue by now."""
+    # What comes after the order below is on borrowed time: Slurm ends this script by it.
+    limits, others = next_limits(job), []
+    if job.nodes.left_out:
+        others = [f"ExcNodeList={','.join(filter(None, [job.jobs.get('exclude'), *job.nodes.left_out]))}"]
+    if not job.in_haste:
+        left = job.clock.left()
+        if left is None:
+            spread()
+        elif left > LAST_SECONDS:
+            spread(left - LAST_SECONDS)
     problem = order(["scontrol", "requeue", job.job_id], job.clock.left)
     # Slurm may have requeued it by itself (preemption, a failed node, scontrol requeue), and ends us soon.
     waits = problem is None or "pending" in problem

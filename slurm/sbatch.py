@@ -87,7 +87,7 @@ def submit(submission: Submission) -> list[str]:
     """
     from submitit.core.utils import FailedJobError
 
-    submission = _with_slice(submission)
+    submission = with_slice(submission)
     submission.folder.mkdir(parents=True, exist_ok=True)
     before = set(submission.folder.iterdir())
     try:
@@ -143,7 +143,7 @@ def write_held(submission: Submission, held: Mapping[str, Any], is_here: bool, d
 
 def script(submission: Submission) -> str:
     """The batch script that `submit` would send."""
-    executor = _executor(_with_slice(submission))
+    executor = _executor(with_slice(submission))
     return executor._make_submission_file_text(executor._submitit_command_str, "")
 
 
@@ -339,7 +339,7 @@ def partition_of(profile: Profile) -> Room:
         raise SlurmError(f"slurm.time=auto asks for the partition's limit. {error}; give slurm.time") from error
 
 
-def _with_slice(submission: Submission) -> Submission:
+def with_slice(submission: Submission) -> Submission:
     """With the slice that jobs ask for of which nothing is known."""
     profile = submission.profile
     if not profile.is_sliced or submission.slice:

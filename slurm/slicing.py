@@ -20,6 +20,8 @@ from slurm.slices import LAST_SECONDS, Slice, hole, slice_of
 if TYPE_CHECKING:
     from slurm.batch import Job
 
+UNREADABLE = (OSError, ValueError, KeyError, TypeError)
+"""What reading a run's files may end in, where a file system fails for a time or a file is damaged."""
 SAME_SECONDS = 20.0
 """By which slices of the same length may differ."""
 
@@ -33,16 +35,22 @@ def slice_now(jobs: Mapping[str, Any], run_dir: Path, free: int | None = None) -
 
 def lead_of(jobs: Mapping[str, Any], run_dir: Path) -> float:
     """Seconds before the limit at which the ranks are told to save."""
-    return slice_now(jobs, run_dir).lead if jobs.get("slice") else jobs["signal_lead"]
+    if not jobs.get("slice"):
+        return jobs["signal_lead"]
+    try:
+        return slice_now(jobs, run_dir).lead
+    except UNREADABLE as error:
+        print(f"what the run has shown cannot be read: {error!r}", file=sys.stderr)
+        return jobs["signal_lead"]
 
 
 def is_over(job: Job) -> bool:
     """Whether it is time to save, of which Slurm's own signal would come too late."""
-    left, given = job.clock.left(), job.clock.given
-    if not job.jobs.get("slice") or left is None or given is None:
+    left, limit = job.clock.left(), job.clock.limit
+    if not job.jobs.get("slice") or left is None or limit is None:
         return False
     # Where Slurm did not take what was asked for, the slice may be shorter than what is worth having by now.
-    return left <= min(job.clock.lead, given / 2)
+    return left <= min(job.clock.lead, (limit - job.clock.begun) / 2)
 
 
 def end_of_slice(job: Job, cause: str | None, last: int) -> dict[str, Any]:
@@ -73,7 +81,7 @@ def next_limits(job: Job) -> list[str]:
         return []
     try:
         wanted = slice_now(job.jobs, job.run_dir, _free(job))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except UNREADABLE as error:
         print(f"the next slice is as long as the last: {error!r}", file=sys.stderr)
         return []
     return [f"TimeLimit={wanted.most}", f"TimeMin={wanted.least}"]

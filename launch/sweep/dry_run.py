@@ -21,7 +21,7 @@ from launch.sweep.directory import AUTO, Place
 from launch.sweep.points import size
 from launch.sweep.sweep_types import Sweep
 from launch.sweep.trials import Trial
-from slurm.sbatch import Submission, expected_start, max_array_size
+from slurm.sbatch import Submission, expected_start, max_array_size, with_slice
 
 LISTED = 20
 """Trials that are listed at each end."""
@@ -91,7 +91,9 @@ def _submission(trial: Trial, sweep_dir: Path, place: Place) -> Submission | Non
     assert place.profile
     with contextlib.suppress(ValueError, OSError):
         request = make_requests(trial.recipe, [RunPlace(place.cluster, place.profile)])[0]
-        return submission_of(sweep_dir / trial.name, trial.recipe, request, sweep_dir / SNAPSHOTS, place.cwd)
+        sent = submission_of(sweep_dir / trial.name, trial.recipe, request, sweep_dir / SNAPSHOTS, place.cwd)
+        # An array has one slice for all its trials; they ask for their own when they go on.
+        return with_slice(replace(sent, slice=None))
     return None
 
 

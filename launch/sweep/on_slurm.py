@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from launch.runs.job_record import Job, write_job
 from launch.runs.send import SNAPSHOTS, uninterrupted
-from launch.runs.slices import slice_for
 from launch.sweep.arrays import arrays, note_array
 from launch.sweep.directory import AUTO, Place, SweepDir
-from recipes.load import load_file
 from resnet.rundir.files import to_json, write_atomic
 from resnet.rundir.status import read_status, status_text, write_status
 from slurm.code_copy import take_snapshot
@@ -61,7 +59,6 @@ def _send_array(
     for run_dir in runs:
         _note_queued(run_dir)
     note_array(sweep_dir, name=name, trials=[run.name for run in runs], job=asdict(job))
-    resolved = [run / "slurm" / "recipe.yaml" for run in runs]
     watched = directory.is_search or directory.content["early_stop"]
     submission = Submission(
         profile,
@@ -70,7 +67,7 @@ def _send_array(
         snapshot,
         place.cwd,
         runs,
-        resolved,
+        [run / "slurm" / "recipe.yaml" for run in runs],
         parallel=limit,
         shares=place.parallel == AUTO,
         supervisor="launch.trial" if watched else "slurm.batch",
@@ -78,10 +75,6 @@ def _send_array(
         after=f"afterany:{after}" if after else None,
     )
     try:
-        if profile.is_sliced:
-            # One array has one; its trials ask for their own when they go on.
-            slice_ = slice_for(load_file(resolved[0]).recipe, place.cluster, profile, runs[0])
-            submission = replace(submission, slice=slice_)
         job_ids = submit(submission)
     except BaseException:
         note_array(sweep_dir, name=name, job_ids=[])

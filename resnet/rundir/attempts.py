@@ -19,7 +19,10 @@ def end_file(run_dir: Path, why: str) -> Path:
 
 
 def told_to_end(run_dir: Path) -> str | None:
-    return next((why for why in ENDS if end_file(run_dir, why).exists()), None)
+    """Why a run is to end, if a file says so; None also where that cannot be seen, as for a time over NFS."""
+    with contextlib.suppress(OSError):
+        return next((why for why in ENDS if end_file(run_dir, why).exists()), None)
+    return None
 
 
 def end_as_told(why: str) -> dict[str, Any]:

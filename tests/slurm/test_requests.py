@@ -473,7 +473,7 @@ def test_a_job_that_lost_its_run_is_told_again_and_again(places, monkeypatch):
     assert isinstance(own, Race)
     job = Job.__new__(Job)
     job.run_dir, job.race, job.told, job.bigger, job.stop_asked = places.run, own, None, None, None
-    job.jobs, job.clock = {}, SimpleNamespace(left=lambda: None, given=None)  # pyright: ignore
+    job.jobs, job.clock = {}, SimpleNamespace(left=lambda: None, limit=None)  # pyright: ignore
     assert job.must_end() is None
     assert job.why_to_stop() is None
     assert follow(places.run, own.claim, places.own("two"))
@@ -501,28 +501,33 @@ def test_take_asks_no_more_than_every_few_seconds(places, monkeypatch):
     monkeypatch.setattr(race.claims, "STALE_SECONDS", 1.0)
     follow(places.run, None, places.own("one"))
     places.set("one", j1="SUSPENDED")
-    # By the word of its controller the other has the run, silent as it is.
+    # It goes on, silent as it is.
     assert take(places.run, places.own("two")) is None
     assert len(places.slurms["one"].orders) == 1
-    places.set("one")
+    # Of a dead node Slurm says so for minutes.
+    places.set("one", j1="RUNNING")
     assert take(places.run, places.own("two"))
 
 
-def test_a_run_that_another_let_go_of_stays_with_whom_it_was_taken_from(places, monkeypatch):
-    """As where a suspended job was taken for dead, whose ranks still had the run."""
-    monkeypatch.setattr(race.claims, "BEAT_SECONDS", 0.1)
+@pytest.mark.usefixtures("masked")
+@pytest.mark.parametrize("after", [{"over": "finished"}, {"free": "two"}])
+def test_what_another_job_has_made_of_the_run_since_stays(places, monkeypatch, after):
+    """Where Slurm at last refuses to requeue the one that let go of it."""
     own = enter(places.run, places.claims["one"])
     assert isinstance(own, Race)
-    # Between two looks of its own.
-    monkeypatch.setattr(race, "newest_claim", lambda _: None)
-    taken = follow(places.run, own.claim, places.own("two"))
-    assert taken
-    assert follow(places.run, taken, {"free": "two"})
-    monkeypatch.setattr(race, "newest_claim", newest_claim)
-    wait(lambda: own.claim.number == 4)
-    assert not own.lost
-    assert newest_claim(places.run) == own.claim
-    assert own.let_go()
+    job, tokens = ending(places.run, own), json.dumps({"name": "run", "state": "finished", "step": 9})
+
+    def refuse(*_) -> str:
+        free = newest_claim(places.run)
+        taken = follow(places.run, free, places.own("two"))
+        assert follow(places.run, taken, {**places.own("two"), **after} if "over" in after else after)
+        (places.run / "status.json").write_text(tokens)
+        return "Access/permission denied"
+
+    monkeypatch.setattr("slurm.requeue.order", refuse)
+    monkeypatch.setattr(own, "send_others", lambda: False)
+    assert requeue(job, "walltime", STOPPED) == 0
+    assert (places.run / "status.json").read_text() == tokens
 
 
 def test_a_record_that_is_damaged_does_not_keep_the_claim(places, capsys):
