@@ -46,11 +46,11 @@ def lead_of(jobs: Mapping[str, Any], run_dir: Path) -> float:
 
 def is_over(job: Job) -> bool:
     """Whether it is time to save, of which Slurm's own signal would come too late."""
-    left, limit = job.clock.left(), job.clock.limit
-    if not job.jobs.get("slice") or left is None or limit is None:
+    limit = job.clock.limit
+    if not job.jobs.get("slice") or limit is None:
         return False
     # Where Slurm did not take what was asked for, the slice may be shorter than what is worth having by now.
-    return left <= min(job.clock.lead, (limit - job.clock.begun) / 2)
+    return limit - time.time() <= min(job.clock.lead, (limit - job.clock.begun) / 2)
 
 
 def end_of_slice(job: Job, cause: str | None, last: int) -> dict[str, Any]:
@@ -104,9 +104,7 @@ def change(job: Job, limits: Sequence[str], others: Sequence[str] = ()) -> None:
 def _free(job: Job) -> int | None:
     """Minutes for which the job's own nodes, which it gives back, stay free; in its last seconds nobody is asked."""
     left = job.clock.left()
-    if job.in_haste:
-        return None
-    if left is not None and left < LAST_SECONDS + TIMEOUT_SECONDS:
+    if job.in_haste or (left is not None and left < LAST_SECONDS + TIMEOUT_SECONDS):
         return None
     try:
         planned = planned_starts(os.environ.get("SLURM_JOB_PARTITION"), os.environ.get("SLURM_JOB_ID"))
